@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What kernels of a decade name differently. Found by looking at the headers
+ * (Kbuild), never by the version.
+ */
+#ifndef ORCH_COMPAT_H
+#define ORCH_COMPAT_H
+
+#include <linux/compiler.h>
+#include <linux/sched.h>
+#ifdef ORCH_SCHED_TYPES_H
+#include <uapi/linux/sched/types.h>
+#endif
+
+#ifndef READ_ONCE		/* before 3.19 */
+#define READ_ONCE(x)		ACCESS_ONCE(x)
+#define WRITE_ONCE(x, v)	(ACCESS_ONCE(x) = (v))
+#endif
+
+static inline void orch_set_fifo(struct task_struct *task)
+{
+#ifdef ORCH_SCHED_SET_FIFO	/* 5.9 took sched_setscheduler() from modules */
+	sched_set_fifo(task);
+#else
+	struct sched_param param = { .sched_priority = 50 };
+
+	sched_setscheduler(task, SCHED_FIFO, &param);
+#endif
+}
+
+#endif

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The gate's stub. The debugger stops the poker at the entry of the kernel's
+ * function that writes text, stores that address in orch_gate_resume, and moves
+ * the poker here. The poker waits until every CPU has been through the site,
+ * and then goes on where it was stopped, with every register as it was.
+ *
+ * Nothing of the kernel under test is changed for this, and the poker may
+ * sleep: it is scheduled like any thread, so the hammer of its own CPU runs
+ * through the site too. RET, not an indirect jump, leads back: the target need
+ * not have an ENDBR.
+ */
+#include <linux/linkage.h>
+#include <linux/types.h>
+
+extern u64 orch_gate_resume;
+u64 orch_gate_resume;
+
+asm(".pushsection .text, \"ax\"\n"
+    ".balign 16\n"
+    ".globl orch_gate_stub\n"
+    ".type orch_gate_stub, @function\n"
+    "orch_gate_stub:\n\t"
+    "pushq %rax\n\t"		/* the slot that RET takes */
+    "pushfq\n\t"
+    "pushq %rax\n\t"
+    "pushq %rcx\n\t"
+    "pushq %rdx\n\t"
+    "pushq %rsi\n\t"
+    "pushq %rdi\n\t"
+    "pushq %r8\n\t"
+    "pushq %r9\n\t"
+    "pushq %r10\n\t"
+    "pushq %r11\n\t"
+    "movq orch_gate_resume(%rip), %rax\n\t"
+    "movq %rax, 80(%rsp)\n\t"
+    "call orch_gate_hold\n\t"
+    "popq %r11\n\t"
+    "popq %r10\n\t"
+    "popq %r9\n\t"
+    "popq %r8\n\t"
+    "popq %rdi\n\t"
+    "popq %rsi\n\t"
+    "popq %rdx\n\t"
+    "popq %rcx\n\t"
+    "popq %rax\n\t"
+    "popfq\n\t"
+    "ret\n\t"
+    "int3\n"
+    ".size orch_gate_stub, . - orch_gate_stub\n"
+    ".popsection\n");
