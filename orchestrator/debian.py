@@ -7,6 +7,8 @@ indexes, both by apt. All failures are InfraError: nothing here says anything ab
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import shutil
@@ -184,18 +186,18 @@ def _state(suites: tuple[str, ...]) -> Path:
     """A directory with an apt.conf and fresh lists of `suites`; old lists will do when the mirror cannot be reached."""
     state = cache_dir() / "apt" / "+".join(suites)
     with locked(state / "lock", lambda: ui.console.print("  … waiting for another run's apt", markup=False)):
-        _configure(state, suites)
         if _age(state) > LISTS_LAST:
             _refresh(state)
     return state
 
 
-def _configure(state: Path, suites: tuple[str, ...]) -> None:
-    """Write the apt.conf and sources.list of `state`."""
+def _configure(state: Path) -> None:
+    """Write the apt.conf and sources.list of `state`, after the machine's configuration as it is now."""
     if not KEYRING.is_file():
         raise InfraError(f"{KEYRING} is missing, without it no package can be trusted: install debian-archive-keyring")
     archive, security = _mirrors()
     lines = []
+    suites = state.name.split("+")
     for suite in suites:
         uri = security if suite.endswith("-security") else archive
         if uri:  # a machine without a security mirror just has fewer versions to choose from
@@ -247,6 +249,7 @@ def _refresh(state: Path) -> None:
     with ui.step(f"package lists of {state.name.replace('+', ', ')}"):
         try:
             need_space(state, 300, "apt's lists")
+            _configure(state)
             _apt(state, ["apt-get", "update"], f"cannot fetch the package lists of {state.name}")
         except InfraError as error:
             if not stamp.exists():
@@ -257,8 +260,18 @@ def _refresh(state: Path) -> None:
 
 
 def _matching(state: Path, pattern: str, suite: str) -> list[Package]:
-    """The packages of `state` by `pattern`; when there are none and the lists are not quite new, they are renewed."""
+    """The packages of `state` by `pattern`; when there are none and the lists are not quite new, they are renewed.
+
+    Answers are kept until the lists change, so that asking for a kernel that is there costs no second of apt.
+    """
+    memory = state / "answers.json"
     for attempt in (1, 2):
+        known: dict[str, list[list[str]]] = {}
+        with contextlib.suppress(OSError, ValueError):
+            if memory.stat().st_mtime >= (state / "refreshed").stat().st_mtime:
+                known = json.loads(memory.read_text())
+        if pattern in known:
+            return [Package(*fields) for fields in known[pattern]]
         names = _apt(state, ["apt-cache", "pkgnames"], "cannot read apt's lists").split()
         chosen = [name for name in names if re.fullmatch(pattern, name)]
         found = []
@@ -268,6 +281,10 @@ def _matching(state: Path, pattern: str, suite: str) -> list[Package]:
                 if len(fields) == 3 and fields[2].endswith("Packages"):
                     found.append(Package(fields[0], fields[1], suite))
         if found or attempt == 2 or _age(state) < RETRY_AFTER:
+            known[pattern] = [[package.name, package.version, package.suite] for package in found]
+            fresh = memory.with_suffix(f".{os.getpid()}")
+            fresh.write_text(json.dumps(known))
+            fresh.replace(memory)
             break
         with locked(state / "lock"):
             _refresh(state)
@@ -291,6 +308,7 @@ def _fetch(state: Path, wanted: Sequence[tuple[str, str]]) -> list[Path]:
                 shutil.rmtree(stale, ignore_errors=True)
             with ui.step(f"download {title}"), tempfile.TemporaryDirectory(prefix=".partial-", dir=store) as partial:
                 need_space(store, 300, f"downloading {title}")
+                _configure(state)  # the machine's proxy may have changed since the lists were fetched
                 names = [f"{name}={version}" for name, version in missing]
                 _apt(state, ["apt-get", "download", *names], f"cannot download {title}", cwd=Path(partial))
                 for deb in Path(partial).glob("*.deb"):

@@ -1,0 +1,168 @@
+"""Debian's own kernel images as they are: image, modules and headers, unpacked privately and made usable from there."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from orchestrator import debian, ui
+from orchestrator.debian import Package
+from orchestrator.errors import InfraError, UsageError, nearest
+from orchestrator.kernel.model import Kernel
+from orchestrator.paths import cache_dir, cached_dir, need_space
+
+FLAVOURS = ("amd64", "cloud", "rt")
+"""`amd64` is what a selector without a suffix means; `-cloud` and `-rt` name the others."""
+SUITES: dict[str, tuple[str, ...]] = {
+    "5.10": ("bullseye", "bullseye-security"),
+    "6.1": ("bookworm", "bookworm-security"),
+    "6.12": ("bookworm-backports", "bookworm-security", "trixie", "trixie-security"),
+}
+"""Where Debian has the series it maintains for years; everything else passes through NEWER."""
+NEWER = ("trixie-backports", "sid")
+IMAGE = re.compile(r"linux-image-(?P<abi>\d+\.\d+\.\d+\S*?)-(?:(?P<flavour>cloud|rt)-)?amd64")
+
+
+def versions(series: str, flavour: str = "amd64") -> list[Package]:
+    """The image packages of `series` (`6.1`), newest last; of the same version first what suits this machine least."""
+    pattern = rf"linux-image-{re.escape(series)}\.\d+\S*-amd64"
+    found = [
+        package
+        for package in debian.candidates(pattern, SUITES.get(series, NEWER))
+        if (match := IMAGE.fullmatch(package.name)) and (match["flavour"] or "amd64") == flavour
+    ]
+    try:
+        codename = debian.host_suites()[0]
+    except InfraError:
+        codename = "none"
+    # A build for this machine's release comes last: its headers want the compiler and the libraries that are here.
+    return sorted(found, key=lambda package: (_numbers(package.upstream), codename in package.suite, package))
+
+
+def obtain(selector: str) -> Kernel:
+    """The kernel that `debian:VERSION[-FLAVOUR]` names: exactly that version, or the newest of a series (`debian:6.1`).
+
+    A series means its newest version that still has headers, as without them nothing can be tested but the boot.
+    """
+    match = re.fullmatch(r"debian:(?P<series>\d+\.\d+)(?P<point>\.\d+)?(?:-(?P<flavour>\w+))?", selector)
+    if not match or (match["flavour"] or "amd64") not in FLAVOURS:
+        raise UsageError(f"{selector}: write debian:VERSION, as debian:6.1, debian:6.1.192 or debian:6.12-cloud")
+    series, flavour = match["series"], match["flavour"] or "amd64"
+    known = versions(series, flavour)
+    wanted = [package for package in known if not match["point"] or package.upstream == series + match["point"]]
+    if not wanted:
+        names = sorted({f"debian:{package.upstream}" for package in known})
+        raise UsageError(
+            f"{selector}: the Debian mirror has no such image{nearest(selector, names)}; "
+            + (
+                f"of {series} there are {', '.join(name[7:] for name in names)}"
+                if names
+                else "see `orchestrator kernels list --debian`"
+            )
+        )
+    for package in reversed(wanted):
+        if headers := _headers(package):
+            break
+    else:
+        package, headers = wanted[-1], None
+        ui.console.print(
+            f"  ! {package.name} has no headers in the mirror: no module can be built for it", markup=False
+        )
+    return _unpacked(selector, package, headers)
+
+
+def _headers(image: Package) -> Package | None:
+    """The headers package that belongs to `image`, if its suite has it."""
+    name = image.name.replace("linux-image-", "linux-headers-", 1)
+    found = debian.candidates(re.escape(name), (image.suite,))
+    return next((package for package in found if package.version == image.version), None)
+
+
+def _unpacked(selector: str, image: Package, headers: Package | None) -> Kernel:
+    """Unpack `image`, `headers` and the kernel packages these need below one prefix in the cache."""
+    identity = f"{image.name} {image.version} {headers is not None} layout 1"
+    digest = hashlib.sha256(identity.encode()).hexdigest()
+    prefix = cache_dir() / "stock" / f"{image.upstream}-{digest[:16]}"
+
+    def make(partial: Path) -> None:
+        debs = _with_depends(image, r"linux-(image|binary|modules|base)-\d.*")
+        if headers:
+            debs += _with_depends(headers, r"linux-(headers|kbuild)-\d.*")
+        with ui.step(f"unpack {image.name}"):
+            need_space(prefix.parent, 1500, f"unpacking {image.name}")
+            for deb in debs:
+                debian.unpack(deb, partial)
+            _relocate(partial)
+
+    cached_dir(prefix, make, lambda: ui.console.print(f"  … waiting for another run's {image.name}", markup=False))
+    bzimage = _only(prefix, ("boot/vmlinuz-*", "usr/lib/modules/*/vmlinuz", "lib/modules/*/vmlinuz"), "kernel image")
+    release = bzimage.name.partition("-")[2] or bzimage.parent.name
+    return Kernel(
+        name=selector,
+        release=release,
+        digest=digest,
+        bzimage=bzimage,
+        config=_only(prefix, ("boot/config-*", "usr/lib/modules/*/config", "lib/modules/*/config"), "configuration"),
+        kbuild=_only(prefix, ("usr/src/linux-headers-*amd64",), "headers") if headers else None,
+        modules=_only(prefix, ("lib/modules/*/kernel", "usr/lib/modules/*/kernel"), "modules"),
+        origin={
+            "kind": "Debian binary package",
+            "package": image.name,
+            "version": image.version,
+            "suite": image.suite,
+            "headers": headers.name if headers else "none",
+        },
+    )
+
+
+def _with_depends(package: Package, pattern: str) -> list[Path]:
+    """The .deb of `package` and of all it depends on, directly or not, whose names match `pattern`."""
+    debs: dict[str, Path] = {package.name: debian.download(package)}
+    queue = [debs[package.name]]
+    while queue:
+        for name, version in debian.depends(queue.pop()):
+            if name in debs or not re.fullmatch(pattern, name):
+                continue
+            found = debian.candidates(re.escape(name), (package.suite,))
+            exact = [other for other in found if other.version == (version or package.version)]
+            if not found:
+                raise InfraError(f"{package.name} depends on {name}, which {package.suite} of the mirror does not have")
+            debs[name] = debian.download(debian.newest_of(exact or found))
+            queue.append(debs[name])
+    return list(debs.values())
+
+
+def _relocate(prefix: Path) -> None:
+    """Make headers usable from `prefix`, wherever that is moved: they are made for /usr/src and one compiler."""
+    for directory, folders, files in os.walk(prefix):
+        for name in (*folders, *files):
+            link = Path(directory, name)
+            if link.is_symlink() and (target := os.readlink(link)).startswith("/"):  # noqa: PTH115 (not resolved)
+                link.unlink()
+                link.symlink_to(os.path.relpath(prefix / target[1:], directory))
+    for source in prefix.glob("usr/src/linux-headers-*"):
+        makefile, variables = source / "Makefile", source / ".kernelvariables"
+        if makefile.is_file():
+            text = makefile.read_text()
+            # The file being read is the last of MAKEFILE_LIST; its real directory is PREFIX/usr/src/linux-headers-X/.
+            here = "$(dir $(realpath $(lastword $(MAKEFILE_LIST))))../../.."
+            makefile.write_text(re.sub(r"^(-?include )/usr/", rf"\1{here}/usr/", text, flags=re.MULTILINE))
+        if variables.is_file():
+            # The compiler is pinned to one (gcc-12) that this machine may not have; any gcc loads as well, with a
+            # warning. `2>` is for make to run it through the shell: `command` is built into that.
+            text = variables.read_text()
+            either = r"$(or $(shell command -v \1 2>/dev/null),$(CROSS_COMPILE)gcc)"
+            variables.write_text(re.sub(r"(\$\(CROSS_COMPILE\)gcc-\d+)", either, text))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version))
+
+
+def _only(prefix: Path, patterns: tuple[str, ...], what: str) -> Path:
+    for pattern in patterns:
+        if found := sorted(prefix.glob(pattern)):
+            return found[0]
+    raise InfraError(f"{prefix} holds no {what}: this package's layout is not known")
