@@ -1,0 +1,164 @@
+"""The guest's root file system: a cpio archive of busybox, dropbear, guest/init/ and what the run adds.
+
+Written by ourselves, for two reasons: no root privileges for its device nodes, and the same bytes for the same input
+(no times, no owners, no inode numbers of the host). Not compressed, because decompressing under TCG costs more than
+loading, and because the kernel then needs no decompressor.
+
+The kernel unpacks archives that follow each other as one (Documentation/driver-api/early-userspace/buffer-format.rst):
+the base is the same for all runs and cached; the keys, the module and the scenarios come in a second one behind it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import stat
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from orchestrator import proc
+from orchestrator.errors import InfraError
+from orchestrator.paths import PROJECT, cache_dir, cached_dir
+
+INIT = PROJECT / "guest" / "init"
+HELPERS = ("ttylink",)
+CFLAGS = ("-static", "-Os", "-Wall", "-s")
+
+DIRECTORIES = ("dev", "proc", "root", "run", "sys", "tmp")
+ETC = {
+    "/etc/passwd": b"root:x:0:0:root:/root:/bin/sh\n",
+    "/etc/group": b"root:x:0:\n",
+    "/etc/shells": b"/bin/sh\n",
+    # getpwnam() of a glibc without this file would also ask for NIS libraries.
+    "/etc/nsswitch.conf": b"passwd: files\ngroup: files\nshadow: files\n",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One member of an archive. `path` has no leading slash; `mode` holds type and permissions as in stat(2)."""
+
+    path: str
+    mode: int
+    content: bytes = b""
+    device: tuple[int, int] = (0, 0)
+
+
+def build(
+    target: Path,
+    *,
+    busybox: Path,
+    dropbear: Sequence[tuple[Path, str]],
+    files: Mapping[str, bytes | Path],
+) -> Path:
+    """Write the initramfs of one run to `target` and return it.
+
+    busybox: a static one. dropbear: (path on the host, path in the guest) of the server and all its libraries.
+    files: by absolute guest path, content or a file of the host; what is a script or ELF program becomes executable.
+    """
+    with target.open("wb") as out:
+        with _base(busybox, dropbear).open("rb") as base:
+            shutil.copyfileobj(base, out)
+        out.writelines(archive(_with_parents(_entries(files))))
+    return target
+
+
+def archive(entries: Iterable[Entry]) -> Iterator[bytes]:
+    """The bytes of a "newc" cpio archive of `entries`, in their order (a directory must precede what is in it)."""
+    for number, entry in enumerate(entries, start=1):
+        yield from _member(number, entry)
+    yield from _member(0, Entry("TRAILER!!!", 0))
+
+
+def _member(inode: int, entry: Entry) -> Iterator[bytes]:
+    name = entry.path.encode() + b"\0"
+    fields = (
+        inode,
+        entry.mode,
+        0,  # uid
+        0,  # gid
+        2 if stat.S_ISDIR(entry.mode) else 1,  # links
+        0,  # mtime
+        len(entry.content),
+        0,  # major and minor of the device the file is on
+        0,
+        *entry.device,
+        len(name),
+        0,  # checksum, unused in this variant
+    )
+    header = b"070701" + b"".join(b"%08X" % field for field in fields)
+    yield header + name + b"\0" * (-(len(header) + len(name)) % 4)
+    yield entry.content + b"\0" * (-len(entry.content) % 4)
+
+
+def _entries(files: Mapping[str, bytes | Path]) -> Iterator[Entry]:
+    """Regular files, by their path in the guest."""
+    for path, source in files.items():
+        content = source if isinstance(source, bytes) else source.read_bytes()
+        program = content.startswith((b"#!", b"\x7fELF"))
+        yield Entry(path.lstrip("/"), stat.S_IFREG | (0o755 if program else 0o644), content)
+
+
+def _with_parents(entries: Iterable[Entry]) -> list[Entry]:
+    """`entries` in the order of their paths, and before them every directory that they need."""
+    named = {entry.path: entry for entry in entries}
+    parents = {str(parent) for path in named for parent in PurePosixPath(path).parents} - {"."}
+    return [*_directories(sorted(parents - named.keys())), *(named[path] for path in sorted(named))]
+
+
+def _directories(paths: Iterable[str]) -> Iterator[Entry]:
+    return (Entry(path, stat.S_IFDIR | 0o755) for path in paths)
+
+
+def _base(busybox: Path, dropbear: Sequence[tuple[Path, str]]) -> Path:
+    """The cached archive of what does not change from run to run."""
+    files: dict[str, bytes | Path] = {
+        **ETC,
+        "/init": INIT / "init",
+        "/bin/busybox": busybox,
+        **{f"/sbin/{name}": _compiled(name) for name in HELPERS},
+        **{inside: outside for outside, inside in dropbear},
+    }
+    members = [
+        *_applets(busybox),
+        *_entries(files),  # after the applets: the real thing wins
+        *_directories(DIRECTORIES),
+        # The kernel opens /dev/console for init before init can mount devtmpfs; without it init has no output.
+        Entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)),
+        Entry("dev/null", stat.S_IFCHR | 0o666, device=(1, 3)),
+    ]
+    content = b"".join(archive(_with_parents(members)))
+    digest = hashlib.sha256(content).hexdigest()[:16]
+    return cached_dir(cache_dir() / "initramfs" / digest, lambda d: _write(d / "base.cpio", content)) / "base.cpio"
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def _applets(busybox: Path) -> Iterator[Entry]:
+    """Symbolic links for all applets, so that the guest need not spend its boot on `busybox --install`."""
+    try:
+        names = proc.run([busybox, "--list-full"]).stdout.split()
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise InfraError(f"{busybox} does not run on this host: {error}") from error
+    return (Entry(name, stat.S_IFLNK | 0o777, b"/bin/busybox") for name in names if "/" in name)
+
+
+def _compiled(name: str) -> Path:
+    """The static program made from guest/init/`name`.c, cached by the content of source, flags and compiler version."""
+    source = INIT / f"{name}.c"
+    gcc = proc.need("gcc", "gcc")
+    version = proc.run([gcc, "--version"]).stdout
+    digest = hashlib.sha256(b"\0".join([source.read_bytes(), *map(str.encode, (*CFLAGS, version))])).hexdigest()[:16]
+
+    def make(directory: Path) -> None:
+        try:
+            proc.run([gcc, *CFLAGS, "-o", directory / name, source])
+        except subprocess.CalledProcessError as error:
+            first = error.output.strip().splitlines()[:1]
+            raise InfraError(f"the guest's {name} does not compile ({''.join(first)}): is libc6-dev there?") from error
+
+    return cached_dir(cache_dir() / "helpers" / f"{name}-{digest}", make) / name

@@ -1,0 +1,173 @@
+"""The host's end of the serial line that carries ssh; guest/init/ttylink.c is the other, and describes the frames."""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import struct
+import threading
+
+MAX_PAYLOAD = 4096
+WINDOW = 16384
+"""Bytes under way to the guest at most; its tty layer keeps 64 KiB."""
+
+
+class Link:
+    """Carries one connection at a time between a pair of sockets of ours and the serial line.
+
+    `ready` is set when the guest's end has first been heard of. `connect()` begins a connection and returns our end of
+    it: an ordinary socket, at end of file when the connection has ended, at whichever side.
+    """
+
+    def __init__(self, line: socket.socket) -> None:
+        self.ready = threading.Event()
+        self._line = line
+        self._line.setblocking(False)
+        self._lock = threading.Lock()  # guards what `connect` and `_thread` share
+        self._number = 0  # of the present connection; frames of an earlier one may still arrive
+        self._answered = False  # by the guest, so that what comes belongs to it
+        self._ended = False  # by the guest, but there may be data left for our side
+        self._local: socket.socket | None = None
+        self._to_line = bytearray()
+        self._to_local = bytearray()
+        self._from_line = bytearray()
+        self._sent = 0  # bytes given to the line in all
+        self._acknowledged = 0  # of these, read by the guest
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="ssh-line", daemon=True)
+        self._thread.start()
+
+    def connect(self) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        with self._lock:
+            self._drop()
+            self._number += 1
+            self._answered = self._ended = False
+            self._local = theirs
+            self._put(b"O", struct.pack("<I", self._number))
+        self._wake_write.send(b".")
+        return ours
+
+    def close(self) -> None:
+        """End the thread and the connection; the line is closed too."""
+        self._closing = True
+        self._wake_write.send(b".")
+        self._thread.join(5)
+        for end in (self._line, self._wake_read, self._wake_write):
+            end.close()
+
+    # Everything below runs in the thread, with the lock held, but for `_drop` and `_put`.
+
+    def _drop(self) -> None:
+        if self._local is not None:
+            self._local.close()
+            self._local = None
+        self._to_local.clear()
+
+    def _put(self, kind: bytes, payload: bytes) -> None:
+        self._to_line += struct.pack("<cH", kind, len(payload)) + payload
+
+    def _room(self) -> int:
+        return WINDOW - (self._sent - self._acknowledged)
+
+    def _run(self) -> None:
+        try:
+            while not self._closing and self._turn():
+                pass
+        except OSError:
+            pass  # the line is broken: QEMU has gone, which poll() tells better
+        finally:
+            with self._lock:
+                self._drop()
+
+    def _turn(self) -> bool:
+        """Wait for something to do and do it; False at the end of the line."""
+        with self._lock:
+            local = self._local
+            wanted: dict[socket.socket, int] = {self._wake_read: selectors.EVENT_READ}
+            wanted[self._line] = selectors.EVENT_READ
+            if self._to_line and self._room() > 0 and self.ready.is_set():  # else nobody reads it
+                wanted[self._line] |= selectors.EVENT_WRITE
+            if local is not None:
+                # Nothing is read for the guest before it has begun the connection, nor faster than the line takes it.
+                events = selectors.EVENT_READ if self._answered and not self._to_line else 0
+                events |= selectors.EVENT_WRITE if self._to_local else 0
+                if events:
+                    wanted[local] = events
+        with selectors.DefaultSelector() as selector:
+            for end, events in wanted.items():
+                selector.register(end, events)
+            ready = {key.fileobj: events for key, events in selector.select(5)}
+        with self._lock:
+            if self._wake_read in ready:
+                self._wake_read.recv(100)
+            if ready.get(self._line, 0) & selectors.EVENT_READ and not self._receive():
+                return False
+            if ready.get(self._line, 0) & selectors.EVENT_WRITE:
+                count = self._line.send(self._to_line[: self._room()])
+                del self._to_line[:count]
+                self._sent += count
+            if local is not None and local is self._local:
+                self._serve(local, ready.get(local, 0))
+        return True
+
+    def _serve(self, local: socket.socket, events: int) -> None:
+        try:
+            if events & selectors.EVENT_WRITE:
+                del self._to_local[: local.send(self._to_local)]
+            if events & selectors.EVENT_READ:
+                data = local.recv(MAX_PAYLOAD)
+                if not data:
+                    raise ConnectionResetError
+                self._put(b"D", data)
+        except BlockingIOError:
+            pass
+        except OSError:  # our side has ended the connection
+            self._put(b"C", b"")
+            self._drop()
+        if self._ended and not self._to_local:
+            self._drop()
+
+    def _receive(self) -> bool:
+        try:
+            data = self._line.recv(65536)
+        except BlockingIOError:
+            return True
+        self._from_line += data
+        while len(self._from_line) >= 3:
+            kind, length = struct.unpack_from("<cH", self._from_line)
+            if len(self._from_line) < 3 + length:
+                break
+            payload = bytes(self._from_line[3 : 3 + length])
+            del self._from_line[: 3 + length]
+            self._handle(kind, payload)
+        return bool(data)
+
+    def _handle(self, kind: bytes, payload: bytes) -> None:
+        if kind == b"H":
+            self.ready.set()
+            number = struct.unpack("<I", payload)[0]
+            if number == 0:  # ttylink has (re)started: it has read nothing yet, and knows of no connection
+                self._restart()
+            elif number == self._number:
+                self._answered = True
+        elif kind == b"A":
+            behind = (self._sent - struct.unpack("<I", payload)[0]) % 2**32
+            # A ttylink that was started again may also have read what was meant for the one before it.
+            self._acknowledged = self._sent - (behind if behind <= WINDOW else 0)
+        elif kind == b"D" and self._answered and self._local is not None:
+            self._to_local += payload
+        elif kind == b"C" and self._answered:
+            self._ended = True
+            if not self._to_local:
+                self._drop()
+
+    def _restart(self) -> None:
+        self._sent = self._acknowledged = 0
+        self._to_line.clear()
+        if self._answered:
+            self._drop()
+        elif self._local is not None:
+            self._put(b"O", struct.pack("<I", self._number))

@@ -1,0 +1,182 @@
+"""A running guest: QEMU, its channels, and waits that end when either of them does."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+
+from orchestrator import proc
+from orchestrator.errors import BootError, InfraError, LostVM
+from orchestrator.machine import qemu
+from orchestrator.machine.console import Console
+from orchestrator.machine.faults import KernelFault, TimedOut
+from orchestrator.machine.link import Link
+from orchestrator.machine.qmp import Qmp
+from orchestrator.machine.ssh import Keys, Shell
+
+POLL = 0.05
+"""Seconds between two looks at a condition."""
+
+
+class Machine:
+    """One guest, from QEMU's start (paused) to its end. Use it as a context manager, in one thread.
+
+    directory: receives qemu.cmd (the command line), qemu.stderr, qemu.log, qmp.jsonl, console.log and console.jsonl.
+    keys: those whose guest_files() are in the initramfs.
+
+        with Machine(spec, directory, keys) as machine:
+            ...                        # attach GDB to machine.gdb_path, then machine.gdb_connected()
+            machine.cont()
+            machine.wait_ready(60)
+            machine.ssh.run("uname -r")
+
+    Start it from a thread that lives as long as the machine should: QEMU is killed when that thread ends.
+    """
+
+    def __init__(self, spec: qemu.MachineSpec, directory: Path, keys: Keys) -> None:
+        self.spec = spec
+        self.directory = directory
+        self._keys = keys
+        self._cleanup = contextlib.ExitStack()
+
+    def __enter__(self) -> Machine:
+        with self._cleanup as stack:  # undone again when the start fails half way
+            self._start(stack)
+            self._cleanup = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._cleanup.close()
+
+    def _start(self, stack: contextlib.ExitStack) -> None:
+        self._gdb_directory = stack.enter_context(_short_lived_directory())
+        self.gdb_path = self._gdb_directory.path / "gdb"
+        pairs = [socket.socketpair() for _ in range(3)]
+        theirs = [pair[1] for pair in pairs]
+        channels = qemu.Channels(
+            qmp=theirs[0].fileno(), console=theirs[1].fileno(), ssh=theirs[2].fileno(), gdb=self.gdb_path
+        )
+        self.command_line = qemu.command_line(self.spec, channels, self.directory)
+        (self.directory / "qemu.cmd").write_text(qemu.written(self.command_line, self.spec) + "\n")
+        with (self.directory / "qemu.stderr").open("w") as stderr:
+            self.process = subprocess.Popen(
+                proc.mortal(self.command_line),
+                env={**os.environ, **self.spec.qemu.env},
+                stdin=subprocess.DEVNULL,
+                stdout=stderr,
+                stderr=stderr,
+                pass_fds=[end.fileno() for end in theirs],
+                start_new_session=True,  # Ctrl-C is for us to handle: a lost VM is not what the user should read
+            )
+        stack.callback(self._end)
+        for end in theirs:
+            end.close()  # so that QEMU's end is the only one, and its death an end of file
+        self.qmp = Qmp(pairs[0][0], self.directory / "qmp.jsonl")
+        stack.callback(self.qmp.close)
+        self.console = Console(pairs[1][0], self.directory / "console.jsonl")
+        stack.callback(self.console.close)
+        link = Link(pairs[2][0])
+        stack.callback(link.close)
+        self.ssh = Shell(link, self._keys, self.check)
+        stack.callback(self.ssh.close)
+        try:
+            self.qmp.connect()
+        except LostVM:
+            self.process.wait(5)
+            raise InfraError(f"QEMU did not start: {self._last_words()}") from None
+
+    def cont(self) -> None:
+        """Let the guest run."""
+        self.qmp.cont()
+
+    def gdb_connected(self) -> None:
+        """GDB is connected, so the path of its socket is no longer needed: remove it."""
+        self._gdb_directory.remove()
+
+    def wait_ready(self, timeout: float) -> None:
+        """Wait until the guest has booted and can be reached by ssh. Raises BootError after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        try:
+            self.wait(lambda: self.console.ready, timeout, "the guest's boot")
+            self.ssh.connect(max(1.0, deadline - time.monotonic()))
+        except TimedOut as error:
+            last = next((line for line in reversed(self.console.lines) if line.strip()), "nothing at all")
+            raise BootError(f"{error}; the last it said was: {last}") from error
+
+    def wait(self, predicate: Callable[[], bool], timeout: float, what: str) -> None:
+        """Wait until `predicate()`. Raises LostVM, KernelFault, or TimedOut after `timeout` seconds.
+
+        what: what is waited for, for the message: "the module's report".
+        """
+        deadline = time.monotonic() + timeout
+        while not predicate():
+            self.check(what)
+            if time.monotonic() > deadline:
+                raise TimedOut(what, timeout)
+            time.sleep(POLL)
+
+    def check(self, what: str = "the guest") -> None:
+        """Raise LostVM when the machine has gone, KernelFault when the console has reported something fatal."""
+        self.poll()
+        if fatal := self.console.scanner.fatal:
+            raise KernelFault(what, fatal[0], self.console.scanner.findings)
+
+    def poll(self) -> None:
+        """Raise LostVM when QEMU has ended, or the guest has reset or switched itself off."""
+        shutdown = self.qmp.find("SHUTDOWN")
+        reason = f" ({shutdown.data.get('reason')})" if shutdown else ""
+        status = self.process.poll()
+        if status is not None:
+            how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+            raise LostVM(f"QEMU {how}{reason}: {self._last_words()}")
+        if shutdown:
+            raise LostVM(f"the guest is no longer running{reason}: see qemu.log for the registers of a triple fault")
+
+    def _last_words(self) -> str:
+        lines = (self.directory / "qemu.stderr").read_text(errors="replace").strip().splitlines()
+        return " / ".join(lines[-3:]) or "without a word"
+
+    def _end(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+
+class _ShortLived:
+    """A private directory with a short path (a socket's has at most 107 bytes) that does not outlive us."""
+
+    def __init__(self) -> None:
+        base = os.environ.get("XDG_RUNTIME_DIR", "/tmp")
+        self.path = Path(tempfile.mkdtemp(prefix="orchestrator-", dir=base if len(base) < 60 else "/tmp"))
+        # When we end, even by SIGKILL, the shell reads an end of file and tidies up.
+        self._keeper = subprocess.Popen(
+            ["sh", "-c", 'read -r _; rm -rf -- "$1"', "sh", str(self.path)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+        if self._keeper.stdin and not self._keeper.stdin.closed:
+            self._keeper.stdin.close()
+            self._keeper.wait()
+
+
+@contextlib.contextmanager
+def _short_lived_directory() -> Iterator[_ShortLived]:
+    directory = _ShortLived()
+    try:
+        yield directory
+    finally:
+        directory.remove()

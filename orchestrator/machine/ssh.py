@@ -1,0 +1,183 @@
+"""Commands and files in the guest, over ssh on a serial line: the guest has no network."""
+
+from __future__ import annotations
+
+import io
+import logging
+import shlex
+import struct
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import paramiko
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from orchestrator.errors import InfraError
+from orchestrator.machine.faults import TimedOut
+from orchestrator.machine.link import Link
+
+logging.getLogger("paramiko").setLevel(logging.CRITICAL + 1)  # its thread logs what we raise as an error anyway
+
+POLL = 0.05
+"""Seconds between two looks at whether the machine is still there."""
+HANDSHAKE = 120.0
+"""Seconds for connecting: its cryptography runs on a translated CPU that may be busy with the test."""
+CHUNK = 32768
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The key pairs of one run: who it is that we reach, and who we are to it."""
+
+    host: Ed25519PrivateKey
+    client: Ed25519PrivateKey
+
+    @classmethod
+    def fresh(cls) -> Keys:
+        return cls(Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate())
+
+    def guest_files(self) -> dict[str, bytes]:
+        """For the initramfs, by path: dropbear's host key, and our public key."""
+        return {
+            "/etc/dropbear/host_key": _dropbear_format(self.host),
+            "/root/.ssh/authorized_keys": self.client.public_key().public_bytes(
+                serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+            ),
+        }
+
+
+class Shell:
+    """One ssh connection to the guest.
+
+    Every wait calls `check`, which raises when the machine has gone or its kernel has failed, several times a second.
+    """
+
+    def __init__(self, link: Link, keys: Keys, check: Callable[[str], None]) -> None:
+        self._link = link
+        self._keys = keys
+        self._check = check
+        self._transport: paramiko.Transport | None = None
+
+    def connect(self, timeout: float = HANDSHAKE) -> None:
+        """Connect, or connect again when the connection was lost. Raises TimedOut after `timeout` seconds."""
+        self.close()
+        deadline = time.monotonic() + timeout
+        what = "an ssh connection to the guest"
+        self._until(self._link.ready.is_set, deadline, timeout, what)
+        transport = paramiko.Transport(self._link.connect())
+        # paramiko's own limits (15 and 30 s) are meant for real machines; ours is `timeout`.
+        transport.banner_timeout = transport.auth_timeout = transport.handshake_timeout = timeout
+        self._transport = transport
+        try:
+            done = threading.Event()
+            transport.start_client(event=done)
+            self._until(lambda: done.is_set() or not transport.is_alive(), deadline, timeout, what)
+            self._refuse_stranger(transport)
+            done.clear()
+            transport.auth_publickey("root", _paramiko_key(self._keys.client), event=done)
+            self._until(lambda: done.is_set() or not transport.is_alive(), deadline, timeout, what)
+            if not transport.is_authenticated():
+                raise InfraError(f"the guest's ssh server ended the connection: {transport.get_exception()}")
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, command: str, timeout: float = 60, stdin: bytes = b"") -> tuple[int, str]:
+        """Run `command` with the guest's shell; its exit status (-1: killed by a signal) and output, both streams.
+
+        Raises TimedOut after `timeout` seconds; the command is then left to itself.
+        """
+        status, output = self._exchange(command, stdin, timeout, both=True)
+        return status, output.decode(errors="replace")
+
+    def put(self, content: bytes, path: str, timeout: float = 300) -> None:
+        """Write `content` to the file `path` of the guest."""
+        quoted = shlex.quote(path)
+        status, output = self._exchange(f"cat > {quoted} && wc -c < {quoted}", content, timeout, both=True)
+        if status or output.strip() != str(len(content)).encode():
+            raise InfraError(f"{path} was not written in the guest: {output.decode(errors='replace').strip()}")
+
+    def get(self, path: str, timeout: float = 300) -> bytes:
+        """The content of the file `path` of the guest."""
+        status, output = self._exchange(f"cat {shlex.quote(path)}", b"", timeout, both=False)
+        if status:
+            raise InfraError(f"{path} cannot be read in the guest (cat ended with status {status})")
+        return output
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+            self._transport = None
+
+    def _exchange(self, command: str, stdin: bytes, timeout: float, *, both: bool) -> tuple[int, bytes]:
+        if self._transport is None or not self._transport.is_active():
+            self.connect()
+        assert self._transport is not None
+        deadline = time.monotonic() + timeout
+        what = f"the end of `{command}` in the guest"
+        output = bytearray()
+        try:
+            channel = self._transport.open_session(timeout=timeout)
+            channel.set_combine_stderr(both)
+            channel.exec_command(command)
+            sent = 0
+            while not (channel.exit_status_ready() and not channel.recv_ready() and channel.eof_received):
+                busy = False
+                if sent < len(stdin) and channel.send_ready():
+                    sent += channel.send(stdin[sent : sent + CHUNK])
+                    busy = True
+                if sent == len(stdin) and not channel.eof_sent:
+                    channel.shutdown_write()
+                if channel.recv_ready():
+                    output += channel.recv(CHUNK)
+                    busy = True
+                if channel.closed and not channel.recv_ready():
+                    break
+                if not busy:
+                    self._check(what)
+                    channel.status_event.wait(POLL)
+                if time.monotonic() > deadline:
+                    channel.close()
+                    raise TimedOut(what, timeout)
+            if not channel.exit_status_ready():
+                raise EOFError("the connection was lost")
+            return channel.recv_exit_status(), bytes(output)
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            self._check(what)
+            raise InfraError(f"`{command}`: ssh to the guest failed: {error}") from error
+
+    def _refuse_stranger(self, transport: paramiko.Transport) -> None:
+        if not transport.is_active():
+            raise InfraError(f"no ssh handshake with the guest: {transport.get_exception()}")
+        expected = self._keys.host.public_key().public_bytes(
+            serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+        )
+        key = transport.get_remote_server_key()
+        if f"{key.get_name()} {key.get_base64()}".encode() != expected:
+            raise InfraError("the ssh server that answers has another host key than the guest was given")
+
+    def _until(self, predicate: Callable[[], bool], deadline: float, timeout: float, what: str) -> None:
+        while not predicate():
+            self._check(what)
+            if time.monotonic() > deadline:
+                raise TimedOut(what, timeout)
+            time.sleep(POLL)
+
+
+def _paramiko_key(key: Ed25519PrivateKey) -> paramiko.Ed25519Key:
+    text = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    ).decode()
+    return paramiko.Ed25519Key.from_private_key(io.StringIO(text))
+
+
+def _dropbear_format(key: Ed25519PrivateKey) -> bytes:
+    """The key as dropbear keeps it: two strings with lengths, the type and seed + public key (its signkey.c)."""
+    raw = serialization.Encoding.Raw
+    seed = key.private_bytes(raw, serialization.PrivateFormat.Raw, serialization.NoEncryption())
+    public = key.public_key().public_bytes(raw, serialization.PublicFormat.Raw)
+    strings = (b"ssh-ed25519", seed + public)
+    return b"".join(struct.pack(">I", len(string)) + string for string in strings)
