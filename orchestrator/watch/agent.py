@@ -1,0 +1,214 @@
+"""Runs inside GDB: sees every sync round, text write and int3 of a window, and holds the poker at the gate.
+
+GDB loads this file with `source`; nothing else of the program is importable there, so it uses the standard library
+only. A stop that only counts is answered here and never crosses MI: that is what makes watching every one affordable.
+
+Only hardware breakpoints are used. Under KVM a software breakpoint would write 0xcc into the very text under test;
+under TCG both kinds write nothing. All lie on functions of the kernel that run once a write, a sync round and CPU, or
+a trap (arch/x86/kernel/alternative.c: __text_poke, do_sync_core, poke_int3_handler or its namesakes).
+
+One JSON object a line goes to the events file, written through at once:
+
+    n      running number, from 1
+    t      host seconds (monotonic)
+    kind   window | hold | write | sync | int3 | return | stopper | end
+    cpu    number of the virtual CPU that stopped
+    bytes  the site's bytes at that moment, hex, while a window is open
+
+and by kind: window: site, from, to, seq, task; write and hold: addr, len, src (hex), own, irqs (bool);
+int3: ip (of the byte that trapped); return: value, ip (where the CPU will go on), trap (ip at entry).
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import time
+
+import gdb
+
+WINDOW = struct.Struct("<QIIQQ8s8s")  # struct orch_window in guest/module/orch.h
+PT_REGS_IP = 0x80  # offsetof(struct pt_regs, ip), the same on x86-64 since 2.6
+EFLAGS_IF = 0x200
+MASK = (1 << 64) - 1
+
+
+class Stopped(Exception):
+    """The agent was asked for something it can only do to a stopped guest."""
+
+
+class Point(gdb.Breakpoint):
+    """A hardware breakpoint whose hits go to one method of the watch; never stops the guest for the user."""
+
+    def __init__(self, address, seen):
+        super().__init__(f"*{address:#x}", type=gdb.BP_HARDWARE_BREAKPOINT, internal=True)
+        self.silent = True
+        self._seen = seen
+
+    def stop(self):
+        try:
+            self._seen(cpu_number(), gdb.newest_frame())
+        except Exception as error:  # an error in stop() would otherwise stop the guest without a word
+            WATCH.emit("error", -1, what=f"{type(error).__name__}: {error}")
+        return False
+
+
+def cpu_number():
+    """QEMU numbers its threads from 1 in the order of its CPUs (gdbstub/gdbstub.c: gdb_get_cpu_index)."""
+    return gdb.selected_thread().ptid[1] - 1
+
+
+def register(frame, name):
+    return int(frame.read_register(name)) & MASK
+
+
+def memory(address, size):
+    return bytes(gdb.selected_inferior().read_memory(address, size))
+
+
+def quad(address):
+    return struct.unpack("<Q", memory(address, 8))[0]
+
+
+class Watch:
+    """The points of one window, the gate, and what both have seen.
+
+    config: symbols (name -> address) with at least `write`, `sync`, `int3`, `orch_window`, `orch_gate_stub`,
+    `orch_gate_resume`; `stopper` optional. regs: how the handler gets its pt_regs: `rdi`, or `die_args` for a die
+    notifier (third argument, struct die_args, whose first member is regs). events: path of the file. gate: bool.
+    """
+
+    def __init__(self, config):
+        self.symbols = config["symbols"]
+        self.regs = config["regs"]
+        self.gate = config["gate"]
+        self.limit = config["limit"]
+        self.file = open(config["events"], "a", buffering=1)  # noqa: SIM115  (open as long as GDB lives)
+        self.points = []
+        self.return_address = None
+        self.count = 0
+        self.window = None
+        self.forget()
+
+    def forget(self):
+        self.seq = None
+        self.writes = 0
+        self.held = None  # stack pointer of the poker that waits at the gate
+        self.traps = {}  # cpu -> (address of pt_regs, ip of the trap)
+
+    def emit(self, kind, cpu, **fields):
+        self.count += 1
+        event = {"n": self.count, "t": round(time.monotonic(), 6), "kind": kind, "cpu": cpu}
+        if self.window and self.window["site"] and kind != "window":
+            event["bytes"] = memory(self.window["site"], self.window["len"]).hex()
+        event.update(fields)
+        self.file.write(json.dumps(event) + "\n")
+
+    # -- opening and closing, while the guest is stopped
+
+    def open(self):
+        """Set the points, the most telling first: under KVM there are four debug registers."""
+        wanted = [("write", self.on_write), ("sync", self.on_sync), ("int3", self.on_int3)]
+        if self.return_address:
+            self.symbols["return"] = self.return_address
+            wanted.append(("return", self.on_return))
+        if "stopper" in self.symbols:
+            wanted.append(("stopper", self.on_stopper))
+        self.points = [Point(self.symbols[name], seen) for name, seen in wanted[: self.limit]]
+        self.forget()
+        return [name for name, _ in wanted[: self.limit]]
+
+    def close(self):
+        for point in self.points:
+            point.delete()
+        self.points = []
+
+    def mark(self, name):
+        """The guest is stopped and the step `name` is over."""
+        self.look_at_window(-1)
+        self.emit("end", -1, step=name)
+        self.window = None
+        self.forget()
+
+    # -- what the points see
+
+    def look_at_window(self, cpu):
+        site, length, gated, seq, task, old, new = WINDOW.unpack(memory(self.symbols["orch_window"], WINDOW.size))
+        if not site:
+            return False
+        if seq != self.seq:
+            self.forget()
+            self.seq = seq
+            self.window = {"site": site, "len": length, "gated": bool(gated)}
+            self.emit(
+                "window",
+                cpu,
+                site=site,
+                seq=seq,
+                task=task,
+                gated=bool(gated),
+                bytes=memory(site, length).hex(),
+                **{"from": old[:length].hex(), "to": new[:length].hex()},
+            )
+        return True
+
+    def arguments(self, frame):
+        """(address, source, length) of __text_poke: since 6.1 it takes a copy function first."""
+        rdi, rsi, rdx, rcx = (register(frame, name) for name in ("rdi", "rsi", "rdx", "rcx"))
+        return (rdi, rsi, rdx) if self.symbols["write_arguments"] == 0 else (rsi, rdx, rcx)
+
+    def on_write(self, cpu, frame):
+        open_now = self.look_at_window(cpu)
+        address, source, length = self.arguments(frame)
+        own = open_now and self.window["site"] <= address < self.window["site"] + self.window["len"]
+        fields = {
+            "addr": address,
+            "len": length,
+            "src": memory(source, min(length, 16)).hex() if 0 < length < 4096 else "",
+            "own": own,
+            "irqs": bool(register(frame, "eflags") & EFLAGS_IF),
+        }
+        stack = register(frame, "rsp")
+        if own and self.gate and self.window["gated"] and self.writes and self.held != stack:
+            self.held = stack
+            self.emit("hold", cpu, **fields)
+            self.move_to_gate(frame)
+            return
+        self.held = None
+        self.emit("write", cpu, **fields)
+        self.writes += own
+
+    def move_to_gate(self, frame):
+        resume = struct.pack("<Q", register(frame, "rip"))
+        gdb.selected_inferior().write_memory(self.symbols["orch_gate_resume"], resume)
+        gdb.execute(f"set var $rip = {self.symbols['orch_gate_stub']:#x}", to_string=True)
+
+    def on_sync(self, cpu, frame):
+        self.emit("sync", cpu)
+
+    def on_int3(self, cpu, frame):
+        regs = register(frame, "rdi") if self.regs == "rdi" else quad(register(frame, "rdx"))
+        ip = quad(regs + PT_REGS_IP) - 1
+        self.traps[cpu] = (regs, ip)
+        if self.return_address is None:
+            self.return_address = quad(register(frame, "rsp"))
+        self.emit("int3", cpu, ip=ip)
+
+    def on_return(self, cpu, frame):
+        trap = self.traps.pop(cpu, None)
+        if trap:
+            regs, ip = trap
+            self.emit("return", cpu, value=register(frame, "rax") & 0xFFFFFFFF, ip=quad(regs + PT_REGS_IP), trap=ip)
+
+    def on_stopper(self, cpu, frame):
+        self.emit("stopper", cpu)
+
+
+WATCH = None
+
+
+def start(path):
+    """Make the watch from the configuration in the JSON file `path`."""
+    global WATCH
+    with open(path) as file:
+        WATCH = Watch(json.load(file))
