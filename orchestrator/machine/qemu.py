@@ -101,7 +101,8 @@ def command_line(spec: MachineSpec, channels: Channels, directory: Path) -> list
         *("-M", "pc,usb=off,vmport=off,smm=off"),
         *("-accel", spec.accel.option),
         *("-cpu", spec.cpu or spec.accel.cpu),
-        *("-smp", str(spec.smp)),
+        # One CPU a socket: the MP table of SeaBIOS lists sockets only, and QEMU's default is cores (since 6.2).
+        *("-smp", f"{spec.smp},sockets={spec.smp},cores=1,threads=1"),
         *("-m", str(spec.memory)),
         # The clock stands still with the guest, and starts at the same moment in every run (the day of the v3 patch).
         *("-rtc", "base=2013-07-12T00:00:00,clock=vm"),
