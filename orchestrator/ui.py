@@ -45,3 +45,8 @@ def step(name: str) -> Iterator[Step]:
     took = time.monotonic() - start
     durations[name] = durations.get(name, 0.0) + took
     console.print(f"  {took:6.1f} s  {name}", markup=False)
+
+
+def say(text: str) -> None:
+    """One line between the steps."""
+    console.print(f"           {text}", markup=False)

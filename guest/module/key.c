@@ -85,6 +85,7 @@ void orch_key_site_init(struct orch_site *site)
 	/* two bytes where the kernel has short jump labels: 66 90 */
 	site->len = site->addr[0] == 0x66 && site->addr[1] == 0x90 ? 2 : 5;
 	site->handler = orch_key_int3;
+	site->target = orch_key_int3;
 	memcpy(site->old, site->addr, site->len);
 	disp = entry_target(entry) - (site->addr + site->len);
 	if (site->len == 2) {

@@ -122,6 +122,24 @@ static const char *judge(const struct orch_step *step, const struct orch_outcome
 
 static const char *const how_names[] = { [ORCH_DIRECT] = "direct", [ORCH_KEY] = "key" };
 
+/*
+ * Where a CPU that met int3 may go on. When the kernel's own code chose, that is
+ * behind the site or where its branch leads.
+ */
+static void note_targets(const struct orch_step *step)
+{
+	const struct orch_site *site = step->site;
+	unsigned long end = (unsigned long)site->addr + site->len;
+	s32 disp;
+
+	if (step->how == ORCH_DIRECT) {
+		note("# targets=%lx\n", (unsigned long)site->target);
+		return;
+	}
+	disp = site->len == 2 ? (s8)site->new[1] : *(const s32 *)(site->new + 1);
+	note("# targets=%lx,%lx\n", end, end + disp);
+}
+
 static void run_step(const struct orch_step *step)
 {
 	const struct orch_site *site = step->site;
@@ -144,6 +162,7 @@ static void run_step(const struct orch_step *step)
 	note("# step=%u name=%s\n", steps, name);
 	note("# addr=%lx len=%u poker=%d pokes=%llu holds=%llu error=%d\n",
 	     (unsigned long)site->addr, site->len, step->cpu, out.pokes, out.holds, out.error);
+	note_targets(step);
 	note("# elapsed_ns=%llu poke_ns=%llu poke_ns_max=%llu\n", out.elapsed_ns, out.ns, out.ns_max);
 	for (cpu = 0; cpu < nr_cpu_ids; cpu++)
 		if (cpu_online(cpu) && orch_hammer(cpu))

@@ -42,6 +42,7 @@ enum orch_phase {
  * @new: the bytes it is changed to
  * @emulate: instruction of length @len whose effect is to go to the int3 target
  * @handler: the int3 target as an address, for kernels that take one
+ * @target: where a CPU that met int3 goes on when we poke it
  * @pass: execute the site once and say which way it went
  */
 struct orch_site {
@@ -53,6 +54,7 @@ struct orch_site {
 	u8 new[ORCH_MAX_LEN];
 	u8 emulate[ORCH_MAX_LEN];
 	void *handler;
+	void *target;
 	enum orch_result (*pass)(void);
 };
 

@@ -165,6 +165,7 @@ static void plain_site(enum orch_site_id id, const char *name, u8 *addr, unsigne
 	site->len = len;
 	site->pass = pass;
 	site->handler = int3;
+	site->target = int3;
 	memcpy(site->old, addr, len);
 	if (!jump_to(site->new, len, addr, new) || !jump_to(site->emulate, len, addr, int3)) {
 		site->len = 0;
@@ -191,6 +192,11 @@ void orch_sites_init(void)
 	one->len = 1;
 	one->pass = orch_pass_one;
 	one->handler = orch_one_int3;
+#if defined(ORCH_SMP_TEXT_POKE) || defined(ORCH_EMULATE)
+	one->target = orch_one_ret;
+#else
+	one->target = orch_one_int3;
+#endif
 	one->old[0] = 0xf8;
 	one->new[0] = 0xf9;
 	one->emulate[0] = 0xc3;

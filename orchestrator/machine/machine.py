@@ -47,6 +47,8 @@ class Machine:
         self.directory = directory
         self._keys = keys
         self._cleanup = contextlib.ExitStack()
+        self.tend: list[Callable[[], None]] = []
+        """Called several times a second in every wait: an observer that needs attention now and then."""
 
     def __enter__(self) -> Machine:
         with self._cleanup as stack:  # undone again when the start fails half way
@@ -129,6 +131,8 @@ class Machine:
     def check(self, what: str = "the guest") -> None:
         """Raise LostVM when the machine has gone, KernelFault when the console has reported something fatal."""
         self.poll()
+        for tend in self.tend:
+            tend()
         if fatal := self.console.scanner.fatal:
             raise KernelFault(what, fatal[0], self.console.scanner.findings)
 

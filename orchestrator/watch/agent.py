@@ -33,10 +33,6 @@ EFLAGS_IF = 0x200
 MASK = (1 << 64) - 1
 
 
-class Stopped(Exception):
-    """The agent was asked for something it can only do to a stopped guest."""
-
-
 class Point(gdb.Breakpoint):
     """A hardware breakpoint whose hits go to one method of the watch; never stops the guest for the user."""
 
@@ -46,8 +42,9 @@ class Point(gdb.Breakpoint):
         self._seen = seen
 
     def stop(self):
+        """Whether GDB is to stop the guest for good: only when the watch has something to do that needs that."""
         try:
-            self._seen(cpu_number(), gdb.newest_frame())
+            return bool(self._seen(cpu_number(), gdb.newest_frame()))
         except Exception as error:  # an error in stop() would otherwise stop the guest without a word
             WATCH.emit("error", -1, what=f"{type(error).__name__}: {error}")
         return False
@@ -74,7 +71,7 @@ class Watch:
     """The points of one window, the gate, and what both have seen.
 
     config: symbols (name -> address) with at least `write`, `sync`, `int3`, `orch_window`, `orch_gate_stub`,
-    `orch_gate_resume`; `stopper` optional. regs: how the handler gets its pt_regs: `rdi`, or `die_args` for a die
+    `orch_gate_resume`; `stopper` optional. limit: how many breakpoints there are. regs: how the handler gets its pt_regs: `rdi`, or `die_args` for a die
     notifier (third argument, struct die_args, whose first member is regs). events: path of the file. gate: bool.
     """
 
@@ -85,7 +82,8 @@ class Watch:
         self.limit = config["limit"]
         self.file = open(config["events"], "a", buffering=1)  # noqa: SIM115  (open as long as GDB lives)
         self.points = []
-        self.return_address = None
+        self.learn_return = False
+        self.write_style = None
         self.count = 0
         self.window = None
         self.forget()
@@ -107,16 +105,61 @@ class Watch:
     # -- opening and closing, while the guest is stopped
 
     def open(self):
-        """Set the points, the most telling first: under KVM there are four debug registers."""
-        wanted = [("write", self.on_write), ("sync", self.on_sync), ("int3", self.on_int3)]
-        if self.return_address:
-            self.symbols["return"] = self.return_address
-            wanted.append(("return", self.on_return))
-        if "stopper" in self.symbols:
-            wanted.append(("stopper", self.on_stopper))
-        self.points = [Point(self.symbols[name], seen) for name, seen in wanted[: self.limit]]
+        """Set the points, the most telling first, as many as the machine has breakpoints for; their names."""
+        seen = {
+            "write": self.on_write,
+            "sync": self.on_sync,
+            "int3": self.on_int3,
+            "return": self.on_return,
+            "stopper": self.on_stopper,
+        }
+        wanted = [name for name in seen if name == "return" or name in self.symbols][: self.limit]
+        self.points = [Point(self.symbols[name], seen[name]) for name in wanted if name in self.symbols]
+        self.learn_return = "return" in wanted and "return" not in self.symbols
         self.forget()
-        return [name for name, _ in wanted[: self.limit]]
+        return wanted
+
+    def learn(self):
+        """The guest stopped at its first int3 for us to set a point at the handler's return; False when it was not."""
+        if "return" not in self.symbols:
+            return False
+        self.points.append(Point(self.symbols["return"], self.on_return))
+        return True
+
+    def survey(self):
+        """Instead of the window's points: only count who traps where, to tell why nothing goes on."""
+        self.close()
+        self.trapping = {}
+        self.points = [Point(self.symbols["int3"], self.on_trapping)]
+
+    def on_trapping(self, cpu, frame):
+        regs = register(frame, "rdi") if self.regs == "rdi" else quad(register(frame, "rdx"))
+        ip = quad(regs + PT_REGS_IP) - 1
+        entry = self.trapping.setdefault(f"{cpu} {ip:x}", {"cpu": cpu, "ip": ip, "traps": 0, "int3": 0})
+        entry["traps"] += 1
+        entry["int3"] += memory(ip, 1) == b"\xcc"
+
+    def cpus(self):
+        """Where each CPU is: the registers that tell, and the words on its stack that may be return addresses."""
+        seen = []
+        for thread in sorted(gdb.selected_inferior().threads(), key=lambda thread: thread.ptid[1]):
+            thread.switch()
+            frame = gdb.newest_frame()
+            stack = register(frame, "rsp")
+            try:
+                words = struct.unpack("<64Q", memory(stack, 512))
+            except gdb.MemoryError:
+                words = ()
+            seen.append(
+                {
+                    "cpu": thread.ptid[1] - 1,
+                    "rip": register(frame, "rip"),
+                    "rsp": stack,
+                    "eflags": register(frame, "eflags"),
+                    "stack": [word for word in words if word >> 31 == 0x1FFFFFFFF],
+                }
+            )
+        return seen
 
     def close(self):
         for point in self.points:
@@ -153,18 +196,28 @@ class Watch:
         return True
 
     def arguments(self, frame):
-        """(address, source, length) of __text_poke: since 6.1 it takes a copy function first."""
-        rdi, rsi, rdx, rcx = (register(frame, name) for name in ("rdi", "rsi", "rdx", "rcx"))
-        return (rdi, rsi, rdx) if self.symbols["write_arguments"] == 0 else (rsi, rdx, rcx)
+        """(address, source, length) of __text_poke, told apart by which register points into the site.
+
+        Up to 6.0 it is __text_poke(addr, opcode, len); then a function to copy with comes first.
+        """
+        registers = [register(frame, name) for name in ("rdi", "rsi", "rdx", "rcx")]
+        if self.window:
+            for style in (1, 0):
+                if self.window["site"] <= registers[style] < self.window["site"] + self.window["len"]:
+                    self.write_style = style
+                    return registers[style : style + 3]
+        style = 1 if self.write_style is None else self.write_style
+        return registers[style : style + 3]
 
     def on_write(self, cpu, frame):
-        open_now = self.look_at_window(cpu)
+        if not self.look_at_window(cpu):
+            self.window = None
         address, source, length = self.arguments(frame)
-        own = open_now and self.window["site"] <= address < self.window["site"] + self.window["len"]
+        own = bool(self.window) and 0 <= address - self.window["site"] < self.window["len"]
         fields = {
             "addr": address,
             "len": length,
-            "src": memory(source, min(length, 16)).hex() if 0 < length < 4096 else "",
+            "src": memory(source, length).hex() if own and 0 < length <= 16 else "",
             "own": own,
             "irqs": bool(register(frame, "eflags") & EFLAGS_IF),
         }
@@ -190,9 +243,12 @@ class Watch:
         regs = register(frame, "rdi") if self.regs == "rdi" else quad(register(frame, "rdx"))
         ip = quad(regs + PT_REGS_IP) - 1
         self.traps[cpu] = (regs, ip)
-        if self.return_address is None:
-            self.return_address = quad(register(frame, "rsp"))
         self.emit("int3", cpu, ip=ip)
+        if self.learn_return:
+            self.learn_return = False
+            self.symbols["return"] = quad(register(frame, "rsp"))
+            return True
+        return False
 
     def on_return(self, cpu, frame):
         trap = self.traps.pop(cpu, None)

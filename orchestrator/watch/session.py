@@ -113,7 +113,10 @@ class Gdb:
 
     def interrupt(self, timeout: float = 30.0) -> None:
         """Stop every CPU of the guest and return when they are."""
-        self.execute("-exec-interrupt")
+        self.poll()
+        if not self._stops:
+            with contextlib.suppress(InfraError):  # it stopped by itself in this very moment: seen below
+                self.execute("-exec-interrupt")
         end = time.monotonic() + timeout
         while not self._stops:
             self._read(0.2)

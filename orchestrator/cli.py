@@ -1,0 +1,141 @@
+"""The commands. No logic of the flow is here: options in, RunSpec out, exit status back."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+
+from orchestrator import __version__, scenario
+from orchestrator.errors import EXIT_INTERRUPTED, EXIT_USAGE, OrchestratorError
+from orchestrator.kernel.model import KernelRequest
+from orchestrator.machine import accel
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with our exit status for wrong usage: 2 would be read as a failed kernel by `git bisect run`."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(EXIT_USAGE, f"orchestrator: {message}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except OrchestratorError as error:
+        print(f"orchestrator: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("orchestrator: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="orchestrator", description="Does this kernel patch its own code safely on every CPU?")
+    parser.add_argument("--version", action="version", version=f"orchestrator {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
+
+    run = commands.add_parser("run", help="boot a kernel, poke it on every CPU, and say what became of it")
+    _kernel_options(run)
+    run.add_argument("--smp", type=int, default=8, metavar="N", help="CPUs of the guest (8)")
+    run.add_argument("--accel", choices=accel.CHOICES, default="auto", help="KVM where it really works, else TCG (auto)")
+    run.add_argument("--cpu", metavar="MODEL", help="QEMU's CPU model (host under KVM, max under TCG)")
+    run.add_argument("--memory", type=int, default=1024, metavar="MIB", help="memory of the guest (1024)")
+    run.add_argument("--scenario", action="append", default=[], metavar="NAME", help="only these; wildcards (all)")
+    run.add_argument("--duration", type=float, default=3.0, metavar="S", help="seconds of free-running pokes (3)")
+    run.add_argument("--seed", type=int, default=1, metavar="N", help="fixes every random choice (1)")
+    run.add_argument("--qemu", type=Path, metavar="PATH", help="the qemu-system-x86_64 to use")
+    run.add_argument("--output", type=Path, metavar="DIR", help="keep the results there")
+    run.set_defaults(command=_run)
+
+    kernels = commands.add_parser("kernels", help="which kernels there are; build or fetch one")
+    kernels_commands = kernels.add_subparsers(required=True, metavar="ACTION", parser_class=Parser)
+    kernels_list = kernels_commands.add_parser("list", help="kernels by name, and which are in the cache")
+    kernels_list.set_defaults(command=_kernels_list)
+    build = kernels_commands.add_parser("build", help="fetch and build a kernel, and say where it is")
+    _kernel_options(build)
+    build.set_defaults(command=_kernels_build)
+
+    scenarios = commands.add_parser("scenarios", help="what a run does, and what the kernel promises in each")
+    scenarios.set_defaults(command=_scenarios)
+
+    doctor = commands.add_parser("doctor", help="what this host has, what is missing, and what that means")
+    doctor.set_defaults(command=_doctor)
+    return parser
+
+
+def _kernel_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--kernel", default=KernelRequest.selector, metavar="NAME",
+                        help=f"a kernel of kernels/ or debian:VERSION ({KernelRequest.selector})")
+    parser.add_argument("--tree", type=Path, metavar="PATH", help="build this source tree (never written into)")
+    parser.add_argument("--patch", type=Path, action="append", default=[], metavar="FILE", help="apply it first")
+    parser.add_argument("--config", type=Path, action="append", default=[], metavar="FILE", help="config fragment")
+    parser.add_argument("--set", action="append", default=[], metavar="CONFIG_X=y", help="one config option")
+
+
+def _request(options: argparse.Namespace) -> KernelRequest:
+    return KernelRequest(
+        selector=options.kernel,
+        tree=options.tree,
+        patches=tuple(options.patch),
+        fragments=tuple(options.config),
+        settings=tuple(options.set),
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
+    from orchestrator.report import terminal
+    from orchestrator.run import RunSpec, run
+
+    result = run(
+        RunSpec(
+            kernel=_request(options),
+            smp=options.smp,
+            accel=options.accel,
+            cpu=options.cpu,
+            memory=options.memory,
+            scenarios=tuple(options.scenario),
+            duration=options.duration,
+            seed=options.seed,
+            qemu=options.qemu,
+            directory=options.output,
+        )
+    )
+    terminal.show(result, Console())
+    with (result.directory / "report.txt").open("w") as file:
+        terminal.show(result, Console(file=file, width=120))
+    return result.verdict.exit_status
+
+
+def _kernels_list(options: argparse.Namespace) -> int:
+    from orchestrator.kernel.obtain import available
+
+    for entry in available():
+        print(entry)
+    return 0
+
+
+def _kernels_build(options: argparse.Namespace) -> int:
+    from orchestrator.kernel.obtain import obtain
+
+    kernel = obtain(_request(options))
+    print(f"{kernel.name} {kernel.release} {kernel.digest}\n{kernel.bzimage}")
+    return 0
+
+
+def _scenarios(options: argparse.Namespace) -> int:
+    for entry in scenario.load_all():
+        print(f"{entry.name:<12} {entry.title}\n{'':<12} {entry.promise}")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from orchestrator import doctor
+
+    return doctor.report()

@@ -1,0 +1,46 @@
+"""Building the test module for exactly one kernel."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+from pathlib import Path
+
+from orchestrator import proc
+from orchestrator.errors import BuildError
+from orchestrator.kernel.model import Kernel
+from orchestrator.paths import PROJECT, cache_dir, cached_dir
+
+SOURCES = PROJECT / "guest" / "module"
+NAME = "orch.ko"
+
+
+def sources() -> list[Path]:
+    return sorted(path for path in SOURCES.iterdir() if path.suffix in (".c", ".h", ".S") or path.name == "Kbuild")
+
+
+def build(kernel: Kernel) -> Path:
+    """The module for `kernel`, cached by the kernel's content and the module's sources.
+
+    Raises BuildError, with the compiler's first complaint, when it does not build.
+    """
+    if kernel.kbuild is None:
+        raise BuildError(f"{kernel.name} has no build tree or headers, so the test module cannot be built for it")
+    content = [kernel.digest.encode(), *(path.name.encode() + path.read_bytes() for path in sources())]
+    digest = hashlib.sha256(b"\0".join(content)).hexdigest()[:16]
+    target = cache_dir() / "modules" / digest
+
+    def make(directory: Path) -> None:
+        for path in sources():
+            shutil.copy(path, directory)
+        try:
+            proc.run([proc.need("make", "make"), "-C", str(kernel.kbuild), f"M={directory}", "modules"])
+        except subprocess.CalledProcessError as error:
+            lines = [line for line in error.output.splitlines() if "error" in line.lower() or "***" in line]
+            kept = cache_dir() / "modules" / f"{digest}.log"
+            kept.write_text(error.output)
+            first = lines[0].strip() if lines else "make failed"
+            raise BuildError(f"the test module does not build for {kernel.name}: {first} (all of it: {kept})") from error
+
+    return cached_dir(target, make) / NAME

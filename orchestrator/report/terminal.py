@@ -1,0 +1,118 @@
+"""The report for a person at a terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.run import RunResult
+from orchestrator.verdict.checks import expected_coverage, rate, seen_coverage
+from orchestrator.verdict.evidence import Evidence
+
+MARKS = {"pass": ("ok", "green"), "fail": ("FAIL", "bold red"), "skip": ("skip", "yellow"), "blind": ("blind", "magenta")}
+PHASES = ("0 old", "1 cc+old", "2 cc+new", "3 new")
+
+
+def show(result: RunResult, console: Console) -> None:
+    """Print the whole report to `console`."""
+    _heading(result, console)
+    evidence = result.evidence
+    if evidence.steps:
+        console.print(_scenarios(evidence))
+        console.print(_cpus(evidence))
+        console.print(_totals(evidence), highlight=False)
+    for check in result.verdict.results if evidence.steps or evidence.findings else []:
+        mark, style = MARKS[check.status]
+        console.print(Text.assemble((f"{mark:>6}", style), f"  {check.check:<9} {check.text}"))
+        if check.status in ("fail", "blind"):
+            for line in check.details[1:6]:
+                console.print(f"                    {line}", markup=False, highlight=False)
+            if len(check.details) > 6:
+                console.print(f"                    and {len(check.details) - 6} more: see verdict.json")
+    times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.seconds.items())
+    console.print(f"\ntime:    {times}", markup=False, highlight=False)
+    console.print(f"kept in: {result.directory}", markup=False, highlight=False, soft_wrap=True)
+    verdict = result.verdict
+    style = {0: "bold green", 1: "bold red"}.get(verdict.exit_status, "bold yellow")
+    console.print(Text.assemble((verdict.outcome.upper(), style), f"  {verdict.reason}"), soft_wrap=True)
+
+
+def _heading(result: RunResult, console: Console) -> None:
+    spec, machine = result.spec, result.machine
+    if result.kernel:
+        origin = ", ".join(f"{key} {value}" for key, value in result.kernel.origin.items())
+        console.print(f"kernel:  {result.kernel.name} ({result.kernel.release}; {origin})", markup=False, highlight=False)
+    if machine:
+        version = ".".join(map(str, machine.qemu.version))
+        console.print(
+            f"machine: {spec.smp} CPUs, {machine.cpu or machine.accel.cpu}, {machine.accel.option}, QEMU {version}, "
+            f"seed {spec.seed}",
+            markup=False,
+            highlight=False,
+        )
+
+
+def _scenarios(evidence: Evidence) -> Table:
+    table = Table(title="scenarios", title_justify="left", title_style="bold")
+    for column in ("scenario", "site", "bytes"):
+        table.add_column(column)
+    for column in ("held", "int3 held", "covered", "pokes free", "int3 free"):
+        table.add_column(column, justify="right")
+    by_name: dict[str, list[int]] = {}
+    for number, step in enumerate(evidence.steps):
+        by_name.setdefault(step.scenario.name, []).append(number)
+    for name, numbers in by_name.items():
+        steps = [evidence.steps[number] for number in numbers]
+        skipped = next((step.skipped for step in steps if step.skipped), None)
+        if skipped:
+            table.add_row(name, "", f"skipped: {skipped}", "", "", "", "", "")
+            continue
+        gated, free = [s for s in steps if s.gated], [s for s in steps if not s.gated]
+        guest = next((s.guest for s in steps if s.guest), None)
+        pokes = [poke for s in gated if s.watched for poke in s.watched.pokes]
+        expected = sum(len(expected_coverage(evidence, s)) for s in gated)
+        seen = sum(len(expected_coverage(evidence, s) & seen_coverage(s).keys()) for s in gated)
+        table.add_row(
+            name,
+            guest.values.get("addr", "?") if guest else "?",
+            f"{pokes[0].old.hex()} <-> {pokes[0].new.hex()}" if pokes else "?",
+            str(sum(len(poke.held) for poke in pokes)),
+            str(sum(sum(s.gdb_hits.values()) for s in gated)),
+            f"{seen}/{expected}",
+            str(sum(s.guest.integer("pokes") for s in free if s.guest)),
+            f"{sum(s.guest.total('int3') for s in free if s.guest):,}" if steps[0].scenario.how == "direct" else "-",
+        )
+    return table
+
+
+def _cpus(evidence: Evidence) -> Table:
+    """Passes of each CPU in each phase while the poker was held, and what it did running free."""
+    gated: Counter[tuple[int, int]] = Counter()
+    for step in evidence.gated:
+        gated.update(seen_coverage(step))
+    free: Counter[tuple[int, str]] = Counter()
+    for step in evidence.free:
+        for (cpu, _), counts in step.guest.counts.items() if step.guest else []:
+            for result, count in counts.items():
+                free[cpu, result] += count
+    table = Table(title="passes by CPU: held in each phase | running free", title_justify="left", title_style="bold")
+    table.add_column("CPU", justify="right")
+    for phase in PHASES:
+        table.add_column(phase, justify="right")
+    for column in ("old", "new", "int3", "torn"):
+        table.add_column(column, justify="right")
+    for cpu in evidence.cpus:
+        held = [str(gated[phase, cpu]) if gated[phase, cpu] else Text("none", "red") for phase in range(4)]
+        table.add_row(str(cpu), *held, *(f"{free[cpu, result]:,}" for result in ("old", "new", "int3", "torn")))
+    return table
+
+
+def _totals(evidence: Evidence) -> str:
+    pokes, seconds = rate(evidence)
+    steps = [step.guest for step in evidence.free if step.guest]
+    mean = sum(s.integer("poke_ns") for s in steps) / max(pokes, 1) / 1e6
+    longest = max((s.integer("poke_ns_max") for s in steps), default=0) / 1e6
+    return f"free: {pokes} pokes in {seconds:.1f} s, {pokes / seconds:.0f}/s; one took {mean:.2f} ms, at most {longest:.1f} ms"

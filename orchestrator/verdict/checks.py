@@ -1,0 +1,204 @@
+"""The checks: pure functions of the evidence, each with one sentence.
+
+`run_checks(evidence)` is what the verdict is made of. A check may `fail` (the kernel broke a promise), `pass`, `skip`
+(it does not apply, and says why), or be `blind`: what it needs was not observed, so that it proves nothing either way.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from orchestrator.verdict.evidence import Evidence, StepSeen
+from orchestrator.watch.model import CLAIMS, Violation
+
+Status = Literal["pass", "fail", "skip", "blind"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """check: its name. status. text: one sentence. details: what it rests on, a line each."""
+
+    check: str
+    status: Status
+    text: str
+    details: tuple[str, ...] = ()
+
+
+Check = Callable[[Evidence], Result]
+CHECKS: list[Check] = []
+
+
+def check(function: Check) -> Check:
+    CHECKS.append(function)
+    return function
+
+
+def run_checks(evidence: Evidence) -> list[Result]:
+    """Every check's result, in a fixed order: those that name a fault most exactly come first."""
+    return [_claim(evidence, claim) for claim in CLAIMS] + [function(evidence) for function in CHECKS]
+
+
+def _names(cpus: list[int]) -> str:
+    return f"CPU {cpus[0]}" if len(cpus) == 1 else f"CPUs {', '.join(map(str, cpus))}"
+
+
+# -- what the kernel must do
+
+
+@check
+def console(evidence: Evidence) -> Result:
+    """The kernel reports no fault of its own."""
+    findings = evidence.findings
+    if findings:
+        return Result(
+            "console", "fail", f"the kernel reports: {findings[0].text}",
+            tuple(f"line {f.line}: {f.kind}: {f.text}" for f in findings),
+        )
+    return Result("console", "pass", "the kernel reports no panic, oops, BUG, warning, lockup or stall")
+
+
+@check
+def guest(evidence: Evidence) -> Result:
+    """What the test module asserts about each pass."""
+    bad = [step.guest for step in evidence.steps if step.guest and not step.guest.ok]
+    if bad:
+        said = [f"{step.name}: {'; '.join(step.said) or 'not ok'}" for step in bad]
+        return Result("guest", "fail", f"the guest's assertions do not hold in {said[0]}", tuple(said))
+    done = [step for step in evidence.steps if step.guest and not step.skipped]
+    if not done:
+        return Result("guest", "blind", "the guest reported no step")
+    passes = sum(sum(map(sum, (c.values() for c in s.guest.counts.values()))) for s in done if s.guest)
+    return Result(
+        "guest", "pass", f"{passes:,} passes through {len(done)} steps, none torn, none stale, each the way it must go"
+    )
+
+
+def _violations(evidence: Evidence, claim: str) -> Iterator[tuple[StepSeen, Violation]]:
+    for step in evidence.gated:
+        for poke in step.watched.pokes if step.watched else []:
+            for violation in poke.violations:
+                if violation.claim == claim:
+                    yield step, violation
+
+
+def _claim(evidence: Evidence, claim: str) -> Result:
+    """One claim of the phase model over all gated pokes."""
+    broken = list(_violations(evidence, claim))
+    if broken:
+        step, first = broken[0]
+        lines = tuple(f"{step.scenario.name}: {v.text} [event {v.event}]" for step, v in broken)
+        return Result(claim, "fail", f"{first.text}, in scenario {step.scenario.name}", lines)
+    pokes = [poke for step in evidence.gated if step.watched for poke in step.watched.pokes]
+    if claim == "consumed" and "return" not in evidence.points:
+        return Result(claim, "skip", "the machine has no breakpoint left for the handler's return")
+    if not pokes:
+        return Result(claim, "blind", f"no poke was watched, so nothing shows that {CLAIMS[claim]}")
+    return Result(claim, "pass", CLAIMS[claim])
+
+
+@check
+def progress(evidence: Evidence) -> Result:
+    """The free-running part really poked."""
+    if not evidence.free:
+        return Result("progress", "blind", "no step ran free")
+    idle = [step.scenario.name for step in evidence.free if step.guest and not step.guest.integer("pokes")]
+    if idle:
+        return Result("progress", "fail", f"no poke was done in the free-running part of {', '.join(idle)}")
+    pokes, seconds = rate(evidence)
+    return Result("progress", "pass", f"{pokes} pokes in {seconds:.1f} s running free ({pokes / seconds:.0f}/s)")
+
+
+def rate(evidence: Evidence) -> tuple[int, float]:
+    """Pokes of the free-running part, and the guest's seconds that they took."""
+    steps = [step.guest for step in evidence.free if step.guest]
+    nanoseconds = sum(step.integer("elapsed_ns") for step in steps)
+    return sum(step.integer("pokes") for step in steps), max(nanoseconds / 1e9, 1e-9)
+
+
+# -- whether we looked
+
+
+def expected_coverage(evidence: Evidence, step: StepSeen) -> set[tuple[int, int]]:
+    """The (phase, CPU) that a gated step is to reach."""
+    length = step.guest.integer("len") if step.guest else 0
+    phases = (0, 1, 3) if length == 1 else (0, 1, 2, 3)
+    return {(phase, cpu) for phase in phases for cpu in evidence.cpus}
+
+
+def seen_coverage(step: StepSeen) -> Counter[tuple[int, int]]:
+    """Passes by (phase, CPU): GDB's hits for the phases with int3, the guest's passes for the others."""
+    seen = Counter(step.gdb_hits)
+    for (cpu, phase), count in step.guest.counts.items() if step.guest else []:
+        if phase in ("0", "3") and sum(count.values()):
+            seen[int(phase), cpu] += sum(count.values())
+    return seen
+
+
+@check
+def coverage(evidence: Evidence) -> Result:
+    """Every CPU was seen in every phase of every gated poke."""
+    wanted, missing = 0, []
+    for step in evidence.gated:
+        expected, seen = expected_coverage(evidence, step), seen_coverage(step)
+        wanted += len(expected)
+        for phase in sorted({phase for phase, _ in expected}):
+            cpus = sorted(cpu for p, cpu in expected if p == phase and not seen[phase, cpu])
+            if cpus:
+                missing.append(f"{step.guest.name if step.guest else '?'}: phase {phase}: {_names(cpus)} not seen")
+    if not wanted:
+        return Result("coverage", "blind", "no gated step was run, so no CPU was seen in any phase")
+    if missing:
+        text = f"not every CPU was seen in every phase, so a pass would mean nothing: {missing[0]}"
+        return Result("coverage", "blind", text, tuple(missing))
+    return Result("coverage", "pass", f"all {wanted} (step, phase, CPU) were seen: every CPU in every phase")
+
+
+@check
+def ledgers(evidence: Evidence) -> Result:
+    """In the gated part the guest's and GDB's counts of int3 are the same, for each phase and CPU."""
+    differ, total = [], 0
+    for step in evidence.gated:
+        if step.guest is None or step.watched is None:
+            continue
+        ours, theirs = step.gdb_hits, step.guest_hits()
+        total += sum(ours.values())
+        for phase, cpu in sorted(ours.keys() | theirs.keys()):
+            if ours[phase, cpu] != theirs[phase, cpu]:
+                differ.append(
+                    f"{step.guest.name}: phase {phase}, CPU {cpu}: the guest counts {theirs[phase, cpu]} int3, "
+                    f"GDB {ours[phase, cpu]}"
+                )
+    if differ:
+        return Result("ledgers", "fail", f"the observers disagree: {differ[0]}", tuple(differ))
+    if not total:
+        return Result("ledgers", "blind", "no int3 was counted in the gated part")
+    return Result("ledgers", "pass", f"the guest and GDB count the same {total} int3, for each step, phase and CPU")
+
+
+@check
+def watch(evidence: Evidence) -> Result:
+    """The observers themselves worked to the end."""
+    errors = [error for step in evidence.steps if step.watched for error in step.watched.errors]
+    if errors:
+        return Result("watch", "blind", f"the agent in GDB failed: {errors[0]}", tuple(errors))
+    if len(evidence.steps) < evidence.planned:
+        return Result("watch", "blind", f"the run ended after {len(evidence.steps)} of {evidence.planned} steps")
+    if evidence.report is None or not evidence.report.whole:
+        return Result("watch", "blind", "the guest's report is not whole: results are missing or out of order")
+    foreign = [step.watched for step in evidence.gated if step.watched]
+    writes, traps = sum(len(w.foreign_writes) for w in foreign), sum(len(w.foreign_int3) for w in foreign)
+    text = "every step was run and reported"
+    if writes or traps:
+        text += f"; {writes} writes and {traps} int3 of others were told from ours"
+    return Result("watch", "pass", text)
+
+
+@check
+def cpus(evidence: Evidence) -> Result:
+    """The guest runs on all CPUs that it was given."""
+    if len(evidence.cpus) != evidence.asked:
+        return Result("cpus", "blind", f"{len(evidence.cpus)} of the machine's {evidence.asked} CPUs came up")
+    return Result("cpus", "pass", f"all {evidence.asked} CPUs are online")

@@ -1,0 +1,54 @@
+"""From check results to one word."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from orchestrator.errors import EXIT_KERNEL_FAILED, EXIT_PASS, EXIT_UNTESTABLE
+from orchestrator.verdict.checks import Result, run_checks
+from orchestrator.verdict.evidence import Evidence
+
+KERNEL_FAILED = ("panic", "oops", "hang", "fail", "warn", "timeout")
+"""Outcomes that are the kernel's doing, the gravest first. Every other one but pass says nothing about it."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """outcome: the word (design.md). reason: one sentence. results: of every check."""
+
+    outcome: str
+    reason: str
+    results: tuple[Result, ...] = ()
+
+    @property
+    def exit_status(self) -> int:
+        if self.outcome == "pass":
+            return EXIT_PASS
+        return EXIT_KERNEL_FAILED if self.outcome in KERNEL_FAILED else EXIT_UNTESTABLE
+
+
+def judge(evidence: Evidence) -> Verdict:
+    """The verdict on one run.
+
+    What the kernel itself reported comes first, then what ended the run early, then failed checks. A run in which
+    nothing failed but something was not looked at is `infra`: it is no pass, and no fault of the kernel's either.
+    """
+    results = tuple(run_checks(evidence))
+    reported = [finding.kind for finding in evidence.findings]
+    broken = evidence.broken
+    failed = [result for result in results if result.status == "fail" and result.check != "console"]
+    for kind in KERNEL_FAILED:
+        if kind in reported:
+            first = next(finding for finding in evidence.findings if finding.kind == kind)
+            return Verdict(kind, f"the kernel reports: {first.text}", results)
+    if broken is not None and broken.outcome not in KERNEL_FAILED:
+        return Verdict(broken.outcome, str(broken), results)
+    if failed:
+        return Verdict("fail", f"{failed[0].check}: {failed[0].text}", results)
+    if broken is not None:
+        return Verdict(broken.outcome, str(broken), results)
+    for result in results:
+        if result.status == "blind":
+            return Verdict("infra", f"no verdict: {result.text}", results)
+    return Verdict("pass", "every promise held, and every CPU was seen in every phase", results)

@@ -1,0 +1,235 @@
+"""The phase model: one automaton over what was observed of a poke, the same for every scenario and kernel.
+
+A poke changes a site from `old` to `new` bytes. By what memory holds there are the phases
+
+    0  old                       1  cc + old tail
+    2  cc + new tail             3  new
+
+and each write leads to the next; a site of one byte has no tail and goes 0, 1, 3. After each write every CPU must have
+run do_sync_core before the next write begins, or before the poke returns: a *sync round*. This holds for the protocol
+of 2013 (v3 of "x86: introduce int3-based instruction patching") and for the batched one of 5.4 and later alike
+(arch/x86/kernel/alternative.c, text_poke_bp_batch(); smp_text_poke_batch_finish() since 6.16).
+
+    window ──> write cc ──> sync × every CPU ──> write tail ──> sync × every CPU ──> write first byte ──> sync × …──> end
+                            └ int3 at the site: taken by the poke handler, resumed at the target, in phases 1 and 2 ┘
+
+What is out of this order is a violation, and names the claim that it breaks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+INT3 = b"\xcc"
+
+Event = Mapping[str, Any]
+"""One line of the agent's events (orchestrator/watch/agent.py says what is in it)."""
+
+CLAIMS = {
+    "writes": "text is written in the protocol's order: int3, tail, first byte",
+    "bytes": "at every observed moment the site holds the bytes of its phase",
+    "sync": "after each write every CPU runs do_sync_core before the next write or the end",
+    "int3": "a CPU traps on the site only while int3 is in place",
+    "consumed": "the poke handler takes every int3 of the site and resumes at the poke's target",
+    "irqs": "text is written by a thread with interrupts on, never inside stop_machine()",
+}
+
+
+@dataclass(frozen=True)
+class Violation:
+    """claim: a key of CLAIMS. text: one sentence. event: number of the event that showed it."""
+
+    claim: str
+    text: str
+    event: int
+
+
+@dataclass
+class Poke:
+    """One poke as it was seen. `phase` is the current one, by the writes seen so far.
+
+    cpus: those that must take part in a sync round. targets: where a CPU that trapped may be resumed.
+    hits: int3 at the site by (phase, cpu). synced: CPUs of each finished or current round, by the phase it ended.
+    """
+
+    site: int
+    old: bytes
+    new: bytes
+    seq: int
+    cpus: frozenset[int]
+    targets: frozenset[int]
+    held: set[int] = field(default_factory=set)
+    hits: Counter[tuple[int, int]] = field(default_factory=Counter)
+    late: Counter[int] = field(default_factory=Counter)
+    returns: Counter[int] = field(default_factory=Counter)
+    rounds: dict[int, set[int]] = field(default_factory=dict)
+    violations: list[Violation] = field(default_factory=list)
+    complete: bool = False
+    _written: int = 0
+
+    # -- the protocol, as data
+
+    @property
+    def plan(self) -> list[tuple[int, bytes]]:
+        """The writes in order: offset from the site, bytes."""
+        if len(self.new) == 1:
+            return [(0, INT3), (0, self.new)]
+        return [(0, INT3), (1, self.new[1:]), (0, self.new[:1])]
+
+    @property
+    def phases(self) -> list[int]:
+        """The phase after 0, 1, 2 ... writes."""
+        return [0, 1, 3] if len(self.new) == 1 else [0, 1, 2, 3]
+
+    @property
+    def trap_phases(self) -> list[int]:
+        return self.phases[1:-1]
+
+    @property
+    def phase(self) -> int:
+        return self.phases[min(self._written, len(self.plan))]
+
+    def bytes_in(self, phase: int) -> bytes:
+        return [self.old, INT3 + self.old[1:], INT3 + self.new[1:], self.new][phase]
+
+    # -- the automaton
+
+    def feed(self, event: Event) -> None:
+        kind = event["kind"]
+        if handler := getattr(self, f"_on_{kind}", None):
+            handler(event)
+
+    def _blame(self, claim: str, event: Event, text: str) -> None:
+        self.violations.append(Violation(claim, f"{text} (site {self.site:x}, poke {self.seq})", event["n"]))
+
+    def _check_bytes(self, event: Event) -> None:
+        seen, expected = event.get("bytes", ""), self.bytes_in(self.phase).hex()
+        if seen != expected:
+            where = "at the end" if event["kind"] == "end" else f"at a {event['kind']} on CPU {event['cpu']}"
+            self._blame("bytes", event, f"{where} in phase {self.phase} the site held {seen}, not {expected}")
+
+    def _check_round(self, event: Event, before: str) -> None:
+        """The round that belongs to the write before this moment must be over."""
+        if not self._written:
+            return
+        missing = sorted(self.cpus - self.rounds.get(self.phase, set()))
+        if missing:
+            write = ("int3 write", "tail write", "first-byte write")[self.phase - 1]
+            who = "no CPU" if len(missing) == len(self.cpus) else f"CPU {', '.join(map(str, missing))} had not"
+            ran = "had run do_sync_core" if who == "no CPU" else "run do_sync_core"
+            self._blame("sync", event, f"between the {write} and {before} {who} {ran}")
+
+    def _on_hold(self, event: Event) -> None:
+        self.held.add(self.phase)
+
+    def _on_write(self, event: Event) -> None:
+        if not event["own"]:
+            return
+        self._check_bytes(event)
+        offset, data = event["addr"] - self.site, bytes.fromhex(event["src"])
+        if self._written < len(self.plan):
+            wanted = self.plan[self._written]
+            self._check_round(event, "the next write")
+            if (offset, data) != wanted:
+                self._blame(
+                    "writes",
+                    event,
+                    f"write {self._written + 1} puts {data.hex() or 'nothing'} at +{offset}, "
+                    f"not {wanted[1].hex()} at +{wanted[0]}",
+                )
+        else:
+            self._blame("writes", event, f"a write of {data.hex()} at +{offset} follows the last one")
+        if not event["irqs"]:
+            self._blame("irqs", event, f"write {self._written + 1} runs with interrupts off")
+        self._written += 1
+        self.rounds.setdefault(self.phase, set())
+
+    def _on_sync(self, event: Event) -> None:
+        self._check_bytes(event)
+        if self._written:
+            self.rounds[self.phase].add(event["cpu"])
+
+    def _on_int3(self, event: Event) -> None:
+        if event["ip"] != self.site:
+            return
+        self._check_bytes(event)
+        if self.phase in self.trap_phases:
+            self.hits[self.phase, event["cpu"]] += 1
+        elif self.phase == 0:
+            self._blame("int3", event, f"CPU {event['cpu']} trapped before int3 was written")
+        else:  # legal: it trapped in time and reached the handler after the last write
+            self.late[event["cpu"]] += 1
+
+    def _on_return(self, event: Event) -> None:
+        if event["trap"] != self.site:
+            return
+        self.returns[event["cpu"]] += 1
+        if not event["value"]:
+            self._blame("consumed", event, f"the handler did not take the int3 of CPU {event['cpu']}")
+        elif event["ip"] not in self.targets:
+            wanted = " or ".join(f"{target:x}" for target in sorted(self.targets))
+            self._blame("consumed", event, f"CPU {event['cpu']} was resumed at {event['ip']:x}, not at {wanted}")
+
+    def _on_stopper(self, event: Event) -> None:
+        self._blame("irqs", event, f"CPU {event['cpu']} ran stop_machine() during the poke")
+
+    def _on_end(self, event: Event) -> None:
+        self.complete = True
+        if self._written < len(self.plan):
+            self._blame("writes", event, f"the poke ended after {self._written} of {len(self.plan)} writes")
+        else:
+            self._check_round(event, "the end")
+        self._check_bytes(event)
+
+
+@dataclass
+class Watched:
+    """What the agent saw during one step: its pokes, and what was not theirs."""
+
+    pokes: list[Poke]
+    foreign_writes: list[Event]
+    foreign_int3: list[Event]
+    errors: list[str]
+
+
+def follow(events: Iterable[Event], cpus: Iterable[int], targets: Iterable[int]) -> Watched:
+    """Run the automaton over the events of one step."""
+    watched = Watched([], [], [], [])
+    poke: Poke | None = None
+    for event in events:
+        if event["kind"] == "error":
+            watched.errors.append(event["what"])
+        elif event["kind"] == "window":
+            poke = Poke(
+                site=event["site"],
+                old=bytes.fromhex(event["from"]),
+                new=bytes.fromhex(event["to"]),
+                seq=event["seq"],
+                cpus=frozenset(cpus),
+                targets=frozenset(targets),
+            )
+            watched.pokes.append(poke)
+        elif event["kind"] == "write" and not event["own"]:
+            watched.foreign_writes.append(event)
+        elif event["kind"] == "int3" and (poke is None or event["ip"] != poke.site):
+            watched.foreign_int3.append(event)
+        elif poke is not None:
+            poke.feed(event)
+            if event["kind"] == "end":
+                poke = None
+    return watched
+
+
+def steps(events: Iterable[Event]) -> Iterator[tuple[str, list[Event]]]:
+    """Cut the events at their `end` marks: (name of the step, its events with the mark). A rest is named ''."""
+    part: list[Event] = []
+    for event in events:
+        part.append(event)
+        if event["kind"] == "end":
+            yield event["step"], part
+            part = []
+    if part:
+        yield "", part

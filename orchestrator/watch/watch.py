@@ -1,0 +1,134 @@
+"""The watch as the run sees it: attach, open a window, hold the poker in it, close it again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import BootError, InfraError
+from orchestrator.machine.machine import Machine
+from orchestrator.watch.session import Gdb
+
+AGENT = Path(__file__).with_name("agent.py")
+KVM_BREAKPOINTS = 4
+TCG_BREAKPOINTS = 16  # no limit of QEMU's under TCG; more than we have points
+
+HANDLERS = {  # symbol -> where its pt_regs are, newest kernels first
+    "smp_text_poke_int3_handler": "rdi",
+    "poke_int3_handler": "rdi",
+    "int3_notify": "die_args",
+}
+WRITERS = ("__text_poke", "text_poke")
+SYNC = "do_sync_core"
+STOPPER = "multi_cpu_stop"
+MODULE = ("orch_window", "orch_gate_stub", "orch_gate_resume")
+
+SYMBOLS = (*HANDLERS, *WRITERS, SYNC, STOPPER, *MODULE)
+"""What the watch wants to know the addresses of, where they exist."""
+
+
+def _first(symbols: Mapping[str, int], names: tuple[str, ...], what: str) -> str:
+    for name in names:
+        if name in symbols:
+            return name
+    raise BootError(f"this kernel has no {what} (none of {', '.join(names)} is in its symbol table)")
+
+
+class Watch:
+    """GDB on one machine, with the agent loaded. Use it as a context manager.
+
+    symbols: addresses by name (SYMBOLS, where they exist). directory: receives gdb.log, watch.json and events.jsonl.
+    Raises BootError when the kernel lacks a function that the watch must see.
+    """
+
+    def __init__(self, machine: Machine, symbols: Mapping[str, int], directory: Path) -> None:
+        self._machine = machine
+        self.handler = _first(symbols, tuple(HANDLERS), "int3 handler for text pokes")
+        self.writer = _first(symbols, WRITERS, "function that writes text")
+        _first(symbols, (SYNC,), "function that syncs a core")
+        roles = {"write": self.writer, "sync": SYNC, "int3": self.handler, "stopper": STOPPER}
+        addresses = {role: symbols[name] for role, name in roles.items() if name in symbols}
+        addresses |= {name: symbols[name] for name in MODULE}
+        self.events = directory / "events.jsonl"
+        self.config = directory / "watch.json"
+        self.points: list[str] = []
+        self.config.write_text(
+            json.dumps(
+                {
+                    "symbols": addresses,
+                    "regs": HANDLERS[self.handler],
+                    "events": str(self.events),
+                    "gate": True,
+                    "limit": KVM_BREAKPOINTS if machine.spec.accel.kind == "kvm" else TCG_BREAKPOINTS,
+                },
+                indent=1,
+            )
+        )
+        self._gdb = Gdb(directory / "gdb.log", machine.poll)
+
+    def __enter__(self) -> Watch:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._gdb)
+            self._gdb.attach(self._machine.gdb_path)
+            self._machine.gdb_connected()
+            self._gdb.console(f"source {AGENT}")
+            self._gdb.console(f"python start({str(self.config)!r})")
+            self._gdb.resume()
+            self._machine.tend.append(self.tend)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.tend in self._machine.tend:
+            self._machine.tend.remove(self.tend)
+        self._stack.close()
+
+    @contextlib.contextmanager
+    def window(self) -> Iterator[None]:
+        """While the block runs GDB stops at every write, sync, int3 and return; outside the guest runs free."""
+        with self._stopped():
+            self.points = json.loads(self._gdb.console("python print(json.dumps(WATCH.open()))"))
+        yield
+        with self._stopped():
+            self._gdb.console("python WATCH.close()")
+
+    def mark(self, step: str) -> None:
+        """Note in the events that the step is over, with the bytes that the site then holds."""
+        with self._stopped():
+            self._gdb.console(f"python WATCH.mark({step!r})")
+
+    def tend(self) -> None:
+        """Called while the run waits for the guest: let the agent do what it stopped the guest for."""
+        self._gdb.poll()
+        if not self._gdb.stopped_by_itself:
+            return
+        if self._gdb.console("python print(WATCH.learn())").strip() != "True":
+            raise InfraError("GDB stopped the guest for a reason of its own: see gdb.log")
+        self._gdb.resume()
+
+    def look(self) -> list[dict[str, Any]]:
+        """Where each CPU is: cpu, rip, rsp, eflags, stack (words that may be return addresses, innermost first)."""
+        with self._stopped():
+            return list(json.loads(self._gdb.console("python print(json.dumps(WATCH.cpus()))")))
+
+    def survey(self, seconds: float) -> list[dict[str, int]]:
+        """Who traps on int3 where during `seconds`: cpu, ip, traps, and int3: at how many of them memory held 0xcc."""
+        with self._stopped():
+            self._gdb.console("python WATCH.survey()")
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self._gdb.poll()
+            time.sleep(0.05)
+        with self._stopped():
+            self._gdb.console("python WATCH.close()")
+            return list(json.loads(self._gdb.console("python print(json.dumps(list(WATCH.trapping.values())))")))
+
+    @contextlib.contextmanager
+    def _stopped(self) -> Iterator[None]:
+        self._gdb.interrupt()
+        yield
+        self._gdb.resume()
