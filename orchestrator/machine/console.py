@@ -2,39 +2,46 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-import socket
+import os
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from pexpect import EOF, TIMEOUT
-from pexpect.socket_pexpect import SocketSpawn
+from pexpect import EOF
+from pexpect.fdpexpect import fdspawn
 
 from orchestrator.verdict.console import Scanner
 
 READY = "orchestrator: guest ready"
 """What guest/init/init says when the guest can be worked with."""
 
+PIPE_SIZE = 1 << 20
+"""What an unprivileged process may ask for. The guest waits in every printk when the pipe is full."""
+
 
 class Console:
-    """Reads the console in a thread, from its first byte to QEMU's end.
+    """Reads the console, a pipe whose other end `output` is QEMU's, in a thread: from its first byte to QEMU's end.
 
     lines: all of them. Each also goes to the file `log` as {"time": seconds since the epoch, "line": text}, and through
     `scanner`. An unfinished line is taken as a line when QEMU ends: a crash can cut the last one short.
     """
 
-    def __init__(self, connection: socket.socket, log: Path) -> None:
+    def __init__(self, log: Path) -> None:
         self.lines: list[str] = []
         self.scanner = Scanner()
         self.ended = threading.Event()
         self._ready = threading.Event()
         self._log = log.open("a", buffering=1)
-        self._connection = connection
-        # Searching only the last bytes of what is pending keeps a megabyte without a newline from costing seconds.
-        self._spawn: Any = SocketSpawn(connection, timeout=None, maxread=65536)
+        self._input, self.output = os.pipe()
+        fcntl.fcntl(self.output, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
         self._thread = threading.Thread(target=self._run, name="console", daemon=True)
+
+    def start(self) -> None:
+        """Read from here on. Call it when QEMU has got `output`, which is closed on our side."""
+        os.close(self.output)
         self._thread.start()
 
     @property
@@ -46,19 +53,17 @@ class Console:
         return self.lines[-count:]
 
     def close(self) -> None:
-        """Wait for the last lines, which are still to be read when QEMU has just ended, and stop reading."""
-        self._thread.join(2)
-        if self._thread.is_alive():
-            self._connection.shutdown(socket.SHUT_RDWR)
-            self._thread.join(2)
-        self._connection.close()
+        """Wait for the last lines, which are still to be read when QEMU has just ended."""
+        self._thread.join(5)
         self._log.close()
 
     def _run(self) -> None:
-        while self._spawn.expect_exact([b"\n", EOF, TIMEOUT]) != 1:
-            self._take(self._spawn.before)
-        if self._spawn.before:
-            self._take(self._spawn.before)
+        spawn: Any = fdspawn(self._input, timeout=None, maxread=65536)
+        while spawn.expect_exact([b"\n", EOF]) == 0:
+            self._take(spawn.before)
+        if spawn.before:
+            self._take(spawn.before)
+        spawn.close()
         self.ended.set()
 
     def _take(self, raw: bytes) -> None:

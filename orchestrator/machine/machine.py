@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from orchestrator import proc
-from orchestrator.errors import BootError, InfraError, LostVM
+from orchestrator.errors import BootError, InfraError, LostVM, OrchestratorError
 from orchestrator.machine import qemu
 from orchestrator.machine.console import Console
 from orchestrator.machine.faults import KernelFault, TimedOut
@@ -25,6 +25,8 @@ from orchestrator.machine.ssh import Keys, Shell
 
 POLL = 0.05
 """Seconds between two looks at a condition."""
+QUIT_SECONDS = 2.0
+"""How long QEMU may take to end by itself."""
 
 
 class Machine:
@@ -64,39 +66,39 @@ class Machine:
     def _start(self, stack: contextlib.ExitStack) -> None:
         self._gdb_directory = stack.enter_context(_short_lived_directory())
         self.gdb_path = self._gdb_directory.path / "gdb"
-        pairs = [socket.socketpair() for _ in range(3)]
-        theirs = [pair[1] for pair in pairs]
-        channels = qemu.Channels(
-            qmp=theirs[0].fileno(), console=theirs[1].fileno(), ssh=theirs[2].fileno(), gdb=self.gdb_path
-        )
+        (qmp, qemu_qmp), (line, qemu_line) = socket.socketpair(), socket.socketpair()
+        channels = qemu.Channels(qmp=qemu_qmp.fileno(), ssh=qemu_line.fileno(), gdb=self.gdb_path)
         self.command_line = qemu.command_line(self.spec, channels, self.directory)
         (self.directory / "qemu.cmd").write_text(qemu.written(self.command_line, self.spec) + "\n")
+        self.qmp = Qmp(qmp, self.directory / "qmp.jsonl")
+        stack.callback(self.qmp.close)
+        link = Link(line)
+        stack.callback(link.close)
+        self.ssh = Shell(link, self._keys, self.check)
+        stack.callback(self.ssh.close)
+        self.console = Console(self.directory / "console.jsonl")
         with (self.directory / "qemu.stderr").open("w") as stderr:
             self.process = subprocess.Popen(
                 proc.mortal(self.command_line),
                 env={**os.environ, **self.spec.qemu.env},
                 stdin=subprocess.DEVNULL,
-                stdout=stderr,
+                stdout=self.console.output,
                 stderr=stderr,
-                pass_fds=[end.fileno() for end in theirs],
+                pass_fds=[qemu_qmp.fileno(), qemu_line.fileno()],
                 start_new_session=True,  # Ctrl-C is for us to handle: a lost VM is not what the user should read
             )
         stack.callback(self._end)
-        for end in theirs:
-            end.close()  # so that QEMU's end is the only one, and its death an end of file
-        self.qmp = Qmp(pairs[0][0], self.directory / "qmp.jsonl")
-        stack.callback(self.qmp.close)
-        self.console = Console(pairs[1][0], self.directory / "console.jsonl")
+        # So that QEMU has the only copies, and its death is an end of file for us.
+        qemu_qmp.close()
+        qemu_line.close()
+        self.console.start()
         stack.callback(self.console.close)
-        link = Link(pairs[2][0])
-        stack.callback(link.close)
-        self.ssh = Shell(link, self._keys, self.check)
-        stack.callback(self.ssh.close)
         try:
             self.qmp.connect()
         except LostVM:
             self.process.wait(5)
             raise InfraError(f"QEMU did not start: {self._last_words()}") from None
+        stack.callback(self._end)  # first of all, so that the others find the end of their streams
 
     def cont(self) -> None:
         """Let the guest run."""
@@ -152,6 +154,11 @@ class Machine:
         return " / ".join(lines[-3:]) or "without a word"
 
     def _end(self) -> None:
+        """End QEMU: by its own means, so that what its plugins and logs still hold is written, or else by force."""
+        if self.process.poll() is None:
+            with contextlib.suppress(OrchestratorError, subprocess.TimeoutExpired):
+                self.qmp.execute("quit", QUIT_SECONDS)
+                self.process.wait(QUIT_SECONDS)
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()

@@ -53,10 +53,12 @@ class MachineSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Channels:
-    """QEMU's ends of what connects us: inherited socket descriptors, and the path on which it awaits GDB."""
+    """QEMU's ends of what connects us: inherited socket descriptors, and the path on which it awaits GDB.
+
+    The console is QEMU's standard output.
+    """
 
     qmp: int
-    console: int
     ssh: int
     gdb: Path
 
@@ -114,8 +116,9 @@ def command_line(spec: MachineSpec, channels: Channels, directory: Path) -> list
         "-S",  # the guest starts with QMP's `cont`, when every observer is in place
         *("-chardev", f"socket,id=qmp,fd={channels.qmp}", "-mon", "chardev=qmp,mode=control"),
         *("-chardev", f"socket,id=gdb,path={channels.gdb},server=on,wait=off", "-gdb", "chardev:gdb"),
-        # QEMU itself writes the console's log: it is complete whatever becomes of us.
-        *("-chardev", f"socket,id=console,fd={channels.console},logfile={_escaped(directory / 'console.log')}"),
+        # A pipe, not a socket: QEMU writes byte by byte, and a socket is full after 280 such writes. A full one makes
+        # the guest wait, and QEMU's logfile, which is complete whatever becomes of us, have such bytes twice.
+        *("-chardev", f"stdio,id=console,signal=off,logfile={_escaped(directory / 'console.log')}"),
         *("-device", "isa-serial,chardev=console,index=0"),
         *("-chardev", f"socket,id=ssh,fd={channels.ssh}", "-device", "isa-serial,chardev=ssh,index=1"),
         *("-kernel", str(spec.bzimage)),
