@@ -14,7 +14,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from orchestrator import tools, ui
@@ -188,7 +188,6 @@ def _observe(
         symbols = _load_module(machine)
     with Watch(machine, symbols, directory) as watch:
         try:
-            _command(machine, f"plan {evidence.planned}")
             _poke_everything(machine, watch, scenarios, spec, evidence)
         except (TimedOut, KernelFault) as error:
             _say_why(machine, watch, directory, error)
@@ -229,10 +228,12 @@ def _load_module(machine: Machine) -> dict[str, int]:
     return _symbols(machine, SYMBOLS)
 
 
-def _command(machine: Machine, line: str, timeout: float = STEP_SECONDS) -> None:
-    status, said = machine.ssh.run(f"echo {shlex.quote(line)} > /dev/orchestrator", timeout)
+def _tell(machine: Machine, lines: Sequence[str], timeout: float) -> None:
+    """Give the test module its commands, one after the other; returns when the last is done."""
+    script = 'while read -r line; do echo "$line" > /dev/orchestrator || { echo "$line"; exit 1; }; done'
+    status, said = machine.ssh.run(script, timeout, stdin="".join(f"{line}\n" for line in lines).encode())
     if status:
-        raise InfraError(f"the test module refused {line!r}: {said.strip()}")
+        raise InfraError(f"the test module refused a command: {' '.join(said.split())}")
 
 
 def _poke_everything(
@@ -240,27 +241,23 @@ def _poke_everything(
 ) -> None:
     """The gated part, every scenario there and back, then the free-running part with no breakpoint set."""
     dice = random.Random(spec.seed)
-    with ui.step("gated: holding the poker in each phase") as step, watch.window():
-        evidence.points = tuple(watch.points)
-        for scenario in scenarios:
-            for direction in ("on", "off"):
-                step.progress(f"{scenario.name} {direction}")
-                poker = dice.choice(evidence.cpus)
-                line = f"step site={scenario.site} how={scenario.how} gated=1 passes={scenario.passes} cpu={poker}"
-                evidence.steps.append(StepSeen(scenario=scenario, gated=True, poker=poker, guest=None))
-                _command(machine, line)
-                watch.mark(f"{scenario.name} {direction}")
-    with ui.step("free: poking as fast as it goes") as step:
-        milliseconds = max(1, round(1000 * spec.duration / len(scenarios)))
-        for scenario in scenarios:
-            step.progress(scenario.name)
+    gated, free = [], []
+    milliseconds = max(1, round(1000 * spec.duration / len(scenarios)))
+    for scenario in scenarios:
+        site = f"step site={scenario.site} how={scenario.how}"
+        for _ in ("on", "off"):
             poker = dice.choice(evidence.cpus)
-            evidence.steps.append(StepSeen(scenario=scenario, gated=False, poker=poker, guest=None))
-            _command(
-                machine,
-                f"step site={scenario.site} how={scenario.how} ms={milliseconds} cpu={poker}",
-                STEP_SECONDS + 10 * spec.duration,
-            )
+            gated.append(f"{site} gated=1 passes={scenario.passes} cpu={poker}")
+            evidence.steps.append(StepSeen(scenario=scenario, gated=True, poker=poker, guest=None))
+    for scenario in scenarios:
+        poker = dice.choice(evidence.cpus)
+        free.append(f"step site={scenario.site} how={scenario.how} ms={milliseconds} cpu={poker}")
+        evidence.steps.append(StepSeen(scenario=scenario, gated=False, poker=poker, guest=None))
+    with ui.step("gated: holding the poker in each phase"), watch.window():
+        evidence.points = tuple(watch.points)
+        _tell(machine, [f"plan {evidence.planned}", *gated], STEP_SECONDS + 5 * len(gated))
+    with ui.step("free: poking as fast as it goes"):
+        _tell(machine, free, STEP_SECONDS + 10 * spec.duration)
 
 
 def _collect(machine: Machine, directory: Path, evidence: Evidence) -> None:
@@ -273,16 +270,15 @@ def _collect(machine: Machine, directory: Path, evidence: Evidence) -> None:
     evidence.report = ktap.parse(text.splitlines())
     events_file = directory / "events.jsonl"
     events = [json.loads(line) for line in events_file.read_text().splitlines()] if events_file.exists() else []
-    parts = [part for _, part in model.steps(events)]
+    pokes = model.by_poke(events)
     for number, step in enumerate(evidence.steps):
         guest = evidence.report.steps[number] if number < len(evidence.report.steps) else None
         watched = None
-        if step.gated:
-            targets = _targets(guest)
-            watched = model.follow(parts[number] if number < len(parts) else [], evidence.cpus, targets)
-        evidence.steps[number] = StepSeen(
-            scenario=step.scenario, gated=step.gated, poker=step.poker, guest=guest, watched=watched
-        )
+        if step.gated and not (guest and guest.skip):
+            # Without the guest's own account the pokes are still in the order of the steps.
+            seq = guest.integer("seq") if guest else min((s for s in pokes if s), default=0)
+            watched = model.follow(pokes.pop(seq, []) if seq else [], evidence.cpus, _targets(guest))
+        evidence.steps[number] = replace(step, guest=guest, watched=watched)
 
 
 def _targets(guest: ktap.Step | None) -> tuple[int, ...]:

@@ -159,7 +159,7 @@ static void run_step(const struct orch_step *step)
 	}
 	orch_gate_begin();
 	orch_poke_run(step, &out);
-	note("# step=%u name=%s\n", steps, name);
+	note("# step=%u name=%s seq=%llu\n", steps, name, orch_window.seq);
 	note("# addr=%lx len=%u poker=%d pokes=%llu holds=%llu error=%d\n",
 	     (unsigned long)site->addr, site->len, step->cpu, out.pokes, out.holds, out.error);
 	note_targets(step);

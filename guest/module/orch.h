@@ -156,7 +156,7 @@ struct orch_step {
 	const struct orch_site *site;
 	enum orch_how how;
 	bool gated;
-	int cpu;		/* where the poker runs */
+	int cpu;		/* where the poker runs; free: where it starts */
 	unsigned int pokes;	/* gated: how many */
 	unsigned int ms;	/* free: for how long */
 	unsigned int gap_us;	/* free: between two pokes */

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The poker: a thread bound to one CPU that changes the site.
+ * The poker: a thread on one CPU at a time that changes the site.
  */
 #include <linux/completion.h>
 #include <linux/cpu.h>
@@ -103,6 +103,21 @@ struct job {
 	bool abort;
 };
 
+/*
+ * The poker outranks the hammer of the CPU it is on, which therefore hardly
+ * meets an int3: so it moves on now and then.
+ */
+#define POKES_BEFORE_MOVE	16
+
+static void move_on(void)
+{
+	int cpu = cpumask_next(raw_smp_processor_id(), cpu_online_mask);
+
+	if (cpu >= nr_cpu_ids)
+		cpu = cpumask_first(cpu_online_mask);
+	set_cpus_allowed_ptr(current, cpumask_of(cpu));
+}
+
 static void poke_free(const struct orch_step *step, struct orch_outcome *out, const bool *abort)
 {
 	unsigned long end = jiffies + msecs_to_jiffies(step->ms);
@@ -113,6 +128,8 @@ static void poke_free(const struct orch_step *step, struct orch_outcome *out, co
 		timed_poke(step, on, out);
 		orch_epoch_next();
 		on = !on;
+		if (out->pokes % POKES_BEFORE_MOVE == 0)
+			move_on();
 		if (READ_ONCE(*abort))
 			end = jiffies;
 		if (step->gap_us)
@@ -123,8 +140,10 @@ static void poke_free(const struct orch_step *step, struct orch_outcome *out, co
 static int poker(void *data)
 {
 	struct job *job = data;
-	u64 start = ktime_to_ns(ktime_get());
+	u64 start;
 
+	set_cpus_allowed_ptr(current, cpumask_of(job->step->cpu));
+	start = ktime_to_ns(ktime_get());
 	if (job->step->gated)
 		poke_gated(job->step, job->out);
 	else
@@ -162,7 +181,6 @@ void orch_poke_run(const struct orch_step *step, struct orch_outcome *out)
 	if (IS_ERR(task)) {
 		out->error = PTR_ERR(task);
 	} else {
-		kthread_bind(task, step->cpu);
 		/*
 		 * Before the hammers: with them it would share a CPU, and every
 		 * sync round waits for it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -26,14 +27,14 @@ def show(result: RunResult, console: Console) -> None:
         console.print(_totals(evidence), highlight=False)
     for check in result.verdict.results if evidence.steps or evidence.findings else []:
         mark, style = MARKS[check.status]
-        console.print(Text.assemble((f"{mark:>6}", style), f"  {check.check:<9} {check.text}"))
+        console.print(Text.assemble((f"{mark:>6}", style), f"  {check.check:<9} {check.text}"), soft_wrap=True)
         if check.status in ("fail", "blind"):
             for line in check.details[1:6]:
                 console.print(f"                    {line}", markup=False, highlight=False)
             if len(check.details) > 6:
                 console.print(f"                    and {len(check.details) - 6} more: see verdict.json")
     times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.seconds.items())
-    console.print(f"\ntime:    {times}", markup=False, highlight=False)
+    console.print(f"\ntime:    {times}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"kept in: {result.directory}", markup=False, highlight=False, soft_wrap=True)
     verdict = result.verdict
     style = {0: "bold green", 1: "bold red"}.get(verdict.exit_status, "bold yellow")
@@ -44,7 +45,8 @@ def _heading(result: RunResult, console: Console) -> None:
     spec, machine = result.spec, result.machine
     if result.kernel:
         origin = ", ".join(f"{key} {value}" for key, value in result.kernel.origin.items())
-        console.print(f"kernel:  {result.kernel.name} ({result.kernel.release}; {origin})", markup=False, highlight=False)
+        console.print(f"kernel:  {result.kernel.name} ({result.kernel.release}; {origin})", markup=False, highlight=False,
+                      soft_wrap=True)
     if machine:
         version = ".".join(map(str, machine.qemu.version))
         console.print(
@@ -52,14 +54,15 @@ def _heading(result: RunResult, console: Console) -> None:
             f"seed {spec.seed}",
             markup=False,
             highlight=False,
+            soft_wrap=True,
         )
 
 
 def _scenarios(evidence: Evidence) -> Table:
-    table = Table(title="scenarios", title_justify="left", title_style="bold")
+    table = _table("\nscenarios")
     for column in ("scenario", "site", "bytes"):
-        table.add_column(column)
-    for column in ("held", "int3 held", "covered", "pokes free", "int3 free"):
+        table.add_column(column, no_wrap=True)
+    for column in ("held: phases", "int3", "covered", "free: pokes", "int3"):
         table.add_column(column, justify="right")
     by_name: dict[str, list[int]] = {}
     for number, step in enumerate(evidence.steps):
@@ -68,7 +71,7 @@ def _scenarios(evidence: Evidence) -> Table:
         steps = [evidence.steps[number] for number in numbers]
         skipped = next((step.skipped for step in steps if step.skipped), None)
         if skipped:
-            table.add_row(name, "", f"skipped: {skipped}", "", "", "", "", "")
+            table.add_row(name, "", f"skipped: {skipped}")
             continue
         gated, free = [s for s in steps if s.gated], [s for s in steps if not s.gated]
         guest = next((s.guest for s in steps if s.guest), None)
@@ -77,7 +80,7 @@ def _scenarios(evidence: Evidence) -> Table:
         seen = sum(len(expected_coverage(evidence, s) & seen_coverage(s).keys()) for s in gated)
         table.add_row(
             name,
-            guest.values.get("addr", "?") if guest else "?",
+            f"…{guest.values['addr'][-8:]}" if guest and "addr" in guest.values else "?",
             f"{pokes[0].old.hex()} <-> {pokes[0].new.hex()}" if pokes else "?",
             str(sum(len(poke.held) for poke in pokes)),
             str(sum(sum(s.gdb_hits.values()) for s in gated)),
@@ -86,6 +89,10 @@ def _scenarios(evidence: Evidence) -> Table:
             f"{sum(s.guest.total('int3') for s in free if s.guest):,}" if steps[0].scenario.how == "direct" else "-",
         )
     return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
 
 
 def _cpus(evidence: Evidence) -> Table:
@@ -98,10 +105,10 @@ def _cpus(evidence: Evidence) -> Table:
         for (cpu, _), counts in step.guest.counts.items() if step.guest else []:
             for result, count in counts.items():
                 free[cpu, result] += count
-    table = Table(title="passes by CPU: held in each phase | running free", title_justify="left", title_style="bold")
+    table = _table("\npasses of each CPU: while the poker was held in each phase, and running free")
     table.add_column("CPU", justify="right")
     for phase in PHASES:
-        table.add_column(phase, justify="right")
+        table.add_column(phase, justify="right", no_wrap=True)
     for column in ("old", "new", "int3", "torn"):
         table.add_column(column, justify="right")
     for cpu in evidence.cpus:

@@ -33,21 +33,52 @@ EFLAGS_IF = 0x200
 MASK = (1 << 64) - 1
 
 
+NOPS = (b"\x0f\x1f\x44\x00\x00", b"\x66\x66\x66\x66\x90", b"\xf3\x0f\x1e\xfa", b"\x66\x90", b"\x90")
+"""What functions begin with that does nothing: the tracer's five bytes, ENDBR64, short NOPs."""
+
+
 class Point(gdb.Breakpoint):
-    """A hardware breakpoint whose hits go to one method of the watch; never stops the guest for the user."""
+    """A hardware breakpoint whose hits go to one method of the watch; never stops the guest for the user.
+
+    To go on from a breakpoint GDB takes it out, steps the CPU alone, and puts it in again: a second stop for each. Where
+    the instruction is a NOP or a direct jump its effect is one register, so it is set instead.
+    """
 
     def __init__(self, address, seen):
         super().__init__(f"*{address:#x}", type=gdb.BP_HARDWARE_BREAKPOINT, internal=True)
         self.silent = True
         self._seen = seen
+        self._address = address
+        self._next = following(address)
 
     def stop(self):
         """Whether GDB is to stop the guest for good: only when the watch has something to do that needs that."""
         try:
-            return bool(self._seen(cpu_number(), gdb.newest_frame()))
+            frame = gdb.newest_frame()
+            if self._seen(cpu_number(), frame):
+                return True
+            if self._next and register(gdb.newest_frame(), "rip") == self._address:
+                go_to(self._next)
         except Exception as error:  # an error in stop() would otherwise stop the guest without a word
             WATCH.emit("error", -1, what=f"{type(error).__name__}: {error}")
         return False
+
+
+def following(address):
+    """Where the instruction at `address` leads when that is all it does, else None."""
+    code = memory(address, 5)
+    for nop in NOPS:
+        if code.startswith(nop):
+            return address + len(nop)
+    if code[0] == 0xE9:
+        return address + 5 + struct.unpack("<i", code[1:])[0]
+    if code[0] == 0xEB:
+        return address + 2 + struct.unpack("<b", code[1:2])[0]
+    return None
+
+
+def go_to(address):
+    gdb.execute(f"set var $rip = {address:#x}", to_string=True)
 
 
 def cpu_number():
@@ -97,7 +128,7 @@ class Watch:
     def emit(self, kind, cpu, **fields):
         self.count += 1
         event = {"n": self.count, "t": round(time.monotonic(), 6), "kind": kind, "cpu": cpu}
-        if self.window and self.window["site"] and kind != "window":
+        if self.window and kind != "window":
             event["bytes"] = memory(self.window["site"], self.window["len"]).hex()
         event.update(fields)
         self.file.write(json.dumps(event) + "\n")
@@ -165,35 +196,37 @@ class Watch:
         for point in self.points:
             point.delete()
         self.points = []
-
-    def mark(self, name):
-        """The guest is stopped and the step `name` is over."""
-        self.look_at_window(-1)
-        self.emit("end", -1, step=name)
-        self.window = None
-        self.forget()
+        self.end_window()
 
     # -- what the points see
 
+    def end_window(self):
+        """The poke that was watched is over: note what the site holds now."""
+        if self.window:
+            self.emit("end", -1, seq=self.seq)
+        self.window = None
+
     def look_at_window(self, cpu):
+        """Read the module's orch_window, so that what follows is accounted to the poke under way, if any."""
         site, length, gated, seq, task, old, new = WINDOW.unpack(memory(self.symbols["orch_window"], WINDOW.size))
+        if site and seq == self.seq:
+            return
+        self.end_window()
         if not site:
-            return False
-        if seq != self.seq:
-            self.forget()
-            self.seq = seq
-            self.window = {"site": site, "len": length, "gated": bool(gated)}
-            self.emit(
-                "window",
-                cpu,
-                site=site,
-                seq=seq,
-                task=task,
-                gated=bool(gated),
-                bytes=memory(site, length).hex(),
-                **{"from": old[:length].hex(), "to": new[:length].hex()},
-            )
-        return True
+            return
+        self.forget()
+        self.seq = seq
+        self.window = {"site": site, "len": length, "gated": bool(gated)}
+        self.emit(
+            "window",
+            cpu,
+            site=site,
+            seq=seq,
+            task=task,
+            gated=bool(gated),
+            bytes=memory(site, length).hex(),
+            **{"from": old[:length].hex(), "to": new[:length].hex()},
+        )
 
     def arguments(self, frame):
         """(address, source, length) of __text_poke, told apart by which register points into the site.
@@ -210,8 +243,7 @@ class Watch:
         return registers[style : style + 3]
 
     def on_write(self, cpu, frame):
-        if not self.look_at_window(cpu):
-            self.window = None
+        self.look_at_window(cpu)
         address, source, length = self.arguments(frame)
         own = bool(self.window) and 0 <= address - self.window["site"] < self.window["len"]
         fields = {
@@ -234,7 +266,7 @@ class Watch:
     def move_to_gate(self, frame):
         resume = struct.pack("<Q", register(frame, "rip"))
         gdb.selected_inferior().write_memory(self.symbols["orch_gate_resume"], resume)
-        gdb.execute(f"set var $rip = {self.symbols['orch_gate_stub']:#x}", to_string=True)
+        go_to(self.symbols["orch_gate_stub"])
 
     def on_sync(self, cpu, frame):
         self.emit("sync", cpu)

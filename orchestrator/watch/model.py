@@ -19,7 +19,7 @@ What is out of this order is a violation, and names the claim that it breaks.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -187,7 +187,7 @@ class Poke:
 
 @dataclass
 class Watched:
-    """What the agent saw during one step: its pokes, and what was not theirs."""
+    """What the agent saw of one step: its pokes, and what was not theirs."""
 
     pokes: list[Poke]
     foreign_writes: list[Event]
@@ -223,13 +223,15 @@ def follow(events: Iterable[Event], cpus: Iterable[int], targets: Iterable[int])
     return watched
 
 
-def steps(events: Iterable[Event]) -> Iterator[tuple[str, list[Event]]]:
-    """Cut the events at their `end` marks: (name of the step, its events with the mark). A rest is named ''."""
-    part: list[Event] = []
+def by_poke(events: Iterable[Event]) -> dict[int, list[Event]]:
+    """The events of each poke, by its sequence number: from its window to the next, or to its end.
+
+    What came before the first window is under 0.
+    """
+    parts: dict[int, list[Event]] = {0: []}
+    seq = 0
     for event in events:
-        part.append(event)
-        if event["kind"] == "end":
-            yield event["step"], part
-            part = []
-    if part:
-        yield "", part
+        if event["kind"] == "window":
+            seq = event["seq"]
+        parts.setdefault(seq, []).append(event)
+    return parts

@@ -96,11 +96,6 @@ class Watch:
         with self._stopped():
             self._gdb.console("python WATCH.close()")
 
-    def mark(self, step: str) -> None:
-        """Note in the events that the step is over, with the bytes that the site then holds."""
-        with self._stopped():
-            self._gdb.console(f"python WATCH.mark({step!r})")
-
     def tend(self) -> None:
         """Called while the run waits for the guest: let the agent do what it stopped the guest for."""
         self._gdb.poll()
