@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator import ui
 from orchestrator.errors import UsageError
-from orchestrator.kernel import stock
+from orchestrator.kernel import build, config, definition, patches, sources, stock, workspace
+from orchestrator.kernel.build import Recipe
 from orchestrator.kernel.model import Kernel, KernelRequest
+from orchestrator.kernel.sources import Source
+from orchestrator.paths import cache_dir, cached_dir, need_space
+
+TREE_FRAGMENT = definition.DEFINITIONS / "6.1-int3" / "trim.config"
+"""What a tree is configured with on top of tinyconfig. Trees of other versions may lack some of it, which is told."""
 
 
 def obtain(request: KernelRequest) -> Kernel:
@@ -13,8 +26,126 @@ def obtain(request: KernelRequest) -> Kernel:
     Errors: UsageError (no such kernel, not a kernel tree), BuildError (a patch, an option, the compiler), InfraError
     (mirror, disk, missing programs).
     """
-    if request.selector.startswith("debian:") and request.tree is None:
+    _check(request)
+    if request.tree is not None:
+        return _built(str(request.tree), sources.from_tree(request.tree), _tree_recipe(request), request.patches)
+    if request.selector.startswith("debian:"):
+        return stock.obtain(request.selector)
+    chosen = definition.load(request.selector)
+    base = chosen.base()
+    recipe = Recipe(
+        base=base.read_text() if isinstance(base, Path) else base,
+        fragments=_texts((*chosen.fragment_files(), *request.fragments)),
+        settings=request.settings,
+        make=chosen.make,
+    )
+    source = sources.from_debian(chosen.source.debian_source)
+    return _built(request.selector, source, recipe, (*chosen.patch_files(), *request.patches))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Available:
+    """A line of `orchestrator kernels list`. ready: in the cache, so that using it needs neither network nor build."""
+
+    selector: str
+    description: str
+    ready: bool
+    where: Path | None = None
+
+
+def available() -> list[Available]:
+    """All definitions and whatever kernels the cache holds."""
+    cached: list[Available] = []
+    for note in sorted(cache_dir().glob("*/*/kernel.json")):
+        told = json.loads(note.read_text())
+        origin = told["origin"]
+        words = (
+            f"{told['release']}, {origin.get('package') or origin.get('tree', '')} {origin.get('version', '')}".strip()
+        )
+        cached.append(Available(selector=told["name"], description=words, ready=True, where=note.parent))
+    built = {one.selector for one in cached}
+    definitions = []
+    for name in definition.names():
+        described = definition.load(name).description
+        definitions.append(Available(selector=name, description=described, ready=name in built))
+    return definitions + cached
+
+
+def _check(request: KernelRequest) -> None:
+    """Whatever can be said to be wrong before anything is fetched or built."""
+    patches.read(request.patches)
+    _texts(request.fragments)
+    config.settings(request.settings)
+    if request.tree is None and request.selector.startswith("debian:"):
         if request.patches or request.fragments or request.settings:
             raise UsageError(f"{request.selector} is a finished image: patches and settings need a source (6.1-plain)")
-        return stock.obtain(request.selector)
-    raise NotImplementedError
+    elif request.tree is not None:
+        sources.check_tree(request.tree)
+
+
+def _tree_recipe(request: KernelRequest) -> Recipe:
+    ours = _texts((TREE_FRAGMENT,))
+    return Recipe(
+        base="tinyconfig",
+        fragments=(*ours, *_texts(request.fragments)),
+        settings=request.settings,
+        wished=frozenset(who for who, _ in ours),
+    )
+
+
+def _texts(fragments: tuple[Path, ...]) -> tuple[tuple[str, str], ...]:
+    """(name, text) of each fragment, all of them checked to be such."""
+    texts = []
+    for fragment in fragments:
+        if not fragment.is_file():
+            raise UsageError(f"there is no config fragment {fragment}")
+        text = fragment.read_text()
+        config.parse(text, str(fragment))
+        texts.append((fragment.name, text))
+    return tuple(texts)
+
+
+def _built(name: str, source: Source, recipe: Recipe, series: tuple[Path, ...]) -> Kernel:
+    """The kernel of `source` with `series` applied, by `recipe`; built when the cache does not have it."""
+    texts = [text for _, text in patches.read(series)]
+    digest = hashlib.sha256(repr((source.identity, texts, recipe.identity())).encode(errors="surrogateescape"))
+    final = cache_dir() / "kernels" / digest.hexdigest()[:24]
+
+    def original(path: str) -> Path | None:
+        return source.root / path if path in source.manifest else None
+
+    def make(partial: Path) -> None:
+        with workspace.opened(source.workspace) as work:
+            # A tree of the user's is copied (1.5 GB), Debian's is linked; then objects and the result.
+            need_space(work.root, 500 if work.used else 3000, f"building {name}")
+            with ui.step(f"source of {name}, {len(series)} patches"):
+                scratch = work.root / "patched"
+                shutil.rmtree(scratch, ignore_errors=True)
+                work.hold(source, patches.apply(series, original, scratch))
+            lost = build.build(work, recipe, name, partial)
+        origin = {
+            **source.origin,
+            "patches": ", ".join(file.name for file in series) or "none",
+            "compiler": build.toolchain(),
+            **({"options lost": ", ".join(one.option for one in lost)} if lost else {}),
+        }
+        told = {"name": name, "release": (partial / "release").read_text().strip(), "origin": origin}
+        (partial / "kernel.json").write_text(json.dumps(told, indent=1))
+
+    cached_dir(final, make, lambda: ui.console.print(f"  … waiting for another run's {name}", markup=False))
+    told = json.loads((final / "kernel.json").read_text())
+    return Kernel(
+        name=name,
+        release=told["release"],
+        digest=digest.hexdigest(),
+        bzimage=final / "bzImage",
+        config=final / "config",
+        kbuild=final / "kbuild",
+        vmlinux=final / "vmlinux",
+        origin=told["origin"],
+    )
+
+
+def forget(where: Path) -> None:
+    """Remove one cached kernel (`Available.where`)."""
+    shutil.rmtree(where, ignore_errors=True)

@@ -22,6 +22,8 @@ SUITES: dict[str, tuple[str, ...]] = {
 }
 """Where Debian has the series it maintains for years; everything else passes through NEWER."""
 NEWER = ("trixie-backports", "sid")
+LAYOUT = 2
+"""Part of the digest; goes up when what is done to the unpacked files changes."""
 IMAGE = re.compile(r"linux-image-(?P<abi>\d+\.\d+\.\d+\S*?)-(?:(?P<flavour>cloud|rt)-)?amd64")
 
 
@@ -82,7 +84,7 @@ def _headers(image: Package) -> Package | None:
 
 def _unpacked(selector: str, image: Package, headers: Package | None) -> Kernel:
     """Unpack `image`, `headers` and the kernel packages these need below one prefix in the cache."""
-    identity = f"{image.name} {image.version} {headers is not None} layout 1"
+    identity = f"{image.name} {image.version} {headers is not None} layout {LAYOUT}"
     digest = hashlib.sha256(identity.encode()).hexdigest()
     prefix = cache_dir() / "stock" / f"{image.upstream}-{digest[:16]}"
 
@@ -143,18 +145,23 @@ def _relocate(prefix: Path) -> None:
                 link.unlink()
                 link.symlink_to(os.path.relpath(prefix / target[1:], directory))
     for source in prefix.glob("usr/src/linux-headers-*"):
-        makefile, variables = source / "Makefile", source / ".kernelvariables"
-        if makefile.is_file():
-            text = makefile.read_text()
-            # The file being read is the last of MAKEFILE_LIST; its real directory is PREFIX/usr/src/linux-headers-X/.
-            here = "$(dir $(realpath $(lastword $(MAKEFILE_LIST))))../../.."
-            makefile.write_text(re.sub(r"^(-?include )/usr/", rf"\1{here}/usr/", text, flags=re.MULTILINE))
-        if variables.is_file():
-            # The compiler is pinned to one (gcc-12) that this machine may not have; any gcc loads as well, with a
-            # warning. `2>` is for make to run it through the shell: `command` is built into that.
-            text = variables.read_text()
-            either = r"$(or $(shell command -v \1 2>/dev/null),$(CROSS_COMPILE)gcc)"
-            variables.write_text(re.sub(r"(\$\(CROSS_COMPILE\)gcc-\d+)", either, text))
+        # The file being read is the last of MAKEFILE_LIST; its real directory is PREFIX/usr/src/linux-headers-X/.
+        here = "$(dir $(realpath $(lastword $(MAKEFILE_LIST))))../../../"
+        _edit(source / "Makefile", r"^(-?include )/(?=usr/)", rf"\1{here}")
+        _edit(source / "Makefile", r"^(KBUILD_OUTPUT\s*):?=\s*/(?=usr/)", rf"\1:={here}")  # since 6.16
+        # The compiler is pinned to one (gcc-12) that this machine may not have; what any gcc makes loads as well.
+        # `2>` is for make to run this through the shell: `command` is built into that.
+        either = r"$(or $(shell command -v \1 2>/dev/null),$(CROSS_COMPILE)gcc)"
+        _edit(source / ".kernelvariables", r"(\$\(CROSS_COMPILE\)gcc-\d+)", either)
+        # Type information for a module's debugging is of no use here and would need pahole. Since 6.12 it is made
+        # whenever make's side of the configuration says so; the compiler's side (struct module) must stay as it is.
+        _edit(source / "include/config/auto.conf", r"^CONFIG_DEBUG_INFO_BTF_MODULES=y\n", "")
+
+
+def _edit(file: Path, pattern: str, replacement: str) -> None:
+    """Replace `pattern` in `file` where there is such a file."""
+    if file.is_file():
+        file.write_text(re.sub(pattern, replacement, file.read_text(), flags=re.MULTILINE))
 
 
 def _numbers(version: str) -> tuple[int, ...]:

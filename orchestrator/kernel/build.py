@@ -1,0 +1,341 @@
+"""Configuring and making a kernel in a workspace, and taking from it what a run needs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orchestrator import proc, ui
+from orchestrator.errors import BuildError, InfraError
+from orchestrator.kernel import config
+from orchestrator.kernel.workspace import Workspace
+from orchestrator.paths import cache_dir
+
+LAYOUT = 1
+"""Part of every digest; goes up when what is made, or how, changes."""
+FIXED = {
+    "ARCH": "x86_64",
+    "LOCALVERSION": "",
+    "KBUILD_BUILD_TIMESTAMP": "1970-01-01",
+    "KBUILD_BUILD_USER": "orchestrator",
+    "KBUILD_BUILD_HOST": "orchestrator",
+    "KBUILD_BUILD_VERSION": "1",
+}
+"""Variables for make that keep who, when and where out of the image, so that equal inputs give equal bytes."""
+FOREIGN = re.compile(
+    r"(MAKE.*|MFLAGS|GNUMAKEFLAGS|ARCH|CROSS_COMPILE|KBUILD_.*|KCFLAGS|KCONFIG_.*|O|V|W|C|M|CC|LD|LLVM)"
+)
+"""Environment variables of the caller's that would change or break the build (a Makefile may have started us)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What to build, apart from the source. base: tinyconfig, defconfig or the text of a .config.
+
+    fragments: (who asks, text), merged in order; settings: single options, merged last. wished: the names in
+    `fragments` whose options may get lost (our own defaults on a tree of another version) instead of failing.
+    make: variables for make's command line.
+    """
+
+    base: str
+    fragments: Sequence[tuple[str, str]] = ()
+    settings: Sequence[str] = ()
+    wished: frozenset[str] = frozenset()
+    make: Mapping[str, str] = field(default_factory=dict)
+
+    def identity(self) -> str:
+        """Text that is equal exactly for recipes, with this compiler, that give the same kernel."""
+        parts = [LAYOUT, self.base, list(self.fragments), list(self.settings), sorted(self.make.items()), toolchain()]
+        return repr(parts)
+
+    def asked(self) -> list[tuple[str, config.Options]]:
+        """(who asks, options), the later overriding the earlier."""
+        fragments = [(who, config.parse(text, who)) for who, text in self.fragments]
+        return [*fragments, ("setting", config.settings(self.settings))]
+
+
+def toolchain() -> str:
+    """Compiler and linker, as they name themselves."""
+    said = [proc.run([proc.need(name, name_of), "--version"]).stdout for name, name_of in _TOOLS.items()]
+    return " | ".join(text.splitlines()[0] for text in said)
+
+
+_TOOLS = {"gcc": "gcc", "ld": "binutils"}
+_NEEDED = {"make": "make", "flex": "flex", "bison": "bison", "bc": "bc", **_TOOLS}
+
+
+def build(work: Workspace, recipe: Recipe, name: str, into: Path) -> list[config.Lost]:
+    """Make the kernel of `work`'s source by `recipe` and put what a run needs `into` a folder:
+
+    bzImage, vmlinux (with symbols), config, release, and kbuild/, against which modules are built without the source.
+    Returns the wished options that got lost. BuildError: an option did not survive, or the compiler's own lines.
+    """
+    for program, package in _NEEDED.items():
+        proc.need(program, package)
+    _discard_interrupted(work)
+    _interrupted(work).touch()
+    try:
+        with ui.step(f"configure {name}"):
+            wished = _configure(work, recipe)
+        with ui.step(f"build {name}") as step:
+            _make(work, recipe.make, ["bzImage", "modules_prepare"], name, step)
+    except BuildError:
+        _interrupted(work).unlink(missing_ok=True)  # make ended by itself, and it removes what it had half written
+        raise
+    _interrupted(work).unlink(missing_ok=True)
+    _collect(work, into)
+    return wished
+
+
+# --- configuration ---------------------------------------------------------------------------------------------------
+
+
+def _configure(work: Workspace, recipe: Recipe) -> list[config.Lost]:
+    """Write build/.config; check that every asked option is in it. Only a changed .config is written."""
+    asked = recipe.asked()
+    key = hashlib.sha256(repr((recipe.identity(), _kconfig_state(work))).encode()).hexdigest()
+    remembered, final = work.root / "config.key", work.build / ".config"
+    done = f"{key} {_hash(final)}"
+    if not final.is_file() or not remembered.is_file() or remembered.read_text() != done:
+        remembered.unlink(missing_ok=True)
+        # In an output directory of its own ($KCONFIG_CONFIG does not do: tinyconfig merges on .config by that name).
+        draft = work.root / "configure" / ".config"
+        draft.parent.mkdir(exist_ok=True)
+        draft.unlink(missing_ok=True)
+        if recipe.base in ("tinyconfig", "defconfig"):
+            _make(work, recipe.make, [recipe.base], recipe.base, output=draft.parent)
+        else:
+            draft.write_text(recipe.base)
+        options = config.parse(draft.read_text(), "base configuration")
+        for _, more in asked:
+            for option, value in more.items():
+                options.pop(option, None)  # to the end: of a choice's members, kconfig takes the last that is set
+                options[option] = value
+        draft.write_text(config.render(options))
+        _make(work, recipe.make, ["olddefconfig"], "olddefconfig", output=draft.parent)
+        if not final.is_file() or final.read_bytes() != draft.read_bytes():
+            shutil.copyfile(draft, final)
+    result = config.parse(final.read_text(), str(final))
+    lost = config.lost(asked, result)
+    failed = [one for one in lost if one.by not in recipe.wished]
+    if failed:
+        raise BuildError(
+            f"{len(failed)} option{'s' if len(failed) > 1 else ''} did not survive `make olddefconfig`:\n"
+            + "\n".join(f"  {one}" for one in failed)
+        )
+    remembered.write_text(f"{key} {_hash(final)}")
+    return lost
+
+
+def _kconfig_state(work: Workspace) -> list[str]:
+    """The source's Kconfig files by path, size and time: a patch to one changes what options there are."""
+    listing = []
+    for folder, folders, files in os.walk(work.src):
+        if folder == str(work.src):
+            folders.remove("Documentation") if "Documentation" in folders else None
+        for name in files:
+            if name.startswith(("Kconfig", "tiny", "x86_64_def")) or (folder == str(work.src) and name == "Makefile"):
+                status = os.stat(f"{folder}/{name}")  # noqa: PTH116
+                listing.append(f"{folder}/{name} {status.st_size} {status.st_mtime_ns}")
+    return sorted(listing)
+
+
+def _hash(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+
+
+# --- make ------------------------------------------------------------------------------------------------------------
+
+
+def _make(
+    work: Workspace,
+    variables: Mapping[str, str],
+    targets: Sequence[str],
+    name: str,
+    step: ui.Step | None = None,
+    output: Path | None = None,
+) -> None:
+    """Run make on `targets` in the workspace; what it says goes to build.log and, as progress, to `step`."""
+    gcc, environment = "gcc", {key: value for key, value in os.environ.items() if not FOREIGN.fullmatch(key)}
+    if shutil.which("ccache"):
+        gcc = "ccache gcc"
+        environment |= {
+            "CCACHE_DIR": str(cache_dir() / "ccache"),
+            # Workspaces share objects: paths below this one are made relative before they are compared.
+            "CCACHE_BASEDIR": str(work.root),
+            "CCACHE_NOHASHDIR": "1",
+        }
+    settings = {**FIXED, "CC": gcc, "HOSTCC": gcc, **variables}
+    environment["LC_ALL"] = "C.UTF-8"
+    jobs = len(os.sched_getaffinity(0))
+    command = ["make", f"-j{jobs}", "-C", str(work.src), f"O={output or work.build}"]
+    command += [f"{key}={value}" for key, value in settings.items()]
+    log = work.root / "build.log"
+    status, lines = _run([*command, *targets], environment, log, work.lock, _Counter(work.root / "objects", step))
+    if status == 0:
+        return
+    text = "".join(lines)
+    if "No space left on device" in text:
+        raise InfraError(f"no space left in {work.root} while building {name}: free some and repeat")
+    raise BuildError(f"{name} does not build:\n{explain(text)}\n(the whole log: {log})")
+
+
+class _Counter:
+    """Shows how many objects are made, of how many there were the last time that all had to be made."""
+
+    def __init__(self, memory: Path, step: ui.Step | None) -> None:
+        self._memory, self._step, self._made, self._shown = memory, step, 0, 0.0
+        try:
+            self._total = int(memory.read_text())
+        except (OSError, ValueError):
+            self._total = 0
+
+    def line(self, text: str) -> None:
+        if not self._step or not re.match(r"  (CC|AS|LD|AR)\s", text):
+            return
+        self._made += 1
+        if time.monotonic() - self._shown > 0.2:
+            self._shown = time.monotonic()
+            of = f" of about {self._total}" if self._total >= self._made else ""
+            self._step.progress(f"{self._made}{of} objects")
+
+    def finish(self) -> None:
+        if self._made > self._total:
+            self._memory.write_text(str(self._made))
+
+
+def _run(
+    command: Sequence[str], environment: Mapping[str, str], log: Path, lock: int, counter: _Counter
+) -> tuple[int, list[str]]:
+    """Run make with its output read line by line. On Ctrl-C it may first remove what it had half written."""
+    lines: list[str] = []
+    child = subprocess.Popen(
+        proc.mortal(command),
+        env=dict(environment),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        pass_fds=(lock,),
+    )
+    assert child.stdout
+    try:
+        with log.open("w") as sink:
+            sink.write(f"+ {' '.join(command)}\n")
+            for raw in child.stdout:
+                line = raw.decode(errors="replace")
+                sink.write(line)
+                lines.append(line)
+                counter.line(line)
+        status = child.wait()
+    except BaseException:
+        os.killpg(child.pid, signal.SIGTERM)
+        try:
+            child.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+        raise
+    finally:
+        child.stdout.close()
+    if status == 0:
+        counter.finish()
+    return status, lines
+
+
+def explain(output: str) -> str:
+    """The lines of make's output that say what went wrong: the first error with its context, else the last lines."""
+    lines = output.splitlines()
+    telling = re.compile(r"(\berror\b ?:|\bError: |undefined reference|multiple definition|fatal error|ERROR: )")
+    first = next((at for at, line in enumerate(lines) if telling.search(line)), None)
+    if first is None:
+        first = next((at for at, line in enumerate(lines) if "***" in line), len(lines) - 1)
+        return "\n".join(lines[max(0, first - 5) : first + 1])
+    start = first
+    while start > 0 and re.match(r"(In file included|\s+from )|.*: In function|.*: warning:", lines[start - 1]):
+        start -= 1
+    shown: list[str] = []
+    for line in lines[start:]:
+        if len(shown) >= 20 or (len(shown) > first - start and re.match(r"(make(\[\d+\])?:|  [A-Z]{2,}\s)", line)):
+            break
+        shown.append(line)
+    return "\n".join(shown)
+
+
+# --- interruptions ---------------------------------------------------------------------------------------------------
+
+
+def _interrupted(work: Workspace) -> Path:
+    """A file that exists while make runs, as old as that make."""
+    return work.root / "building"
+
+
+def _discard_interrupted(work: Workspace) -> None:
+    """Remove whatever a killed make wrote: an object cut short is newer than its source and make would keep it."""
+    marker = _interrupted(work)
+    if not marker.exists():
+        return
+    since = marker.stat().st_mtime_ns
+    for folder, _, files in os.walk(work.build):
+        for name in files:
+            path = Path(folder, name)
+            if path.lstat().st_mtime_ns >= since:
+                path.unlink()
+    (work.root / "config.key").unlink(missing_ok=True)
+    marker.unlink()
+
+
+# --- results ---------------------------------------------------------------------------------------------------------
+
+
+def _collect(work: Workspace, into: Path) -> None:
+    """Copy the results out of the workspace, whose files the next build overwrites."""
+    into.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(work.build / "arch/x86/boot/bzImage", into / "bzImage")
+    shutil.copyfile(work.build / "vmlinux", into / "vmlinux")
+    shutil.copyfile(work.build / ".config", into / "config")
+    shutil.copyfile(work.build / "include/config/kernel.release", into / "release")
+    kbuild = into / "kbuild"
+    # Source and build products side by side, as in a tree that was built in place: what distributions' header
+    # packages hold. Files of src are never written to, so they are linked; those of build are, so they are copied.
+    for part in ("include", "scripts", "arch/x86/include"):
+        _gather(work.src / part, kbuild / part, link=True)
+        _gather(work.build / part, kbuild / part, link=False)
+    for pattern in ("Makefile", "arch/x86/Makefile*", "arch/Kconfig", "tools/scripts/*"):
+        for file in work.src.glob(pattern):
+            _gather(file, kbuild / file.relative_to(work.src), link=True)
+    for name in (".config", "tools/objtool/objtool", "Module.symvers"):
+        if (work.build / name).exists():
+            _gather(work.build / name, kbuild / name, link=False)
+    # `make modules` would write Module.symvers, but it also makes all modules; without any, the symbols that modules
+    # may use are those of vmlinux.
+    if not (kbuild / "Module.symvers").exists() and (work.build / "vmlinux.symvers").exists():
+        shutil.copyfile(work.build / "vmlinux.symvers", kbuild / "Module.symvers")
+
+
+def _gather(source: Path, target: Path, *, link: bool) -> None:
+    """Copy or hard-link `source`, a file or a whole folder, leaving out objects and make's notes on them."""
+    if source.is_dir() and not source.is_symlink():
+        for child in source.iterdir():
+            if not child.name.endswith((".o", ".a", ".cmd", ".d")):
+                _gather(child, target / child.name, link=link)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    if source.is_symlink():
+        target.symlink_to(source.readlink())
+    elif link:
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copy2(source, target)
+    else:
+        shutil.copy2(source, target)

@@ -1,0 +1,90 @@
+"""Applying patches to a source tree without touching it: the result is the changed files, in a folder of their own."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from orchestrator import proc
+from orchestrator.errors import BuildError, UsageError
+
+
+def read(files: Iterable[Path]) -> list[tuple[Path, str]]:
+    """The patches' texts, in order. A file that is none is wrong usage."""
+    texts = []
+    for file in files:
+        if not file.is_file():
+            raise UsageError(f"there is no patch {file}")
+        text = file.read_text(errors="surrogateescape")
+        if not re.search(r"^(\+\+\+ |diff --git |rename from )", text, re.MULTILINE):
+            raise UsageError(f"{file} is not a patch: it has no `+++ b/FILE` line")
+        texts.append((file, text))
+    return texts
+
+
+def touched(text: str) -> set[str]:
+    """Paths that the patch may read or write. A line inside a hunk may be taken for a header: too many do no harm."""
+    paths = re.findall(r"^(?:---|\+\+\+) (?:[^/\s]+)/([^\t\n]+?)(?:\t.*)?$", text, re.MULTILINE)
+    paths += re.findall(r"^(?:rename|copy) (?:from|to) (.+)$", text, re.MULTILINE)
+    paths += [path for pair in re.findall(r"^diff --git a/(\S+) b/(\S+)$", text, re.MULTILINE) for path in pair]
+    return {path for path in paths if not path.startswith("/") and ".." not in Path(path).parts}
+
+
+def apply(patches: Iterable[Path], original: Callable[[str], Path | None], scratch: Path) -> dict[str, Path | None]:
+    """Apply `patches` in order to copies in `scratch` of the files that `original(path)` finds in the source.
+
+    Returns every path whose content is now different, with its file in `scratch`, None where it was deleted. Offsets
+    are accepted, fuzz is not: a hunk whose context differs may land in the wrong place. BuildError says which patch,
+    file and hunk failed.
+    """
+    git = proc.need("git", "git")
+    texts = read(patches)
+    scratch.mkdir(parents=True, exist_ok=True)
+    fetched: set[str] = set()
+    for file, text in texts:
+        for path in touched(text) - fetched:
+            fetched.add(path)
+            source = original(path)
+            if source is not None:
+                (scratch / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(source, scratch / path)
+        # The scratch folder may lie inside somebody's repository, which would make git skip "untracked" files.
+        env = {"GIT_CEILING_DIRECTORIES": str(scratch.resolve().parent)}
+        command = [git, "apply", "-p1", "--whitespace=nowarn"]
+        if proc.run([*command, file.resolve()], cwd=scratch, env=env, check=False).returncode:
+            said = proc.run([*command, "--reject", "--verbose", file.resolve()], cwd=scratch, env=env, check=False)
+            raise BuildError(f"{file} does not apply: {explain(said.stdout)}")
+    changed: dict[str, Path | None] = {}
+    present = {str(path.relative_to(scratch)) for path in scratch.rglob("*") if path.is_file()}
+    for path in sorted(fetched | present):
+        source = original(path)
+        if path not in present:
+            if source is not None:
+                changed[path] = None
+        elif source is None or _differ(source, scratch / path):
+            changed[path] = scratch / path
+    return changed
+
+
+def explain(output: str) -> str:
+    """`FILE: hunk #2 (near line 120)` for each failure in the output of `git apply --reject --verbose`."""
+    problems: list[str] = []
+    file, line = "", ""
+    for text in output.splitlines():
+        if match := re.match(r"(?:Checking|Applying) patch (.+?)(?: with \d+ rejects?)?\.\.\.$", text):
+            file = match[1]
+        elif match := re.match(r"error: patch failed: (.+):(\d+)$", text):
+            line = f" (near line {match[2]})"
+        elif match := re.match(r"Rejected hunk #(\d+)\.$", text):
+            problems.append(f"{file}: hunk #{match[1]} does not fit{line}")
+        elif match := re.match(r"error: (.+): (No such file or directory|already exists in working directory)$", text):
+            problems.append(f"{match[1]}: {match[2].lower().replace(' in working directory', '')}")
+    if not problems:
+        problems = [text for text in output.splitlines() if text.startswith(("error:", "fatal:"))][:3]
+    return "; ".join(problems) or output.strip()[-300:]
+
+
+def _differ(left: Path, right: Path) -> bool:
+    return left.read_bytes() != right.read_bytes() or left.stat().st_mode != right.stat().st_mode

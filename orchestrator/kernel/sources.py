@@ -1,0 +1,183 @@
+"""Kernel sources: Debian's, unpacked once, and trees of the user's, read but never written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orchestrator import debian, proc, ui
+from orchestrator.errors import BuildError, InfraError, UsageError
+from orchestrator.kernel import stock
+from orchestrator.paths import cache_dir, cached_dir, need_space
+
+Manifest = dict[str, str]
+"""Path relative to the source's root -> fingerprint of content, mode and kind; equal fingerprints are equal files."""
+
+SIGNS = ("Makefile", "Kconfig", "arch/x86/kernel", "scripts/kconfig")
+"""What every kernel tree since 2008 has."""
+INERT = re.compile(r"(Documentation/(?!.*(Kconfig|Makefile)$)|LICENSES/|tools/testing/|\.git/|\.mailmap$|MAINTAINERS$)")
+"""Files of a tree that cannot change its kernel: left out, so that editing them does not build it again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A source to build from. root: its files. identity: text that is equal exactly for equal content.
+
+    frozen: the files of root never change, so they may be hard-linked. workspace: name under which its build is kept.
+    """
+
+    root: Path
+    identity: str
+    workspace: str
+    manifest: Manifest
+    frozen: bool
+    origin: dict[str, str] = field(default_factory=dict)
+
+
+def from_debian(series: str) -> Source:
+    """The newest linux-source-`series` of the mirror, unpacked in the cache (about 1.5 GB, 15 s the first time)."""
+    package = debian.newest(f"linux-source-{series}", stock.SUITES.get(series, stock.NEWER))
+    final = cache_dir() / "sources" / f"linux-{package.version.replace(':', '_')}"
+
+    def make(partial: Path) -> None:
+        need_space(final.parent, 4000, f"unpacking {package.name} and building it")
+        deb = debian.download(package)
+        with ui.step(f"unpack {package.name} {package.version}"):
+            packed = partial / ".package"
+            debian.unpack(deb, packed)
+            tarballs = list(packed.glob("usr/src/linux-source-*.tar.*"))
+            if not tarballs:
+                raise InfraError(f"{deb.name} holds no source tarball: this package's layout is not known")
+            proc.need("xz", "xz-utils")
+            try:
+                proc.run(["tar", "-xf", tarballs[0], "--strip-components=1", "-C", partial])
+            except subprocess.CalledProcessError as error:
+                raise InfraError(f"{tarballs[0].name} does not unpack: {error.output.strip()[-300:]}") from error
+            shutil.rmtree(packed)
+
+    cached_dir(final, make, lambda: ui.console.print("  … waiting for another run to unpack it", markup=False))
+    return Source(
+        root=final,
+        identity=f"{package.name} {package.version}",
+        workspace=final.name,
+        manifest=_walk(final),
+        frozen=True,
+        origin={"kind": "Debian source package", "package": package.name, "version": package.version},
+    )
+
+
+def from_tree(tree: Path) -> Source:
+    """The kernel tree `tree` as it is now, uncommitted changes and new files included, build products left out."""
+    tree = tree.resolve()
+    check_tree(tree)
+    workspace = f"tree-{hashlib.sha256(str(tree).encode()).hexdigest()[:16]}"
+    with ui.step(f"look at {tree}"):
+        manifest = scan(tree, _listed(tree), cache_dir() / "work" / workspace / "scan.json")
+    identity = hashlib.sha256("".join(f"{path}\0{manifest[path]}\n" for path in sorted(manifest)).encode()).hexdigest()
+    origin = {"kind": "tree", "tree": str(tree), "content": identity}
+    described = proc.run([*_git(tree), "describe", "--always", "--dirty", "--abbrev=12"], check=False)
+    if described.returncode == 0:
+        origin["git"] = described.stdout.strip()
+    return Source(
+        root=tree, identity=f"tree {identity}", workspace=workspace, manifest=manifest, frozen=False, origin=origin
+    )
+
+
+def check_tree(tree: Path) -> None:
+    """UsageError unless `tree` is the top of a kernel source tree."""
+    if not tree.is_dir():
+        raise UsageError(f"{tree} is not a directory: --tree takes the top of a kernel source tree")
+    missing = [sign for sign in SIGNS if not (tree / sign).exists()]
+    if missing:
+        raise UsageError(f"{tree} is not a kernel source tree: it has no {missing[0]}")
+
+
+def scan(root: Path, paths: Iterable[str], memory: Path) -> Manifest:
+    """Fingerprints of `paths` below `root`. `memory` spares reading files whose size, times and inode are as before."""
+    try:
+        known: dict[str, list[int | str]] = json.loads(memory.read_text())
+    except (OSError, ValueError):
+        known = {}
+    # A file written in the moment of the scan may be written again within the same tick of its timestamp.
+    certain = time.time_ns() - 2_000_000_000
+    manifest: Manifest = {}
+    remembered: dict[str, list[int | str]] = {}
+    for path in paths:
+        if INERT.match(path):
+            continue
+        file = f"{root}/{path}"
+        try:
+            status = os.lstat(file)
+            if stat.S_ISDIR(status.st_mode):  # a submodule or a nested repository
+                continue
+            sign: list[int | str] = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+            before = known.get(path)
+            printed = str(before[4]) if before and before[:4] == sign else fingerprint(Path(file))
+        except FileNotFoundError:  # tracked, but deleted in the working tree
+            continue
+        manifest[path] = printed
+        if status.st_mtime_ns < certain and status.st_ctime_ns < certain:
+            remembered[path] = [*sign, printed]
+    if remembered != known:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        fresh = memory.with_name(f"{memory.name}.{os.getpid()}")
+        fresh.write_text(json.dumps(remembered))
+        fresh.replace(memory)
+    return manifest
+
+
+def fingerprint(file: Path) -> str:
+    """What identifies the content, kind and executable bit of `file`."""
+    if file.is_symlink():
+        return f"link {file.readlink()}"
+    with file.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "blake2b").hexdigest()[:40]
+    return f"{'x' if os.access(file, os.X_OK) else '-'} {digest}"
+
+
+def _walk(root: Path) -> Manifest:
+    """All files of an unpacked source. As it never changes, a path is fingerprint enough."""
+    listing = root.parent / f"{root.name}.files"
+    if not listing.is_file() or listing.stat().st_mtime < root.stat().st_mtime:
+        paths = [
+            os.path.relpath(os.path.join(folder, name), root)  # noqa: PTH118 (80,000 times)
+            for folder, _, files in os.walk(root)
+            for name in files
+        ]
+        fresh = listing.with_suffix(f".{os.getpid()}")
+        fresh.write_text("\n".join(path for path in sorted(paths) if not INERT.match(path)))
+        fresh.replace(listing)
+    return dict.fromkeys(listing.read_text().splitlines(), "original")
+
+
+def _listed(tree: Path) -> list[str]:
+    """The source files of `tree`: what git tracks or does not ignore; without git, what .gitignore files leave."""
+    inside = proc.run([*_git(tree), "rev-parse", "--is-inside-work-tree"], check=False)
+    try:
+        if inside.returncode == 0 and inside.stdout.strip() == "true":
+            listing = proc.run([*_git(tree), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]).stdout
+        else:
+            if not (tree / ".gitignore").is_file():
+                raise UsageError(f"{tree} has neither git nor a .gitignore to tell sources from build products")
+            with tempfile.TemporaryDirectory() as empty:  # a kernel's .gitignore files name all that a build makes
+                proc.run(["git", "init", "-q", "--bare", empty])
+                command = ["git", "--git-dir", empty, "--work-tree", str(tree), "-C", str(tree)]
+                listing = proc.run([*command, "ls-files", "-z", "--others", "--exclude-standard"]).stdout
+    except subprocess.CalledProcessError as error:
+        raise BuildError(f"git cannot list the files of {tree}: {error.output.strip()[-300:]}") from error
+    return sorted({path for path in listing.split("\0") if path})
+
+
+def _git(tree: Path) -> list[str]:
+    # A tree of another user's is fine to read, but none of its configuration may start a program.
+    return [proc.need("git", "git"), "-c", "safe.directory=*", "-c", "core.fsmonitor=false", "-C", str(tree)]
