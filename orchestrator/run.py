@@ -32,6 +32,7 @@ from orchestrator.scenario import Scenario, select
 from orchestrator.verdict.evidence import Evidence, StepSeen
 from orchestrator.verdict.outcome import Verdict, judge
 from orchestrator.watch import model
+from orchestrator.watch.ledger import Ledger
 from orchestrator.watch.watch import SYMBOLS, Watch
 
 POKE = ("smp_text_poke_single", "text_poke_bp")
@@ -96,11 +97,11 @@ def run(spec: RunSpec) -> RunResult:
             keys = Keys.fresh()
             image = _guest_image(kernel, keys, directory)
         with ui.step("choosing the accelerator"):
-            machine_spec = _machine_spec(spec, kernel, image)
+            machine_spec, ledger = _machine_spec(spec, kernel, image, directory)
         ui.say(f"accelerator: {machine_spec.accel.option} ({machine_spec.accel.why})")
         with Machine(machine_spec, directory, keys) as machine:
             try:
-                _observe(machine, scenarios, spec, directory, evidence)
+                _observe(machine, ledger, scenarios, spec, directory, evidence)
             finally:
                 evidence.findings = list(machine.console.scanner.findings)
     except UsageError:
@@ -159,25 +160,34 @@ def _guest_image(kernel: Kernel, keys: Keys, directory: Path) -> Path:
     )
 
 
-def _machine_spec(spec: RunSpec, kernel: Kernel, image: Path) -> MachineSpec:
+def _machine_spec(spec: RunSpec, kernel: Kernel, image: Path, directory: Path) -> tuple[MachineSpec, Ledger]:
     qemu = tools.qemu(spec.qemu)
-    return MachineSpec(
+    chosen = accel.choose(spec.accel, qemu)
+    ledger = Ledger(qemu, chosen, directory)
+    machine = MachineSpec(
         qemu=qemu,
-        accel=accel.choose(spec.accel, qemu),
+        accel=chosen,
         bzimage=kernel.bzimage,
         initrd=image,
         cpu=spec.cpu,
         smp=spec.smp,
         memory=spec.memory,
         seed=spec.seed,
+        options=ledger.options,
     )
+    return machine, ledger
 
 
 # -- in the guest
 
 
 def _observe(
-    machine: Machine, scenarios: Sequence[Scenario], spec: RunSpec, directory: Path, evidence: Evidence
+    machine: Machine,
+    ledger: Ledger,
+    scenarios: Sequence[Scenario],
+    spec: RunSpec,
+    directory: Path,
+    evidence: Evidence,
 ) -> None:
     """Boot, poke, and collect what every observer saw, as far as it goes."""
     with ui.step("booting"):
@@ -188,7 +198,7 @@ def _observe(
         symbols = _load_module(machine)
     with Watch(machine, symbols, directory) as watch:
         try:
-            _poke_everything(machine, watch, scenarios, spec, evidence)
+            _poke_everything(machine, watch, ledger, scenarios, spec, evidence)
         except (TimedOut, KernelFault) as error:
             _say_why(machine, watch, directory, error)
         finally:
@@ -237,7 +247,7 @@ def _tell(machine: Machine, lines: Sequence[str], timeout: float) -> None:
 
 
 def _poke_everything(
-    machine: Machine, watch: Watch, scenarios: Sequence[Scenario], spec: RunSpec, evidence: Evidence
+    machine: Machine, watch: Watch, ledger: Ledger, scenarios: Sequence[Scenario], spec: RunSpec, evidence: Evidence
 ) -> None:
     """The gated part, every scenario there and back, then the free-running part with no breakpoint set."""
     dice = random.Random(spec.seed)
@@ -253,11 +263,16 @@ def _poke_everything(
         poker = dice.choice(evidence.cpus)
         free.append(f"step site={scenario.site} how={scenario.how} ms={milliseconds} cpu={poker}")
         evidence.steps.append(StepSeen(scenario=scenario, gated=False, poker=poker, guest=None))
+    evidence.no_qemu_ledger = ledger.why_not
+    before = ledger.read()
     with ui.step("gated: holding the poker in each phase"), watch.window():
         evidence.points = tuple(watch.points)
         _tell(machine, [f"plan {evidence.planned}", *gated], STEP_SECONDS + 5 * len(gated))
+    between = ledger.read()
+    evidence.qemu_gated = between - before
     with ui.step("free: poking as fast as it goes"):
         _tell(machine, free, STEP_SECONDS + 10 * spec.duration)
+    evidence.qemu_free = ledger.read() - between
 
 
 def _collect(machine: Machine, directory: Path, evidence: Evidence) -> None:

@@ -60,10 +60,10 @@ def _heading(result: RunResult, console: Console) -> None:
 
 def _scenarios(evidence: Evidence) -> Table:
     table = _table("\nscenarios")
-    for column in ("scenario", "site", "bytes"):
+    for column in ("scenario", "bytes"):
         table.add_column(column, no_wrap=True)
-    for column in ("held: phases", "int3", "covered", "free: pokes", "int3"):
-        table.add_column(column, justify="right")
+    for column in ("held", "int3", "covered", "free pokes", "free int3"):
+        table.add_column(column, justify="right", no_wrap=True)
     by_name: dict[str, list[int]] = {}
     for number, step in enumerate(evidence.steps):
         by_name.setdefault(step.scenario.name, []).append(number)
@@ -71,16 +71,14 @@ def _scenarios(evidence: Evidence) -> Table:
         steps = [evidence.steps[number] for number in numbers]
         skipped = next((step.skipped for step in steps if step.skipped), None)
         if skipped:
-            table.add_row(name, "", f"skipped: {skipped}")
+            table.add_row(name, f"skipped: {skipped}")
             continue
         gated, free = [s for s in steps if s.gated], [s for s in steps if not s.gated]
-        guest = next((s.guest for s in steps if s.guest), None)
         pokes = [poke for s in gated if s.watched for poke in s.watched.pokes]
         expected = sum(len(expected_coverage(evidence, s)) for s in gated)
         seen = sum(len(expected_coverage(evidence, s) & seen_coverage(s).keys()) for s in gated)
         table.add_row(
             name,
-            f"…{guest.values['addr'][-8:]}" if guest and "addr" in guest.values else "?",
             f"{pokes[0].old.hex()} <-> {pokes[0].new.hex()}" if pokes else "?",
             str(sum(len(poke.held) for poke in pokes)),
             str(sum(sum(s.gdb_hits.values()) for s in gated)),

@@ -27,6 +27,11 @@ class StepSeen:
     watched: Watched | None = None
 
     @property
+    def address(self) -> int:
+        """Of the site."""
+        return self.guest.integer("addr", 16) if self.guest else 0
+
+    @property
     def skipped(self) -> str | None:
         """Why the kernel does not have what this step needs."""
         return self.guest.skip if self.guest else None
@@ -52,12 +57,18 @@ class StepSeen:
                     hits[int(phase), cpu] += met
         return hits
 
+    def free_hits(self) -> Counter[int]:
+        """Passes by cpu that met int3 while running free, by the guest's count."""
+        counts = self.guest.counts.items() if self.guest else []
+        return Counter({cpu: count["int3"] for (cpu, phase), count in counts if phase == "free" and count["int3"]})
+
 
 @dataclass(kw_only=True)
 class Evidence:
     """asked: CPUs that the machine has. cpus: those online in the guest. points: the agent's breakpoints.
     steps: in the order they were run. planned: how many were to be run. findings: of the console scan.
-    broken: what ended the run before its end. elapsed: guest-independent seconds of each part of the run.
+    broken: what ended the run before its end. qemu_gated, qemu_free: int3 that QEMU executed in the gated and in the
+    free-running part, by (address, cpu); no_qemu_ledger: why they are empty.
     """
 
     asked: int
@@ -68,6 +79,9 @@ class Evidence:
     findings: list[Finding] = field(default_factory=list)
     report: ktap.Report | None = None
     broken: OrchestratorError | None = None
+    qemu_gated: Counter[tuple[int, int]] = field(default_factory=Counter)
+    qemu_free: Counter[tuple[int, int]] = field(default_factory=Counter)
+    no_qemu_ledger: str | None = None
 
     @property
     def gated(self) -> list[StepSeen]:
