@@ -11,7 +11,8 @@ One JSON object a line goes to the events file, written through at once:
 
     n      running number, from 1
     t      host seconds (monotonic)
-    kind   window | hold | write | sync | int3 | return | stopper | end
+    kind   window | hold | write | sync | int3 | return | stopper | end | again: a stop seen before. GDB and QEMU now and
+           then report one twice, when another CPU stops while GDB steps this one over its breakpoint
     cpu    number of the virtual CPU that stopped
     bytes  the site's bytes at that moment, hex, while a window is open
 
@@ -124,6 +125,7 @@ class Watch:
         self.writes = 0
         self.held = None  # stack pointer of the poker that waits at the gate
         self.traps = {}  # cpu -> (address of pt_regs, ip of the trap)
+        self.written = None  # all that tells the last write from any other
 
     def emit(self, kind, cpu, **fields):
         self.count += 1
@@ -254,6 +256,9 @@ class Watch:
             "irqs": bool(register(frame, "eflags") & EFLAGS_IF),
         }
         stack = register(frame, "rsp")
+        if own and self.written == (stack, address, fields["src"], memory(self.window["site"], self.window["len"])):
+            self.emit("again", cpu)  # the same stop: a second write would find the site changed by the first
+            return
         if own and self.gate and self.window["gated"] and self.writes and self.held != stack:
             self.held = stack
             self.emit("hold", cpu, **fields)
@@ -262,6 +267,8 @@ class Watch:
         self.held = None
         self.emit("write", cpu, **fields)
         self.writes += own
+        if own:
+            self.written = (stack, address, fields["src"], memory(self.window["site"], self.window["len"]))
 
     def move_to_gate(self, frame):
         resume = struct.pack("<Q", register(frame, "rip"))
@@ -274,6 +281,9 @@ class Watch:
     def on_int3(self, cpu, frame):
         regs = register(frame, "rdi") if self.regs == "rdi" else quad(register(frame, "rdx"))
         ip = quad(regs + PT_REGS_IP) - 1
+        if "return" in self.symbols and self.traps.get(cpu) == (regs, ip):
+            self.emit("again", cpu, ip=ip)  # the same trap: its handler has not returned
+            return False
         self.traps[cpu] = (regs, ip)
         self.emit("int3", cpu, ip=ip)
         if self.learn_return:
