@@ -17,7 +17,8 @@ One JSON object a line goes to the events file, written through at once:
     bytes  the site's bytes at that moment, hex, while a window is open
 
 and by kind: window: site, from, to, seq, task; write and hold: addr, len, src (hex), own, irqs (bool);
-int3: ip (of the byte that trapped); return: value, ip (where the CPU will go on), trap (ip at entry).
+int3: ip (of the byte that trapped); return: value, ip (where the CPU will go on), trap (ip at entry);
+stopper: own (stop_machine() was called by the poker).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import gdb
 WINDOW = struct.Struct("<QIIQQ8s8s")  # struct orch_window in guest/module/orch.h
 PT_REGS_IP = 0x80  # offsetof(struct pt_regs, ip), the same on x86-64 since 2.6
 EFLAGS_IF = 0x200
+THREAD_SIZE = 0x4000  # of x86-64 since 3.15; 0x2000 before
 MASK = (1 << 64) - 1
 
 
@@ -125,6 +127,7 @@ class Watch:
         self.writes = 0
         self.held = None  # stack pointer of the poker that waits at the gate
         self.traps = {}  # cpu -> (address of pt_regs, ip of the trap)
+        self.stack = None  # pointer into the poker's stack
         self.written = None  # all that tells the last write from any other
 
     def emit(self, kind, cpu, **fields):
@@ -268,6 +271,7 @@ class Watch:
         self.emit("write", cpu, **fields)
         self.writes += own
         if own:
+            self.stack = stack
             self.written = (stack, address, fields["src"], memory(self.window["site"], self.window["len"]))
 
     def move_to_gate(self, frame):
@@ -299,7 +303,10 @@ class Watch:
             self.emit("return", cpu, value=register(frame, "rax") & 0xFFFFFFFF, ip=quad(regs + PT_REGS_IP), trap=ip)
 
     def on_stopper(self, cpu, frame):
-        self.emit("stopper", cpu)
+        # multi_cpu_stop(data): whoever calls stop_machine() has the data on its stack. Others may do so at any time, the
+        # scheduler too (migrate_swap()).
+        data = register(frame, "rdi")
+        self.emit("stopper", cpu, own=self.stack is not None and abs(data - self.stack) < THREAD_SIZE)
 
 
 WATCH = None

@@ -10,10 +10,15 @@ run do_sync_core before the next write begins, or before the poke returns: a *sy
 of 2013 (v3 of "x86: introduce int3-based instruction patching") and for the batched one of 5.4 and later alike
 (arch/x86/kernel/alternative.c, text_poke_bp_batch(); smp_text_poke_batch_finish() since 6.16).
 
-    window ──> write cc ──> sync × every CPU ──> write tail ──> sync × every CPU ──> write first byte ──> sync × …──> end
-                            └ int3 at the site: taken by the poke handler, resumed at the target, in phases 1 and 2 ┘
+    window ──> write cc ──> sync × every CPU ──> write tail ──> sync × every CPU ──> write first byte ──> sync × … ──> end
+                           └ int3 at the site: taken by the poke handler, resumed at the target, in phases 1 and 2 ┘
 
-What is out of this order is a violation, and names the claim that it breaks.
+What is out of this order is a violation, and names the claim that it breaks. What was not observed is none: whether
+enough was seen for a pass is judged in orchestrator/verdict/checks.py.
+
+A `hold` is the moment at which the kernel begins the next write of its own accord; the `write` comes after all CPUs
+have been let through the site. So it is at the hold that a round must be over: by the write even a round that nobody
+waited for has come to its end.
 """
 
 from __future__ import annotations
@@ -51,8 +56,11 @@ class Violation:
 class Poke:
     """One poke as it was seen. `phase` is the current one, by the writes seen so far.
 
-    cpus: those that must take part in a sync round. targets: where a CPU that trapped may be resumed.
-    hits: int3 at the site by (phase, cpu). synced: CPUs of each finished or current round, by the phase it ended.
+    cpus: those that must take part in a sync round. targets: where a CPU that trapped may be resumed, empty when that
+    is not known. held: phases in which the poker was held. looked: phases in which the site's bytes were read.
+    hits: int3 at the site by (phase, cpu). late: by cpu, those that reached the handler after the last write.
+    returns: of the handler, by cpu. rounds: CPUs of each finished or current sync round, by the phase it belongs to.
+    complete: its end was seen.
     """
 
     site: int
@@ -62,6 +70,7 @@ class Poke:
     cpus: frozenset[int]
     targets: frozenset[int]
     held: set[int] = field(default_factory=set)
+    looked: set[int] = field(default_factory=set)
     hits: Counter[tuple[int, int]] = field(default_factory=Counter)
     late: Counter[int] = field(default_factory=Counter)
     returns: Counter[int] = field(default_factory=Counter)
@@ -69,6 +78,8 @@ class Poke:
     violations: list[Violation] = field(default_factory=list)
     complete: bool = False
     _written: int = 0
+    _round_judged: bool = False
+    _round_closed: bool = False
 
     # -- the protocol, as data
 
@@ -106,15 +117,19 @@ class Poke:
         self.violations.append(Violation(claim, f"{text} (site {self.site:x}, poke {self.seq})", event["n"]))
 
     def _check_bytes(self, event: Event) -> None:
-        seen, expected = event.get("bytes", ""), self.bytes_in(self.phase).hex()
+        if "bytes" not in event:
+            return
+        seen, expected = event["bytes"], self.bytes_in(self.phase).hex()
+        self.looked.add(self.phase)
         if seen != expected:
             where = "at the end" if event["kind"] == "end" else f"at a {event['kind']} on CPU {event['cpu']}"
             self._blame("bytes", event, f"{where} in phase {self.phase} the site held {seen}, not {expected}")
 
     def _check_round(self, event: Event, before: str) -> None:
         """The round that belongs to the write before this moment must be over."""
-        if not self._written:
+        if not self._written or self._round_judged:
             return
+        self._round_judged = True
         missing = sorted(self.cpus - self.rounds.get(self.phase, set()))
         if missing:
             write = ("int3 write", "tail write", "first-byte write")[self.phase - 1]
@@ -123,10 +138,14 @@ class Poke:
             self._blame("sync", event, f"between the {write} and {before} {who} {ran}")
 
     def _on_hold(self, event: Event) -> None:
+        self._check_bytes(event)
+        self._check_round(event, "the next write")
         self.held.add(self.phase)
 
     def _on_write(self, event: Event) -> None:
         if not event["own"]:
+            # Another poke, so ours has let go of text_mutex, and the syncs from here on are not its own.
+            self._round_closed |= self._written >= len(self.plan)
             return
         self._check_bytes(event)
         offset, data = event["addr"] - self.site, bytes.fromhex(event["src"])
@@ -145,19 +164,33 @@ class Poke:
         if not event["irqs"]:
             self._blame("irqs", event, f"write {self._written + 1} runs with interrupts off")
         self._written += 1
+        self._round_judged = False
         self.rounds.setdefault(self.phase, set())
 
     def _on_sync(self, event: Event) -> None:
         self._check_bytes(event)
-        if self._written:
+        if self._written and not self._round_closed:
             self.rounds[self.phase].add(event["cpu"])
+
+    def _phase_of_trap(self, event: Event) -> int:
+        """The phase in which a CPU trapped: the one before, while the write that ends it is still under way."""
+        if self._written > 1 and not self.rounds[self.phase]:
+            before = self.phases[min(self._written, len(self.plan)) - 1]
+            if event.get("bytes") == self.bytes_in(before).hex():
+                return before
+        return self.phase
 
     def _on_int3(self, event: Event) -> None:
         if event["ip"] != self.site:
+            self._blame(
+                "int3", event, f"CPU {event['cpu']} trapped inside the instruction, at +{event['ip'] - self.site}"
+            )
             return
-        self._check_bytes(event)
-        if self.phase in self.trap_phases:
-            self.hits[self.phase, event["cpu"]] += 1
+        phase = self._phase_of_trap(event)
+        if phase == self.phase:
+            self._check_bytes(event)
+        if phase in self.trap_phases:
+            self.hits[phase, event["cpu"]] += 1
         elif self.phase == 0:
             self._blame("int3", event, f"CPU {event['cpu']} trapped before int3 was written")
         else:  # legal: it trapped in time and reached the handler after the last write
@@ -169,12 +202,13 @@ class Poke:
         self.returns[event["cpu"]] += 1
         if not event["value"]:
             self._blame("consumed", event, f"the handler did not take the int3 of CPU {event['cpu']}")
-        elif event["ip"] not in self.targets:
+        elif self.targets and event["ip"] not in self.targets:
             wanted = " or ".join(f"{target:x}" for target in sorted(self.targets))
             self._blame("consumed", event, f"CPU {event['cpu']} was resumed at {event['ip']:x}, not at {wanted}")
 
     def _on_stopper(self, event: Event) -> None:
-        self._blame("irqs", event, f"CPU {event['cpu']} ran stop_machine() during the poke")
+        if event["own"]:
+            self._blame("irqs", event, f"CPU {event['cpu']} ran stop_machine() for the poke")
 
     def _on_end(self, event: Event) -> None:
         self.complete = True
@@ -212,11 +246,13 @@ def follow(events: Iterable[Event], cpus: Iterable[int], targets: Iterable[int])
                 targets=frozenset(targets),
             )
             watched.pokes.append(poke)
-        elif event["kind"] == "write" and not event["own"]:
-            watched.foreign_writes.append(event)
-        elif event["kind"] == "int3" and (poke is None or event["ip"] != poke.site):
+        elif event["kind"] == "int3" and (poke is None or not 0 <= event["ip"] - poke.site < len(poke.new)):
             watched.foreign_int3.append(event)
+        elif poke is None and event["kind"] == "write":
+            watched.foreign_writes.append(event)
         elif poke is not None:
+            if event["kind"] == "write" and not event["own"]:
+                watched.foreign_writes.append(event)
             poke.feed(event)
             if event["kind"] == "end":
                 poke = None
