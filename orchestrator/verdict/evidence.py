@@ -27,6 +27,10 @@ class StepSeen:
     watched: Watched | None = None
 
     @property
+    def name(self) -> str:
+        return self.guest.name if self.guest else self.scenario.name
+
+    @property
     def address(self) -> int:
         """Of the site."""
         return self.guest.integer("addr", 16) if self.guest else 0

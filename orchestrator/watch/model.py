@@ -103,6 +103,18 @@ class Poke:
     def phase(self) -> int:
         return self.phases[min(self._written, len(self.plan))]
 
+    @property
+    def written(self) -> int:
+        """How many writes to the site were seen."""
+        return self._written
+
+    def traps(self) -> Counter[int]:
+        """int3 at the site by cpu, in whatever phase."""
+        traps = Counter(self.late)
+        for (_, cpu), count in self.hits.items():
+            traps[cpu] += count
+        return traps
+
     def bytes_in(self, phase: int) -> bytes:
         return [self.old, INT3 + self.old[1:], INT3 + self.new[1:], self.new][phase]
 
