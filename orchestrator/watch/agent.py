@@ -11,8 +11,8 @@ One JSON object a line goes to the events file, written through at once:
 
     n      running number, from 1
     t      host seconds (monotonic)
-    kind   window | hold | write | sync | int3 | return | stopper | end | again: a stop seen before. GDB and QEMU now and
-           then report one twice, when another CPU stops while GDB steps this one over its breakpoint
+    kind   window | hold | write | sync | int3 | return | stopper | end | error | again: a stop seen before. Now and then
+           one is reported twice, when another CPU stops while GDB steps this one over its breakpoint
     cpu    number of the virtual CPU that stopped
     bytes  the site's bytes at that moment, hex, while a window is open
 
@@ -26,6 +26,7 @@ from __future__ import annotations
 import json
 import struct
 import time
+from pathlib import Path
 
 import gdb
 
@@ -43,8 +44,8 @@ NOPS = (b"\x0f\x1f\x44\x00\x00", b"\x66\x66\x66\x66\x90", b"\xf3\x0f\x1e\xfa", b
 class Point(gdb.Breakpoint):
     """A hardware breakpoint whose hits go to one method of the watch; never stops the guest for the user.
 
-    To go on from a breakpoint GDB takes it out, steps the CPU alone, and puts it in again: a second stop for each. Where
-    the instruction is a NOP or a direct jump its effect is one register, so it is set instead.
+    To go on from a breakpoint GDB takes it out, steps the CPU alone, and puts it in again: a second stop for each.
+    Where the instruction is a NOP or a direct jump its effect is one register, so it is set instead.
     """
 
     def __init__(self, address, seen):
@@ -105,8 +106,9 @@ class Watch:
     """The points of one window, the gate, and what both have seen.
 
     config: symbols (name -> address) with at least `write`, `sync`, `int3`, `orch_window`, `orch_gate_stub`,
-    `orch_gate_resume`; `stopper` optional. limit: how many breakpoints there are. regs: how the handler gets its pt_regs: `rdi`, or `die_args` for a die
-    notifier (third argument, struct die_args, whose first member is regs). events: path of the file. gate: bool.
+    `orch_gate_resume`; `stopper` optional. limit: how many breakpoints there are. regs: how the handler gets its
+    pt_regs: `rdi`, or `die_args` for a die notifier (third argument, struct die_args, whose first member is regs).
+    events: path of the file. gate: bool.
     """
 
     def __init__(self, config):
@@ -114,9 +116,9 @@ class Watch:
         self.regs = config["regs"]
         self.gate = config["gate"]
         self.limit = config["limit"]
-        self.file = open(config["events"], "a", buffering=1)  # noqa: SIM115  (open as long as GDB lives)
+        self.file = Path(config["events"]).open("a", buffering=1)  # open as long as GDB lives
         self.points = []
-        self.learn_return = False
+        self.learn_return = self.learned = False
         self.write_style = None
         self.count = 0
         self.window = None
@@ -133,7 +135,7 @@ class Watch:
     def emit(self, kind, cpu, **fields):
         self.count += 1
         event = {"n": self.count, "t": round(time.monotonic(), 6), "kind": kind, "cpu": cpu}
-        if self.window and kind != "window":
+        if self.window and kind not in ("window", "error"):
             event["bytes"] = memory(self.window["site"], self.window["len"]).hex()
         event.update(fields)
         self.file.write(json.dumps(event) + "\n")
@@ -156,11 +158,10 @@ class Watch:
         return wanted
 
     def learn(self):
-        """The guest stopped at its first int3 for us to set a point at the handler's return; False when it was not."""
-        if "return" not in self.symbols:
-            return False
-        self.points.append(Point(self.symbols["return"], self.on_return))
-        return True
+        """The guest is stopped. If that was at its first int3, set a point where the handler returns to."""
+        if self.learned:
+            self.points.append(Point(self.symbols["return"], self.on_return))
+            self.learned = False
 
     def survey(self):
         """Instead of the window's points: only count who traps where, to tell why nothing goes on."""
@@ -291,7 +292,7 @@ class Watch:
         self.traps[cpu] = (regs, ip)
         self.emit("int3", cpu, ip=ip)
         if self.learn_return:
-            self.learn_return = False
+            self.learn_return, self.learned = False, True
             self.symbols["return"] = quad(register(frame, "rsp"))
             return True
         return False
@@ -303,8 +304,8 @@ class Watch:
             self.emit("return", cpu, value=register(frame, "rax") & 0xFFFFFFFF, ip=quad(regs + PT_REGS_IP), trap=ip)
 
     def on_stopper(self, cpu, frame):
-        # multi_cpu_stop(data): whoever calls stop_machine() has the data on its stack. Others may do so at any time, the
-        # scheduler too (migrate_swap()).
+        # multi_cpu_stop(data): whoever calls stop_machine() has the data on its stack. Others may do so at any time,
+        # the scheduler too (migrate_swap()).
         data = register(frame, "rdi")
         self.emit("stopper", cpu, own=self.stack is not None and abs(data - self.stack) < THREAD_SIZE)
 
@@ -315,5 +316,4 @@ WATCH = None
 def start(path):
     """Make the watch from the configuration in the JSON file `path`."""
     global WATCH
-    with open(path) as file:
-        WATCH = Watch(json.load(file))
+    WATCH = Watch(json.loads(Path(path).read_text()))

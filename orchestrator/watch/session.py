@@ -22,6 +22,10 @@ from orchestrator.proc import mortal, need
 Record = dict[str, Any]
 
 
+class Refused(InfraError):
+    """GDB answered a command with an error."""
+
+
 class Gdb:
     """One GDB session; a context manager that leaves no process behind.
 
@@ -41,18 +45,31 @@ class Gdb:
         self._controller = GdbController(command=self.command, time_to_check_for_additional_output_sec=1e-6)
         for setting in ("pagination off", "confirm off", "mi-async on", "architecture i386:x86-64", "width 0",
                         "remotetimeout 30", "startup-with-shell off", "debuginfod enabled off"):
-            with contextlib.suppress(InfraError):  # a GDB without debuginfod does not know that setting
+            try:
                 self.execute(f"-gdb-set {setting}")
+            except Refused:
+                pass  # a GDB without debuginfod does not know that setting
+            except BaseException:
+                self.close()
+                raise
 
     def __enter__(self) -> Gdb:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         process = self._controller.gdb_process
-        if process is not None and process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(5)
+        if process is not None:
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(5)
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                if pipe is not None:
+                    with contextlib.suppress(OSError):
+                        pipe.close()
         self._log.close()
 
     # -- MI
@@ -76,12 +93,14 @@ class Gdb:
     def execute(self, command: str, timeout: float = 30.0) -> tuple[Record, str]:
         """Send one MI command; its result record and what it wrote to GDB's console until then.
 
-        Raises InfraError when GDB answers with an error, does not answer within `timeout` seconds, or is gone.
+        Raises Refused when GDB answers with an error, InfraError when it does not answer within `timeout` seconds or is
+        gone.
         """
         self._token += 1
         token = self._token
         self._log.write(f"> {token}{command}\n")
-        self._controller.io_manager.write(f"{token}{command}", read_response=False)
+        with contextlib.suppress(OSError):  # its pipe is broken: GDB has ended, which _read() says better
+            self._controller.io_manager.write(f"{token}{command}", read_response=False)
         text: list[str] = []
         end = time.monotonic() + timeout
         while True:
@@ -90,7 +109,7 @@ class Gdb:
                     text.append(record["payload"] or "")
                 if record["type"] == "result" and record.get("token") == token:
                     if record["message"] == "error":
-                        raise InfraError(f"GDB: {record['payload'].get('msg', 'error')} (after {command!r})")
+                        raise Refused(f"GDB: {record['payload'].get('msg', 'error')} (after {command!r})")
                     return record, "".join(text)
             self._alive()
             if time.monotonic() > end:
@@ -115,7 +134,7 @@ class Gdb:
         """Stop every CPU of the guest and return when they are."""
         self.poll()
         if not self._stops:
-            with contextlib.suppress(InfraError):  # it stopped by itself in this very moment: seen below
+            with contextlib.suppress(Refused):  # it stopped by itself in this very moment: seen below
                 self.execute("-exec-interrupt")
         end = time.monotonic() + timeout
         while not self._stops:
@@ -127,5 +146,11 @@ class Gdb:
 
     @property
     def stopped_by_itself(self) -> bool:
-        """Whether the guest stopped though nobody asked: GDB met a signal or a breakpoint that is not ours."""
+        """Whether the guest stopped though nobody asked: a breakpoint's wish, or a signal."""
         return bool(self._stops)
+
+    @property
+    def signal(self) -> str | None:
+        """The signal that the guest was last stopped with, None when it was not by one."""
+        payload = self._stops[-1]["payload"] if self._stops else None
+        return payload.get("signal-name") if isinstance(payload, dict) else None

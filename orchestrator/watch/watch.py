@@ -52,7 +52,7 @@ class Watch:
         _first(symbols, (SYNC,), "function that syncs a core")
         roles = {"write": self.writer, "sync": SYNC, "int3": self.handler, "stopper": STOPPER}
         addresses = {role: symbols[name] for role, name in roles.items() if name in symbols}
-        addresses |= {name: symbols[name] for name in MODULE}
+        addresses |= {name: symbols[_first(symbols, (name,), "symbol of the test module")] for name in MODULE}
         self.events = directory / "events.jsonl"
         self.config = directory / "watch.json"
         self.points: list[str] = []
@@ -101,8 +101,10 @@ class Watch:
         self._gdb.poll()
         if not self._gdb.stopped_by_itself:
             return
-        if self._gdb.console("python print(WATCH.learn())").strip() != "True":
-            raise InfraError("GDB stopped the guest for a reason of its own: see gdb.log")
+        # SIGINT: an earlier interrupt that came too late. SIGTRAP: a breakpoint's stop of a CPU that has gone on since.
+        if self._gdb.signal not in (None, "SIGINT", "SIGTRAP"):
+            raise InfraError(f"GDB stopped the guest with {self._gdb.signal}: see gdb.log")
+        self._gdb.console("python WATCH.learn()")
         self._gdb.resume()
 
     def look(self) -> list[dict[str, Any]]:
