@@ -13,10 +13,7 @@ from typing import Any
 from pexpect import EOF
 from pexpect.fdpexpect import fdspawn
 
-from orchestrator.verdict.console import Scanner
-
-READY = "orchestrator: guest ready"
-"""What guest/init/init says when the guest can be worked with."""
+from orchestrator.verdict.console import READY, Scanner
 
 PIPE_SIZE = 1 << 20
 """What an unprivileged process may ask for. The guest waits in every printk when the pipe is full."""

@@ -121,12 +121,17 @@ class Machine:
     def wait(self, predicate: Callable[[], bool], timeout: float, what: str) -> None:
         """Wait until `predicate()`. Raises LostVM, KernelFault, or TimedOut after `timeout` seconds.
 
+        A CPU or task that the kernel itself reports as stuck is a KernelFault too, but only when the time is up: on a
+        host that is busy elsewhere it may go on.
+
         what: what is waited for, for the message: "the module's report".
         """
         deadline = time.monotonic() + timeout
         while not predicate():
             self.check(what)
             if time.monotonic() > deadline:
+                if stalls := self.console.scanner.stalls:
+                    raise KernelFault(what, stalls[0], self.console.scanner.findings)
                 raise TimedOut(what, timeout)
             time.sleep(POLL)
 
