@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -11,7 +13,7 @@ from typing import NoReturn
 from rich.console import Console
 
 from orchestrator import __version__, scenario
-from orchestrator.errors import EXIT_INTERRUPTED, EXIT_USAGE, OrchestratorError
+from orchestrator.errors import EXIT_INTERRUPTED, EXIT_UNTESTABLE, EXIT_USAGE, OrchestratorError
 from orchestrator.kernel.model import KernelRequest
 from orchestrator.machine import accel
 
@@ -34,6 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("orchestrator: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except OSError as error:  # the disk is full, a directory must not be written
+        print(f"orchestrator: {error}", file=sys.stderr)
+        return EXIT_UNTESTABLE
+    except Exception:  # Python's own status would be 1, which says that the kernel failed
+        traceback.print_exc()
+        print("orchestrator: the above is a fault of orchestrator itself and says nothing about the kernel",
+              file=sys.stderr)
+        return EXIT_UNTESTABLE
 
 
 def _parser() -> Parser:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from orchestrator.errors import UsageError, nearest
+from orchestrator.errors import InfraError, UsageError, nearest
 from orchestrator.paths import PROJECT
 
 DIRECTORY = PROJECT / "guest" / "scenarios"
@@ -31,12 +31,18 @@ class Scenario(BaseModel):
     site: Literal["nop5", "jmp32", "nop2", "one", "key"]
     how: Literal["direct", "key"] = "direct"
     order: int = 100
-    passes: int = 1
+    passes: int = Field(default=1, ge=1, le=1000)
+
+    @model_validator(mode="after")
+    def _only_keys_are_flipped(self) -> Scenario:
+        if self.how == "key" and self.site != "key":
+            raise ValueError(f"no static key owns the site {self.site}, so it cannot be poked with how: key")
+        return self
 
 
 def load_all() -> list[Scenario]:
     """Every scenario there is, in the order of a run."""
-    found = []
+    found: list[Scenario] = []
     for path in sorted(DIRECTORY.glob("*.yaml")):
         try:
             found.append(Scenario(name=path.stem, **yaml.safe_load(path.read_text())))
@@ -50,6 +56,8 @@ def load_all() -> list[Scenario]:
 def select(patterns: Sequence[str]) -> list[Scenario]:
     """Those that match one of the shell patterns, all when there is none; an unknown name raises UsageError."""
     known = load_all()
+    if not known:
+        raise InfraError(f"there is no scenario in {DIRECTORY}: the installation is not complete")
     if not patterns:
         return known
     for pattern in patterns:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+VERSION = re.compile(r"^KTAP version \d+$")
 PREFIX = re.compile(r"^(?:<\d+>)?(?:\[\s*\d+\.\d+\](?:\[\s*[TC]\d+\])?\s?)?")
 RESULT = re.compile(r"^(not ok|ok) (\d+)(?: -)? ?([^#]*?)(?:\s*# ?(SKIP|TODO)\b ?(.*))?$")
 PLAN = re.compile(r"^1\.\.(\d+)$")
@@ -37,7 +38,11 @@ class Step:
     said: list[str] = field(default_factory=list)
 
     def integer(self, name: str, base: int = 10) -> int:
-        return int(self.values.get(name, "0"), base)
+        """The value `name` as a number; 0 where there is none, or none that can be read."""
+        try:
+            return int(self.values.get(name, "0"), base)
+        except ValueError:
+            return 0
 
     def total(self, result: str) -> int:
         return sum(count[result] for count in self.counts.values())
@@ -45,23 +50,35 @@ class Step:
 
 @dataclass
 class Report:
-    """planned: the number of the plan line, None when there was none. steps: in the order of their lines."""
+    """planned: the number of the plan line, None when there was none. steps: in the order of their lines.
+    damaged: lines of counters that could not be read.
+    """
 
     planned: int | None = None
     steps: list[Step] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
 
     @property
     def whole(self) -> bool:
-        """Whether every planned result is there, once and in order."""
-        return self.planned == len(self.steps) and [s.number for s in self.steps] == [*range(1, len(self.steps) + 1)]
+        """Whether every planned result is there, once and in order, with all of its counters."""
+        numbers = [step.number for step in self.steps]
+        return self.planned == len(numbers) and numbers == [*range(1, len(numbers) + 1)] and not self.damaged
+
+    def step(self, number: int) -> Step | None:
+        """The result with this number, None when there is none or there are several."""
+        found = [step for step in self.steps if step.number == number]
+        return found[0] if len(found) == 1 else None
 
 
 def parse(lines: Iterable[str]) -> Report:
+    """The last report in `lines`: a kernel with KUnit tests has others on its console before ours."""
     report = Report()
     step = Step()
     for raw in lines:
         line = PREFIX.sub("", raw.rstrip("\r\n"), count=1)
-        if plan := PLAN.match(line):
+        if VERSION.match(line):
+            report, step = Report(), Step()
+        elif plan := PLAN.match(line):
             report.planned = int(plan[1])
         elif result := RESULT.match(line):
             step.ok = result[1] == "ok"
@@ -71,7 +88,10 @@ def parse(lines: Iterable[str]) -> Report:
             report.steps.append(step)
             step = Step()
         elif line.startswith("# "):
-            _diagnose(line[2:], step)
+            try:
+                _diagnose(line[2:], step)
+            except (KeyError, ValueError):  # two lines of a console got mixed up
+                report.damaged.append(line)
     return report
 
 
