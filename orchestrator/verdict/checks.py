@@ -15,6 +15,9 @@ from orchestrator.guest import ktap
 from orchestrator.verdict.evidence import Evidence, StepSeen
 from orchestrator.watch.model import CLAIMS, Violation
 
+KERNEL_FAILED = ("panic", "oops", "hang", "fail", "warn", "timeout")
+"""Outcomes that are the kernel's doing, the gravest first. Every other one but pass says nothing about it."""
+
 Status = Literal["pass", "fail", "skip", "blind"]
 
 
@@ -52,12 +55,12 @@ def _names(cpus: list[int]) -> str:
 @check
 def console(evidence: Evidence) -> Result:
     """The kernel reports no fault of its own."""
-    findings = evidence.findings
-    if findings:
-        return Result(
-            "console", "fail", f"the kernel reports: {findings[0].text}",
-            tuple(f"line {f.line}: {f.kind}: {f.text}" for f in findings),
-        )
+    faults = [finding for finding in evidence.findings if finding.outcome in KERNEL_FAILED]
+    lines = tuple(f"line {finding.line}: {finding.kind}: {finding.text}" for finding in faults or evidence.findings)
+    if faults:
+        return Result("console", "fail", f"the kernel reports: {faults[0].text}", lines)
+    if lines:
+        return Result("console", "blind", f"what the kernel reports was not seen to its end: {lines[0]}", lines)
     return Result("console", "pass", "the kernel reports no panic, oops, BUG, warning, lockup or stall")
 
 
@@ -176,8 +179,9 @@ def seen_coverage(step: StepSeen) -> Counter[tuple[int, int]]:
     """Passes by (phase, CPU): GDB's hits for the phases with int3, the guest's passes for the others."""
     seen = Counter(step.gdb_hits)
     for (cpu, phase), count in step.guest.counts.items() if step.guest else []:
-        if phase in ("0", "3") and sum(count.values()):
-            seen[int(phase), cpu] += sum(count.values())
+        passes = sum(count.values())
+        if phase in ("0", "3") and passes:
+            seen[int(phase), cpu] += passes
     return seen
 
 

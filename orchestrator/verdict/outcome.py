@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.errors import EXIT_KERNEL_FAILED, EXIT_PASS, EXIT_UNTESTABLE
-from orchestrator.verdict.checks import Result, run_checks
+from orchestrator.verdict.checks import KERNEL_FAILED, Result, run_checks
 from orchestrator.verdict.evidence import Evidence
 
-KERNEL_FAILED = ("panic", "oops", "hang", "fail", "warn", "timeout")
-"""Outcomes that are the kernel's doing, the gravest first. Every other one but pass says nothing about it."""
+__all__ = ["KERNEL_FAILED", "Verdict", "judge"]
 
 
 @dataclass(frozen=True)
@@ -35,12 +33,12 @@ def judge(evidence: Evidence) -> Verdict:
     nothing failed but something was not looked at is `infra`: it is no pass, and no fault of the kernel's either.
     """
     results = tuple(run_checks(evidence))
-    reported = [finding.kind for finding in evidence.findings]
+    reported = [finding.outcome for finding in evidence.findings]
     broken = evidence.broken
     failed = [result for result in results if result.status == "fail" and result.check != "console"]
     for kind in KERNEL_FAILED:
         if kind in reported:
-            first = next(finding for finding in evidence.findings if finding.kind == kind)
+            first = next(finding for finding in evidence.findings if finding.outcome == kind)
             return Verdict(kind, f"the kernel reports: {first.text}", results)
     if broken is not None and broken.outcome not in KERNEL_FAILED:
         return Verdict(broken.outcome, str(broken), results)
