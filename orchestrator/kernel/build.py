@@ -322,7 +322,9 @@ def _collect(work: Workspace, into: Path) -> None:
 
 
 def _gather(source: Path, target: Path, *, link: bool) -> None:
-    """Copy or hard-link `source`, a file or a whole folder, leaving out objects and make's notes on them."""
+    """Copy or hard-link `source`, if there is one, leaving out objects and make's notes on them in a folder."""
+    if not source.exists() and not source.is_symlink():
+        return
     if source.is_dir() and not source.is_symlink():
         for child in source.iterdir():
             if not child.name.endswith((".o", ".a", ".cmd", ".d")):

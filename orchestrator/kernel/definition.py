@@ -133,8 +133,8 @@ def read(file: Path) -> Definition:
 
 
 def _explained(error: pydantic.ValidationError) -> str:
-    """The first problem as `key: sentence`."""
-    first = error.errors()[0]
+    """One problem as `key: sentence`: a misspelt key before the key that is missing for it."""
+    first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         models: dict[str, type[pydantic.BaseModel]] = {"source": Source, "config": Config}

@@ -39,7 +39,8 @@ def obtain(request: KernelRequest) -> Kernel:
         settings=request.settings,
         make=chosen.make,
     )
-    source = sources.from_debian(chosen.source.debian_source)
+    # One workspace a definition: a header that one's patches change would have all others' objects made again.
+    source = sources.from_debian(chosen.source.debian_source, workspace=chosen.name)
     return _built(request.selector, source, recipe, (*chosen.patch_files(), *request.patches))
 
 

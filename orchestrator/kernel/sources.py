@@ -44,7 +44,7 @@ class Source:
     origin: dict[str, str] = field(default_factory=dict)
 
 
-def from_debian(series: str) -> Source:
+def from_debian(series: str, workspace: str) -> Source:
     """The newest linux-source-`series` of the mirror, unpacked in the cache (about 1.5 GB, 15 s the first time)."""
     package = debian.newest(f"linux-source-{series}", stock.SUITES.get(series, stock.NEWER))
     final = cache_dir() / "sources" / f"linux-{package.version.replace(':', '_')}"
@@ -69,7 +69,7 @@ def from_debian(series: str) -> Source:
     return Source(
         root=final,
         identity=f"{package.name} {package.version}",
-        workspace=final.name,
+        workspace=workspace,
         manifest=_walk(final),
         frozen=True,
         origin={"kind": "Debian source package", "package": package.name, "version": package.version},
@@ -85,9 +85,11 @@ def from_tree(tree: Path) -> Source:
         manifest = scan(tree, _listed(tree), cache_dir() / "work" / workspace / "scan.json")
     identity = hashlib.sha256("".join(f"{path}\0{manifest[path]}\n" for path in sorted(manifest)).encode()).hexdigest()
     origin = {"kind": "tree", "tree": str(tree), "content": identity}
-    described = proc.run([*_git(tree), "describe", "--always", "--dirty", "--abbrev=12"], check=False)
+    described = proc.run([*_git(tree), "describe", "--always", "--abbrev=12"], check=False)
     if described.returncode == 0:
-        origin["git"] = described.stdout.strip()
+        # Not `describe --dirty`, which locks and writes the tree's index whatever it is told.
+        changes = proc.run([*_git(tree), "status", "--porcelain", "--untracked-files=no"], check=False).stdout
+        origin["git"] = described.stdout.strip() + (" with changes" if changes.strip() else "")
     return Source(
         root=tree, identity=f"tree {identity}", workspace=workspace, manifest=manifest, frozen=False, origin=origin
     )
@@ -179,5 +181,15 @@ def _listed(tree: Path) -> list[str]:
 
 
 def _git(tree: Path) -> list[str]:
-    # A tree of another user's is fine to read, but none of its configuration may start a program.
-    return [proc.need("git", "git"), "-c", "safe.directory=*", "-c", "core.fsmonitor=false", "-C", str(tree)]
+    # A tree of another user's is fine to read, but none of its configuration may start a program. Without optional
+    # locks `status` does not write the index that it refreshed.
+    return [
+        proc.need("git", "git"),
+        "--no-optional-locks",
+        "-c",
+        "safe.directory=*",
+        "-c",
+        "core.fsmonitor=false",
+        "-C",
+        str(tree),
+    ]

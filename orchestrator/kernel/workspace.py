@@ -62,6 +62,8 @@ class Workspace:
         _store(state, {path: printed for path, printed in present.items() if wanted.get(path) == printed})
         for path in removed:
             (self.src / path).unlink(missing_ok=True)
+            if path.endswith((".c", ".S")):  # make would go on using the object of a source that is gone
+                (self.build / path).with_suffix(".o").unlink(missing_ok=True)
         folders: set[str] = set()
         for path in changed:
             folder = os.path.dirname(path)  # noqa: PTH120 (80,000 times)

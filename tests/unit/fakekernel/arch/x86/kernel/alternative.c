@@ -1,0 +1,13 @@
+#include <linux/kernel.h>
+
+int text_poke_bp(void)
+{
+	int phases = 3;
+
+	return phases;
+}
+
+int text_poke_sync(void)
+{
+	return ROUNDS;
+}

@@ -1,0 +1,284 @@
+"""Building, on a fake kernel tree that takes a second: what is rebuilt, what is told, what is left alone."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import BuildError, UsageError
+from orchestrator.kernel import build, obtain, workspace
+from orchestrator.kernel.model import Kernel, KernelRequest
+
+FAKE = Path(__file__).parent / "fakekernel"
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fake kernel tree, with a cache of its own and no default fragment or tools that it does not need."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    fragment = tmp_path / "trim.config"
+    fragment.write_text("CONFIG_SMP=y\n")
+    monkeypatch.setattr(obtain, "TREE_FRAGMENT", fragment)
+    monkeypatch.setattr(build, "_NEEDED", build._TOOLS)
+    return Path(shutil.copytree(FAKE, tmp_path / "linux"))
+
+
+@pytest.fixture
+def git_tree(tree: Path) -> Path:
+    _git(tree, "init", "-q")
+    _git(tree, "add", ".")
+    _git(tree, "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "all")
+    return tree
+
+
+def _git(tree: Path, *arguments: str) -> None:
+    subprocess.run(["git", "-C", tree, *arguments], check=True)
+
+
+def _obtain(tree: Path, **request: object) -> Kernel:
+    return obtain.obtain(KernelRequest(tree=tree, **request))  # type: ignore[arg-type]
+
+
+def _workspace() -> Path:
+    (found,) = (obtain.cache_dir() / "work").iterdir()
+    return found
+
+
+def _compiled() -> list[str]:
+    """The objects that the last make compiled."""
+    lines = (_workspace() / "build.log").read_text().splitlines()
+    return sorted(line.split()[1] for line in lines if line.startswith("  CC"))
+
+
+def _content(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        digest.update(f"{path} {path.lstat().st_mtime_ns}".encode())
+        if path.is_file():
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _edit(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+def test_build_and_what_it_leaves(git_tree: Path) -> None:
+    before = _content(git_tree)
+    kernel = _obtain(git_tree)
+    assert _content(git_tree) == before, "the tree was written to"
+    assert kernel.release == "6.1.0-fake"
+    assert kernel.option("SMP") == "y"
+    assert kernel.bzimage.read_bytes() and kernel.vmlinux and kernel.vmlinux.is_file()
+    assert kernel.kbuild and (kernel.kbuild / "Module.symvers").is_file()
+    assert (kernel.kbuild / "include/generated/autoconf.h").is_file()
+    assert (kernel.kbuild / "include/linux/kernel.h").is_file()
+    assert kernel.origin["kind"] == "tree"
+    assert len(_compiled()) == 3
+
+
+def test_without_git(tree: Path) -> None:
+    assert _obtain(tree).release == "6.1.0-fake"
+
+
+def test_the_same_is_not_built_again(git_tree: Path) -> None:
+    first = _obtain(git_tree)
+    (_workspace() / "build.log").unlink()
+    assert _obtain(git_tree) == first
+    assert not (_workspace() / "build.log").exists()
+
+
+def test_one_change_compiles_one_object(git_tree: Path) -> None:
+    first = _obtain(git_tree)
+    _edit(git_tree / "arch/x86/kernel/traps.c", "return ROUNDS", "return ROUNDS + 1")
+    second = _obtain(git_tree)
+    assert _compiled() == ["arch/x86/kernel/traps.o"]
+    assert second.digest != first.digest
+    assert second.bzimage.read_bytes() != first.bzimage.read_bytes()
+    # back to the first content: the finished kernel is still there
+    _edit(git_tree / "arch/x86/kernel/traps.c", "ROUNDS + 1", "ROUNDS")
+    assert _obtain(git_tree) == first
+
+
+def test_a_header_compiles_all_and_an_older_time_counts_as_change(git_tree: Path) -> None:
+    _obtain(git_tree)
+    header = git_tree / "include/linux/kernel.h"
+    _edit(header, "3", "2")
+    os.utime(header, (1, 1))  # as after `cp -a` or unpacking an archive
+    _obtain(git_tree)
+    assert len(_compiled()) == 3
+
+
+def test_a_new_time_alone_is_no_change(git_tree: Path) -> None:
+    first = _obtain(git_tree)
+    (git_tree / "drivers/console.c").touch()
+    assert _obtain(git_tree).digest == first.digest
+
+
+def test_untracked_and_deleted_files_count(git_tree: Path) -> None:
+    first = _obtain(git_tree)
+    (git_tree / "drivers/new.c").write_text("int new;\n")
+    assert _obtain(git_tree).digest != first.digest
+    (git_tree / "drivers/new.c").unlink()
+    (git_tree / "drivers/console.c").unlink()
+    with pytest.raises(BuildError, match=r"console"):
+        _obtain(git_tree)
+
+
+def test_build_products_in_the_tree_do_not_matter(git_tree: Path) -> None:
+    first = _obtain(git_tree)
+    for target in ("tinyconfig", "bzImage"):
+        subprocess.run(["make", "-s", "-C", git_tree, target, "CC=gcc"], check=True)
+    assert (git_tree / ".config").exists() and (git_tree / "vmlinux").exists()
+    assert _obtain(git_tree).digest == first.digest
+
+
+def test_patch_goes_to_a_copy(git_tree: Path, tmp_path: Path) -> None:
+    first = _obtain(git_tree)
+    _edit(git_tree / "arch/x86/kernel/alternative.c", "phases = 3", "phases = 2")
+    difference = subprocess.run(["git", "-C", git_tree, "diff"], capture_output=True, text=True, check=True).stdout
+    _git(git_tree, "checkout", "-q", ".")
+    patch = tmp_path / "two-rounds.patch"
+    patch.write_text(difference)
+    before = _content(git_tree)
+    patched = _obtain(git_tree, patches=(patch,))
+    assert _compiled() == ["arch/x86/kernel/alternative.o"]
+    assert _content(git_tree) == before
+    assert patched.digest != first.digest and patched.origin["patches"] == "two-rounds.patch"
+    assert first.bzimage.read_bytes() != patched.bzimage.read_bytes()
+    # the next build without the patch must not see what it left behind
+    again = _obtain(git_tree, settings=("NR_CPUS=4",))
+    assert again.digest not in (first.digest, patched.digest)
+    assert "phases = 3" in (_workspace() / "src/arch/x86/kernel/alternative.c").read_text()
+
+
+def test_compile_error_shows_the_compilers_lines(git_tree: Path) -> None:
+    _edit(git_tree / "arch/x86/kernel/alternative.c", "return phases;", "return phase;")
+    with pytest.raises(BuildError) as caught:
+        _obtain(git_tree)
+    message = str(caught.value)
+    assert "arch/x86/kernel/alternative.c:7:16: error: " in message and "return phase;" in message
+    assert "make" not in message.split("\n(the whole log")[0].splitlines()[-1]
+    assert not list((obtain.cache_dir() / "kernels").glob("*/kernel.json"))
+    assert not list((obtain.cache_dir() / "kernels").glob(".*partial*"))
+    _edit(git_tree / "arch/x86/kernel/alternative.c", "return phase;", "return phases;")
+    assert _obtain(git_tree).release == "6.1.0-fake"
+
+
+def test_options_that_do_not_survive_are_named(git_tree: Path) -> None:
+    with pytest.raises(BuildError, match=r"1 option did not survive.*\n  CONFIG_KPROBE=y \(asked by setting\)"):
+        _obtain(git_tree, settings=("CONFIG_KPROBE=y",))
+
+
+def test_our_own_wishes_may_get_lost_on_a_tree_and_are_told(git_tree: Path) -> None:
+    obtain.TREE_FRAGMENT.write_text("CONFIG_SMP=y\nCONFIG_MPPARSE=y\n")
+    assert _obtain(git_tree).origin["options lost"] == "CONFIG_MPPARSE"
+
+
+def test_fragments_and_settings_override(git_tree: Path, tmp_path: Path) -> None:
+    extra = tmp_path / "extra.config"
+    extra.write_text("CONFIG_SMP=n\nCONFIG_NR_CPUS=8\n")
+    kernel = _obtain(git_tree, fragments=(extra,), settings=("CONFIG_NR_CPUS=16",))
+    assert kernel.option("SMP") in (None, "n") and kernel.option("NR_CPUS") == "16"
+
+
+def test_an_object_cut_short_by_a_kill_is_made_again(git_tree: Path) -> None:
+    first = _obtain(git_tree)
+    _edit(git_tree / "arch/x86/kernel/traps.c", "return ROUNDS", "return ROUNDS + 1")
+    second = _obtain(git_tree)
+    shutil.rmtree(second.bzimage.parent)
+    # as a SIGKILL in mid-compilation would leave it: newer than its source, but no object
+    (_workspace() / "building").touch()
+    (_workspace() / "build/arch/x86/kernel/traps.o").write_bytes(b"\x7fELF")
+    third = _obtain(git_tree)
+    assert _compiled() == ["arch/x86/kernel/traps.o"]
+    assert third.digest == second.digest != first.digest
+    assert len(third.bzimage.read_bytes()) > 1000
+
+
+def test_interrupted_copy_is_repaired(git_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _obtain(git_tree)
+    _edit(git_tree / "include/linux/kernel.h", "3", "2")
+    _edit(git_tree / "drivers/console.c", "return 0", "return 1")
+    place = workspace.Workspace._place
+    done: list[str] = []
+
+    def interrupted(self: workspace.Workspace, path: str, *rest: object) -> None:
+        if done:
+            raise KeyboardInterrupt
+        done.append(path)
+        place(self, path, *rest)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patching:
+        patching.setattr(workspace.Workspace, "_place", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            _obtain(git_tree)
+    _obtain(git_tree)
+    for name in ("include/linux/kernel.h", "drivers/console.c"):
+        assert (_workspace() / "src" / name).read_text() == (git_tree / name).read_text()
+
+
+def test_two_at_once_build_once(git_tree: Path) -> None:
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        first, second = pool.map(_obtain, [git_tree, git_tree])
+    assert first == second
+    assert len(list((obtain.cache_dir() / "kernels").glob("*/kernel.json"))) == 1
+
+
+def test_the_callers_environment_does_not_leak_in(git_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = _obtain(git_tree)
+    shutil.rmtree(obtain.cache_dir())
+    for name, value in {"MAKEFLAGS": "-n", "O": "/nowhere", "KCFLAGS": "-fbroken", "ARCH": "arm"}.items():
+        monkeypatch.setenv(name, value)
+    assert _obtain(git_tree).bzimage.read_bytes() == first.bzimage.read_bytes()
+
+
+def test_what_is_no_tree(tmp_path: Path, git_tree: Path) -> None:
+    with pytest.raises(UsageError, match="is not a directory"):
+        _obtain(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="is not a kernel source tree: it has no Makefile"):
+        _obtain(tmp_path)
+    with pytest.raises(UsageError, match="it has no arch/x86/kernel"):
+        shutil.rmtree(git_tree / "arch")
+        _obtain(git_tree)
+
+
+def test_finished_images_take_no_patches() -> None:
+    with pytest.raises(UsageError, match="is a finished image"):
+        obtain.obtain(KernelRequest(selector="debian:6.1", settings=("SMP=y",)))
+
+
+def test_available_lists_definitions_and_what_is_cached(git_tree: Path) -> None:
+    _obtain(git_tree)
+    listed = {one.selector: one for one in obtain.available()}
+    assert not listed["6.1-plain"].ready
+    assert listed[str(git_tree)].ready and listed[str(git_tree)].where
+
+
+LOG = """\
+  CC      kernel/fork.o
+In file included from ../kernel/fork.c:12:
+../include/linux/x.h: In function 'f':
+../include/linux/x.h:5:9: error: 'y' undeclared
+    5 |  return y;
+      |         ^
+make[4]: *** [kernel/fork.o] Error 1
+  CC      kernel/exit.o
+make: *** [Makefile:234: __sub-make] Error 2
+"""
+
+
+def test_explain_takes_the_error_with_its_context() -> None:
+    assert build.explain(LOG).splitlines() == LOG.splitlines()[1:6]
+
+
+def test_explain_without_a_compilers_error() -> None:
+    assert "No rule to make target" in build.explain("  GEN Makefile\nmake: *** No rule to make target 'x'.  Stop.\n")

@@ -1,0 +1,46 @@
+"""Configurations: parsing, and telling what did not survive."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.errors import UsageError
+from orchestrator.kernel import config
+
+
+def test_parse_and_render_are_inverse() -> None:
+    text = 'CONFIG_SMP=y\n# CONFIG_PCI is not set\nCONFIG_NR_CPUS=64\nCONFIG_CMDLINE="a=b c"\n'
+    options = config.parse(f"# comment\n\n{text}", "here")
+    assert options == {
+        "CONFIG_SMP": "y",
+        "CONFIG_PCI": "n",
+        "CONFIG_NR_CPUS": "64",
+        "CONFIG_CMDLINE": '"a=b c"',
+    }
+    assert config.render(options) == text
+
+
+def test_parse_names_file_and_line() -> None:
+    with pytest.raises(UsageError, match="mine:2: `SMP=y` is neither"):
+        config.parse("CONFIG_X=y\nSMP=y\n", "mine")
+
+
+def test_settings_may_leave_out_the_prefix() -> None:
+    assert config.settings(["SMP=n", "CONFIG_HZ=1000"]) == {"CONFIG_SMP": "n", "CONFIG_HZ": "1000"}
+    for wrong in ("SMP", "=y", "SMP=", "A B=y"):
+        with pytest.raises(UsageError, match="a setting is"):
+            config.settings([wrong])
+
+
+def test_lost_options() -> None:
+    asked = [
+        ("base", {"CONFIG_A": "y", "CONFIG_B": "y", "CONFIG_TEXT": '""'}),
+        ("extra", {"CONFIG_B": "n", "CONFIG_GONE": "m", "CONFIG_ABSENT": "n", "CONFIG_NR": "8"}),
+    ]
+    result = {"CONFIG_A": "y", "CONFIG_NR": "64"}
+    assert config.lost(asked, {**result, "CONFIG_B": "y"}) == [
+        config.Lost("CONFIG_B", "n", "y", "extra"),
+        config.Lost("CONFIG_GONE", "m", "n (unknown, or its dependencies fail)", "extra"),
+        config.Lost("CONFIG_NR", "8", "64", "extra"),
+    ]
+    assert str(config.lost(asked, result)[-1]) == "CONFIG_NR=8 (asked by extra) came out as 64"

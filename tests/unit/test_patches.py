@@ -1,0 +1,110 @@
+"""Patches: applied beside the source, and failures that say which patch, file and hunk."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import BuildError, UsageError
+from orchestrator.kernel import patches
+
+LINES = [f"line {number}\n" for number in range(1, 41)]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    root = tmp_path / "source"
+    (root / "kernel").mkdir(parents=True)
+    (root / "kernel/a.c").write_text("".join(LINES))
+    (root / "kernel/b.c").write_text("".join(LINES))
+    return root
+
+
+@pytest.fixture
+def make_patch(source: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A patch file with the difference between `source` and the given contents (None: deleted)."""
+
+    def make(name: str, **contents: str | None) -> Path:
+        after = tmp_path / "after"
+        subprocess.run(["rm", "-rf", after], check=True)
+        subprocess.run(["cp", "-a", source, after], check=True)
+        for key, content in contents.items():
+            path = after / "kernel" / f"{key}.c"
+            if content is None:
+                path.unlink()
+            else:
+                path.write_text(content)
+        command = ["git", "diff", "--no-index", "--no-renames", "source", "after"]
+        difference = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False).stdout
+        file = tmp_path / name
+        file.write_text(difference.replace("/source/", "/").replace("/after/", "/"))
+        return file
+
+    return make
+
+
+def _apply(files: list[Path], source: Path, scratch: Path) -> dict[str, Path | None]:
+    def original(path: str) -> Path | None:
+        return source / path if (source / path).is_file() else None
+
+    return patches.apply(files, original, scratch)
+
+
+def test_change_creation_and_deletion(source: Path, tmp_path: Path, make_patch: Callable[..., Path]) -> None:
+    patch = make_patch("1.patch", a="".join(LINES[1:]), b=None, new="int new;\n")
+    changed = _apply([patch], source, tmp_path / "scratch")
+    assert changed.keys() == {"kernel/a.c", "kernel/b.c", "kernel/new.c"}
+    assert changed["kernel/b.c"] is None
+    assert changed["kernel/a.c"] == tmp_path / "scratch/kernel/a.c"
+    assert (tmp_path / "scratch/kernel/a.c").read_text() == "".join(LINES[1:])
+    assert (source / "kernel/a.c").read_text() == "".join(LINES)
+    assert (source / "kernel/b.c").exists()
+
+
+def test_patches_build_on_each_other(source: Path, tmp_path: Path, make_patch: Callable[..., Path]) -> None:
+    first = make_patch("1.patch", a="first\n" + "".join(LINES))
+    (source / "kernel/a.c").write_text("first\n" + "".join(LINES))
+    second = make_patch("2.patch", a="second\nfirst\n" + "".join(LINES))
+    (source / "kernel/a.c").write_text("".join(LINES))
+    _apply([first, second], source, tmp_path / "scratch")
+    assert (tmp_path / "scratch/kernel/a.c").read_text().startswith("second\nfirst\nline 1\n")
+
+
+def test_failure_names_patch_file_and_hunk(source: Path, tmp_path: Path, make_patch: Callable[..., Path]) -> None:
+    changed = list(LINES)
+    changed[4], changed[30] = "five\n", "thirty-one\n"
+    patch = make_patch("0007-two-hunks.patch", a="".join(changed))
+    other = list(LINES)
+    other[29] = "something else\n"
+    (source / "kernel/a.c").write_text("".join(other))
+    with pytest.raises(BuildError) as caught:
+        _apply([patch], source, tmp_path / "scratch")
+    assert "0007-two-hunks.patch does not apply: kernel/a.c: hunk #2 does not fit (near line 28)" in str(caught.value)
+
+
+def test_patch_to_a_file_that_is_not_there(source: Path, tmp_path: Path, make_patch: Callable[..., Path]) -> None:
+    patch = make_patch("1.patch", a="".join(LINES[1:]))
+    (source / "kernel/a.c").unlink()
+    with pytest.raises(BuildError, match=r"1\.patch does not apply: kernel/a\.c: no such file"):
+        _apply([patch], source, tmp_path / "scratch")
+
+
+def test_inside_somebody_elses_repository(source: Path, tmp_path: Path, make_patch: Callable[..., Path]) -> None:
+    patch = make_patch("1.patch", a="".join(LINES[1:]))
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    assert _apply([patch], source, tmp_path / "scratch").keys() == {"kernel/a.c"}
+
+
+def test_what_is_no_patch(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello\n")
+    with pytest.raises(UsageError, match="is not a patch"):
+        _apply([tmp_path / "notes.txt"], source, tmp_path / "scratch")
+    with pytest.raises(UsageError, match="there is no patch"):
+        _apply([tmp_path / "gone.patch"], source, tmp_path / "scratch")
+
+
+def test_paths_outside_the_tree_are_not_touched() -> None:
+    assert patches.touched("--- a/../../etc/passwd\n+++ b/kernel/a.c\n") == {"kernel/a.c"}
