@@ -1,0 +1,455 @@
+"""What stands around a run: `orchestrator doctor`, setup, the Makefile, the Vagrantfile.
+
+Hosts are pretended: a PATH of stubs, empty XDG directories, a mirror that is off. Nothing is installed or fetched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator import doctor, tools
+from orchestrator.errors import EXIT_PASS, EXIT_UNTESTABLE, InfraError
+from orchestrator.kernel.model import KernelRequest
+from orchestrator.paths import PROJECT, cache_dir, locked
+
+Stub = Callable[[str, str], Path]
+
+
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A host with nothing in its PATH and nothing in its caches; the directory that is the PATH."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    monkeypatch.setenv("PATH", str(programs))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.delenv(tools.QEMU_VARIABLE, raising=False)
+    return programs
+
+
+@pytest.fixture
+def stub(bare: Path) -> Stub:
+    """Puts a program into the bare host's PATH: its name, and the shell commands it consists of."""
+
+    def add(name: str, script: str) -> Path:
+        (bare / name).write_text(f"#!/bin/sh\n{script}\n")
+        (bare / name).chmod(0o755)
+        return bare / name
+
+    return add
+
+
+def host(*, offline: str = "", ready: tuple[str, ...] = ()) -> doctor.Host:
+    """A host whose mirror and kernels are as told."""
+    made = doctor.Host()
+    made.__dict__.update(offline=offline, ready=list(ready))
+    return made
+
+
+def states(probe: Callable[[], Iterator[doctor.Point]]) -> dict[str, str]:
+    return {point.name: point.state for point in doctor.examine(probe)}
+
+
+# --- doctor
+
+
+def test_every_package_is_looked_for() -> None:
+    assert set(doctor.EVIDENCE) <= set(tools.HOST_PACKAGES)
+
+
+@pytest.mark.skipif(not shutil.which("dpkg-query"), reason="only dpkg can say whether the package is installed")
+@pytest.mark.parametrize("package", tools.HOST_PACKAGES)
+def test_what_is_looked_for_comes_with_the_package(package: str) -> None:
+    installed = subprocess.run(
+        ["dpkg-query", "-W", "-f", "${db:Status-Status}", package], capture_output=True, text=True
+    )
+    if installed.stdout != "installed":
+        pytest.skip(f"{package} is not installed here")
+    assert package not in doctor.missing_packages()
+
+
+def test_a_bare_host_gets_a_report_and_no_traceback(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.report() == EXIT_UNTESTABLE
+    said = capsys.readouterr().out
+    assert "cannot be told" not in said  # each lack has a sentence of its own
+    assert "miss  gdb         watches the guest: install what brings gdb" in said
+    assert "No run is possible" in said
+
+
+def test_missing_packages_come_with_the_line_that_installs_them(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
+    stub("apt-get", "exit 1")
+    for package in tools.HOST_PACKAGES:
+        if package != "gdb" and not doctor.EVIDENCE.get(package, package).startswith("/"):
+            stub(doctor.EVIDENCE.get(package, package), "exit 1")
+    assert doctor.report() == EXIT_UNTESTABLE
+    lines = capsys.readouterr().out.splitlines()
+    assert any("miss  gdb" in line and "apt-get install -y --no-install-recommends gdb" in line for line in lines)
+    assert lines[-1].startswith("As root: apt-get install -y --no-install-recommends")
+    assert "gdb" in lines[-1].split()
+
+
+def test_ccache_alone_stops_no_run(stub: Stub) -> None:
+    found = states(host().packages)
+    assert found["ccache"] == "warn"
+    assert found["bison"] == "miss"
+
+
+def test_a_probe_that_breaks_costs_its_own_points_only() -> None:
+    def some_probe() -> Iterator[doctor.Point]:
+        yield doctor.Point("ok", "first", "known")
+        raise ZeroDivisionError("by nothing")
+
+    first, second = doctor.examine(some_probe)
+    assert first.state == "ok"
+    assert (second.state, second.name) == ("warn", "some probe")
+    assert "ZeroDivisionError: by nothing" in second.text
+
+
+def test_an_explained_error_is_the_explanation() -> None:
+    def probe() -> Iterator[doctor.Point]:
+        raise InfraError("the disk is gone: buy one")
+        yield
+
+    assert [point.text for point in doctor.examine(probe)] == ["the disk is gone: buy one"]
+
+
+def test_every_probe_is_isolated(
+    bare: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("broken")
+
+    for name in ("_fields", "_said", "_held_locks", "cache_dir", "state_dir"):
+        monkeypatch.setattr(doctor, name, broken)
+    assert doctor.report() == EXIT_UNTESTABLE
+    assert "broken" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("script", "state"),
+    [
+        ("echo 'GNU gdb (Debian 13.1-3) 13.1'; echo python", "ok"),
+        ("echo 'GNU gdb (Debian 13.1-3) 13.1'; echo 'Python scripting is not supported in this copy of GDB.'", "miss"),
+        ("exit 127", "miss"),
+    ],
+)
+def test_gdb_needs_its_python(stub: Stub, script: str, state: str) -> None:
+    stub("gdb", script)
+    stub("setpriv", 'shift 3; exec "$@"')
+    assert states(host().gdb) == {"GDB": state}
+
+
+@pytest.mark.parametrize(
+    ("version", "offline", "state"),
+    [
+        ("10.0.2", "", "ok"),
+        ("8.1.0", "off", "ok"),
+        ("7.2.19", "", "note"),  # a run fetches a newer one
+        ("7.2.19", "off", "warn"),  # a run has to use it
+        (None, "", "note"),
+        (None, "off", "miss"),
+    ],
+)
+def test_which_qemu_would_be_used(stub: Stub, version: str | None, offline: str, state: str) -> None:
+    stub("setpriv", 'shift 3; exec "$@"')
+    if version:
+        stub("qemu-system-x86_64", f"echo 'QEMU emulator version {version} (Debian)'")
+    assert states(host(offline=offline).emulator) == {"QEMU": state}
+
+
+def test_a_named_qemu_that_is_none(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(tools.QEMU_VARIABLE, "/nowhere/qemu")
+    (point,) = doctor.examine(host().emulator)
+    assert point.state == "miss"
+    assert "/nowhere/qemu is not a program" in point.text
+
+
+@pytest.mark.parametrize(
+    ("offline", "ready", "expected"),
+    [
+        ("", (), ["note"]),
+        ("", (KernelRequest.selector,), ["ok"]),
+        ("off", (KernelRequest.selector,), ["ok"]),
+        ("off", ("debian:6.1",), ["ok", "warn"]),
+        ("off", (), ["miss"]),
+    ],
+)
+def test_what_can_be_run_without_the_mirror(
+    bare: Path, offline: str, ready: tuple[str, ...], expected: list[str]
+) -> None:
+    assert [point.state for point in doctor.examine(host(offline=offline, ready=ready).kernels)] == expected
+
+
+def test_a_full_disk(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "BUILD_MIB", 1 << 40)
+    assert states(host().disk) == {"disk": "miss"}
+    assert states(host(ready=(KernelRequest.selector,)).disk) == {"disk": "warn"}
+
+
+def test_a_cache_that_cannot_be_written(bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert states(host().disk) == {"disk": "miss"}
+
+
+def test_a_lock_is_seen_with_its_holder_and_not_disturbed(bare: Path) -> None:
+    assert list(doctor._held_locks(cache_dir())) == []
+    with locked(cache_dir() / "kernels" / ".some.lock"):
+        assert list(doctor._held_locks(cache_dir())) == [(cache_dir() / "kernels" / ".some.lock", os.getpid())]
+        (point,) = doctor.examine(host().locks)
+        assert point.text.startswith(f"kernels/.some.lock is held by process {os.getpid()}")
+    assert list(doctor._held_locks(cache_dir())) == []
+
+
+def test_the_command_itself(tmp_path: Path) -> None:
+    """In a process of its own, without a terminal, in ASCII, with a mirror that refuses."""
+    environment = {
+        **os.environ,
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "XDG_STATE_HOME": str(tmp_path / "state"),
+        "ORCHESTRATOR_DEBIAN_MIRROR": "http://127.0.0.1:1/debian",
+        "PYTHONIOENCODING": "ascii",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator", "doctor"], env=environment, cwd=PROJECT, capture_output=True, text=True
+    )
+    assert done.returncode in (EXIT_PASS, EXIT_UNTESTABLE), done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    points = [line for line in done.stdout.splitlines() if line.startswith("  ")]
+    assert points
+    assert all(line.split()[0] in doctor.STYLES for line in points), "one line a point, or grep is of no use"
+    assert sum("miss" in line.split()[:1] for line in points) > 0 or done.returncode == EXIT_PASS
+
+
+# --- setup
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, stub: Stub, bare: Path) -> Path:
+    """A checkout as far as setup looks at it, on a Debian of stubs; everything that is done ends up in `calls`."""
+    root = tmp_path / "checkout"
+    (root / "orchestrator").mkdir(parents=True)
+    shutil.copy(PROJECT / "setup", root)
+    shutil.copy(PROJECT / "orchestrator" / "tools.py", root / "orchestrator")
+    (root / "pyproject.toml").write_text("# the first\n")
+    log = f'echo "$(basename "$0") $*" >>{root}/calls'
+    for program in ("sh", *"basename cat chmod cp cut dirname flock grep ls mkdir mv rm sed tail touch".split()):
+        (bare / program).symlink_to(shutil.which(program, path=os.defpath + ":/usr/bin:/bin") or program)
+    stub("id", f"case $1 in -u) cat {root}/uid;; *) echo someone;; esac")
+    (root / "uid").write_text("0\n")
+    stub("dpkg-query", f"cat {root}/installed")
+    (root / "installed").write_text("".join(f"{package} installed\n" for package in tools.HOST_PACKAGES))
+    stub("apt-get", f"{log}; ! [ -e {root}/apt-fails ]")
+    # A python3 that makes environments whose python can "install", and remembers that it was called.
+    stub(
+        "python3",
+        f"""case $1 in
+        -c) exit 0;;
+        -m) {log}; shift; [ "$2" = --clear ] && {{ rm -rf .venv; shift; }}
+            mkdir -p .venv/bin; cp {root}/venv-python .venv/bin/python;;
+        esac""",
+    )
+    (root / "venv-python").write_text(
+        f"#!/bin/sh\ncase $1 in -P) [ -e .venv/installed ];;\n"
+        f"-m) echo pip >>{root}/calls; ! [ -e {root}/pip-fails ] && touch .venv/installed;; esac\n"
+    )
+    (root / "venv-python").chmod(0o755)
+    return root
+
+
+def set_up(root: Path, *words: str) -> tuple[int, str, list[str]]:
+    """Exit status, what it said, and the calls that it made this time."""
+    calls = root / "calls"
+    calls.write_text("")
+    done = subprocess.run(["sh", "setup", *words], cwd=root, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    return done.returncode, done.stderr, calls.read_text().splitlines()
+
+
+def test_setup_reads_the_one_list_of_packages() -> None:
+    said = subprocess.run(
+        ["sh", "setup", "list-packages"], cwd=PROJECT, capture_output=True, text=True, check=True
+    ).stdout
+    assert dict(line.split(" ", 1) for line in said.splitlines()) == tools.HOST_PACKAGES
+
+
+def test_a_second_setup_does_nothing(checkout: Path) -> None:
+    assert set_up(checkout)[::2] == (0, ["python3 -m venv --clear .venv", "pip"])
+    assert set_up(checkout) == (0, "", [])
+
+
+def test_root_installs_what_is_missing_and_only_that(checkout: Path) -> None:
+    installed = [package for package in tools.HOST_PACKAGES if package not in ("gdb", "bison")]
+    (checkout / "installed").write_text(
+        "".join(f"{package} installed\n" for package in installed) + "gdb config-files\n"
+    )
+    status, said, calls = set_up(checkout, "packages")
+    assert status == 0
+    assert f"installing gdb: {tools.HOST_PACKAGES['gdb']}" in said
+    (call,) = calls  # no update where the lists that are there will do
+    assert call.endswith("install -y --no-install-recommends bison gdb")
+
+
+def test_the_package_lists_are_fetched_when_they_do_not_do(checkout: Path) -> None:
+    (checkout / "installed").write_text("")
+    (checkout / "apt-fails").touch()
+    status, said, calls = set_up(checkout, "packages")
+    assert [call.split()[4] for call in calls] == ["install", "update"]
+    assert "build/apt.log" in said
+    assert status == 0, "what is missing is the program's to judge"
+
+
+def test_who_is_not_root_is_told_what_to_type_and_gets_the_rest(checkout: Path) -> None:
+    (checkout / "uid").write_text("1000\n")
+    (checkout / "installed").write_text("")
+    status, said, calls = set_up(checkout)
+    assert status == 0
+    assert f"apt-get install -y --no-install-recommends {' '.join(tools.HOST_PACKAGES)}" in said
+    assert calls == ["python3 -m venv --clear .venv", "pip"]
+
+
+def test_where_there_is_no_apt(checkout: Path, bare: Path) -> None:
+    (bare / "apt-get").unlink()
+    status, said, calls = set_up(checkout)
+    assert status == 0
+    assert "gdb" in said
+    assert "pip" in calls
+    assert set_up(checkout) == (0, "", []), "it is said once"
+
+
+def test_no_python(checkout: Path, stub: Stub) -> None:
+    stub("python3", "exit 1")
+    status, said, calls = set_up(checkout)
+    assert status == 1
+    assert "no Python 3.11 or newer" in said
+    assert len(calls) == 1, "apt-get, for python3 and python3-venv"
+    assert calls[0].endswith("python3 python3-venv")
+
+
+def test_an_interrupted_installation_is_made_anew(checkout: Path) -> None:
+    (checkout / "pip-fails").touch()
+    status, said, _ = set_up(checkout)
+    assert status == 1
+    assert "repeat" in said
+    (checkout / "pip-fails").unlink()
+    assert set_up(checkout)[::2] == (0, ["python3 -m venv --clear .venv", "pip"])
+
+
+def test_a_changed_pyproject_is_installed_over_what_is_there(checkout: Path) -> None:
+    set_up(checkout)
+    (checkout / "pyproject.toml").write_text("# the second\n")
+    assert set_up(checkout)[2] == ["python3 -m venv .venv", "pip"]
+    assert set_up(checkout)[2] == []
+
+
+def test_an_interrupted_change_is_no_change_taken_back(checkout: Path) -> None:
+    set_up(checkout)
+    (checkout / "pyproject.toml").write_text("# the second\n")
+    (checkout / "pip-fails").touch()
+    assert set_up(checkout)[0] == 1
+    (checkout / "pip-fails").unlink()
+    (checkout / "pyproject.toml").write_text("# the first\n")
+    assert set_up(checkout)[2] == ["python3 -m venv --clear .venv", "pip"]
+
+
+def test_a_moved_checkout_gets_an_environment_of_its_own(checkout: Path) -> None:
+    set_up(checkout)
+    moved = checkout.rename(checkout.with_name("moved"))
+    checkout.symlink_to(moved)  # the stubs write there
+    assert "pip" in set_up(moved)[2]
+
+
+def test_two_setups_wait_for_each_other(checkout: Path) -> None:
+    holder = subprocess.Popen(
+        ["flock", str(checkout), "sh", "-c", "echo held; sleep 0.5"],
+        stdout=subprocess.PIPE,
+        env={"PATH": os.defpath + ":/usr/bin"},
+    )
+    assert holder.stdout
+    holder.stdout.readline()
+    status, said, _ = set_up(checkout)
+    assert status == 0
+    assert "waiting for another setup" in said
+    assert holder.wait() == 0
+    holder.stdout.close()
+
+
+# --- make, CI, Vagrant
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+def test_make_passes_arguments_on_and_explains_itself() -> None:
+    def make(*words: str) -> str:
+        return subprocess.run(["make", *words], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+
+    assert make("-n", "run", "ARGS=--smp 2").splitlines() == ["./setup", ".venv/bin/orchestrator run --smp 8 --smp 2"]
+    explained = make()
+    for target in ("run", "test", "test-unit", "test-vm", "lint", "doctor", "setup", "clean"):
+        assert f"make {target} " in explained
+
+
+def test_ci_runs_the_tests_as_people_do() -> None:
+    script = PROJECT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert script.read_text().splitlines()[-1] == "exec make test"
+
+
+# As much of Vagrant's language as the Vagrantfile may use: what is assigned and called is recorded and printed.
+VAGRANT = """
+require 'json'
+class Recorder < BasicObject
+  def initialize(); @seen = {}; end
+  def seen(); @seen; end
+  def method_missing(name, *arguments, **options, &block)
+    if name.to_s.end_with?('=')
+      @seen[name.to_s.chomp('=')] = arguments[0]
+    else
+      inner = ::Recorder.new
+      block.call(inner) if block
+      (@seen[name.to_s] ||= []) << { 'arguments' => arguments, 'options' => options, 'block' => inner.seen }
+    end
+  end
+end
+module Vagrant
+  def self.configure(version)
+    vm = Recorder.new
+    yield Struct.new(:vm).new(vm)
+    puts JSON.generate('version' => version, 'vm' => vm.seen)
+  end
+end
+load ARGV[0]
+"""
+
+
+@pytest.mark.skipif(not shutil.which("ruby"), reason="ruby, in which a Vagrantfile is written, is not installed")
+def test_the_vagrantfile_describes_a_machine_that_nests() -> None:
+    done = subprocess.run(
+        ["ruby", "-w", "-", str(PROJECT / "Vagrantfile")], input=VAGRANT, capture_output=True, text=True, check=True
+    )
+    told = json.loads(done.stdout)
+    vm = told["vm"]
+    assert told["version"] == "2"
+    assert vm["box"] == "debian/bookworm64"
+    (folder,) = vm["synced_folder"]
+    assert folder["options"]["type"] == "rsync"
+    assert ".venv/" in folder["options"]["rsync__exclude"]
+    providers = {entry["arguments"][0]: entry["block"] for entry in vm["provider"]}
+    assert set(providers) == {"libvirt", "virtualbox"}
+    for provider in providers.values():
+        assert (provider["cpus"], provider["memory"]) == (4, 8192)
+    assert providers["libvirt"]["nested"] is True
+    assert providers["libvirt"]["cpu_mode"] == "host-passthrough"
+    (customized,) = providers["virtualbox"]["customize"]
+    assert customized["arguments"][0][2:] == ["--nested-hw-virt", "on"]
+    steps = [entry["options"] for entry in vm["provision"]]
+    assert "/vagrant/setup packages" in steps[0]["inline"]
+    assert "apt-get install -q -y make git" in steps[0]["inline"]
+    assert steps[1]["inline"] == "make -C /vagrant setup"
+    assert steps[1]["privileged"] is False
