@@ -15,8 +15,8 @@ endef
 BIN := .venv/bin
 ARGS :=
 
-# A guard against a hang, for one test with its fixtures: the first VM test has a kernel to build.
-TIMEOUT := 1200
+# A guard against a hang, for one test: the first of the VM tests has a kernel to fetch and build.
+TIMEOUT := 1800
 
 .PHONY: help run test test-unit test-vm lint doctor setup clean
 
