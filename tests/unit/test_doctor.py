@@ -241,7 +241,23 @@ def checkout(tmp_path: Path, stub: Stub, bare: Path) -> Path:
     shutil.copy(PROJECT / "orchestrator" / "tools.py", root / "orchestrator")
     (root / "pyproject.toml").write_text("# the first\n")
     log = f'echo "$(basename "$0") $*" >>{root}/calls'
-    for program in ("sh", *"basename cat chmod cp cut dirname flock grep ls mkdir mv rm sed tail touch".split()):
+    wanted = (
+        "sh",
+        "basename",
+        "cat",
+        "cp",
+        "cut",
+        "dirname",
+        "flock",
+        "grep",
+        "mkdir",
+        "mv",
+        "rm",
+        "sed",
+        "tail",
+        "touch",
+    )
+    for program in wanted:
         (bare / program).symlink_to(shutil.which(program, path=os.defpath + ":/usr/bin:/bin") or program)
     stub("id", f"case $1 in -u) cat {root}/uid;; *) echo someone;; esac")
     (root / "uid").write_text("0\n")
