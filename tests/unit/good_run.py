@@ -1,0 +1,129 @@
+"""A real run of a healthy kernel, to be broken by the tests in one thing at a time.
+
+golden/pass-smp2.* were written by `orchestrator run --kernel debian:6.1 --smp 2 --duration 0.3 --scenario nop5
+--scenario one --scenario key` (6.1.192, QEMU 10.0.2, TCG): what GDB saw, what the guest reported, what QEMU counted.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import OrchestratorError
+from orchestrator.guest import ktap
+from orchestrator.scenario import select
+from orchestrator.verdict.console import Finding
+from orchestrator.verdict.evidence import Evidence, StepSeen
+from orchestrator.watch import model
+
+GOLDEN = Path(__file__).with_name("golden")
+Event = dict[str, Any]
+
+_EVENTS = [json.loads(line) for line in (GOLDEN / "pass-smp2.events.jsonl").read_text().splitlines()]
+_KTAP = (GOLDEN / "pass-smp2.guest.ktap").read_text().splitlines()
+_LEDGER = json.loads((GOLDEN / "pass-smp2.ledger.json").read_text())
+
+SCENARIOS = [scenario for scenario in select([]) if scenario.name in ("nop5", "one", "key")]
+NOP5_ON, NOP5_OFF, ONE_ON, ONE_OFF, KEY_ON, KEY_OFF = range(1, 7)
+"""Sequence numbers of the run's pokes."""
+
+
+class Run:
+    """events: of GDB. report: the guest's lines. The rest is as in Evidence. Change it, then ask for evidence()."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = copy.deepcopy(_EVENTS)
+        self.report = list(_KTAP)
+        self.asked = 2
+        self.cpus: tuple[int, ...] = (0, 1)
+        self.points: tuple[str, ...] = ("write", "sync", "int3", "return", "stopper")
+        self.planned = 3 * len(SCENARIOS)
+        self.findings: list[Finding] = []
+        self.broken: OrchestratorError | None = None
+        self.no_qemu_ledger: str | None = None
+        self.qemu: Counter[tuple[int, int]] = Counter()
+        """To be added to what QEMU counted in the gated part."""
+
+    # -- what to break
+
+    def poke(self, seq: int) -> list[Event]:
+        """The events of one poke; they are the run's own, so that a change of one is a change of the run."""
+        return model.by_poke(self.events)[seq]
+
+    def find(self, seq: int, kind: str, number: int = 0, **fields: object) -> Event:
+        """Event number `number` of those of a poke that have this kind and these fields."""
+        found = [e for e in self.poke(seq) if e["kind"] == kind and all(e.get(k) == v for k, v in fields.items())]
+        return found[number]
+
+    def index(self, event: Event) -> int:
+        return next(number for number, other in enumerate(self.events) if other is event)
+
+    def drop(self, *events: Event) -> None:
+        for event in events:
+            del self.events[self.index(event)]
+
+    def insert(self, before: Event, **fields: object) -> None:
+        self.events.insert(self.index(before), {"n": 0, "t": before["t"], **fields})
+
+    def say(self, number: int, old: str, new: str | None) -> None:
+        """Change (None: drop) the first line of the guest's report on step `number` that contains `old`."""
+        start = next(at for at, line in enumerate(self.report) if line.startswith(f"# step={number} "))
+        at = next(at for at in range(start, len(self.report)) if old in self.report[at])
+        if new is None:
+            del self.report[at]
+        else:
+            self.report[at] = self.report[at].replace(old, new)
+
+    # -- what comes of it
+
+    def watched(self, seq: int, targets: Callable[[int], tuple[int, ...]] | None = None) -> model.Watched:
+        return model.follow(self.poke(seq), self.cpus, targets(seq) if targets else targets_of(seq))
+
+    def violations(self, seq: int) -> list[str]:
+        """The claims that are broken, each once, in the order in which they were seen to be."""
+        return list(dict.fromkeys(v.claim for poke in self.watched(seq).pokes for v in poke.violations))
+
+    def evidence(self) -> Evidence:
+        report = ktap.parse(self.report)
+        pokes = model.by_poke(self.events)
+        steps = [(scenario, True) for scenario in SCENARIOS for _ in ("on", "off")]
+        steps += [(scenario, False) for scenario in SCENARIOS]
+        seen = []
+        for number, (scenario, gated) in enumerate(steps, 1):
+            guest = report.step(number)
+            watched = None
+            if gated:
+                text = guest.values.get("targets", "") if guest else ""
+                targets = tuple(int(word, 16) for word in text.split(",") if word)
+                watched = model.follow(pokes.get(guest.integer("seq"), []) if guest else [], self.cpus, targets)
+            seen.append(StepSeen(scenario=scenario, gated=gated, poker=0, guest=guest, watched=watched))
+        total = Counter({(int(at, 16), int(cpu)): n for at, by_cpu in _LEDGER.items() for cpu, n in by_cpu.items()})
+        gated_part = _qemu_gated()
+        return Evidence(
+            asked=self.asked,
+            cpus=self.cpus,
+            points=self.points,
+            steps=seen,
+            planned=self.planned,
+            findings=self.findings,
+            report=report,
+            broken=self.broken,
+            qemu_gated=gated_part + self.qemu,
+            qemu_free=total - gated_part,
+            no_qemu_ledger=self.no_qemu_ledger,
+        )
+
+
+def targets_of(seq: int) -> tuple[int, ...]:
+    """Where a CPU that meets int3 in this poke may go on, by the guest's report."""
+    step = ktap.parse(_KTAP).steps[seq - 1]
+    return tuple(int(word, 16) for word in step.values["targets"].split(","))
+
+
+def _qemu_gated() -> Counter[tuple[int, int]]:
+    """QEMU was read between the two parts and its count was GDB's; the golden file has the sum of both parts."""
+    return Counter((event["ip"], event["cpu"]) for event in _EVENTS if event["kind"] == "int3")
