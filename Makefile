@@ -15,6 +15,9 @@ endef
 BIN := .venv/bin
 ARGS :=
 
+# What runs make itself (kernels, the test module) must not take our options and jobserver for its own.
+ALONE := env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL -u MAKEOVERRIDES
+
 # A guard against a hang, for one test: the first of the VM tests has a kernel to fetch and build.
 TIMEOUT := 1800
 
@@ -27,17 +30,17 @@ help:
 # not end in PASS; what the orchestrator's was (1: the kernel failed, 125: it could not be tested) it says in its
 # message. Call $(BIN)/orchestrator where the status matters.
 run: setup
-	@$(BIN)/orchestrator run --smp 8 $(ARGS)
+	@$(ALONE) $(BIN)/orchestrator run --smp 8 $(ARGS)
 
 # One pytest for both, in the order of their names, so that there is one closing line and one status to read.
 test: setup
-	@$(BIN)/python -m pytest --timeout=$(TIMEOUT) tests $(ARGS)
+	@$(ALONE) $(BIN)/python -m pytest --timeout=$(TIMEOUT) tests $(ARGS)
 
 test-unit: setup
-	@$(BIN)/python -m pytest --timeout=60 tests/unit $(ARGS)
+	@$(ALONE) $(BIN)/python -m pytest --timeout=60 tests/unit $(ARGS)
 
 test-vm: setup
-	@$(BIN)/python -m pytest --timeout=$(TIMEOUT) tests/vm $(ARGS)
+	@$(ALONE) $(BIN)/python -m pytest --timeout=$(TIMEOUT) tests/vm $(ARGS)
 
 lint: setup
 	@$(BIN)/ruff check .
