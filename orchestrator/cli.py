@@ -127,7 +127,7 @@ def _kernels_list(options: argparse.Namespace) -> int:
     from orchestrator.kernel.obtain import available
 
     for entry in available():
-        print(entry)
+        print(f"{'cached' if entry.ready else '':<7} {entry.selector:<24} {entry.description}")
     return 0
 
 

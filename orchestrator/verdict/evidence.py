@@ -86,6 +86,7 @@ class Evidence:
     qemu_gated: Counter[tuple[int, int]] = field(default_factory=Counter)
     qemu_free: Counter[tuple[int, int]] = field(default_factory=Counter)
     no_qemu_ledger: str | None = None
+    untrusted: str | None = None
 
     @property
     def gated(self) -> list[StepSeen]:

@@ -1,0 +1,135 @@
+"""The main job as a user runs it: the command line, a real kernel, a real guest, the exit status and the run directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.paths import PROJECT
+
+pytestmark = pytest.mark.vm
+
+MUTANTS = PROJECT / "kernels" / "mutants" / "6.1-int3"
+
+
+def command(directory: Path, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "orchestrator", "run", "--output", str(directory), *arguments]
+
+
+def run(directory: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
+    """Exit status and verdict.json of one run; what it printed is shown when the test fails."""
+    done = subprocess.run(command(directory, *arguments), capture_output=True, text=True, timeout=1500)
+    print(done.stderr[-3000:], done.stdout[-6000:])
+    verdict = directory / "verdict.json"
+    return done.returncode, json.loads(verdict.read_text()) if verdict.exists() else {}
+
+
+def statuses(verdict: dict[str, Any]) -> dict[str, str]:
+    return {check["check"]: check["status"] for check in verdict["checks"]}
+
+
+@pytest.mark.parametrize(
+    ("kernel", "smp"), [("6.1-int3", 8), ("6.1-plain", 2), ("debian:6.1", 2), ("debian:6.1", 8)]
+)
+def test_a_healthy_kernel_passes_with_every_cpu_seen_in_every_phase(tmp_path: Path, kernel: str, smp: int) -> None:
+    status, verdict = run(tmp_path / "run", "--kernel", kernel, "--smp", str(smp), "--duration", "1")
+    assert (status, verdict["outcome"]) == (0, "pass")
+    assert set(statuses(verdict).values()) == {"pass"}
+    report = (tmp_path / "run" / "guest.ktap").read_text()
+    for cpu in range(smp):  # running free, too, each CPU met int3
+        hits = [
+            int(line.split("int3=")[1].split()[0])
+            for line in report.splitlines()
+            if line.startswith(f"# cpu={cpu} phase=free")
+        ]
+        assert sum(hits) > 0, f"CPU {cpu} met no int3"
+
+
+def test_one_cpu_is_a_machine_too(tmp_path: Path) -> None:
+    status, verdict = run(tmp_path / "run", "--smp", "1", "--duration", "0.5")
+    assert (status, verdict["outcome"]) == (0, "pass")
+
+
+@pytest.mark.parametrize(
+    ("mutant", "check"),
+    [
+        ("sync-after-int3-missing", "sync"),
+        ("sync-after-tail-missing", "sync"),
+        ("handler-resumes-behind", "consumed"),
+    ],
+)
+def test_a_broken_kernel_fails_for_the_reason_that_it_is_broken(tmp_path: Path, mutant: str, check: str) -> None:
+    patch = MUTANTS / f"{mutant}.patch"
+    status, verdict = run(tmp_path / "run", "--smp", "2", "--duration", "0.5", "--patch", str(patch))
+    assert status == 1
+    assert statuses(verdict)[check] == "fail"
+
+
+def test_single_threaded_tcg_passes(tmp_path: Path) -> None:
+    status, verdict = run(tmp_path / "run", "--smp", "2", "--accel", "tcg-single", "--duration", "0.5")
+    assert (status, verdict["outcome"]) == (0, "pass")
+
+
+def test_two_runs_at_once_do_not_meet(tmp_path: Path) -> None:
+    both = [
+        subprocess.Popen(
+            command(tmp_path / name, "--smp", "2", "--duration", "0.5"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for name in ("one", "two")
+    ]
+    assert [child.wait(900) for child in both] == [0, 0]
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_nothing_survives_the_end_of_a_run(tmp_path: Path, number: signal.Signals, expected: int) -> None:
+    directory = tmp_path / "run"
+    child = subprocess.Popen(command(directory, "--duration", "60"), stderr=subprocess.DEVNULL)
+    wait_for(lambda: (directory / "events.jsonl").exists(), 900)
+    ours = [pid for pid in processes() if str(directory) in cmdline(pid) and pid != child.pid]
+    assert ours, "no QEMU to be seen"
+    os.kill(child.pid, number)
+    assert child.wait(60) == expected
+    wait_for(lambda: not [pid for pid in processes() if str(directory) in cmdline(pid)], 20)
+    assert not list(directory.glob("**/*.sock"))
+
+
+def test_a_qemu_that_is_killed_is_no_fault_of_the_kernel(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    child = subprocess.Popen(
+        command(directory, "--duration", "60"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    wait_for(lambda: (directory / "events.jsonl").exists(), 900)
+    victims = [pid for pid in processes() if str(directory) in cmdline(pid) and "-accel" in cmdline(pid)]
+    for pid in victims:
+        os.kill(pid, signal.SIGKILL)
+    assert child.wait(30) == 125
+    verdict = json.loads((directory / "verdict.json").read_text())
+    assert verdict["outcome"] == "lost-vm"
+
+
+def processes() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def cmdline(pid: int) -> str:
+    try:
+        return (Path("/proc") / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def wait_for(predicate: Any, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not predicate():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.1)
