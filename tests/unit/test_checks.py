@@ -1,0 +1,230 @@
+"""Every check can fail, and does for its own defect alone; nothing that was not seen passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import pytest
+from good_run import GOLDEN, NOP5_OFF, NOP5_ON, ONE_ON, Run
+
+from orchestrator.errors import InfraError
+from orchestrator.verdict.checks import CHECKS, run_checks
+from orchestrator.verdict.console import Finding, scan
+from orchestrator.verdict.evidence import Evidence
+from orchestrator.verdict.outcome import judge
+from orchestrator.watch.model import CLAIMS
+
+NAMES = [*CLAIMS, *(function.__name__ for function in CHECKS)]
+
+
+def statuses(evidence: Evidence) -> dict[str, str]:
+    return {result.check: result.status for result in run_checks(evidence)}
+
+
+def not_passed(run: Run) -> dict[str, str]:
+    return {check: status for check, status in statuses(run.evidence()).items() if status != "pass"}
+
+
+def test_the_real_run_passes() -> None:
+    results = run_checks(Run().evidence())
+    assert [result.check for result in results] == NAMES
+    assert {result.status for result in results} == {"pass"}
+    assert all(result.text for result in results)
+
+
+# -- the kernel's faults, and what fails for each: that, and nothing else
+
+
+def _int3(run: Run, seq: int, kind: str, number: int, **fields: object) -> None:
+    run.insert(run.find(seq, kind, number), kind="int3", cpu=1, ip=run.find(seq, "window")["site"], **fields)
+
+
+def _swap_writes(run: Run) -> None:
+    tail, first = run.find(NOP5_ON, "write", 1), run.find(NOP5_ON, "write", 2)
+    for field in ("addr", "len", "src"):
+        tail[field], first[field] = first[field], tail[field]
+
+
+def _find(*kinds: str) -> list[Finding]:
+    return [Finding(kind=kind, line=1, text=f"a line about {kind}", last=1) for kind in kinds]
+
+
+FAULTS: dict[str, tuple[Callable[[Run], object], set[str]]] = {
+    "writes out of order": (_swap_writes, {"writes"}),
+    "other bytes in memory": (lambda run: run.find(NOP5_OFF, "sync", 3).update(bytes="cc1f440001"), {"bytes"}),
+    "no first round": (lambda run: run.drop(*(run.find(ONE_ON, "sync", 0, cpu=cpu) for cpu in (0, 1))), {"sync"}),
+    "a CPU left out of the last round": (lambda run: run.drop(run.find(NOP5_ON, "sync", 2, cpu=1)), {"sync"}),
+    "int3 before it is written": (lambda run: _int3(run, NOP5_ON, "write", 0, bytes="0f1f440000"), {"int3"}),
+    "int3 not taken": (lambda run: run.find(NOP5_ON, "return").update(value=0), {"consumed"}),
+    "resumed elsewhere": (lambda run: run.find(ONE_ON, "return").update(ip=0x1000), {"consumed"}),
+    "interrupts off": (lambda run: run.find(NOP5_ON, "write").update(irqs=False), {"irqs"}),
+    "stop_machine()": (
+        lambda run: run.insert(run.find(NOP5_ON, "hold"), kind="stopper", cpu=0, own=True, bytes="cc1f440000"),
+        {"irqs"},
+    ),
+    "a warning": (lambda run: setattr(run, "findings", _find("warn")), {"console"}),
+    "an assertion of the guest": (lambda run: run.say(1, "ok 1 ", "not ok 1 "), {"guest"}),
+    "a torn pass": (lambda run: run.say(9, "torn=0", "torn=1"), {"guest"}),
+    "a stale pass": (lambda run: run.report.insert(-12, "# cpu=1 stale=2"), {"guest"}),
+    "one int3 more in the guest": (lambda run: run.say(1, "int3=1", "int3=2"), {"ledgers"}),
+    "one int3 more in QEMU, gated": (
+        lambda run: run.qemu.update({(run.find(NOP5_ON, "window")["site"], 0): 1}), {"ledgers"}
+    ),
+    "one int3 more running free": (lambda run: run.say(8, "int3=448", "int3=449"), {"ledgers"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_of_the_kernel_fails_its_check_alone(name: str) -> None:
+    run = Run()
+    damage, checks = FAULTS[name]
+    damage(run)
+    assert not_passed(run) == dict.fromkeys(checks, "fail")
+    assert judge(run.evidence()).exit_status == 1
+
+
+# -- what was not seen, and what is blind for it: that, and nothing else
+
+
+def _events(run: Run, seq: int, *kinds: str) -> None:
+    run.drop(*(event for event in run.poke(seq) if event["kind"] in kinds))
+
+
+def _unread(run: Run) -> None:
+    for event in run.poke(NOP5_ON):
+        if event.get("bytes") == "cc02000000":
+            del event["bytes"]
+
+
+UNSEEN: dict[str, tuple[Callable[[Run], object], Iterable[str]]] = {
+    "the site was never read in a phase": (_unread, ["bytes"]),
+    "the return of a handler": (lambda run: run.drop(run.find(NOP5_ON, "return", 2)), ["consumed"]),
+    "where to go on from int3": (lambda run: run.say(1, "targets", None), ["consumed"]),
+    "the end of a poke": (lambda run: _events(run, NOP5_ON, "end"), CLAIMS),
+    "a poke": (lambda run: run.drop(*run.poke(NOP5_ON)), [*CLAIMS, "coverage"]),
+    "a CPU before the poke": (lambda run: run.say(1, "cpu=1 phase=0", None), ["coverage"]),
+    "a CPU after the poke": (lambda run: run.say(4, "cpu=0 phase=3", None), ["coverage"]),
+    "a log that overflowed": (lambda run: setattr(run, "findings", _find("lost")), ["console"]),
+    "a step that could not be run": (lambda run: run.say(9, "error=0", "error=-12"), ["guest"]),
+    "the last step": (lambda run: setattr(run, "planned", 10), ["watch"]),
+    "the plan": (lambda run: run.report.remove("1..9"), ["watch"]),
+    "what the agent failed at": (
+        lambda run: run.insert(run.find(NOP5_ON, "end"), kind="error", cpu=-1, what="MemoryError"), ["watch"]
+    ),
+    "a CPU of the machine": (lambda run: setattr(run, "asked", 3), ["cpus"]),
+    "the counters of a step": (
+        lambda run: [run.say(7, f"cpu={cpu} phase=free", None) for cpu in (0, 1)], ["guest", "ledgers"]
+    ),
+    "the rest of a run": (lambda run: setattr(run, "broken", InfraError("GDB died")), ["ledgers"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_what_was_not_seen_is_no_pass_and_no_fault(name: str) -> None:
+    run = Run()
+    damage, checks = UNSEEN[name]
+    damage(run)
+    if name == "a poke":  # its int3 are missing in GDB's ledger: the observers do disagree
+        run.no_qemu_ledger = "none"
+        assert not_passed(run) == {**dict.fromkeys(checks, "blind"), "ledgers": "fail"}
+        return
+    assert not_passed(run) == dict.fromkeys(checks, "blind")
+    assert judge(run.evidence()).outcome == "infra"
+
+
+def test_no_poke_while_running_free() -> None:
+    run = Run()
+    run.say(8, "pokes=264", "pokes=0")
+    assert not_passed(run) in ({"progress": "blind"}, {"progress": "fail"})
+    assert judge(run.evidence()).outcome != "pass"
+
+
+def test_every_check_can_fail_or_be_blind() -> None:
+    """Those that ask whether we looked cannot fail by the kernel's doing; all others can."""
+    failing = {check for _, checks in FAULTS.values() for check in checks}
+    blind = {check for _, checks in UNSEEN.values() for check in checks}
+    assert failing >= {*CLAIMS, "console", "guest", "ledgers"}
+    assert failing | blind | {"progress"} == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_passes_over_no_evidence(name: str) -> None:
+    empty = statuses(Evidence(asked=2))
+    assert empty[name] != "fail"
+    if name != "console":  # a silent console is what a healthy kernel has; that it was read is the run's business
+        assert empty[name] == "blind"
+    assert judge(Evidence(asked=2)).outcome == "infra"
+
+
+def test_counters_that_could_not_be_read_blame_nobody() -> None:
+    """ssh is lost at the end: the console still has the results, but neither counters nor addresses."""
+    run = Run()
+    run.report = (GOLDEN / "pass-smp2.console.log").read_text().splitlines()
+    assert "fail" not in statuses(run.evidence()).values()
+    assert judge(run.evidence()).outcome == "infra"
+
+
+def test_without_a_breakpoint_for_it_the_return_is_skipped() -> None:
+    run = Run()
+    run.points = ("write", "sync", "int3")
+    for seq in range(1, 7):
+        _events(run, seq, "return")
+    assert not_passed(run) == {"consumed": "skip"}
+    assert judge(run.evidence()).outcome == "pass"
+
+
+def test_without_qemus_ledger_the_two_others_must_agree() -> None:
+    run = Run()
+    run.no_qemu_ledger = "under KVM"
+    assert not not_passed(run)
+    run.say(1, "int3=1", "int3=0")
+    assert not_passed(run) == {"ledgers": "fail"}
+
+
+@pytest.mark.parametrize("cpu", [0, 1])
+@pytest.mark.parametrize("seq", range(1, 7))
+def test_a_cpu_that_is_never_seen_with_int3(seq: int, cpu: int) -> None:
+    """Neither by GDB nor by the guest: the ledgers agree, and the coverage is what tells."""
+    run = Run()
+    trap, back = run.find(seq, "int3", cpu=cpu), run.find(seq, "return", cpu=cpu)
+    run.qemu[trap["ip"], cpu] -= 1
+    run.drop(trap, back)
+    run.say(seq, f"cpu={cpu} phase=1", None)
+    assert not_passed(run) == {"coverage": "blind"}
+    assert judge(run.evidence()).outcome == "infra"
+
+
+def test_no_line_of_the_report_may_be_missing() -> None:
+    """But those on which no check rests: times, and of the free-running part what only GDB's ledger would need.
+
+    Of a key that runs free there is no ledger: its ways through int3 are not to be told from those without.
+    """
+    report = Run().report
+    free, key = (next(at for at, line in enumerate(report) if line.startswith(f"# step={n} ")) for n in (7, 9))
+    for at, line in enumerate(report):
+        harmless = ["KTAP version", "# elapsed_ns"]
+        if at >= free:
+            harmless += ["# step", "# targets"]
+        if at >= key:
+            harmless += ["# addr", "# cpu"]
+        run = Run()
+        del run.report[at]
+        assert judge(run.evidence()).outcome != "pass" or line.startswith(tuple(harmless)), line
+
+
+def test_no_event_may_be_missing_but_repeated_ones() -> None:
+    for at in range(len(Run().events)):
+        run = Run()
+        event = run.events.pop(at)
+        if event["kind"] != "hold":  # then the write, a moment later, is where the round is judged
+            assert judge(run.evidence()).outcome != "pass", event
+
+
+def test_the_stale_int3_of_a_real_run() -> None:
+    """A healthy kernel on QEMU 10.0.2 with several TCG threads: an int3 at the site that nobody took."""
+    run = Run()
+    text = (GOLDEN / "oops-int3-not-taken.console.log").read_text().splitlines()
+    run.report, run.findings = text, scan(text).findings
+    assert {finding.kind for finding in run.findings} == {"int3", "panic"}
+    assert statuses(run.evidence())["console"] == "fail"
+    assert judge(run.evidence()).outcome == "panic"

@@ -1,0 +1,122 @@
+"""Reading the guest's report, as a file and from the console."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.guest import ktap
+
+GOLDEN = Path(__file__).with_name("golden")
+
+
+def lines(name: str) -> list[str]:
+    return (GOLDEN / name).read_text().splitlines()
+
+
+def test_the_whole_report() -> None:
+    report = ktap.parse(lines("pass-smp2.guest.ktap"))
+    assert report.whole
+    assert report.planned == 9
+    assert [step.name for step in report.steps][:3] == ["nop5.direct.on", "nop5.direct.off", "one.direct.on"]
+    step = report.step(1)
+    assert step is not None
+    assert step.ok
+    assert step.skip is None
+    assert step.integer("len") == 5
+    assert step.integer("addr", 16) == 0xFFFFFFFFC0201BCB
+    assert step.counts[1, "2"] == {"old": 0, "new": 0, "int3": 1, "torn": 0}
+    assert step.total("int3") == 4
+    assert report.steps[6].counts.keys() == {(0, "free"), (1, "free")}
+
+
+def test_the_console_has_the_results_but_not_the_counters() -> None:
+    report = ktap.parse(lines("pass-smp2.console.log"))
+    assert report.whole
+    assert [step.ok for step in report.steps] == [True] * 9
+    assert not any(step.counts or step.values for step in report.steps)
+
+
+def test_a_guest_that_died_half_way() -> None:
+    report = ktap.parse(lines("oops-int3-not-taken.console.log"))
+    assert report.planned == 9
+    assert [step.number for step in report.steps] == [1, 2, 3, 4, 5, 6]
+    assert not report.whole
+
+
+@pytest.mark.parametrize("number", range(9))
+def test_a_lost_result_is_noticed(number: int) -> None:
+    text = lines("pass-smp2.console.log")
+    text = [line for line in text if f" ok {number + 1} " not in line]
+    report = ktap.parse(text)
+    assert not report.whole
+    assert report.step(number + 1) is None
+    assert all(step.number == wanted for wanted in range(1, 10) if (step := report.step(wanted)))
+
+
+def test_a_repeated_result_is_no_result() -> None:
+    report = ktap.parse(["KTAP version 1", "1..2", "ok 1 a", "ok 1 a"])
+    assert not report.whole
+    assert report.step(1) is None
+
+
+PREFIXES = ["", "<6>", "[    6.749218] ", "[    6.749218][  T123] ", "<6>[    6.749218][    C1] "]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_what_printk_puts_before_a_line(prefix: str) -> None:
+    report = ktap.parse(prefix + line for line in ("KTAP version 1", "1..1", "not ok 1 nop5.direct.on"))
+    assert report.whole
+    assert not report.steps[0].ok
+
+
+def test_a_failed_step_says_why() -> None:
+    report = ktap.parse(["1..1", "# cpu=1 stale=3", "# a CPU executed a torn one", "not ok 1 jmp32.direct.free"])
+    (step,) = report.steps
+    assert not step.ok
+    assert step.said == ["a CPU executed a torn one"]
+    assert step.stale == {1: 3}
+
+
+def test_a_skipped_step_says_why() -> None:
+    (step,) = ktap.parse(["ok 1 key.key.on # SKIP CONFIG_JUMP_LABEL is not set"]).steps
+    assert step.ok
+    assert step.skip == "CONFIG_JUMP_LABEL is not set"
+    assert step.name == "key.key.on"
+
+
+def test_reports_of_others_before_ours_are_passed_over() -> None:
+    kunit = ["KTAP version 1", "1..2", "    KTAP version 1", "    1..1", "    ok 1 y", "not ok 1 list", "ok 2 x"]
+    report = ktap.parse([*kunit, *lines("pass-smp2.guest.ktap")])
+    assert report.whole
+    assert report.planned == 9
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "# cpu=0 phase=1 old=0 new=0 int3=1 to[    7.1] clocksource: x",
+        "# cpu=0 phase=1 old=0 new=0",
+        "# cpu=x phase=1 old=0 new=0 int3=1 torn=0",
+        "# stale=1",
+    ],
+)
+def test_a_damaged_line_of_counters_is_noticed(line: str) -> None:
+    report = ktap.parse(["KTAP version 1", "1..1", line, "ok 1 nop5.direct.on"])
+    assert report.damaged == [line]
+    assert not report.whole
+    assert report.step(1) is not None
+
+
+def test_a_value_that_is_no_number_is_none() -> None:
+    (step,) = ktap.parse(["# len=5x pokes=", "ok 1 x"]).steps
+    assert step.integer("len") == 0
+    assert step.integer("pokes") == 0
+    assert step.integer("missing") == 0
+
+
+def test_nothing() -> None:
+    report = ktap.parse([])
+    assert report.planned is None
+    assert not report.whole
