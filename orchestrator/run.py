@@ -68,7 +68,7 @@ class RunSpec:
     def __post_init__(self) -> None:
         if not 1 <= self.smp <= MAX_SMP:
             raise UsageError(f"--smp takes 1 to {MAX_SMP}, not {self.smp}")
-        if self.duration <= 0:
+        if not 0 < self.duration < float("inf"):
             raise UsageError(f"--duration takes seconds greater than 0, not {self.duration:g}")
 
 
@@ -107,6 +107,7 @@ def run(spec: RunSpec) -> RunResult:
                 _observe(machine, ledger, scenarios, spec, directory, evidence)
             finally:
                 evidence.findings = list(machine.console.scanner.findings)
+                evidence.unscanned = machine.console.scanner.blind
     except UsageError:
         raise
     except OrchestratorError as error:
@@ -137,7 +138,13 @@ def _run_directory(spec: RunSpec) -> Path:
         raise UsageError(f"{directory} is not empty: a run keeps its results in a directory of its own")
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "spec.json").write_text(json.dumps(asdict(spec), indent=1, default=str) + "\n")
-    arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--output")]
+    words = sys.argv[1:]
+    taken = [at for at, word in enumerate(words) if word == "--output"]
+    arguments = [
+        word
+        for at, word in enumerate(words)
+        if at not in taken and at - 1 not in taken and not word.startswith("--output=")
+    ]
     script = directory / "repeat.sh"
     script.write_text(
         "#!/bin/sh\n# Repeats this run: the same kernel, machine, scenarios and seed.\n"
@@ -204,19 +211,23 @@ def _observe(
     evidence: Evidence,
 ) -> None:
     """Boot, poke, and collect what every observer saw, as far as it goes."""
-    with ui.step("booting"):
-        machine.cont()
-        machine.wait_ready(BOOT_SECONDS)
-        evidence.cpus = _online(machine)
-    with ui.step("loading the test module"):
-        symbols = _load_module(machine)
+    try:
+        with ui.step("booting"):
+            machine.cont()
+            machine.wait_ready(BOOT_SECONDS)
+            evidence.cpus = _online(machine)
+        with ui.step("loading the test module"):
+            symbols = _load_module(machine)
+    except TimedOut as error:
+        raise BootError(f"{error}, before anything was poked") from error
     with Watch(machine, symbols, directory) as watch:
         try:
             _poke_everything(machine, watch, ledger, scenarios, spec, directory, evidence)
         except (TimedOut, KernelFault) as error:
             _say_why(machine, watch, directory, error)
         finally:
-            _collect(machine, directory, evidence)
+            if not isinstance(sys.exc_info()[1], KeyboardInterrupt):  # which does not wait for a guest that may hang
+                _collect(machine, directory, evidence)
 
 
 def _online(machine: Machine) -> tuple[int, ...]:
@@ -334,7 +345,7 @@ def _collect(machine: Machine, directory: Path, evidence: Evidence) -> None:
     events = [json.loads(line) for line in events_file.read_text().splitlines()] if events_file.exists() else []
     pokes = model.by_poke(events)
     for number, step in enumerate(evidence.steps):
-        guest = evidence.report.steps[number] if number < len(evidence.report.steps) else None
+        guest = evidence.report.step(number + 1)
         watched = None
         if step.gated and not (guest and guest.skip):
             # Without the guest's own account the pokes are still in the order of the steps.
@@ -361,7 +372,7 @@ def _say_why(machine: Machine, watch: Watch, directory: Path, error: TimedOut | 
             error.args = (f"{where} ({error})",)
     try:
         machine.ssh.run("true", 30)
-    except OrchestratorError:
+    except TimedOut:
         error.outcome = "hang"
     raise error
 

@@ -61,6 +61,8 @@ def console(evidence: Evidence) -> Result:
         return Result("console", "fail", f"the kernel reports: {faults[0].text}", lines)
     if lines:
         return Result("console", "blind", f"what the kernel reports was not seen to its end: {lines[0]}", lines)
+    if evidence.unscanned:
+        return Result("console", "blind", evidence.unscanned)
     return Result("console", "pass", "the kernel reports no panic, oops, BUG, warning, lockup or stall")
 
 

@@ -72,7 +72,8 @@ class Evidence:
     """asked: CPUs that the machine has. cpus: those online in the guest. points: the agent's breakpoints.
     steps: in the order they were run. planned: how many were to be run. findings: of the console scan.
     broken: what ended the run before its end. qemu_gated, qemu_free: int3 that QEMU executed in the gated and in the
-    free-running part, by (address, cpu); no_qemu_ledger: why they are empty.
+    free-running part, by (address, cpu); no_qemu_ledger: why they are empty. unscanned: why the absence of findings
+    proves nothing, empty if it does.
     """
 
     asked: int
@@ -81,6 +82,7 @@ class Evidence:
     steps: list[StepSeen] = field(default_factory=list)
     planned: int = 0
     findings: list[Finding] = field(default_factory=list)
+    unscanned: str = "the console was not read"
     report: ktap.Report | None = None
     broken: OrchestratorError | None = None
     qemu_gated: Counter[tuple[int, int]] = field(default_factory=Counter)
