@@ -43,8 +43,7 @@ test-vm: setup
 	@$(ALONE) $(BIN)/python -m pytest --timeout=$(TIMEOUT) tests/vm $(ARGS)
 
 lint: setup
-	@$(BIN)/ruff check .
-	@$(BIN)/mypy --strict
+	@$(BIN)/ruff check .; status=$$?; $(BIN)/mypy --strict && exit $$status
 
 doctor: setup
 	@$(BIN)/orchestrator doctor
