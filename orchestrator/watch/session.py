@@ -102,14 +102,18 @@ class Gdb:
         with contextlib.suppress(OSError):  # its pipe is broken: GDB has ended, which _read() says better
             self._controller.io_manager.write(f"{token}{command}", read_response=False)
         text: list[str] = []
+        aside: list[str] = []
         end = time.monotonic() + timeout
         while True:
             for record in self._read(0.2):
                 if record["type"] == "console":
                     text.append(record["payload"] or "")
+                if record["type"] == "log":
+                    aside.append((record["payload"] or "").strip())
                 if record["type"] == "result" and record.get("token") == token:
                     if record["message"] == "error":
-                        raise Refused(f"GDB: {record['payload'].get('msg', 'error')} (after {command!r})")
+                        why = " ".join([*filter(None, aside[-3:]), record["payload"].get("msg", "error")])
+                        raise Refused(f"GDB: {why} (after {command!r})")
                     return record, "".join(text)
             self._alive()
             if time.monotonic() > end:
