@@ -23,7 +23,10 @@ class Link:
         self.ready = threading.Event()
         self._line = line
         self._line.setblocking(False)
-        self._lock = threading.Lock()  # guards what `connect` and `_thread` share
+        self._lock = threading.Lock()  # guards the next three
+        self._next: socket.socket | None = None  # the other end of what `connect` has returned last
+        self._closing = False
+        self._over = False
         self._number = 0  # of the present connection; frames of an earlier one may still arrive
         self._answered = False  # by the guest, so that what comes belongs to it
         self._ended = False  # by the guest, but there may be data left for our side
@@ -34,7 +37,6 @@ class Link:
         self._sent = 0  # bytes given to the line in all
         self._acknowledged = 0  # of these, read by the guest
         self._wake_read, self._wake_write = socket.socketpair()
-        self._closing = False
         self._thread = threading.Thread(target=self._run, name="ssh-line", daemon=True)
         self._thread.start()
 
@@ -42,23 +44,33 @@ class Link:
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         with self._lock:
-            self._drop()
-            self._number += 1
-            self._answered = self._ended = False
-            self._local = theirs
-            self._put(b"O", struct.pack("<I", self._number))
-        self._wake_write.send(b".")
+            if self._next is not None:
+                self._next.close()
+            if self._over:
+                theirs.close()
+            else:
+                self._next = theirs
+                self._wake_write.send(b".")
         return ours
 
     def close(self) -> None:
         """End the thread and the connection; the line is closed too."""
-        self._closing = True
-        self._wake_write.send(b".")
+        with self._lock:
+            self._closing = True
+            if not self._over:
+                self._wake_write.send(b".")
         self._thread.join(5)
         for end in (self._line, self._wake_read, self._wake_write):
             end.close()
 
-    # Everything below runs in the thread, with the lock held, but for `_drop` and `_put`.
+    # Everything below runs in the thread, so that no socket is closed while the selector looks at it.
+
+    def _begin(self, local: socket.socket) -> None:
+        self._drop()
+        self._local = local
+        self._number += 1
+        self._answered = self._ended = False
+        self._put(b"O", struct.pack("<I", self._number))
 
     def _drop(self) -> None:
         if self._local is not None:
@@ -74,44 +86,53 @@ class Link:
 
     def _run(self) -> None:
         try:
-            while not self._closing and self._turn():
+            while self._turn():
                 pass
         except OSError:
-            pass  # the line is broken: QEMU has gone, which poll() tells better
+            pass  # the line is broken: QEMU has gone, which Machine.poll() tells better
         finally:
             with self._lock:
-                self._drop()
+                self._over = True
+                if self._next is not None:
+                    self._next.close()
+            self._drop()
 
     def _turn(self) -> bool:
         """Wait for something to do and do it; False at the end of the line."""
         with self._lock:
-            local = self._local
-            wanted: dict[socket.socket, int] = {self._wake_read: selectors.EVENT_READ}
-            wanted[self._line] = selectors.EVENT_READ
-            if self._to_line and self._room() > 0 and self.ready.is_set():  # else nobody reads it
-                wanted[self._line] |= selectors.EVENT_WRITE
-            if local is not None:
-                # Nothing is read for the guest before it has begun the connection, nor faster than the line takes it.
-                events = selectors.EVENT_READ if self._answered and not self._to_line else 0
-                events |= selectors.EVENT_WRITE if self._to_local else 0
-                if events:
-                    wanted[local] = events
-        with selectors.DefaultSelector() as selector:
-            for end, events in wanted.items():
-                selector.register(end, events)
-            ready = {key.fileobj: events for key, events in selector.select(5)}
-        with self._lock:
-            if self._wake_read in ready:
-                self._wake_read.recv(100)
-            if ready.get(self._line, 0) & selectors.EVENT_READ and not self._receive():
+            begun, self._next = self._next, None
+            if self._closing:
                 return False
-            if ready.get(self._line, 0) & selectors.EVENT_WRITE:
-                count = self._line.send(self._to_line[: self._room()])
-                del self._to_line[:count]
-                self._sent += count
-            if local is not None and local is self._local:
-                self._serve(local, ready.get(local, 0))
+        if begun is not None:
+            self._begin(begun)
+        with selectors.DefaultSelector() as selector:
+            for end, events in self._wanted().items():
+                selector.register(end, events)
+            ready = {key.fileobj: events for key, events in selector.select()}
+        if self._wake_read in ready:
+            self._wake_read.recv(100)
+        if ready.get(self._line, 0) & selectors.EVENT_READ and not self._receive():
+            return False
+        if ready.get(self._line, 0) & selectors.EVENT_WRITE:
+            count = self._line.send(self._to_line[: self._room()])
+            del self._to_line[:count]
+            self._sent += count
+        if self._local is not None:
+            self._serve(self._local, ready.get(self._local, 0))
         return True
+
+    def _wanted(self) -> dict[socket.socket, int]:
+        """What to wait for."""
+        wanted = {self._wake_read: selectors.EVENT_READ, self._line: selectors.EVENT_READ}
+        if self._to_line and self._room() > 0 and self.ready.is_set():  # else nobody reads it
+            wanted[self._line] |= selectors.EVENT_WRITE
+        if self._local is not None:
+            # Nothing is read for the guest before it has begun the connection, nor faster than the line takes it.
+            events = selectors.EVENT_READ if self._answered and not self._to_line else 0
+            events |= selectors.EVENT_WRITE if self._to_local else 0
+            if events:
+                wanted[self._local] = events
+        return wanted
 
     def _serve(self, local: socket.socket, events: int) -> None:
         try:
