@@ -75,7 +75,7 @@ _HEADS = [
 # What follows a head and belongs to it.
 _BODY = re.compile(
     r"\s|$|</?[A-Z]+>|[A-Z][A-Z0-9]{1,8}: |Call Trace|Code: |Modules linked|Hardware name|Workqueue|Tainted|Stack"
-    r"|Kernel |#PF|Oops|CPU \d|task:|Sending NMI|NMI backtrace|rcu: |\(detected|hardirqs|softirqs|irq event|Shutting down"
+    r"|Kernel |#PF|Oops|CPU \d|task:|Sending NMI|NMI backtrace|rcu: |\(detected|hardirqs|softirqs|irq event|Shutting"
     r"|\S+ invoked|---|===|other info|stack backtrace|the existing|which lock|but task|\S+/\d+ |#\d|\d+ locks? held|>\S"
     r"|Write of|Read of|Allocated|Freed|The buggy|Memory state|page:|raw:|flags:|\"echo 0|\[ (end|cut) |note: |Last "
 )

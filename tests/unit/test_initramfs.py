@@ -1,0 +1,73 @@
+"""The archive writer against cpio(1), and what goes into the guest's root."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import InfraError
+from orchestrator.guest import initramfs
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def busybox(tmp_path: Path) -> Path:
+    program = tmp_path / "busybox"
+    program.write_text("#!/bin/sh\nprintf 'bin/sh\\nusr/bin/wc\\nlinuxrc\\n'\n")
+    program.chmod(0o755)
+    return program
+
+
+def listing(image: Path) -> dict[str, str]:
+    """Path -> mode string, by cpio's own reading. It stops at the first trailer, as the kernel does not."""
+    text = subprocess.run(["cpio", "-tv", "--quiet"], stdin=image.open(), capture_output=True, text=True).stdout
+    return {line.split(" -> ")[0].split()[-1]: line.split()[0] for line in text.splitlines()}
+
+
+def test_base_has_init_applets_and_devices(tmp_path: Path, busybox: Path) -> None:
+    server = tmp_path / "dropbear"
+    server.write_bytes(b"\x7fELF...")
+    image = initramfs.build(tmp_path / "image", busybox=busybox, dropbear=[(server, "/usr/sbin/dropbear")], files={})
+    names = listing(image)
+    assert names["init"] == names["usr/sbin/dropbear"] == names["sbin/ttylink"] == "-rwxr-xr-x"
+    assert names["bin/sh"].startswith("l") and names["usr/bin/wc"].startswith("l")
+    assert names["dev/console"].startswith("c")
+    assert names["proc"] == names["usr/bin"] == "drwxr-xr-x"
+    assert "linuxrc" not in names  # it would be taken for an init
+    order = list(names)
+    assert order.index("usr") < order.index("usr/sbin") < order.index("usr/sbin/dropbear")
+
+
+def test_same_input_same_bytes(tmp_path: Path, busybox: Path) -> None:
+    files: dict[str, bytes | Path] = {"/b/c": b"2", "/a": b"1"}
+    images = [
+        initramfs.build(tmp_path / name, busybox=busybox, dropbear=[], files=order).read_bytes()
+        for name, order in (("one", files), ("two", dict(reversed(files.items()))))
+    ]
+    assert images[0] == images[1]
+
+
+def test_files_of_the_run_come_in_an_archive_behind_the_base(tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text("#!/bin/sh\n")
+    members = initramfs._with_parents(initramfs._entries({"/x/y/run": script, "/x/data": b"odd"}))
+    image = tmp_path / "second"
+    image.write_bytes(b"".join(initramfs.archive(members)))
+    assert len(image.read_bytes()) % 4 == 0  # so that a further archive can follow
+    assert listing(image) == {
+        "x": "drwxr-xr-x", "x/y": "drwxr-xr-x", "x/data": "-rw-r--r--", "x/y/run": "-rwxr-xr-x",
+    }  # fmt: skip
+
+
+def test_a_busybox_that_does_not_run_is_named(tmp_path: Path) -> None:
+    broken = tmp_path / "busybox"
+    broken.write_text("#!/bin/false\n")
+    broken.chmod(0o755)
+    with pytest.raises(InfraError, match="does not run on this host"):
+        initramfs.build(tmp_path / "image", busybox=broken, dropbear=[], files={})

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * insmod provoke.ko how=WHAT: makes the kernel report WHAT on its console, so that the logs in tests/unit/console/ are
+ * real ones. With `how=warn` and `how=none` loading succeeds; most others end the guest.
+ */
+#include <linux/delay.h>
+#include <linux/err.h>
+#include <linux/init.h>
+#include <linux/kernel.h>
+#include <linux/kthread.h>
+#include <linux/module.h>
+#include <linux/mutex.h>
+#include <linux/sched.h>
+#include <linux/slab.h>
+#include <linux/smp.h>
+#include <linux/spinlock.h>
+#include <linux/string.h>
+
+static char *how = "none";
+module_param(how, charp, 0);
+
+static int cpu;
+module_param(cpu, int, 0);
+MODULE_PARM_DESC(cpu, "where what keeps a CPU busy runs");
+
+static DEFINE_SPINLOCK(lock);
+static DEFINE_MUTEX(first);
+static DEFINE_MUTEX(second);
+
+static noinline int overflow(int depth)
+{
+	volatile char space[512];
+
+	memset((char *)space, depth, sizeof(space));
+	return depth < 0 ? 0 : overflow(depth + 1) + space[depth % sizeof(space)];
+}
+
+static void oops_everywhere(void *unused)
+{
+	*(volatile int *)NULL = 0;
+}
+
+static int sleep_for_ever(void *unused)
+{
+	set_current_state(TASK_UNINTERRUPTIBLE);
+	schedule();
+	return 0;
+}
+
+static int spin_for_ever(void *unused)
+{
+	preempt_disable();
+	for (;;)
+		cpu_relax();
+	return 0;
+}
+
+static int spin_without_interrupts(void *unused)
+{
+	local_irq_disable();
+	for (;;)
+		cpu_relax();
+	return 0;
+}
+
+static void start(int (*function)(void *))
+{
+	struct task_struct *task = kthread_create(function, NULL, "provoke");
+
+	if (!IS_ERR(task)) {
+		kthread_bind(task, cpu);
+		wake_up_process(task);
+	}
+}
+
+static int __init provoke(void)
+{
+	volatile char *bytes;
+
+	if (!strcmp(how, "warn")) {
+		WARN(1, "provoked by %s\n", __func__);
+	} else if (!strcmp(how, "bug")) {
+		BUG();
+	} else if (!strcmp(how, "null")) {
+		*(volatile int *)NULL = 0;
+	} else if (!strcmp(how, "gpf")) {
+		*(volatile int *)0xdead000000000000UL = 0;
+	} else if (!strcmp(how, "int3")) {
+		asm volatile("int3");
+	} else if (!strcmp(how, "ud")) {
+		asm volatile(".byte 0x0f, 0xff");
+	} else if (!strcmp(how, "divide")) {
+		asm volatile("xor %%ecx, %%ecx; div %%ecx" : : : "eax", "ecx", "edx");
+	} else if (!strcmp(how, "doublefault")) {
+		return overflow(0);
+	} else if (!strcmp(how, "everywhere")) {
+		on_each_cpu(oops_everywhere, NULL, 0);
+	} else if (!strcmp(how, "panic")) {
+		panic("provoked by %s", __func__);
+	} else if (!strcmp(how, "atomic")) {
+		spin_lock(&lock);
+		msleep(10);
+		spin_unlock(&lock);
+	} else if (!strcmp(how, "hung")) {
+		start(sleep_for_ever);
+	} else if (!strcmp(how, "softlockup")) {
+		start(spin_for_ever);
+	} else if (!strcmp(how, "irqsoff")) {
+		start(spin_without_interrupts);
+	} else if (!strcmp(how, "lockdep")) {
+		mutex_lock(&first);
+		mutex_lock(&second);
+		mutex_unlock(&second);
+		mutex_unlock(&first);
+		mutex_lock(&second);
+		mutex_lock(&first);
+		mutex_unlock(&first);
+		mutex_unlock(&second);
+	} else if (!strcmp(how, "kasan")) {
+		bytes = kmalloc(100, GFP_KERNEL);
+		bytes[100] = 1;
+		kfree((void *)bytes);
+	} else if (strcmp(how, "none")) {
+		return -EINVAL;
+	}
+	return 0;
+}
+
+static void __exit done(void)
+{
+}
+
+module_init(provoke);
+module_exit(done);
+MODULE_LICENSE("GPL");
+MODULE_DESCRIPTION("Provokes one kernel report");
