@@ -45,6 +45,7 @@ class Run:
         self.findings: list[Finding] = []
         self.broken: OrchestratorError | None = None
         self.no_qemu_ledger: str | None = None
+        self.unscanned = ""
         self.qemu: Counter[tuple[int, int]] = Counter()
         """To be added to what QEMU counted in the gated part."""
 
@@ -115,6 +116,7 @@ class Run:
             qemu_gated=gated_part + self.qemu,
             qemu_free=total - gated_part,
             no_qemu_ledger=self.no_qemu_ledger,
+            unscanned=self.unscanned,
         )
 
 
