@@ -117,9 +117,13 @@ def _run(options: argparse.Namespace) -> int:
             directory=options.output,
         )
     )
-    terminal.show(result, Console())
     with (result.directory / "report.txt").open("w") as file:
         terminal.show(result, Console(file=file, width=120))
+    try:
+        terminal.show(result, Console())
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit):  # the reader (`| head`) has gone, and rich would exit with 1: kernel failed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return result.verdict.exit_status
 
 
