@@ -1,0 +1,237 @@
+"""The command line: what is accepted, what it becomes, and the exit status of everything that can happen."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from good_run import Run
+
+import orchestrator.run
+from orchestrator import cli, errors
+from orchestrator.kernel.model import KernelRequest
+from orchestrator.run import RunResult, RunSpec
+from orchestrator.verdict.outcome import Verdict, judge
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
+    """The specs for which a run was asked; each passes at once."""
+    specs: list[RunSpec] = []
+
+    def run(spec: RunSpec) -> RunResult:
+        specs.append(spec)
+        return result(tmp_path, spec=spec)
+
+    monkeypatch.setattr(orchestrator.run, "run", run)
+    return specs
+
+
+def result(directory: Path, spec: RunSpec | None = None, verdict: Verdict | None = None) -> RunResult:
+    evidence = Run().evidence()
+    return RunResult(
+        spec=spec or RunSpec(),
+        directory=directory,
+        kernel=None,
+        machine=None,
+        evidence=evidence,
+        verdict=verdict or judge(evidence),
+        seconds={"booting": 11.0},
+    )
+
+
+def status(*arguments: str) -> int:
+    """What the shell would see."""
+    try:
+        return cli.main(arguments)
+    except SystemExit as end:
+        assert isinstance(end.code, int)
+        return end.code
+
+
+# -- wrong usage
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nonsense"],
+        ["run", "--nonsense"],
+        ["run", "stray"],
+        ["run", "--smp"],
+        ["run", "--smp", "many"],
+        ["run", "--smp", "0"],
+        ["run", "--smp", "-1"],
+        ["run", "--smp", "65"],
+        ["run", "--accel", "warp"],
+        ["run", "--duration", "0"],
+        ["run", "--duration", "-1"],
+        ["run", "--duration", "nan"],
+        ["run", "--duration", "inf"],
+        ["run", "--duration", "long"],
+        ["run", "--seed", "x"],
+        ["kernels"],
+        ["kernels", "burn"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_129_in_one_sentence(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert status(*arguments) == errors.EXIT_USAGE
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("orchestrator: ")
+
+
+def test_an_unknown_scenario_is_wrong_usage_before_anything_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert status("run", "--scenario", "nop55") == errors.EXIT_USAGE
+    assert "did you mean nop5?" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_directory_in_use_is_wrong_usage(tmp_path: Path) -> None:
+    (tmp_path / "theirs").write_text("precious")
+    assert status("run", "--output", str(tmp_path)) == errors.EXIT_USAGE
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["scenarios"]], ids=" ".join)
+def test_what_only_tells_is_0(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert status(*arguments) == 0
+    assert capsys.readouterr().out
+
+
+# -- what the options become
+
+
+def test_the_defaults(asked: list[RunSpec]) -> None:
+    assert status("run") == 0
+    (spec,) = asked
+    assert spec == RunSpec()
+    assert (spec.smp, spec.accel, spec.seed, spec.scenarios) == (8, "auto", 1, ())
+
+
+def test_every_option(asked: list[RunSpec], tmp_path: Path) -> None:
+    options = (
+        "--kernel debian:6.1 --patch a.patch --patch b.patch --config c.config --set KASAN=y --smp 4 "
+        "--accel tcg-single --cpu qemu64 --memory 512 --scenario nop5 --scenario key* --duration 0.5 --seed 7 --qemu /q --output /o"
+    )
+    assert status("run", *options.split()) == 0
+    assert asked == [
+        RunSpec(
+            kernel=KernelRequest(
+                selector="debian:6.1",
+                patches=(Path("a.patch"), Path("b.patch")),
+                fragments=(Path("c.config"),),
+                settings=("KASAN=y",),
+            ),
+            smp=4,
+            accel="tcg-single",
+            cpu="qemu64",
+            memory=512,
+            scenarios=("nop5", "key*"),
+            duration=0.5,
+            seed=7,
+            qemu=Path("/q"),
+            directory=Path("/o"),
+        )
+    ]
+
+
+def test_the_tree(asked: list[RunSpec]) -> None:
+    assert status("run", "--tree", ".", "--smp", "8") == 0
+    assert asked[0].kernel.tree == Path()
+
+
+# -- what becomes of a run
+
+
+@pytest.mark.parametrize(
+    ("outcome", "wanted"),
+    [("pass", 0), ("fail", 1), ("panic", 1), ("hang", 1), ("infra", 125), ("boot-error", 125), ("lost-vm", 125)],
+)
+def test_the_verdict_is_the_status(
+    outcome: str, wanted: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict = dataclasses.replace(judge(Run().evidence()), outcome=outcome, reason="for a [bold]reason[/]")
+    monkeypatch.setattr(orchestrator.run, "run", lambda spec: result(tmp_path, verdict=verdict))
+    assert status("run") == wanted
+    for report in (capsys.readouterr().out, (tmp_path / "report.txt").read_text()):
+        assert report.strip().splitlines()[-1] == f"{outcome.upper()}  for a [bold]reason[/]"
+
+
+def raising(error: BaseException) -> Callable[[RunSpec], Any]:
+    def run(spec: RunSpec) -> Any:
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "wanted"),
+    [
+        (errors.UsageError("no such tree"), 129),
+        (errors.BuildError("hunk 2 does not apply"), 125),
+        (errors.BootError("no init"), 125),
+        (errors.InfraError("no gdb"), 125),
+        (errors.LostVM("QEMU died"), 125),
+        (KeyboardInterrupt(), 130),
+        (OSError(28, "No space left on device"), 125),
+        (ValueError("a fault of ours"), 125),
+        (AssertionError(), 125),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
+)
+def test_what_ends_the_program(
+    error: BaseException, wanted: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(orchestrator.run, "run", raising(error))
+    assert status("run") == wanted
+    said = capsys.readouterr().err.strip()
+    assert said.splitlines()[-1].startswith("orchestrator: ")
+    assert ("Traceback" in said) == isinstance(error, ValueError | AssertionError)
+
+
+SCRIPT = """
+import sys
+sys.path[:0] = [{here!r}]
+import orchestrator.run
+from pathlib import Path
+from test_cli import result
+from orchestrator import cli
+orchestrator.run.run = lambda spec: result(Path({directory!r}))
+sys.exit(cli.main(["run"]))
+"""
+
+
+def test_a_reader_that_goes_away_does_not_change_the_verdict(tmp_path: Path) -> None:
+    """`orchestrator run | head -1`"""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    script = SCRIPT.format(here=str(Path(__file__).parent), directory=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", script], stdout=theirs, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "PASS" in (tmp_path / "report.txt").read_text()
+
+
+# -- the run directory
+
+
+@pytest.mark.parametrize("output", [["--output", "DIR"], ["--output=DIR"], []])
+def test_the_script_that_repeats_the_run(output: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tmp_path / "a run"
+    monkeypatch.setattr(sys, "argv", ["orchestrator", "run", "--smp", "2", *output, "--scenario", "key*"])
+    orchestrator.run._run_directory(RunSpec(smp=2, directory=directory))
+    script = (directory / "repeat.sh").read_text()
+    assert script.splitlines()[-1] == f"exec {sys.executable} -m orchestrator run --smp 2 --scenario 'key*'"
+    assert os.access(directory / "repeat.sh", os.X_OK)
+    assert '"smp": 2' in (directory / "spec.json").read_text()

@@ -1,0 +1,129 @@
+"""From evidence to one word and an exit status: 1 only for what the kernel did."""
+
+from __future__ import annotations
+
+import pytest
+from good_run import NOP5_ON, Run
+
+from orchestrator.errors import BootError, BuildError, InfraError, LostVM, OrchestratorError
+from orchestrator.machine.faults import TimedOut
+from orchestrator.verdict.console import OUTCOMES, Finding
+from orchestrator.verdict.outcome import KERNEL_FAILED, Verdict, judge
+
+STATUS = {
+    "pass": 0,
+    "fail": 1,
+    "panic": 1,
+    "oops": 1,
+    "warn": 1,
+    "hang": 1,
+    "timeout": 1,
+    "lost-vm": 125,
+    "build-error": 125,
+    "boot-error": 125,
+    "infra": 125,
+}
+"""Every verdict of design.md."""
+
+
+def finding(kind: str, line: int = 1) -> Finding:
+    return Finding(kind=kind, line=line, text=f"line {line} says {kind}", last=line)
+
+
+@pytest.mark.parametrize("outcome", STATUS)
+def test_exit_status(outcome: str) -> None:
+    assert Verdict(outcome, "").exit_status == STATUS[outcome]
+
+
+def test_an_unknown_word_is_not_the_kernels_fault() -> None:
+    assert Verdict("something new", "").exit_status == 125
+
+
+def test_a_healthy_run_passes() -> None:
+    verdict = judge(Run().evidence())
+    assert verdict.outcome == "pass"
+    assert verdict.exit_status == 0
+    assert len(verdict.results) > 10
+
+
+@pytest.mark.parametrize("kind", OUTCOMES)
+def test_whatever_the_console_reports_is_no_pass(kind: str) -> None:
+    run = Run()
+    run.findings = [finding(kind)]
+    verdict = judge(run.evidence())
+    assert verdict.outcome != "pass"
+    assert verdict.outcome in STATUS
+    assert (verdict.exit_status == 1) == (OUTCOMES[kind] in KERNEL_FAILED)
+
+
+def test_the_gravest_report_gives_the_word() -> None:
+    run = Run()
+    run.findings = [finding("warn", 1), finding("int3", 2), finding("panic", 3), finding("soft-lockup", 4)]
+    assert judge(run.evidence()).outcome == "panic"
+    assert "line 3" in judge(run.evidence()).reason
+    del run.findings[2]
+    assert judge(run.evidence()).outcome == "oops"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [InfraError("the disk is full"), LostVM("QEMU was killed"), BootError("no init"), BuildError("gcc failed")],
+    ids=lambda error: str(error.outcome),
+)
+def test_what_ended_the_run_is_not_the_kernels_fault(error: OrchestratorError) -> None:
+    """Though it leaves everything half done."""
+    run = Run()
+    run.broken = error
+    del run.events[20:], run.report[30:]
+    verdict = judge(run.evidence())
+    assert (verdict.outcome, verdict.exit_status) == (error.outcome, 125)
+    assert verdict.reason == str(error)
+
+
+def test_a_wait_that_ran_out_is_a_timeout() -> None:
+    run = Run()
+    run.broken = TimedOut("the end of a step", 180)
+    assert (judge(run.evidence()).outcome, judge(run.evidence()).exit_status) == ("timeout", 1)
+    run.broken.outcome = "hang"
+    assert (judge(run.evidence()).outcome, judge(run.evidence()).exit_status) == ("hang", 1)
+
+
+def test_what_the_kernel_reported_counts_though_the_machine_was_lost() -> None:
+    run = Run()
+    run.findings = [finding("panic")]
+    run.broken = LostVM("the guest is no longer running")
+    assert judge(run.evidence()).outcome == "panic"
+
+
+def test_a_broken_promise_is_named() -> None:
+    run = Run()
+    run.drop(run.find(NOP5_ON, "sync", 0, cpu=1))
+    verdict = judge(run.evidence())
+    assert verdict.outcome == "fail"
+    assert verdict.reason.startswith("sync: between the int3 write and the next write CPU 1")
+    assert verdict.reason.endswith("in scenario nop5")
+
+
+def test_a_fault_outweighs_what_was_not_seen() -> None:
+    run = Run()
+    run.say(1, "cpu=1 phase=0", None)
+    assert judge(run.evidence()).outcome == "infra"
+    run.find(NOP5_ON, "return").update(value=0)
+    assert judge(run.evidence()).outcome == "fail"
+
+
+def test_no_failure_counts_on_an_emulator_that_loses_patched_code() -> None:
+    run = Run()
+    run.findings = [finding("int3"), finding("panic")]
+    evidence = run.evidence()
+    evidence.untrusted = "QEMU 7.2 loses them"
+    verdict = judge(evidence)
+    assert (verdict.outcome, verdict.exit_status) == ("infra", 125)
+    assert "QEMU 7.2" in verdict.reason
+    assert "panic" in verdict.reason
+
+
+def test_but_a_pass_does() -> None:
+    evidence = Run().evidence()
+    evidence.untrusted = "QEMU 7.2 loses them"
+    assert judge(evidence).outcome == "pass"

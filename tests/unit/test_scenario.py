@@ -1,0 +1,97 @@
+"""Scenarios: those that there are, selecting among them, and files that are wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator import scenario
+from orchestrator.errors import InfraError, UsageError
+
+GOOD = "title: t\npromise: p\nsite: nop5\n"
+
+
+def test_those_that_there_are() -> None:
+    known = scenario.load_all()
+    assert [entry.order for entry in known] == sorted(entry.order for entry in known)
+    assert {"nop5", "jmp32", "nop2", "one", "key"} <= {entry.name for entry in known}
+    assert {entry.site for entry in known} == {"nop5", "jmp32", "nop2", "one", "key"}
+    assert {entry.how for entry in known} == {"direct", "key"}
+    for entry in known:
+        assert entry.title
+        assert entry.promise.endswith(".")
+
+
+def names(*patterns: str) -> list[str]:
+    return [entry.name for entry in scenario.select(patterns)]
+
+
+def test_select() -> None:
+    everything = [entry.name for entry in scenario.load_all()]
+    assert names() == everything
+    assert names("*") == everything
+    assert names("one", "nop5") == ["nop5", "one"], "in the order of a run, not of the request"
+    assert names("one", "one", "o*") == ["one"]
+    assert names("key*") == ["key-direct", "key"]
+    assert names("nop[25]") == ["nop5", "nop2"]
+
+
+@pytest.mark.parametrize("pattern", ["", "no", "NOP5", "nop5 ", "key-*x", "["])
+def test_an_unknown_name_is_wrong_usage(pattern: str) -> None:
+    with pytest.raises(UsageError, match="no scenario is called") as caught:
+        scenario.select(["nop5", pattern])
+    assert caught.value.exit_status == 129
+    assert "there are: nop5, jmp32" in str(caught.value)
+
+
+def test_the_nearest_name_is_suggested() -> None:
+    with pytest.raises(UsageError, match=r"jump32 \(did you mean jmp32\?\)"):
+        scenario.select(["jump32"])
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(scenario, "DIRECTORY", tmp_path)
+    return tmp_path
+
+
+def test_defaults(directory: Path) -> None:
+    (directory / "a.yaml").write_text(GOOD)
+    (entry,) = scenario.load_all()
+    assert (entry.name, entry.how, entry.passes) == ("a", "direct", 1)
+
+
+def test_order_then_name(directory: Path) -> None:
+    for name, order in (("c", 1), ("b", 2), ("a", 2)):
+        (directory / f"{name}.yaml").write_text(f"{GOOD}order: {order}\n")
+    assert names() == ["c", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "the file"),
+        ("- a list\n", "the file"),
+        ("title: [\n", "the file"),
+        ("title: t\npromise: p\n", "site: Field required"),
+        (GOOD + "sites: nop5\n", "sites: Extra inputs"),
+        (GOOD + "name: other\n", "the file"),
+        (GOOD.replace("nop5", "nop6"), "site: Input should be 'nop5'"),
+        (GOOD + "how: slowly\n", "how: Input should be"),
+        (GOOD + "how: key\n", "no static key owns the site nop5"),
+        (GOOD + "passes: 0\n", "passes: Input should be greater"),
+        (GOOD + "passes: many\n", "passes: Input should be a valid integer"),
+    ],
+)
+def test_a_wrong_file_is_named_with_what_is_wrong(directory: Path, text: str, said: str) -> None:
+    (directory / "wrong.yaml").write_text(text)
+    with pytest.raises(UsageError) as caught:
+        scenario.load_all()
+    assert str(caught.value).startswith("wrong.yaml: ")
+    assert said in str(caught.value)
+
+
+def test_no_scenario_at_all_is_no_run(directory: Path) -> None:
+    with pytest.raises(InfraError, match="not complete"):
+        scenario.select([])
