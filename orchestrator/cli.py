@@ -54,7 +54,7 @@ def _parser() -> Parser:
     run = commands.add_parser("run", help="boot a kernel, poke it on every CPU, and say what became of it")
     _kernel_options(run)
     run.add_argument("--smp", type=int, default=8, metavar="N", help="CPUs of the guest (8)")
-    run.add_argument("--accel", choices=accel.CHOICES, default="auto", help="KVM where it really works, else TCG (auto)")
+    run.add_argument("--accel", choices=accel.CHOICES, default="auto", help="KVM where it works, else TCG (auto)")
     run.add_argument("--cpu", metavar="MODEL", help="QEMU's CPU model (host under KVM, max under TCG)")
     run.add_argument("--memory", type=int, default=1024, metavar="MIB", help="memory of the guest (1024)")
     run.add_argument("--scenario", action="append", default=[], metavar="NAME", help="only these; wildcards (all)")

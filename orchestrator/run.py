@@ -175,7 +175,7 @@ def _check_cpus(spec: RunSpec, kernel: Kernel) -> None:
 
 
 def _guest_image(kernel: Kernel, keys: Keys, directory: Path) -> Path:
-    files = {**keys.guest_files(), f"/{module.NAME}": module.build(kernel)}
+    files: dict[str, bytes | Path] = {**keys.guest_files(), f"/{module.NAME}": module.build(kernel)}
     return initramfs.build(
         directory / "initramfs.cpio", busybox=tools.busybox(), dropbear=tools.dropbear(), files=files
     )

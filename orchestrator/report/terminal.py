@@ -13,7 +13,12 @@ from orchestrator.run import RunResult
 from orchestrator.verdict.checks import expected_coverage, rate, seen_coverage
 from orchestrator.verdict.evidence import Evidence
 
-MARKS = {"pass": ("ok", "green"), "fail": ("FAIL", "bold red"), "skip": ("skip", "yellow"), "blind": ("blind", "magenta")}
+MARKS = {
+    "pass": ("ok", "green"),
+    "fail": ("FAIL", "bold red"),
+    "skip": ("skip", "yellow"),
+    "blind": ("blind", "magenta"),
+}
 PHASES = ("0 old", "1 cc+old", "2 cc+new", "3 new")
 
 
@@ -45,8 +50,8 @@ def _heading(result: RunResult, console: Console) -> None:
     spec, machine = result.spec, result.machine
     if result.kernel:
         origin = ", ".join(f"{key} {value}" for key, value in result.kernel.origin.items())
-        console.print(f"kernel:  {result.kernel.name} ({result.kernel.release}; {origin})", markup=False, highlight=False,
-                      soft_wrap=True)
+        kernel = f"kernel:  {result.kernel.name} ({result.kernel.release}; {origin})"
+        console.print(kernel, markup=False, highlight=False, soft_wrap=True)
     if machine:
         version = ".".join(map(str, machine.qemu.version))
         console.print(
@@ -120,4 +125,5 @@ def _totals(evidence: Evidence) -> str:
     steps = [step.guest for step in evidence.free if step.guest]
     mean = sum(s.integer("poke_ns") for s in steps) / max(pokes, 1) / 1e6
     longest = max((s.integer("poke_ns_max") for s in steps), default=0) / 1e6
-    return f"free: {pokes} pokes in {seconds:.1f} s, {pokes / seconds:.0f}/s; one took {mean:.2f} ms, at most {longest:.1f} ms"
+    took = f"one took {mean:.2f} ms, at most {longest:.1f} ms"
+    return f"free: {pokes} pokes in {seconds:.1f} s, {pokes / seconds:.0f}/s; {took}"

@@ -76,8 +76,8 @@ def guest(evidence: Evidence) -> Result:
     if not done:
         return Result("guest", "blind", "the guest reported no step")
     for step in done:
-        if step.integer("error"):
-            return Result("guest", "blind", f"{step.name} could not be run in the guest (error {step.integer('error')})")
+        if error := step.integer("error"):
+            return Result("guest", "blind", f"{step.name} could not be run in the guest (error {error})")
         if not step.counts:
             return Result("guest", "blind", f"the guest's counters of {step.name} are not to be had")
     passes = sum(count for step in done for counts in step.counts.values() for count in counts.values())

@@ -11,8 +11,8 @@ One JSON object a line goes to the events file, written through at once:
 
     n      running number, from 1
     t      host seconds (monotonic)
-    kind   window | hold | write | sync | int3 | return | stopper | end | error | again: a stop seen before. Now and then
-           one is reported twice, when another CPU stops while GDB steps this one over its breakpoint
+    kind   window | hold | write | sync | int3 | return | stopper | end | error | again: a stop seen before. Now and
+           then one is reported twice, when another CPU stops while GDB steps this one over its breakpoint
     cpu    number of the virtual CPU that stopped
     bytes  the site's bytes at that moment, hex, while a window is open
 
@@ -116,7 +116,7 @@ class Watch:
         self.regs = config["regs"]
         self.gate = config["gate"]
         self.limit = config["limit"]
-        self.file = Path(config["events"]).open("a", buffering=1)  # open as long as GDB lives
+        self.file = Path(config["events"]).open("a", buffering=1)  # noqa: SIM115  (open as long as GDB lives)
         self.points = []
         self.learn_return = self.learned = False
         self.write_style = None

@@ -80,6 +80,7 @@ def _plugin(qemu: Qemu) -> Path:
             proc.run(trial, env=dict(qemu.env), stdin="quit\n")
         except subprocess.CalledProcessError as error:
             said = error.output.strip().splitlines()
-            raise InfraError(f"this QEMU does not load our plugin: {said[-1] if said else 'no reason given'}") from error
+            why = said[-1] if said else "no reason given"
+            raise InfraError(f"this QEMU does not load our plugin: {why}") from error
 
     return cached_dir(cache_dir() / "ledger" / digest, make) / "ledger.so"
