@@ -41,6 +41,6 @@ def build(kernel: Kernel) -> Path:
             kept = cache_dir() / "modules" / f"{digest}.log"
             kept.write_text(error.output)
             first = lines[0].strip() if lines else "make failed"
-            raise BuildError(f"the test module does not build for {kernel.name}: {first} (all of it: {kept})") from error
+            raise BuildError(f"the test module does not build for {kernel.name}: {first} (see {kept})") from error
 
     return cached_dir(target, make) / NAME

@@ -10,7 +10,7 @@ run do_sync_core before the next write begins, or before the poke returns: a *sy
 of 2013 (v3 of "x86: introduce int3-based instruction patching") and for the batched one of 5.4 and later alike
 (arch/x86/kernel/alternative.c, text_poke_bp_batch(); smp_text_poke_batch_finish() since 6.16).
 
-    window ─> write cc ─> sync × every CPU ─> write tail ─> sync × every CPU ─> write first byte ─> sync × every CPU ─> end
+    window ─> write cc ─> sync × each CPU ─> write tail ─> sync × each CPU ─> write first byte ─> sync × each CPU ─> end
                          └ int3 at the site: taken by the poke handler, resumed at the target ┘
 
 What is out of this order is a violation, and names the claim that it breaks. What was not observed is none: whether
