@@ -284,11 +284,12 @@ def _discard_interrupted(work: Workspace) -> None:
     if not marker.exists():
         return
     since = marker.stat().st_mtime_ns
-    for folder, _, files in os.walk(work.build):
-        for name in files:
-            path = Path(folder, name)
-            if path.lstat().st_mtime_ns >= since:
-                path.unlink()
+    for top in (work.build, work.root / "configure"):
+        for folder, _, files in os.walk(top):
+            for name in files:
+                path = Path(folder, name)
+                if path.lstat().st_mtime_ns >= since:
+                    path.unlink()
     (work.root / "config.key").unlink(missing_ok=True)
     marker.unlink()
 

@@ -85,7 +85,7 @@ def _check(request: KernelRequest) -> None:
 
 
 def _tree_recipe(request: KernelRequest) -> Recipe:
-    ours = _texts((TREE_FRAGMENT,))
+    ours = tuple((f"our {who}", text) for who, text in _texts((TREE_FRAGMENT,)))
     return Recipe(
         base="tinyconfig",
         fragments=(*ours, *_texts(request.fragments)),

@@ -22,6 +22,7 @@ SUITES: dict[str, tuple[str, ...]] = {
 }
 """Where Debian has the series it maintains for years; everything else passes through NEWER."""
 NEWER = ("trixie-backports", "sid")
+SERIES = "series to be had are 5.10, 6.1, 6.12 and, for a while each, those from 6.16 on"
 LAYOUT = 2
 """Part of the digest; goes up when what is done to the unpacked files changes."""
 IMAGE = re.compile(r"linux-image-(?P<abi>\d+\.\d+\.\d+\S*?)-(?:(?P<flavour>cloud|rt)-)?amd64")
@@ -58,11 +59,7 @@ def obtain(selector: str) -> Kernel:
         names = sorted({f"debian:{package.upstream}" for package in known})
         raise UsageError(
             f"{selector}: the Debian mirror has no such image{nearest(selector, names)}; "
-            + (
-                f"of {series} there are {', '.join(name[7:] for name in names)}"
-                if names
-                else "see `orchestrator kernels list --debian`"
-            )
+            + (f"of {series} there are {', '.join(name[7:] for name in names)}" if names else SERIES)
         )
     for package in reversed(wanted):
         if headers := _headers(package):
