@@ -27,6 +27,8 @@ SIGNS = ("Makefile", "Kconfig", "arch/x86/kernel", "scripts/kconfig")
 """What every kernel tree since 2008 has."""
 INERT = re.compile(r"(Documentation/(?!.*(Kconfig|Makefile)$)|LICENSES/|tools/testing/|\.git/|\.mailmap$|MAINTAINERS$)")
 """Files of a tree that cannot change its kernel: left out, so that editing them does not build it again."""
+TOP = ("!/*", "/.*", "/vmlinux*", "/System.map", "/*.symvers", "/modules.*", "/*.o", "/*.a", "/*.patch", "/debian")
+"""What to ignore at the top of a tree without git: the .gitignore in Debian's tarballs ignores `/*`, all of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +176,8 @@ def _listed(tree: Path) -> list[str]:
             with tempfile.TemporaryDirectory() as empty:  # a kernel's .gitignore files name all that a build makes
                 proc.run(["git", "init", "-q", "--bare", empty])
                 command = ["git", "--git-dir", empty, "--work-tree", str(tree), "-C", str(tree)]
-                listing = proc.run([*command, "ls-files", "-z", "--others", "--exclude-standard"]).stdout
+                ours = [word for pattern in TOP for word in ("-x", pattern)]
+                listing = proc.run([*command, "ls-files", "-z", "--others", "--exclude-standard", *ours]).stdout
     except subprocess.CalledProcessError as error:
         raise BuildError(f"git cannot list the files of {tree}: {error.output.strip()[-300:]}") from error
     return sorted({path for path in listing.split("\0") if path})

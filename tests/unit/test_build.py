@@ -85,8 +85,16 @@ def test_build_and_what_it_leaves(git_tree: Path) -> None:
     assert len(_compiled()) == 3
 
 
-def test_without_git(tree: Path) -> None:
-    assert _obtain(tree).release == "6.1.0-fake"
+def test_without_git_and_with_the_gitignore_of_debians_tarballs(tree: Path) -> None:
+    first = _obtain(tree)
+    assert first.release == "6.1.0-fake"
+    ignored = tree / ".gitignore"
+    ignored.write_text(f"{ignored.read_text()}/*\n!/debian/\n")
+    for target in ("tinyconfig", "bzImage"):
+        subprocess.run(["make", "-s", "-C", tree, target, "CC=gcc"], check=True)
+    (tree / "debian").mkdir()
+    (tree / "debian/changelog").touch()
+    assert _obtain(tree).digest == first.digest
 
 
 def test_the_same_is_not_built_again(git_tree: Path) -> None:
