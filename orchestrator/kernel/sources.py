@@ -151,12 +151,13 @@ def fingerprint(file: Path) -> str:
 
 def _walk(root: Path) -> Manifest:
     """All files of an unpacked source. As it never changes, a path is fingerprint enough."""
-    listing = root.parent / f"{root.name}.files"
+    listing = root.parent / f"{root.name}.list"
     if not listing.is_file() or listing.stat().st_mtime < root.stat().st_mtime:
         paths = [
             os.path.relpath(os.path.join(folder, name), root)  # noqa: PTH118 (80,000 times)
-            for folder, _, files in os.walk(root)
-            for name in files
+            for folder, folders, files in os.walk(root)
+            for name in (*files, *folders)
+            if name in files or os.path.islink(f"{folder}/{name}")  # noqa: PTH114 (a link to a folder is a file here)
         ]
         fresh = listing.with_suffix(f".{os.getpid()}")
         fresh.write_text("\n".join(path for path in sorted(paths) if not INERT.match(path)))
