@@ -60,9 +60,10 @@ def available() -> list[Available]:
     for note in sorted(cache_dir().glob("*/*/kernel.json")):
         told = json.loads(note.read_text())
         origin = told["origin"]
-        words = (
-            f"{told['release']}, {origin.get('package') or origin.get('tree', '')} {origin.get('version', '')}".strip()
-        )
+        parts = [told["release"], origin.get("package") or origin.get("tree", ""), origin.get("version", "")]
+        if origin.get("patches", "none") != "none":
+            parts.append(f"with {origin['patches']}")
+        words = " ".join(part for part in parts if part)
         cached.append(Available(selector=told["name"], description=words, ready=True, where=note.parent))
     built = {one.selector for one in cached}
     definitions = []

@@ -71,19 +71,22 @@ def apply(patches: Iterable[Path], original: Callable[[str], Path | None], scrat
 def explain(output: str) -> str:
     """`FILE: hunk #2 (near line 120)` for each failure in the output of `git apply --reject --verbose`."""
     problems: list[str] = []
-    file, line = "", ""
+    file = ""
+    lines: dict[str, list[str]] = {}  # all errors come before all rejects, both in the order of the hunks
     for text in output.splitlines():
-        if match := re.match(r"(?:Checking|Applying) patch (.+?)(?: with \d+ rejects?)?\.\.\.$", text):
+        if match := re.match(r"Applying patch (.+?)(?: with \d+ rejects?)?\.\.\.$", text):
             file = match[1]
         elif match := re.match(r"error: patch failed: (.+):(\d+)$", text):
-            line = f" (near line {match[2]})"
+            lines.setdefault(match[1], []).append(f" (near line {match[2]})")
         elif match := re.match(r"Rejected hunk #(\d+)\.$", text):
-            problems.append(f"{file}: hunk #{match[1]} does not fit{line}")
+            place = lines[file].pop(0) if lines.get(file) else ""
+            problems.append(f"{file}: hunk #{match[1]} does not fit{place}")
         elif match := re.match(r"error: (.+): (No such file or directory|already exists in working directory)$", text):
             problems.append(f"{match[1]}: {match[2].lower().replace(' in working directory', '')}")
     if not problems:
-        problems = [text for text in output.splitlines() if text.startswith(("error:", "fatal:"))][:3]
-    return "; ".join(problems) or output.strip()[-300:]
+        problems = [text for text in output.splitlines() if text.startswith(("error:", "fatal:"))]
+    more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
+    return ("; ".join(problems[:4]) + more) or output.strip()[-300:]
 
 
 def _differ(left: Path, right: Path) -> bool:

@@ -85,6 +85,17 @@ def test_failure_names_patch_file_and_hunk(source: Path, tmp_path: Path, make_pa
     assert "0007-two-hunks.patch does not apply: kernel/a.c: hunk #2 does not fit (near line 28)" in str(caught.value)
 
 
+def test_every_hunk_has_its_own_line(source: Path, tmp_path: Path, make_patch: Callable[..., Path]) -> None:
+    changed = list(LINES)
+    changed[4], changed[30] = "five\n", "thirty-one\n"
+    patch = make_patch("1.patch", a="".join(changed), b="".join(changed))
+    (source / "kernel/a.c").write_text("".join(f"{line.strip()}!\n" for line in LINES))
+    with pytest.raises(BuildError) as caught:
+        _apply([patch], source, tmp_path / "scratch")
+    said = "kernel/a.c: hunk #1 does not fit (near line 2); kernel/a.c: hunk #2 does not fit (near line 28)"
+    assert str(caught.value).endswith(f"1.patch does not apply: {said}")
+
+
 def test_patch_to_a_file_that_is_not_there(source: Path, tmp_path: Path, make_patch: Callable[..., Path]) -> None:
     patch = make_patch("1.patch", a="".join(LINES[1:]))
     (source / "kernel/a.c").unlink()
