@@ -210,9 +210,9 @@ class Host:
             return
         if qemu:
             version = ".".join(map(str, qemu.version))
-            several = "tcg,thread=multi can be trusted"
-            one = "tcg,thread=single only, which is slow: before 8.1 several threads can go on running patched code"
-            text = f"{version}, {qemu.binary}: {several if qemu.good else one}"
+            counts = "counts int3 for us under TCG"
+            lacks = "has no plugin interface that we can use, so under TCG a run has two ledgers of int3, not three"
+            text = f"{version}, {qemu.binary}: {counts if qemu.good else lacks}"
             yield Point("ok" if qemu.good else "warn", "QEMU", text)
         elif self.offline:
             yield Point("miss", "QEMU", "none here, and the mirror cannot be asked for it: install qemu-system-x86")

@@ -155,17 +155,6 @@ def _run_directory(spec: RunSpec) -> Path:
     return directory
 
 
-def _untrusted(machine: MachineSpec) -> str | None:
-    """Why a failure on this machine may be the emulator's own (facts: fixed in QEMU 8.1), None when it may not."""
-    if machine.accel.kind == "tcg" and machine.accel.thread == "multi" and not machine.qemu.good:
-        version = ".".join(map(str, machine.qemu.version))
-        return (
-            f"QEMU {version} with several TCG threads can go on executing instructions that were patched away: use "
-            "QEMU 8.1 or later, or --accel tcg-single"
-        )
-    return None
-
-
 def _check_cpus(spec: RunSpec, kernel: Kernel) -> None:
     if kernel.option("SMP") != "y" and spec.smp > 1:
         raise UsageError(f"{kernel.name} is built without CONFIG_SMP: use --smp 1, or another kernel")
@@ -321,7 +310,7 @@ def _poke_everything(
         poker = dice.choice(evidence.cpus)
         free.append(f"step site={scenario.site} how={scenario.how} ms={milliseconds} cpu={poker}")
         evidence.steps.append(StepSeen(scenario=scenario, gated=False, poker=poker, guest=None))
-    evidence.no_qemu_ledger = ledger.why_not
+    evidence.no_qemu_ledger, evidence.qemu_by_cpu = ledger.why_not, ledger.by_cpu
     before = ledger.read()
     with ui.step("gated: holding the poker in each phase"), watch.window():
         evidence.points = tuple(watch.points)

@@ -42,8 +42,8 @@ HOST_PACKAGES: dict[str, str] = {
 
 QEMU_VARIABLE = "ORCHESTRATOR_QEMU"
 """Environment variable: the qemu-system-x86_64 to use, whatever its version."""
-QEMU_GOOD = (8, 1)
-"""The first QEMU whose multi-threaded TCG does not lose invalidations of code that another vCPU patches (facts)."""
+QEMU_GOOD = (9, 1)
+"""The first QEMU whose plugin interface our ledger of int3 can use (orchestrator/watch/ledger.py)."""
 LIBRARIES = ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu")
 """Where Debian's packages put shared libraries; some (libfuse3) still use the second before trixie."""
 
@@ -59,12 +59,12 @@ class Qemu:
 
     @property
     def good(self) -> bool:
-        """Whether tcg,thread=multi can be trusted with code that changes under it; else use thread=single."""
+        """Whether it can count int3 for us under TCG."""
         return self.version >= QEMU_GOOD
 
 
 def qemu(override: Path | None = None) -> Qemu:
-    """The QEMU to use: `override` or $ORCHESTRATOR_QEMU; the system's if it is 8.1 or newer; else Debian's newest.
+    """The QEMU to use: `override` or $ORCHESTRATOR_QEMU; the system's if it is 9.1 or newer; else Debian's newest.
 
     Where only an older one is to be had that one is returned: see Qemu.good.
     """

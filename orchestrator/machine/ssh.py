@@ -25,6 +25,8 @@ POLL = 0.05
 """Seconds between two looks at whether the machine is still there."""
 HANDSHAKE = 120.0
 """Seconds for connecting: its cryptography runs on a translated CPU that may be busy with the test."""
+SETTLE = 1.0
+"""Seconds in which the cause of a broken connection shows."""
 CHUNK = 32768
 
 
@@ -146,7 +148,11 @@ class Shell:
                 raise EOFError("the connection was lost")
             return channel.recv_exit_status(), bytes(output)
         except (paramiko.SSHException, OSError, EOFError) as error:
-            self._check(what)
+            # When QEMU dies its sockets end first, and the console's last lines may still be on their way too.
+            end = time.monotonic() + SETTLE
+            while time.monotonic() < end:
+                self._check(what)
+                time.sleep(POLL)
             raise InfraError(f"`{command}`: ssh to the guest failed: {error}") from error
 
     def _refuse_stranger(self, transport: paramiko.Transport) -> None:

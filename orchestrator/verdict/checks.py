@@ -230,10 +230,10 @@ def ledgers(evidence: Evidence) -> Result:
         for cpu, count in sorted(late_hits(step).items()):
             by_site[step.address, cpu] += count
     if evidence.no_qemu_ledger is None:
-        differ += _differences("gated", "GDB", by_site, evidence.qemu_gated)
+        differ += _differences("gated", "GDB", by_site, evidence.qemu_gated, evidence.qemu_by_cpu)
         running = _free_by_site(evidence)
         free = sum(running.values())
-        differ += _differences("running free", "the guest", running, evidence.qemu_free)
+        differ += _differences("running free", "the guest", running, evidence.qemu_free, evidence.qemu_by_cpu)
     if differ:
         return Result("ledgers", "fail", f"the observers disagree: {differ[0]}", tuple(differ))
     if not held:
@@ -266,15 +266,27 @@ def _free_by_site(evidence: Evidence) -> Counter[tuple[int, int]]:
     return sites
 
 
-def _differences(part: str, who: str, theirs: Counter[tuple[int, int]], qemu: Counter[tuple[int, int]]) -> list[str]:
-    """Where QEMU's count of the sites in `theirs` is another one."""
+def _differences(
+    part: str, who: str, theirs: Counter[tuple[int, int]], qemu: Counter[tuple[int, int]], by_cpu: bool
+) -> list[str]:
+    """Where QEMU's count of the sites in `theirs` is another one: by CPU, or of all CPUs together."""
     sites = {address for address, _ in theirs}
-    keys = theirs.keys() | {(address, cpu) for address, cpu in qemu if address in sites}
+    ours, others = _of_sites(theirs, sites, by_cpu), _of_sites(qemu, sites, by_cpu)
     return [
-        f"{part}: site {address:x}, CPU {cpu}: {who} counts {theirs[address, cpu]} int3, QEMU {qemu[address, cpu]}"
-        for address, cpu in sorted(keys)
-        if theirs[address, cpu] != qemu[address, cpu]
+        f"{part}: site {address:x}{f', CPU {cpu}' if by_cpu else ''}: {who} counts {ours[address, cpu]} int3, "
+        f"QEMU {others[address, cpu]}"
+        for address, cpu in sorted(ours.keys() | others.keys())
+        if ours[address, cpu] != others[address, cpu]
     ]
+
+
+def _of_sites(counts: Counter[tuple[int, int]], sites: set[int], by_cpu: bool) -> Counter[tuple[int, int]]:
+    """`counts` of those sites only; without `by_cpu` summed up under CPU 0."""
+    chosen: Counter[tuple[int, int]] = Counter()
+    for (address, cpu), count in counts.items():
+        if address in sites:
+            chosen[address, cpu if by_cpu else 0] += count
+    return chosen
 
 
 @check

@@ -72,7 +72,8 @@ class Evidence:
     """asked: CPUs that the machine has. cpus: those online in the guest. points: the agent's breakpoints.
     steps: in the order they were run. planned: how many were to be run. findings: of the console scan.
     broken: what ended the run before its end. qemu_gated, qemu_free: int3 that QEMU executed in the gated and in the
-    free-running part, by (address, cpu); no_qemu_ledger: why they are empty. unscanned: why the absence of findings
+    free-running part, by (address, cpu); no_qemu_ledger: why they are empty; qemu_by_cpu: whether the cpu in them
+    is right, or only the sum over all. unscanned: why the absence of findings
     proves nothing, empty if it does.
     """
 
@@ -88,6 +89,7 @@ class Evidence:
     qemu_gated: Counter[tuple[int, int]] = field(default_factory=Counter)
     qemu_free: Counter[tuple[int, int]] = field(default_factory=Counter)
     no_qemu_ledger: str | None = None
+    qemu_by_cpu: bool = True
     untrusted: str | None = None
 
     @property

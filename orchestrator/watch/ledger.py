@@ -16,12 +16,10 @@ from orchestrator import proc
 from orchestrator.errors import InfraError
 from orchestrator.machine.accel import Accel
 from orchestrator.paths import cache_dir, cached_dir
-from orchestrator.tools import Qemu
+from orchestrator.tools import QEMU_GOOD, Qemu
 
 SOURCE = Path(__file__).with_name("ledger.c")
 CFLAGS = ("-shared", "-fPIC", "-O2", "-Wall", "-fvisibility=hidden")
-OLDEST = (9, 1)
-"""The first QEMU whose qemu_plugin_insn_data() copies (plugin API version 3)."""
 CPUS = 64
 RECORD = struct.Struct(f"<Q{CPUS}Q")  # struct slot in ledger.c
 
@@ -36,11 +34,14 @@ class Ledger:
         self.path = directory / "int3.ledger"
         self.plugin: Path | None = None
         self.why_not: str | None = None
+        # With one thread QEMU takes the CPU that a block was translated on for the one that executes it: it takes that
+        # for a machine of one CPU (accel/tcg/plugin-gen.c, gen_cpu_index(), up to 10.0 at least). The sums are exact.
+        self.by_cpu = accel.thread == "multi"
         if accel.kind == "kvm":
             self.why_not = "under KVM QEMU does not see the guest's instructions"
-        elif qemu.version < OLDEST:
+        elif not qemu.good:
             version = ".".join(map(str, qemu.version))
-            self.why_not = f"QEMU {version} is older than {'.'.join(map(str, OLDEST))} and lacks the plugin interface"
+            self.why_not = f"QEMU {version} is older than {'.'.join(map(str, QEMU_GOOD))} and lacks the plugin interface"
         else:
             try:
                 self.plugin = _plugin(qemu)

@@ -151,7 +151,7 @@ def test_gdb_needs_its_python(stub: Stub, script: str, state: str) -> None:
     ("version", "offline", "state"),
     [
         ("10.0.2", "", "ok"),
-        ("8.1.0", "off", "ok"),
+        ("9.1.0", "off", "ok"),
         ("7.2.19", "", "note"),  # a run fetches a newer one
         ("7.2.19", "off", "warn"),  # a run has to use it
         (None, "", "note"),

@@ -239,7 +239,7 @@ def test_two_processes_make_it_once(tmp_path: Path) -> None:
 @pytest.mark.timeout(300)
 def test_tools_from_the_mirror() -> None:
     qemu = tools.qemu()
-    assert qemu.good, "no QEMU >= 8.1 to be had for this machine"
+    assert qemu.good, "no QEMU >= 9.1 to be had for this machine"
     subprocess.run([qemu.binary, "-machine", "help"], env={**os.environ, **qemu.env}, check=True, capture_output=True)
     assert subprocess.run([tools.busybox(), "true"]).returncode == 0
     assert tools.dropbear()[0][1] == "/usr/sbin/dropbear"

@@ -1,4 +1,4 @@
-"""The main job as a user runs it: the command line, a real kernel, a real guest, the exit status and the run directory."""
+"""The main job as a user runs it: command line, real kernel, real guest, exit status and run directory."""
 
 from __future__ import annotations
 
