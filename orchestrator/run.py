@@ -6,6 +6,7 @@ program that looks at kernels calls `run` and nothing below it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import re
@@ -42,7 +43,7 @@ STEP_SECONDS = 600
 """For all of a part's steps; a guest that makes no progress is given up much sooner."""
 SILENCE_SECONDS = 60
 """Without a console line, an event of GDB's or an int3 anywhere. A step takes about a second, and the guest's own gate
-gives up after 10 seconds of its own time."""
+gives up after 30 seconds of its own time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +110,7 @@ def run(spec: RunSpec) -> RunResult:
                 evidence.findings = list(machine.console.scanner.findings)
                 evidence.unscanned = machine.console.scanner.blind
     except UsageError:
+        _forget(directory)
         raise
     except OrchestratorError as error:
         evidence.broken = error
@@ -153,6 +155,14 @@ def _run_directory(spec: RunSpec) -> Path:
     )
     script.chmod(0o755)
     return directory
+
+
+def _forget(directory: Path) -> None:
+    """Remove what _run_directory() made: a wrong request is no run. What somebody else put there stays."""
+    for name in ("spec.json", "repeat.sh", "initramfs.cpio"):
+        (directory / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        directory.rmdir()
 
 
 def _check_cpus(spec: RunSpec, kernel: Kernel) -> None:
@@ -207,7 +217,7 @@ def _observe(
             evidence.cpus = _online(machine)
         with ui.step("loading the test module"):
             symbols = _load_module(machine)
-    except TimedOut as error:
+    except (TimedOut, KernelFault) as error:
         raise BootError(f"{error}, before anything was poked") from error
     with Watch(machine, symbols, directory) as watch:
         try:

@@ -17,6 +17,9 @@
 #include "compat.h"
 #include "orch.h"
 
+/* Long for a guest; a host with other things to do may need some of it. */
+#define GATE_SECONDS	30
+
 static struct orch_cpu *hammers;	/* nr_cpu_ids of them */
 static struct orch_hammer_spec spec;
 
@@ -173,7 +176,7 @@ bool orch_gate_round(enum orch_phase phase)
 		for (spins = 0; !gate_passed(&missing) && spins < 100000000; spins++)
 			cpu_relax();
 	} else {
-		wait_event_timeout(gate_poker, gate_passed(&missing), 10 * HZ);
+		wait_event_timeout(gate_poker, gate_passed(&missing), GATE_SECONDS * HZ);
 	}
 	if (gate_passed(&missing))
 		return true;

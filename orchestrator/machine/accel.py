@@ -46,7 +46,7 @@ class Accel:
 
     @property
     def untrusted(self) -> str | None:
-        """Why a failure under this accelerator may be the accelerator's own, None when there is no reason to think so."""
+        """Why a failure may be the accelerator's own, None when there is no reason to think so."""
         return UNSOUND if self.thread == "multi" else None
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from orchestrator.errors import EXIT_KERNEL_FAILED, OrchestratorError
+from orchestrator.errors import EXIT_KERNEL_FAILED, LostVM, OrchestratorError
 from orchestrator.verdict.console import Finding
 
 
@@ -15,8 +15,15 @@ class KernelFault(OrchestratorError):
 
     def __init__(self, what: str, fatal: Finding, findings: Sequence[Finding]) -> None:
         super().__init__(f"the kernel failed while waiting for {what}: {fatal.text} (console line {fatal.line})")
-        self.outcome = fatal.kind
+        self.outcome = fatal.outcome
         self.findings = tuple(findings)
+
+
+class GuestReset(LostVM):
+    """The guest was up and has reset itself: a triple fault, which is a panic too early or too deep to be reported."""
+
+    outcome = "panic"
+    exit_status = EXIT_KERNEL_FAILED
 
 
 class TimedOut(OrchestratorError):

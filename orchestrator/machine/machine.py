@@ -18,7 +18,7 @@ from orchestrator import proc
 from orchestrator.errors import BootError, InfraError, LostVM, OrchestratorError
 from orchestrator.machine import qemu
 from orchestrator.machine.console import Console
-from orchestrator.machine.faults import KernelFault, TimedOut
+from orchestrator.machine.faults import GuestReset, KernelFault, TimedOut
 from orchestrator.machine.link import Link
 from orchestrator.machine.qmp import Qmp
 from orchestrator.machine.ssh import Keys, Shell
@@ -152,7 +152,8 @@ class Machine:
             how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
             raise LostVM(f"QEMU {how}{reason}: {self._last_words()}")
         if shutdown:
-            raise LostVM(f"the guest is no longer running{reason}: see qemu.log for the registers of a triple fault")
+            lost = GuestReset if self.console.ready and shutdown.data.get("reason") == "guest-reset" else LostVM
+            raise lost(f"the guest is no longer running{reason}: see qemu.log for the registers of a triple fault")
 
     def _last_words(self) -> str:
         lines = (self.directory / "qemu.stderr").read_text(errors="replace").strip().splitlines()

@@ -88,7 +88,8 @@ class Shell:
             raise
 
     def run(self, command: str, timeout: float = 60, stdin: bytes = b"") -> tuple[int, str]:
-        """Run `command` with the guest's shell; its exit status (-1: killed by a signal) and output, both streams.
+        """Run `command` with the guest's shell; its exit status (128 + number if a signal killed it) and output,
+        both streams.
 
         Raises TimedOut after `timeout` seconds; the command is then left to itself.
         """
@@ -124,7 +125,8 @@ class Shell:
         try:
             channel = self._transport.open_session(timeout=timeout)
             channel.set_combine_stderr(both)
-            channel.exec_command(command)
+            # Two shells, so that the outer one can tell the end of the inner one even if it was killed.
+            channel.exec_command(f"sh -c {shlex.quote(command)}; exit $?")
             sent = 0
             while not (channel.exit_status_ready() and not channel.recv_ready() and channel.eof_received):
                 busy = False
@@ -144,9 +146,10 @@ class Shell:
                 if time.monotonic() > deadline:
                     channel.close()
                     raise TimedOut(what, timeout)
-            if not channel.exit_status_ready():
+            status = channel.recv_exit_status()
+            if status == -1:  # paramiko's word for none: the shell would have told any
                 raise EOFError("the connection was lost")
-            return channel.recv_exit_status(), bytes(output)
+            return status, bytes(output)
         except (paramiko.SSHException, OSError, EOFError) as error:
             # When QEMU dies its sockets end first, and the console's last lines may still be on their way too.
             end = time.monotonic() + SETTLE

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator.errors import EXIT_KERNEL_FAILED, EXIT_PASS, EXIT_UNTESTABLE
+from orchestrator.errors import EXIT_KERNEL_FAILED, EXIT_PASS, EXIT_UNTESTABLE, BootError, LostVM
 from orchestrator.verdict.checks import KERNEL_FAILED, Result, run_checks
 from orchestrator.verdict.evidence import Evidence
+from orchestrator.watch.model import CLAIMS
 
 __all__ = ["KERNEL_FAILED", "Verdict", "judge"]
 
@@ -42,13 +43,18 @@ def judge(evidence: Evidence) -> Verdict:
 
 
 def _judge(evidence: Evidence, results: tuple[Result, ...]) -> Verdict:
-    reported = [finding.outcome for finding in evidence.findings]
     broken = evidence.broken
+    if isinstance(broken, BootError):
+        return Verdict(broken.outcome, str(broken), results)
+    reported = [finding.outcome for finding in evidence.findings]
     failed = [result for result in results if result.status == "fail" and result.check != "console"]
     for kind in KERNEL_FAILED:
         if kind in reported:
             first = next(finding for finding in evidence.findings if finding.outcome == kind)
             return Verdict(kind, f"the kernel reports: {first.text}", results)
+    # What was seen of a poke before the machine went away stands, and may well be why it went.
+    if isinstance(broken, LostVM) and (seen := [result for result in failed if result.check in CLAIMS]):
+        return Verdict("fail", f"{seen[0].check}: {seen[0].text}; and then {broken}", results)
     if broken is not None and broken.outcome not in KERNEL_FAILED:
         return Verdict(broken.outcome, str(broken), results)
     if failed:

@@ -40,8 +40,8 @@ class Ledger:
         if accel.kind == "kvm":
             self.why_not = "under KVM QEMU does not see the guest's instructions"
         elif not qemu.good:
-            version = ".".join(map(str, qemu.version))
-            self.why_not = f"QEMU {version} is older than {'.'.join(map(str, QEMU_GOOD))} and lacks the plugin interface"
+            version, oldest = (".".join(map(str, v)) for v in (qemu.version, QEMU_GOOD))
+            self.why_not = f"QEMU {version} is older than {oldest} and lacks the plugin interface"
         else:
             try:
                 self.plugin = _plugin(qemu)

@@ -39,7 +39,8 @@ class Gdb:
         self._log = log.open("a", buffering=1)
         self._stops: list[Record] = []
         self.command = mortal(
-            [need("gdb", "gdb"), "-nx", "-quiet", "--interpreter=mi3", "-iex", "set auto-load off"]
+            # A session of its own: Ctrl-C is for us to handle.
+            ["setsid", need("gdb", "gdb"), "-nx", "-quiet", "--interpreter=mi3", "-iex", "set auto-load off"]
         )
         self._log.write("$ " + " ".join(self.command) + "\n")
         self._controller = GdbController(command=self.command, time_to_check_for_additional_output_sec=1e-6)
