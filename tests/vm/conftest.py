@@ -1,0 +1,58 @@
+"""Guests for the tests that need one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator import proc, tools
+from orchestrator.guest import initramfs
+from orchestrator.kernel.model import Kernel, KernelRequest
+from orchestrator.kernel.obtain import obtain
+from orchestrator.machine import accel
+from orchestrator.machine.machine import Machine
+from orchestrator.machine.qemu import MachineSpec
+from orchestrator.machine.ssh import Keys
+
+KERNEL = os.environ.get("ORCHESTRATOR_TEST_KERNEL", "6.1-plain")
+
+
+@pytest.fixture(scope="session")
+def kernel() -> Kernel:
+    return obtain(KernelRequest(selector=KERNEL))
+
+
+@pytest.fixture(scope="session")
+def provoke(kernel: Kernel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """provoke.ko for `kernel`."""
+    directory = tmp_path_factory.mktemp("provoke")
+    for source in (Path(__file__).parent / "provoke").iterdir():
+        shutil.copy(source, directory)
+    assert kernel.kbuild is not None
+    proc.run(["make", "-C", str(kernel.kbuild), f"M={directory}", "modules"])
+    return directory / "provoke.ko"
+
+
+@pytest.fixture
+def guest(kernel: Kernel, tmp_path: Path) -> Callable[..., Machine]:
+    """A function that makes a Machine, which is not started yet: its results are in tmp_path / "run"."""
+
+    def make(files: dict[str, bytes | Path] | None = None, **options: object) -> Machine:
+        directory = tmp_path / "run"
+        directory.mkdir()
+        keys = Keys.fresh()
+        image = initramfs.build(
+            directory / "initramfs.cpio",
+            busybox=tools.busybox(),
+            dropbear=tools.dropbear(),
+            files={**keys.guest_files(), **(files or {})},
+        )
+        qemu = tools.qemu()
+        options = {"accel": accel.choose("auto", qemu), "bzimage": kernel.bzimage, "smp": 2, **options}
+        return Machine(MachineSpec(qemu=qemu, initrd=image, **options), directory, keys)  # type: ignore[arg-type]
+
+    return make

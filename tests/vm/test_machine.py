@@ -1,0 +1,241 @@
+"""Machines that really boot, and what happens when they end in ways that nobody asked for."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator import tools
+from orchestrator.errors import BootError, InfraError, LostVM
+from orchestrator.machine import accel
+from orchestrator.machine.faults import KernelFault, TimedOut
+from orchestrator.machine.machine import Machine
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
+
+BOOT = 120
+Guest = Callable[..., Machine]
+
+
+@pytest.mark.parametrize("smp", [1, 2, 8, 16])
+def test_boots_with_all_cpus(guest: Guest, smp: int) -> None:
+    with guest(smp=smp) as machine:
+        machine.cont()
+        machine.wait_ready(BOOT)
+        assert machine.ssh.run("nproc") == (0, f"{smp}\n")
+    scanner = machine.console.scanner
+    assert not scanner.blind and not scanner.findings
+
+
+def test_commands_and_files(guest: Guest) -> None:
+    with guest(files={"/data/hello": b"world"}) as machine:
+        machine.cont()
+        machine.wait_ready(BOOT)
+        shell = machine.ssh
+        assert shell.run("echo out; echo err >&2; exit 7") == (7, "out\nerr\n")
+        assert shell.run("kill -9 $$")[0] == 128 + 9
+        assert shell.run("cat", stdin=b"in") == (0, "in")
+        assert shell.get("/data/hello") == b"world"
+        content = random.Random(1).randbytes(200_000)
+        shell.put(content, "/tmp/it's here")
+        assert shell.get("/tmp/it's here") == content
+        with pytest.raises(InfraError, match="cannot be read"):
+            shell.get("/nowhere")
+        start = time.monotonic()
+        with pytest.raises(TimedOut, match="the end of `sleep 60`"):
+            shell.run("sleep 60", timeout=1)
+        assert time.monotonic() - start < 3
+        assert shell.run("true") == (0, "")  # the connection is still good
+        shell.close()
+        assert shell.run("echo again") == (0, "again\n")  # and a lost one is made anew
+
+
+def test_data_survives_a_guest_without_a_free_cpu(guest: Guest) -> None:
+    with guest(smp=4) as machine:
+        machine.cont()
+        machine.wait_ready(BOOT)
+        spin = "for i in 1 2 3 4; do (while :; do :; done) </dev/null >/dev/null 2>&1 & done"
+        assert machine.ssh.run(spin)[0] == 0
+        content = random.Random(2).randbytes(200_000)
+        machine.ssh.put(content, "/tmp/data")
+        assert machine.ssh.get("/tmp/data") == content
+
+
+def test_the_guest_stands_still_until_told_and_can_be_stopped(guest: Guest) -> None:
+    with guest() as machine:
+        assert machine.qmp.status() in ("prelaunch", "paused")
+        time.sleep(0.5)
+        assert not machine.console.lines
+        machine.cont()
+        machine.wait_ready(BOOT)
+        machine.qmp.stop()
+        assert machine.qmp.status() == "paused"
+        assert "RIP=" in machine.qmp.human("info registers")
+        machine.qmp.cont()
+        assert machine.ssh.run("true")[0] == 0
+
+
+def test_the_way_for_gdb(guest: Guest) -> None:
+    with guest() as machine, socket.socket(socket.AF_UNIX) as gdb:
+        assert len(str(machine.gdb_path)) < 108
+        assert machine.gdb_path.parent.stat().st_mode & 0o777 == 0o700
+        gdb.settimeout(10)
+        gdb.connect(str(machine.gdb_path))
+        machine.gdb_connected()
+        assert not machine.gdb_path.parent.exists()
+        gdb.sendall(b"$?#3f")
+        assert gdb.recv(1) == b"+"
+
+
+def test_nothing_of_the_host_can_be_reached(guest: Guest) -> None:
+    with guest() as machine:
+        machine.cont()
+        machine.wait_ready(BOOT)
+        assert machine.ssh.run("ls /sys/class/net 2>/dev/null | grep -v '^lo$'; ls /sys/block 2>/dev/null")[1] == ""
+
+
+@pytest.mark.parametrize("waiting", ["ssh", "console", "qmp"])
+def test_a_killed_qemu_is_noticed_within_two_seconds(guest: Guest, waiting: str) -> None:
+    with guest() as machine:
+        machine.cont()
+        machine.wait_ready(BOOT)
+        killed: list[float] = []
+
+        def kill() -> None:
+            killed.append(time.monotonic())
+            machine.process.kill()
+
+        threading.Timer(0.5, kill).start()
+        with pytest.raises(LostVM):
+            if waiting == "ssh":
+                machine.ssh.run("sleep 60")
+            elif waiting == "console":
+                machine.wait(lambda: False, 60, "nothing")
+            else:
+                while True:
+                    machine.qmp.status()
+        assert time.monotonic() - killed[0] < 2
+        with pytest.raises(LostVM, match="QEMU was killed by SIGKILL"):
+            machine.poll()
+
+
+def test_a_reset_leaves_the_machine_to_look_at(guest: Guest) -> None:
+    with guest() as machine:
+        machine.cont()
+        machine.wait_ready(BOOT)
+        with pytest.raises(LostVM, match="guest-reset"):
+            machine.ssh.run("echo b > /proc/sysrq-trigger")
+        assert "RIP=" in machine.qmp.human("info registers")
+
+
+@pytest.mark.parametrize(("how", "outcome"), [("panic", "panic"), ("null", "oops"), ("int3", "oops"), ("bug", "oops")])
+def test_a_fault_of_the_kernel_ends_the_wait(guest: Guest, provoke: Path, how: str, outcome: str) -> None:
+    with guest(files={"/provoke.ko": provoke}) as machine:
+        machine.cont()
+        machine.wait_ready(BOOT)
+        start = time.monotonic()
+        with pytest.raises(KernelFault) as caught:
+            machine.ssh.run(f"insmod /provoke.ko how={how}; sleep 60")
+        assert time.monotonic() - start < 20
+        assert caught.value.outcome == outcome and caught.value.exit_status == 1
+
+
+def test_a_warning_does_not(guest: Guest, provoke: Path) -> None:
+    with guest(files={"/provoke.ko": provoke}) as machine:
+        machine.cont()
+        machine.wait_ready(BOOT)
+        assert machine.ssh.run("insmod /provoke.ko how=warn")[0] == 0
+        machine.wait(lambda: bool(machine.console.scanner.findings), 20, "the warning")
+        machine.check()
+
+
+def test_a_stuck_cpu_is_a_hang_when_the_time_is_up(guest: Guest, provoke: Path) -> None:
+    with guest(files={"/provoke.ko": provoke}, append=("watchdog_thresh=2", "rcupdate.rcu_cpu_stall_timeout=5")) as m:
+        m.cont()
+        m.wait_ready(BOOT)
+        assert m.ssh.run("insmod /provoke.ko how=softlockup cpu=1")[0] == 0
+        with pytest.raises(KernelFault) as caught:
+            m.wait(lambda: False, 20, "nothing")
+        assert caught.value.outcome == "hang"
+
+
+def test_a_kernel_that_is_none_does_not_boot(guest: Guest, tmp_path: Path) -> None:
+    image = tmp_path / "bzImage"
+    image.write_bytes(b"MZ" + bytes(65536))
+    with pytest.raises((BootError, InfraError, LostVM)), guest(bzimage=image) as machine:
+        machine.cont()
+        machine.wait_ready(3)
+
+
+def test_options_that_qemu_refuses_are_quoted(guest: Guest) -> None:
+    with (
+        pytest.raises(InfraError, match=r"QEMU did not start: .*no-such-device"),
+        guest(options=("-device", "no-such-device")),
+    ):
+        pass
+
+
+def test_what_qemu_leaves(guest: Guest, tmp_path: Path) -> None:
+    with guest() as machine:
+        machine.cont()
+        machine.wait_ready(BOOT)
+        pid, private = machine.process.pid, machine.gdb_path.parent
+    assert not Path(f"/proc/{pid}").exists()
+    assert not private.exists()
+    run = tmp_path / "run"
+    log = (run / "console.log").read_bytes().decode(errors="replace").replace("\r", "")
+    assert log.splitlines() == machine.console.lines  # QEMU's record and ours are the same, byte for byte
+    assert "-kernel" in (run / "qemu.cmd").read_text()
+    assert '"RESUME"' in (run / "qmp.jsonl").read_text()
+
+
+HOLDER = """
+import sys, time
+sys.path.insert(0, {tests!r})
+import conftest
+from pathlib import Path
+from orchestrator.kernel.model import KernelRequest
+from orchestrator.kernel.obtain import obtain
+kernel = obtain(KernelRequest(selector=conftest.KERNEL))
+make = conftest.guest.__wrapped__(kernel, Path({directory!r}))
+with make() as machine:
+    machine.cont()
+    print(machine.process.pid, machine.gdb_path.parent, flush=True)
+    machine.wait(lambda: False, 600, "nothing")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_nothing_survives_the_process(tmp_path: Path, number: signal.Signals) -> None:
+    script = HOLDER.format(tests=str(Path(__file__).parent), directory=str(tmp_path))
+    holder = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert holder.stdout is not None
+    pid, private = holder.stdout.readline().split()
+    assert Path(f"/proc/{pid}").exists() and Path(private).exists()
+    os.kill(holder.pid, number)
+    holder.wait(20)
+    deadline = time.monotonic() + 5
+    while (Path(f"/proc/{pid}").exists() or Path(private).exists()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{pid}").exists()
+    assert not Path(private).exists()
+
+
+def test_the_probe_runs_under_tcg() -> None:
+    assert accel.probe(tools.qemu(), "tcg", "max") == ""
+
+
+def test_the_probe_tells_of_an_accelerator_that_is_none() -> None:
+    assert "invalid accelerator" in accel.probe(tools.qemu(), "nonsense", "max")
