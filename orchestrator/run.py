@@ -14,7 +14,7 @@ import secrets
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -211,7 +211,7 @@ def _observe(
 ) -> None:
     """Boot, poke, and collect what every observer saw, as far as it goes."""
     try:
-        with ui.step("booting"):
+        with ui.step("booting"), _not_silent(machine, directory, SILENCE_SECONDS):
             machine.cont()
             machine.wait_ready(BOOT_SECONDS)
             evidence.cpus = _online(machine)
@@ -262,32 +262,32 @@ def _load_module(machine: Machine) -> dict[str, int]:
     return _symbols(machine, SYMBOLS)
 
 
-class Silence:
-    """Raises TimedOut in a wait for the guest when none of the observers has seen anything new for too long."""
+@contextlib.contextmanager
+def _not_silent(machine: Machine, directory: Path, seconds: float) -> Iterator[None]:
+    """Raise TimedOut from any wait for the guest in the block when no observer has seen anything new for `seconds`."""
+    events = directory / "events.jsonl"
+    last: tuple[int, int] = (-1, -1)
+    since = time.monotonic()
 
-    def __init__(self, machine: Machine, directory: Path, seconds: float) -> None:
-        self._machine = machine
-        self._events = directory / "events.jsonl"
-        self._seconds = seconds
-        self._last: tuple[int, int] = (0, 0)
-        self._since = time.monotonic()
+    def listen() -> None:
+        nonlocal last, since
+        now = (len(machine.console.lines), events.stat().st_size if events.exists() else 0)
+        if now != last:
+            last, since = now, time.monotonic()
+        elif time.monotonic() - since > seconds:
+            raise TimedOut("a sign of life from the guest", seconds)
 
-    def __call__(self) -> None:
-        now = (len(self._machine.console.lines), self._events.stat().st_size if self._events.exists() else 0)
-        if now != self._last:
-            self._last, self._since = now, time.monotonic()
-        elif time.monotonic() - self._since > self._seconds:
-            raise TimedOut("a sign of life from the guest", self._seconds)
-
-
-def _tell(machine: Machine, directory: Path, lines: Sequence[str], timeout: float) -> None:
-    """Give the test module its commands, one after the other; returns when the last is done."""
-    silence = Silence(machine, directory, SILENCE_SECONDS + timeout - STEP_SECONDS)
-    machine.tend.append(silence)
+    machine.tend.append(listen)
     try:
-        _tell_all(machine, lines, timeout)
+        yield
     finally:
-        machine.tend.remove(silence)
+        machine.tend.remove(listen)
+
+
+def _tell(machine: Machine, directory: Path, lines: Sequence[str], seconds: float) -> None:
+    """Give the test module its commands, one after the other, which take `seconds` by themselves."""
+    with _not_silent(machine, directory, SILENCE_SECONDS + seconds):
+        _tell_all(machine, lines, STEP_SECONDS + 4 * seconds)
 
 
 def _tell_all(machine: Machine, lines: Sequence[str], timeout: float) -> None:
@@ -324,11 +324,11 @@ def _poke_everything(
     before = ledger.read()
     with ui.step("gated: holding the poker in each phase"), watch.window():
         evidence.points = tuple(watch.points)
-        _tell(machine, directory, [f"plan {evidence.planned}", *gated], STEP_SECONDS)
+        _tell(machine, directory, [f"plan {evidence.planned}", *gated], 0)
     between = ledger.read()
     evidence.qemu_gated = between - before
     with ui.step("free: poking as fast as it goes"):
-        _tell(machine, directory, free, STEP_SECONDS + 4 * spec.duration)
+        _tell(machine, directory, free, spec.duration)
     evidence.qemu_free = ledger.read() - between
 
 
