@@ -38,8 +38,8 @@ def show(result: RunResult, console: Console) -> None:
                 console.print(f"                    {line}", markup=False, highlight=False)
             if len(check.details) > 6:
                 console.print(f"                    and {len(check.details) - 6} more: see verdict.json")
-    times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.seconds.items())
-    console.print(f"\ntime:    {times}", markup=False, highlight=False, soft_wrap=True)
+    if times := ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.seconds.items()):
+        console.print(f"\ntime:    {times}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"kept in: {result.directory}", markup=False, highlight=False, soft_wrap=True)
     verdict = result.verdict
     style = {0: "bold green", 1: "bold red"}.get(verdict.exit_status, "bold yellow")
@@ -49,9 +49,12 @@ def show(result: RunResult, console: Console) -> None:
 def _heading(result: RunResult, console: Console) -> None:
     spec, machine = result.spec, result.machine
     if result.kernel:
-        origin = ", ".join(f"{key} {value}" for key, value in result.kernel.origin.items())
-        kernel = f"kernel:  {result.kernel.name} ({result.kernel.release}; {origin})"
-        console.print(kernel, markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            f"kernel:  {result.kernel.name} ({result.kernel.release}; {_origin(result.kernel.origin)})",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
     if machine:
         version = ".".join(map(str, machine.qemu.version))
         console.print(
@@ -61,6 +64,13 @@ def _heading(result: RunResult, console: Console) -> None:
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _origin(origin: dict[str, str]) -> str:
+    """Where the kernel came from, in a few words; verdict.json has all of it."""
+    words = [origin.get("kind", ""), origin.get("package") or origin.get("tree", ""), origin.get("version", "")]
+    patches = [name for name in origin.get("patches", "none").split(", ") if name != "none"]
+    return " ".join(filter(None, words)) + (f", {len(patches)} patches" if patches else "")
 
 
 def _scenarios(evidence: Evidence) -> Table:
