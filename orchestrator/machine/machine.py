@@ -147,6 +147,9 @@ class Machine:
         """Raise LostVM when QEMU has ended, or the guest has reset or switched itself off."""
         shutdown = self.qmp.find("SHUTDOWN")
         reason = f" ({shutdown.data.get('reason')})" if shutdown else ""
+        if self.qmp.lost:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(QUIT_SECONDS)
         status = self.process.poll()
         if status is not None:
             how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"

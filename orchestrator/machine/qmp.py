@@ -42,6 +42,7 @@ class Qmp:
 
     def __init__(self, connection: socket.socket, log: Path) -> None:
         self.events: list[Event] = []
+        self.lost = False  # a command has found QEMU gone; its exit status may take a moment longer
         self._log = log.open("a", buffering=1)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="qmp", daemon=True)
@@ -120,4 +121,5 @@ class Qmp:
         except ExecuteError as error:
             raise InfraError(f"QEMU refuses {what}: {error}") from error
         except (QMPError, OSError, EOFError) as error:
+            self.lost = True
             raise LostVM(f"QEMU has ended, so it cannot do {what}") from error
