@@ -75,7 +75,7 @@ def _origin(origin: dict[str, str]) -> str:
 
 def _scenarios(evidence: Evidence) -> Table:
     table = _table("\nscenarios")
-    for column in ("scenario", "bytes"):
+    for column in ("scenario", "old/new bytes"):
         table.add_column(column, no_wrap=True)
     for column in ("held", "int3", "covered", "free pokes", "free int3"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -94,7 +94,7 @@ def _scenarios(evidence: Evidence) -> Table:
         seen = sum(len(expected_coverage(evidence, s) & seen_coverage(s).keys()) for s in gated)
         table.add_row(
             name,
-            f"{pokes[0].old.hex()} <-> {pokes[0].new.hex()}" if pokes else "?",
+            f"{pokes[0].old.hex()}/{pokes[0].new.hex()}" if pokes else "?",
             str(sum(len(poke.held) for poke in pokes)),
             str(sum(sum(s.gdb_hits.values()) for s in gated)),
             f"{seen}/{expected}",
