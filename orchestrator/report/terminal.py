@@ -74,10 +74,10 @@ def _origin(origin: dict[str, str]) -> str:
 
 
 def _scenarios(evidence: Evidence) -> Table:
-    table = _table("\nscenarios")
+    table = _table("\nscenarios: held, int3, coverage in the gated part | running free")
     for column in ("scenario", "old/new bytes"):
         table.add_column(column, no_wrap=True)
-    for column in ("held", "int3", "covered", "free pokes", "free int3"):
+    for column in ("held", "int3", "covered", "pokes", "int3"):
         table.add_column(column, justify="right", no_wrap=True)
     by_name: dict[str, list[int]] = {}
     for number, step in enumerate(evidence.steps):
@@ -118,7 +118,7 @@ def _cpus(evidence: Evidence) -> Table:
         for (cpu, _), counts in step.guest.counts.items() if step.guest else []:
             for result, count in counts.items():
                 free[cpu, result] += count
-    table = _table("\npasses of each CPU: while the poker was held in each phase, and running free")
+    table = _table("\npasses by CPU: held in each phase | running free")
     table.add_column("CPU", justify="right")
     for phase in PHASES:
         table.add_column(phase, justify="right", no_wrap=True)
