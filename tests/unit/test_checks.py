@@ -227,3 +227,16 @@ def test_the_stale_int3_of_a_real_run() -> None:
     assert {finding.kind for finding in run.findings} == {"int3", "panic"}
     assert statuses(run.evidence())["console"] == "fail"
     assert judge(run.evidence()).outcome == "panic"
+
+
+def test_without_its_cpus_qemu_is_compared_in_sum() -> None:
+    """With one TCG thread its plugins are told the wrong CPU, but the sums are right."""
+    run = Run()
+    site = run.find(NOP5_ON, "window")["site"]
+    run.qemu.update({(site, 0): 1, (site, 1): -1})
+    evidence = run.evidence()
+    assert statuses(evidence)["ledgers"] == "fail"
+    evidence.qemu_by_cpu = False
+    assert statuses(evidence)["ledgers"] == "pass"
+    evidence.qemu_gated[site, 0] += 1
+    assert statuses(evidence)["ledgers"] == "fail"

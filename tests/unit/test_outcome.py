@@ -6,7 +6,7 @@ import pytest
 from good_run import NOP5_ON, Run
 
 from orchestrator.errors import BootError, BuildError, InfraError, LostVM, OrchestratorError
-from orchestrator.machine.faults import TimedOut
+from orchestrator.machine.faults import GuestReset, TimedOut
 from orchestrator.verdict.console import OUTCOMES, Finding
 from orchestrator.verdict.outcome import KERNEL_FAILED, Verdict, judge
 
@@ -126,4 +126,41 @@ def test_no_failure_counts_on_an_emulator_that_loses_patched_code() -> None:
 def test_but_a_pass_does() -> None:
     evidence = Run().evidence()
     evidence.untrusted = "QEMU 7.2 loses them"
+    assert judge(evidence).outcome == "pass"
+
+
+def test_a_guest_that_resets_itself_has_panicked() -> None:
+    run = Run()
+    run.broken = GuestReset("the guest is no longer running (guest-reset)")
+    assert (judge(run.evidence()).outcome, judge(run.evidence()).exit_status) == ("panic", 1)
+
+
+def test_what_was_seen_of_a_poke_stands_though_the_machine_went_away() -> None:
+    run = Run()
+    run.broken = LostVM("QEMU was killed")
+    run.drop(run.find(NOP5_ON, "sync"))
+    verdict = judge(run.evidence())
+    assert (verdict.outcome, verdict.exit_status) == ("fail", 1)
+    assert verdict.reason.startswith("sync: ") and verdict.reason.endswith("QEMU was killed")
+
+
+def test_a_panic_before_anything_was_poked_is_a_boot_error() -> None:
+    run = Run()
+    run.broken, run.findings = BootError("the kernel failed"), [finding("panic")]
+    assert (judge(run.evidence()).outcome, judge(run.evidence()).exit_status) == ("boot-error", 125)
+
+
+def test_a_failure_on_an_unsound_emulator_does_not_count() -> None:
+    run = Run()
+    run.findings = [finding("int3")]
+    evidence = run.evidence()
+    evidence.untrusted = "this emulator runs stale code"
+    verdict = judge(evidence)
+    assert (verdict.outcome, verdict.exit_status) == ("infra", 125)
+    assert verdict.reason.startswith("this emulator runs stale code")
+
+
+def test_a_pass_on_an_unsound_emulator_is_one() -> None:
+    evidence = Run().evidence()
+    evidence.untrusted = "this emulator runs stale code"
     assert judge(evidence).outcome == "pass"
