@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from orchestrator.errors import EXIT_KERNEL_FAILED, EXIT_PASS, EXIT_UNTESTABLE, BootError, LostVM
-from orchestrator.verdict.checks import KERNEL_FAILED, Result, run_checks
+from orchestrator.verdict.checks import KERNEL_FAILED, Result, kernel_faults, run_checks
 from orchestrator.verdict.evidence import Evidence
 from orchestrator.watch.model import CLAIMS
 
@@ -46,12 +46,11 @@ def _judge(evidence: Evidence, results: tuple[Result, ...]) -> Verdict:
     broken = evidence.broken
     if isinstance(broken, BootError):
         return Verdict(broken.outcome, str(broken), results)
-    reported = [finding.outcome for finding in evidence.findings]
     failed = [result for result in results if result.status == "fail" and result.check != "console"]
     for kind in KERNEL_FAILED:
-        if kind in reported:
-            first = next(finding for finding in evidence.findings if finding.outcome == kind)
-            return Verdict(kind, f"the kernel reports: {first.text}", results)
+        for finding in kernel_faults(evidence):
+            if finding.outcome == kind:
+                return Verdict(kind, f"the kernel reports: {finding.text}", results)
     # What was seen of a poke before the machine went away stands, and may well be why it went.
     if isinstance(broken, LostVM) and (seen := [result for result in failed if result.check in CLAIMS]):
         return Verdict("fail", f"{seen[0].check}: {seen[0].text}; and then {broken}", results)
