@@ -1,0 +1,218 @@
+"""What happens while the guest runs: boot, load the module, poke, and collect what every observer saw."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from orchestrator import ui
+from orchestrator.errors import BootError, InfraError, OrchestratorError
+from orchestrator.guest import ktap, module
+from orchestrator.machine.faults import KernelFault, TimedOut
+from orchestrator.machine.machine import Machine
+from orchestrator.scenario import Scenario
+from orchestrator.verdict.evidence import Evidence, StepSeen
+from orchestrator.watch import model
+from orchestrator.watch.ledger import Ledger
+from orchestrator.watch.watch import SYMBOLS, Watch
+
+POKE = ("smp_text_poke_single", "text_poke_bp")
+"""The function that pokes one site, newest kernels first (renamed in 6.16)."""
+BOOT_SECONDS = 300
+PART_SECONDS = 600
+"""For the steps of a part, beyond the time that they are to take; a guest that is silent is given up much sooner."""
+SILENCE_SECONDS = 60
+"""Without a console line, an event of GDB's or an int3 anywhere. A gated step takes less than a second, and the guest's
+own gate gives up after 30 seconds of its own time."""
+
+
+@dataclass(frozen=True)
+class Observer:
+    """Runs one machine through the scenarios and puts what was seen into `evidence`, as far as it goes.
+
+    ledger: QEMU's count of int3. duration: seconds of the free-running part. seed: of the random choices. directory:
+    receives guest.ktap, events.jsonl and, when the guest does not go on, cpus.json.
+    """
+
+    machine: Machine
+    ledger: Ledger
+    scenarios: Sequence[Scenario]
+    duration: float
+    seed: int
+    directory: Path
+    evidence: Evidence
+
+    def observe(self) -> None:
+        """Raises BootError when nothing could be poked, else what ended the run early, if anything did."""
+        try:
+            with ui.step("booting"), self._not_silent(SILENCE_SECONDS):
+                self.machine.cont()
+                self.machine.wait_ready(BOOT_SECONDS)
+                self.evidence.cpus = self._online()
+            with ui.step("loading the test module"):
+                symbols = self._load_module()
+        except (TimedOut, KernelFault) as error:
+            raise BootError(f"{error}, before anything was poked") from error
+        with Watch(self.machine, symbols, self.directory) as watch:
+            try:
+                self._poke_everything(watch)
+            except (TimedOut, KernelFault) as error:
+                self._say_why(watch, error)
+            finally:
+                if not isinstance(sys.exc_info()[1], KeyboardInterrupt):  # who wants to end now, not wait for a guest
+                    self._collect()
+
+    # -- the guest before the first poke
+
+    def _online(self) -> tuple[int, ...]:
+        text = self.machine.ssh.get("/sys/devices/system/cpu/online").decode().strip()
+        cpus: list[int] = []
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            cpus += range(int(first), int(last or first) + 1)
+        return tuple(cpus)
+
+    def _symbols(self, names: Sequence[str]) -> dict[str, int]:
+        """Addresses by name, from the guest's own symbol table; names that it does not have are left out."""
+        pattern = "|".join(names)
+        _, text = self.machine.ssh.run(f"grep -E ' [a-zA-Z] ({pattern})([[:space:]]|$)' /proc/kallsyms")
+        found = {line.split()[2]: int(line.split()[0], 16) for line in text.splitlines() if len(line.split()) >= 3}
+        if found and not any(found.values()):
+            raise BootError("the guest's /proc/kallsyms has no addresses")
+        return found
+
+    def _load_module(self) -> dict[str, int]:
+        """Load the test module with the addresses that it needs; those that the watch needs are returned."""
+        hidden = self._symbols((*POKE, "text_mutex"))
+        poke = next((name for name in POKE if name in hidden), None)
+        if poke is None or "text_mutex" not in hidden:
+            raise BootError(f"this kernel has none of {', '.join(POKE)} or no text_mutex: there is nothing to test")
+        status, said = self.machine.ssh.run(
+            f"insmod /{module.NAME} text_poke={hidden[poke]:#x} text_mutex={hidden['text_mutex']:#x}"
+        )
+        if status:
+            raise BootError(f"the guest does not load the test module: {said.strip()}")
+        return self._symbols(SYMBOLS)
+
+    # -- the two parts of a run
+
+    def _poke_everything(self, watch: Watch) -> None:
+        """The gated part, every scenario there and back, then the free-running part with no breakpoint set."""
+        evidence, ledger = self.evidence, self.ledger
+        dice = random.Random(self.seed)
+        gated, free = [], []
+        milliseconds = max(1, round(1000 * self.duration / len(self.scenarios)))
+        for scenario in self.scenarios:
+            for _ in ("on", "off"):
+                poker = dice.choice(evidence.cpus)
+                gated.append(f"{_step(scenario)} gated=1 passes={scenario.passes} cpu={poker}")
+                evidence.steps.append(StepSeen(scenario=scenario, gated=True, poker=poker, guest=None))
+        for scenario in self.scenarios:
+            poker = dice.choice(evidence.cpus)
+            free.append(f"{_step(scenario)} ms={milliseconds} cpu={poker}")
+            evidence.steps.append(StepSeen(scenario=scenario, gated=False, poker=poker, guest=None))
+        evidence.no_qemu_ledger, evidence.qemu_by_cpu = ledger.why_not, ledger.by_cpu
+        before = ledger.read()
+        with ui.step("gated: holding the poker in each phase"), watch.window():
+            evidence.points = tuple(watch.points)
+            self._tell([f"plan {evidence.planned}", *gated], PART_SECONDS)
+        between = ledger.read()
+        evidence.qemu_gated = between - before
+        with ui.step("free: poking as fast as it goes"):
+            self._tell(free, PART_SECONDS + 4 * self.duration)
+        evidence.qemu_free = ledger.read() - between
+
+    def _tell(self, lines: Sequence[str], timeout: float) -> None:
+        """Give the test module its commands, one after the other."""
+        script = 'while read -r line; do echo "$line" > /dev/orchestrator || { echo "$line"; exit 1; }; done'
+        # Without QEMU's ledger nothing is seen of a step that runs free until it ends.
+        patience = SILENCE_SECONDS + (self.duration if self.ledger.why_not else 0)
+        with self._not_silent(patience):
+            status, said = self.machine.ssh.run(script, timeout, stdin="".join(f"{line}\n" for line in lines).encode())
+        if status:
+            raise InfraError(f"the test module refused a command: {' '.join(said.split())}")
+
+    @contextlib.contextmanager
+    def _not_silent(self, seconds: float) -> Iterator[None]:
+        """Raise TimedOut from any wait in the block when no observer has seen anything new for `seconds`."""
+        last: tuple[int, int, int] = (-1, -1, -1)
+        since = looked = time.monotonic()
+
+        def listen() -> None:
+            nonlocal last, since, looked
+            if time.monotonic() - looked < 1:
+                return
+            looked = time.monotonic()
+            now = self._seen()
+            if now != last:
+                last, since = now, looked
+            elif looked - since > seconds:
+                raise TimedOut("a sign of life from the guest", seconds)
+
+        self.machine.tend.append(listen)
+        try:
+            yield
+        finally:
+            self.machine.tend.remove(listen)
+
+    def _seen(self) -> tuple[int, int, int]:
+        """How much each observer has seen: console lines, bytes of events, int3."""
+        events = self._events
+        size = events.stat().st_size if events.exists() else 0
+        return len(self.machine.console.lines), size, self.ledger.read().total()
+
+    @property
+    def _events(self) -> Path:
+        return self.directory / "events.jsonl"
+
+    # -- what became of it
+
+    def _collect(self) -> None:
+        """Put together what the guest and GDB saw of each step; a guest that is gone has said it on the console."""
+        try:
+            text = self.machine.ssh.get("/dev/orchestrator", timeout=30).decode()
+        except OrchestratorError:
+            text = "\n".join(self.machine.console.lines)
+        (self.directory / "guest.ktap").write_text(text)
+        report = self.evidence.report = ktap.parse(text.splitlines())
+        lines = self._events.read_text().splitlines() if self._events.exists() else []
+        pokes = model.by_poke(json.loads(line) for line in lines)
+        for number, step in enumerate(self.evidence.steps):
+            guest = report.step(number + 1)
+            watched = None
+            if step.gated and not (guest and guest.skip):
+                # Without the guest's own account the pokes are still in the order of the steps.
+                seq = guest.integer("seq") if guest else min((s for s in pokes if s), default=0)
+                watched = model.follow(pokes.pop(seq, []) if seq else [], self.evidence.cpus, _targets(guest))
+            self.evidence.steps[number] = replace(step, guest=guest, watched=watched)
+
+    def _say_why(self, watch: Watch, error: TimedOut | KernelFault) -> None:
+        """Look at the CPUs of a guest that does not go on, and raise what that tells."""
+        (self.directory / "cpus.json").write_text(json.dumps(watch.look(), indent=1) + "\n")
+        if isinstance(error, KernelFault):
+            raise error
+        for entry in watch.survey(2.0):
+            if entry["traps"] > 20 and not entry["int3"]:
+                error.outcome = "hang"
+                where = f"CPU {entry['cpu']} traps for ever at {entry['ip']:x}, where memory holds no int3"
+                error.args = (f"{where} ({error})",)
+        try:
+            self.machine.ssh.run("true", 30)
+        except TimedOut:
+            error.outcome = "hang"
+        raise error
+
+
+def _step(scenario: Scenario) -> str:
+    return f"step site={scenario.site} how={scenario.how}"
+
+
+def _targets(guest: ktap.Step | None) -> tuple[int, ...]:
+    """Where a CPU that trapped may go on, by the guest's account of the site."""
+    return tuple(int(address, 16) for address in guest.values.get("targets", "").split(",") if address) if guest else ()
