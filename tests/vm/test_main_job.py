@@ -64,7 +64,7 @@ def test_one_cpu_is_a_machine_too(tmp_path: Path) -> None:
         ("sync-after-int3-missing", "sync"),
         ("sync-after-tail-missing", "sync"),
         ("sync-after-first-byte-missing", "sync"),
-        ("first-byte-before-tail", "writes"),
+        ("last-write-too-wide", "writes"),
     ],
 )
 def test_a_broken_kernel_fails_for_the_reason_that_it_is_broken(tmp_path: Path, mutant: str, check: str) -> None:
