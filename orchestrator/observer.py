@@ -18,7 +18,7 @@ from orchestrator.machine.faults import KernelFault, TimedOut
 from orchestrator.machine.machine import Machine
 from orchestrator.scenario import Scenario
 from orchestrator.verdict.evidence import Evidence, StepSeen
-from orchestrator.watch import model
+from orchestrator.watch import model, symbols
 from orchestrator.watch.ledger import Ledger
 from orchestrator.watch.watch import SYMBOLS, Watch
 
@@ -37,7 +37,7 @@ class Observer:
     """Runs one machine through the scenarios and puts what was seen into `evidence`, as far as it goes.
 
     ledger: QEMU's count of int3. duration: seconds of the free-running part. seed: of the random choices. directory:
-    receives guest.ktap, events.jsonl and, when the guest does not go on, cpus.json.
+    receives guest.ktap, events.jsonl and, when the guest does not go on, cpus.json. vmlinux: names its functions.
     """
 
     machine: Machine
@@ -47,6 +47,7 @@ class Observer:
     seed: int
     directory: Path
     evidence: Evidence
+    vmlinux: Path | None = None
 
     def observe(self) -> None:
         """Raises BootError when nothing could be poked, else what ended the run early, if anything did."""
@@ -56,14 +57,15 @@ class Observer:
                 self.machine.wait_ready(BOOT_SECONDS)
                 self.evidence.cpus = self._online()
             with ui.step("loading the test module"):
-                symbols = self._load_module()
+                addresses = self._load_module()
+                _, of_module = self.machine.ssh.run(f"grep -F '[{module.NAME.removesuffix('.ko')}]' /proc/kallsyms")
         except (TimedOut, KernelFault) as error:
             raise BootError(f"{error}, before anything was poked") from error
-        with Watch(self.machine, symbols, self.directory) as watch:
+        with Watch(self.machine, addresses, self.directory) as watch:
             try:
                 self._poke_everything(watch)
             except (TimedOut, KernelFault) as error:
-                self._say_why(watch, error)
+                self._say_why(watch, of_module.splitlines(), error)
             finally:
                 if not isinstance(sys.exc_info()[1], KeyboardInterrupt):  # who wants to end now, not wait for a guest
                     self._collect()
@@ -192,9 +194,12 @@ class Observer:
                 watched = model.follow(pokes.pop(seq, []) if seq else [], self.evidence.cpus, _targets(guest))
             self.evidence.steps[number] = replace(step, guest=guest, watched=watched)
 
-    def _say_why(self, watch: Watch, error: TimedOut | KernelFault) -> None:
+    def _say_why(self, watch: Watch, of_module: list[str], error: TimedOut | KernelFault) -> None:
         """Look at the CPUs of a guest that does not go on, and raise what that tells."""
-        (self.directory / "cpus.json").write_text(json.dumps(watch.look(), indent=1) + "\n")
+        cpus = watch.look()
+        (self.directory / "cpus.json").write_text(json.dumps(cpus, indent=1) + "\n")
+        names = symbols.Symbols(symbols.of_vmlinux(self.vmlinux) + of_module)
+        self.evidence.stuck = tuple(symbols.where(cpu, names) for cpu in cpus)
         if isinstance(error, KernelFault):
             raise error
         for entry in watch.survey(2.0):

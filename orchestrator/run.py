@@ -92,7 +92,9 @@ def run(spec: RunSpec) -> RunResult:
         ui.say(f"accelerator: {machine_spec.accel.option} ({machine_spec.accel.why})")
         with Machine(machine_spec, directory, keys) as machine:
             try:
-                Observer(machine, ledger, scenarios, spec.duration, spec.seed, directory, evidence).observe()
+                Observer(
+                    machine, ledger, scenarios, spec.duration, spec.seed, directory, evidence, kernel.vmlinux
+                ).observe()
             finally:
                 evidence.findings = list(machine.console.scanner.findings)
                 evidence.unscanned = machine.console.scanner.blind
@@ -198,6 +200,7 @@ def _write_verdict(result: RunResult) -> None:
         if result.kernel is None
         else {"name": result.kernel.name, "release": result.kernel.release, "digest": result.kernel.digest}
         | {"origin": result.kernel.origin},
+        "stuck": result.evidence.stuck,
         "checks": [asdict(check) for check in verdict.results],
         "seconds": {name: round(seconds, 3) for name, seconds in result.seconds.items()},
     }

@@ -35,9 +35,13 @@ def show(result: RunResult, console: Console) -> None:
         console.print(Text.assemble((f"{mark:>6}", style), f"  {check.check:<9} {check.text}"), soft_wrap=True)
         if check.status in ("fail", "blind"):
             for line in check.details[1:6]:
-                console.print(f"                    {line}", markup=False, highlight=False)
+                console.print(f"                    {line}", markup=False, highlight=False, soft_wrap=True)
             if len(check.details) > 6:
                 console.print(f"                    and {len(check.details) - 6} more: see verdict.json")
+    if evidence.stuck:
+        console.print("\nwhere each CPU was when the guest did not go on, and who on its stack may have called it:")
+        for line in evidence.stuck:
+            console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
     if times := ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.seconds.items()):
         console.print(f"\ntime:    {times}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"kept in: {result.directory}", markup=False, highlight=False, soft_wrap=True)

@@ -88,6 +88,7 @@ class Evidence:
     broken: OrchestratorError | None = None
     qemu_gated: Counter[tuple[int, int]] = field(default_factory=Counter)
     qemu_free: Counter[tuple[int, int]] = field(default_factory=Counter)
+    stuck: tuple[str, ...] = ()
     no_qemu_ledger: str | None = None
     qemu_by_cpu: bool = True
     untrusted: str | None = None

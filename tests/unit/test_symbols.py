@@ -1,0 +1,43 @@
+"""Names for addresses, and the line on where a CPU is."""
+
+from __future__ import annotations
+
+from orchestrator.watch.symbols import Symbols, where
+
+TABLE = Symbols(
+    [
+        "ffffffff81000000 T _text",
+        "ffffffff81018790 t do_sync_core",
+        "ffffffff81018800 t int3_notify",
+        "ffffffff81b57900 b bp_patching_in_progress",
+        "ffffffffa0000ac0 t orch_pass_nop5\t[orch]",
+        "ffffffffa0004000 d orch_sites\t[orch]",
+        "                 U nothing",
+    ]
+)
+
+
+def test_an_address_is_named_by_the_function_before_it() -> None:
+    assert TABLE.name(0xFFFFFFFF81018795) == "do_sync_core+0x5"
+    assert TABLE.name(0xFFFFFFFFA0000ACB) == "orch_pass_nop5+0xb [orch]"
+
+
+def test_data_is_no_function() -> None:
+    assert TABLE.function(0xFFFFFFFF81B57904) is None
+    assert TABLE.function(0xFFFFFFFFA0004010) is None
+
+
+def test_what_is_far_from_any_function_is_a_number() -> None:
+    assert TABLE.name(0xFFFFFFFF81900000) == "ffffffff81900000"
+    assert TABLE.name(0x1000) == "1000"
+
+
+def test_where_a_cpu_is() -> None:
+    cpu = {
+        "cpu": 3,
+        "rip": 0xFFFFFFFF81018803,
+        "rsp": 0,
+        "eflags": 0x46,
+        "stack": [0xFFFFFFFFA0000AD0, 0xFFFFFFFF81B57900],
+    }
+    assert where(cpu, TABLE) == "CPU 3: int3_notify+0x3, interrupts off < orch_pass_nop5+0x10 [orch]"
