@@ -178,6 +178,7 @@ class Observer:
     def _collect(self) -> None:
         """Put together what the guest and GDB saw of each step; a guest that is gone has said it on the console."""
         try:
+            self.machine.check()  # a guest that has gone down does not answer; paramiko would wait for it
             text = self.machine.ssh.get("/dev/orchestrator", timeout=30).decode()
         except OrchestratorError:
             text = "\n".join(self.machine.console.lines)
