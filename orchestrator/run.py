@@ -122,7 +122,7 @@ def run(spec: RunSpec) -> RunResult:
 
 def _run_directory(spec: RunSpec) -> Path:
     """A new directory for the run, with what is asked and a script that asks it again."""
-    name = re.sub(r"[^\w.]+", "-", spec.kernel.tree.name if spec.kernel.tree else spec.kernel.selector)
+    name = re.sub(r"[^\w.]+", "-", spec.kernel.tree.resolve().name if spec.kernel.tree else spec.kernel.selector)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     directory = spec.directory or state_dir() / "runs" / f"{stamp}-{name}-smp{spec.smp}-{secrets.token_hex(2)}"
     if directory.exists() and any(directory.iterdir()):
