@@ -89,6 +89,7 @@ def run(spec: RunSpec) -> RunResult:
             image = _guest_image(kernel, keys, directory)
         with ui.step("choosing the accelerator"):
             machine_spec, ledger = _machine_spec(spec, kernel, image, directory)
+        evidence.untrusted = machine_spec.accel.untrusted
         ui.say(f"accelerator: {machine_spec.accel.option} ({machine_spec.accel.why})")
         with Machine(machine_spec, directory, keys) as machine:
             try:

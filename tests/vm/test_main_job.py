@@ -80,6 +80,15 @@ def test_single_threaded_tcg_passes(tmp_path: Path) -> None:
     assert (status, verdict["outcome"]) == (0, "pass")
 
 
+def test_a_failure_under_several_tcg_threads_does_not_count(tmp_path: Path) -> None:
+    patch = MUTANTS / "sync-after-int3-missing.patch"
+    status, verdict = run(
+        tmp_path / "run", "--smp", "2", "--accel", "tcg-multi", "--duration", "0.5", "--patch", str(patch)
+    )
+    assert (status, verdict["outcome"]) == (125, "infra")
+    assert statuses(verdict)["sync"] == "fail"
+
+
 def test_two_runs_at_once_do_not_meet(tmp_path: Path) -> None:
     both = [
         subprocess.Popen(
