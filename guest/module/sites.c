@@ -23,27 +23,32 @@ extern u8 orch_jmp32_site[], orch_jmp32_new[], orch_jmp32_int3[];
 extern u8 orch_nop2_site[], orch_nop2_new[], orch_nop2_int3[];
 extern u8 orch_one_site[], orch_one_ret[], orch_one_int3[];
 
-/* nop5 <-> jmp32: what a jump label of five bytes does. */
-PASS enum orch_result orch_pass_nop5(void)
-{
-	asm goto(NEVER
-		 "jne orch_nop5_new\n\t"
-		 "jne orch_nop5_int3\n"
-		 GLOBAL(orch_nop5_site)
-		 ".byte 0x0f, 0x1f, 0x44, 0x00, 0x00\n\t"
-		 "jmp %l[l_old]\n"
-		 GLOBAL(orch_nop5_new)
-		 "jmp %l[l_new]\n"
-		 GLOBAL(orch_nop5_int3)
-		 "jmp %l[l_int3]\n"
-		 : : : "cc", "memory" : l_old, l_new, l_int3);
-l_old:
-	return ORCH_OLD;
-l_new:
-	return ORCH_NEW;
-l_int3:
-	return ORCH_INT3;
+/* A NOP that becomes a jump to the pad behind it, and back. */
+#define DEFINE_NOP_SITE(name, nop)						\
+PASS enum orch_result orch_pass_##name(void)					\
+{										\
+	asm goto(NEVER								\
+		 "jne orch_" #name "_new\n\t"					\
+		 "jne orch_" #name "_int3\n"					\
+		 GLOBAL(orch_##name##_site)					\
+		 ".byte " nop "\n\t"						\
+		 "jmp %l[l_old]\n"						\
+		 GLOBAL(orch_##name##_new)					\
+		 "jmp %l[l_new]\n"						\
+		 GLOBAL(orch_##name##_int3)					\
+		 "jmp %l[l_int3]\n"						\
+		 : : : "cc", "memory" : l_old, l_new, l_int3);			\
+l_old:										\
+	return ORCH_OLD;							\
+l_new:										\
+	return ORCH_NEW;							\
+l_int3:										\
+	return ORCH_INT3;							\
 }
+
+/* nop5 <-> jmp32 and nop2 <-> jmp8: what jump labels do (two bytes since 5.15). */
+DEFINE_NOP_SITE(nop5, "0x0f, 0x1f, 0x44, 0x00, 0x00")
+DEFINE_NOP_SITE(nop2, "0x66, 0x90")
 
 /*
  * jmp32 <-> jmp32 with displacements 0x140 and 0x280: the first byte is the
@@ -86,28 +91,6 @@ l_int3:
 	return ORCH_INT3;
 l_torn:
 	return ORCH_TORN;
-}
-
-/* nop2 <-> jmp8: what a jump label of two bytes does (5.15 and later). */
-PASS enum orch_result orch_pass_nop2(void)
-{
-	asm goto(NEVER
-		 "jne orch_nop2_new\n\t"
-		 "jne orch_nop2_int3\n"
-		 GLOBAL(orch_nop2_site)
-		 ".byte 0x66, 0x90\n\t"
-		 "jmp %l[l_old]\n"
-		 GLOBAL(orch_nop2_new)
-		 "jmp %l[l_new]\n"
-		 GLOBAL(orch_nop2_int3)
-		 "jmp %l[l_int3]\n"
-		 : : : "cc", "memory" : l_old, l_new, l_int3);
-l_old:
-	return ORCH_OLD;
-l_new:
-	return ORCH_NEW;
-l_int3:
-	return ORCH_INT3;
 }
 
 /*
