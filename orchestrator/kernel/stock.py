@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from pathlib import Path
@@ -84,6 +85,13 @@ def _unpacked(selector: str, image: Package, headers: Package | None) -> Kernel:
     identity = f"{image.name} {image.version} {headers is not None} layout {LAYOUT}"
     digest = hashlib.sha256(identity.encode()).hexdigest()
     prefix = cache_dir() / "stock" / f"{image.upstream}-{digest[:16]}"
+    origin = {
+        "kind": "Debian binary package",
+        "package": image.name,
+        "version": image.version,
+        "suite": image.suite,
+        "headers": headers.name if headers else "none",
+    }
 
     def make(partial: Path) -> None:
         debs = _with_depends(image, r"linux-(image|binary|modules|base)-\d.*")
@@ -94,26 +102,29 @@ def _unpacked(selector: str, image: Package, headers: Package | None) -> Kernel:
             for deb in debs:
                 debian.unpack(deb, partial)
             _relocate(partial)
+        told = {"name": f"debian:{image.upstream}", "release": _release(_bzimage(partial)), "origin": origin}
+        (partial / "kernel.json").write_text(json.dumps(told, indent=1))
 
     cached_dir(prefix, make, lambda: ui.console.print(f"  … waiting for another run's {image.name}", markup=False))
-    bzimage = _only(prefix, ("boot/vmlinuz-*", "usr/lib/modules/*/vmlinuz", "lib/modules/*/vmlinuz"), "kernel image")
-    release = bzimage.name.partition("-")[2] or bzimage.parent.name
+    bzimage = _bzimage(prefix)
     return Kernel(
         name=selector,
-        release=release,
+        release=_release(bzimage),
         digest=digest,
         bzimage=bzimage,
         config=_only(prefix, ("boot/config-*", "usr/lib/modules/*/config", "lib/modules/*/config"), "configuration"),
         kbuild=_only(prefix, ("usr/src/linux-headers-*amd64",), "headers") if headers else None,
         modules=_only(prefix, ("lib/modules/*/kernel", "usr/lib/modules/*/kernel"), "modules"),
-        origin={
-            "kind": "Debian binary package",
-            "package": image.name,
-            "version": image.version,
-            "suite": image.suite,
-            "headers": headers.name if headers else "none",
-        },
+        origin=origin,
     )
+
+
+def _bzimage(prefix: Path) -> Path:
+    return _only(prefix, ("boot/vmlinuz-*", "usr/lib/modules/*/vmlinuz", "lib/modules/*/vmlinuz"), "kernel image")
+
+
+def _release(bzimage: Path) -> str:
+    return bzimage.name.partition("-")[2] or bzimage.parent.name
 
 
 def _with_depends(package: Package, pattern: str) -> list[Path]:
