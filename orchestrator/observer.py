@@ -57,15 +57,14 @@ class Observer:
                 self.machine.wait_ready(BOOT_SECONDS)
                 self.evidence.cpus = self._online()
             with ui.step("loading the test module"):
-                addresses = self._load_module()
-                _, of_module = self.machine.ssh.run(f"grep -F '[{module.NAME.removesuffix('.ko')}]' /proc/kallsyms")
+                addresses, of_module = self._load_module()
         except (TimedOut, KernelFault) as error:
             raise BootError(f"{error}, before anything was poked") from error
         with Watch(self.machine, addresses, self.directory) as watch:
             try:
                 self._poke_everything(watch)
             except (TimedOut, KernelFault) as error:
-                self._say_why(watch, of_module.splitlines(), error)
+                self._say_why(watch, of_module, error)
             finally:
                 if not isinstance(sys.exc_info()[1], KeyboardInterrupt):  # who wants to end now, not wait for a guest
                     self._collect()
@@ -84,14 +83,17 @@ class Observer:
         """Addresses by name, from the guest's own symbol table; names that it does not have are left out."""
         pattern = "|".join(names)
         _, text = self.machine.ssh.run(f"grep -E ' [a-zA-Z] ({pattern})([[:space:]]|$)' /proc/kallsyms")
-        found = {line.split()[2]: int(line.split()[0], 16) for line in text.splitlines() if len(line.split()) >= 3}
+        found = _addresses(text.splitlines())
         if found and not any(found.values()):
             raise BootError("the guest's /proc/kallsyms has no addresses")
         return found
 
-    def _load_module(self) -> dict[str, int]:
-        """Load the test module with the addresses that it needs; those that the watch needs are returned."""
-        hidden = self._symbols((*POKE, "text_mutex"))
+    def _load_module(self) -> tuple[dict[str, int], list[str]]:
+        """Load the test module with the addresses that it needs.
+
+        Returns those that the watch needs, and the module's part of the guest's symbol table.
+        """
+        hidden = self._symbols((*POKE, "text_mutex", *SYMBOLS))
         poke = next((name for name in POKE if name in hidden), None)
         if poke is None or "text_mutex" not in hidden:
             raise BootError(f"this kernel has none of {', '.join(POKE)} or no text_mutex: there is nothing to test")
@@ -100,7 +102,9 @@ class Observer:
         )
         if status:
             raise BootError(f"the guest does not load the test module: {said.strip()}")
-        return self._symbols(SYMBOLS)
+        _, text = self.machine.ssh.run(f"grep -F '[{module.NAME.removesuffix('.ko')}]' /proc/kallsyms")
+        of_module = text.splitlines()
+        return hidden | _addresses(of_module), of_module
 
     # -- the two parts of a run
 
@@ -213,6 +217,11 @@ class Observer:
         except TimedOut:
             error.outcome = "hang"
         raise error
+
+
+def _addresses(lines: Sequence[str]) -> dict[str, int]:
+    """Addresses by name from lines of /proc/kallsyms."""
+    return {words[2]: int(words[0], 16) for words in map(str.split, lines) if len(words) >= 3}
 
 
 def _step(scenario: Scenario) -> str:

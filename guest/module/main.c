@@ -29,12 +29,17 @@ static char *log;
 static size_t log_used;
 static unsigned int steps;
 
+static __printf(1, 0) void append(const char *fmt, va_list args)
+{
+	log_used += vscnprintf(log + log_used, LOG_SIZE - log_used, fmt, args);
+}
+
 static __printf(1, 2) void note(const char *fmt, ...)
 {
 	va_list args;
 
 	va_start(args, fmt);
-	log_used += vscnprintf(log + log_used, LOG_SIZE - log_used, fmt, args);
+	append(fmt, args);
 	va_end(args);
 }
 
@@ -45,7 +50,7 @@ static __printf(1, 2) void ktap(const char *fmt, ...)
 	va_list args;
 
 	va_start(args, fmt);
-	log_used += vscnprintf(log + log_used, LOG_SIZE - log_used, fmt, args);
+	append(fmt, args);
 	va_end(args);
 	printk(KERN_INFO "%s", log + start);
 }

@@ -72,9 +72,10 @@ class Evidence:
     """asked: CPUs that the machine has. cpus: those online in the guest. points: the agent's breakpoints.
     steps: in the order they were run. planned: how many were to be run. findings: of the console scan.
     broken: what ended the run before its end. qemu_gated, qemu_free: int3 that QEMU executed in the gated and in the
-    free-running part, by (address, cpu); no_qemu_ledger: why they are empty; qemu_by_cpu: whether the cpu in them
-    is right, or only the sum over all. unscanned: why the absence of findings
-    proves nothing, empty if it does.
+    free-running part, by (address, cpu); no_qemu_ledger: why they are empty; qemu_by_cpu: whether the cpu in them is
+    right, or only the sum over all. unscanned: why the absence of findings proves nothing, empty if it does. stuck:
+    where each CPU was when the guest did not go on, a line each. untrusted: why this machine's emulator could itself
+    be what failed, None where it is not known to be.
     """
 
     asked: int

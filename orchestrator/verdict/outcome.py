@@ -47,13 +47,15 @@ def _judge(evidence: Evidence, results: tuple[Result, ...]) -> Verdict:
     if isinstance(broken, BootError):
         return Verdict(broken.outcome, str(broken), results)
     failed = [result for result in results if result.status == "fail" and result.check != "console"]
+    claim = next((f"{result.check}: {result.text}" for result in failed if result.check in CLAIMS), None)
     for kind in KERNEL_FAILED:
         for finding in kernel_faults(evidence):
             if finding.outcome == kind:
-                return Verdict(kind, f"the kernel reports: {finding.text}{_seen_before(failed)}", results)
+                # What the watch had seen to be wrong before is mostly the reason why.
+                return Verdict(kind, f"the kernel reports: {finding.text}{f'; {claim}' if claim else ''}", results)
     # What was seen of a poke before the machine went away stands, and may well be why it went.
-    if isinstance(broken, LostVM) and (seen := [result for result in failed if result.check in CLAIMS]):
-        return Verdict("fail", f"{seen[0].check}: {seen[0].text}; and then {broken}", results)
+    if isinstance(broken, LostVM) and claim:
+        return Verdict("fail", f"{claim}; and then {broken}", results)
     if broken is not None and broken.outcome not in KERNEL_FAILED:
         return Verdict(broken.outcome, str(broken), results)
     if failed:
@@ -64,9 +66,3 @@ def _judge(evidence: Evidence, results: tuple[Result, ...]) -> Verdict:
         if result.status == "blind":
             return Verdict("infra", f"no verdict: {result.text}", results)
     return Verdict("pass", "every promise held, and every CPU was seen in every phase", results)
-
-
-def _seen_before(failed: list[Result]) -> str:
-    """What the watch had seen to be wrong when the kernel went down: mostly the reason why."""
-    claims = [result for result in failed if result.check in CLAIMS]
-    return f"; {claims[0].check}: {claims[0].text}" if claims else ""

@@ -108,13 +108,12 @@ class Watch:
     config: symbols (name -> address) with at least `write`, `sync`, `int3`, `orch_window`, `orch_gate_stub`,
     `orch_gate_resume`; `stopper` optional. limit: how many breakpoints there are. regs: how the handler gets its
     pt_regs: `rdi`, or `die_args` for a die notifier (third argument, struct die_args, whose first member is regs).
-    events: path of the file. gate: bool.
+    events: path of the file.
     """
 
     def __init__(self, config):
         self.symbols = config["symbols"]
         self.regs = config["regs"]
-        self.gate = config["gate"]
         self.limit = config["limit"]
         self.file = Path(config["events"]).open("a", buffering=1)  # noqa: SIM115  (open as long as GDB lives)
         self.points = []
@@ -169,9 +168,13 @@ class Watch:
         self.trapping = {}
         self.points = [Point(self.symbols["int3"], self.on_trapping)]
 
-    def on_trapping(self, cpu, frame):
+    def trap(self, frame):
+        """At the handler's entry: where its pt_regs are, and the address of the int3."""
         regs = register(frame, "rdi") if self.regs == "rdi" else quad(register(frame, "rdx"))
-        ip = quad(regs + PT_REGS_IP) - 1
+        return regs, quad(regs + PT_REGS_IP) - 1
+
+    def on_trapping(self, cpu, frame):
+        _, ip = self.trap(frame)
         entry = self.trapping.setdefault(f"{cpu} {ip:x}", {"cpu": cpu, "ip": ip, "traps": 0, "int3": 0})
         entry["traps"] += 1
         entry["int3"] += memory(ip, 1) == b"\xcc"
@@ -263,7 +266,7 @@ class Watch:
         if own and self.written == (stack, address, fields["src"], memory(self.window["site"], self.window["len"])):
             self.emit("again", cpu)  # the same stop: a second write would find the site changed by the first
             return
-        if own and self.gate and self.window["gated"] and self.writes and self.held != stack:
+        if own and self.window["gated"] and self.writes and self.held != stack:
             self.held = stack
             self.emit("hold", cpu, **fields)
             self.move_to_gate(frame)
@@ -284,8 +287,7 @@ class Watch:
         self.emit("sync", cpu)
 
     def on_int3(self, cpu, frame):
-        regs = register(frame, "rdi") if self.regs == "rdi" else quad(register(frame, "rdx"))
-        ip = quad(regs + PT_REGS_IP) - 1
+        regs, ip = self.trap(frame)
         if "return" in self.symbols and self.traps.get(cpu) == (regs, ip):
             self.emit("again", cpu, ip=ip)  # the same trap: its handler has not returned
             return False

@@ -62,7 +62,6 @@ class Watch:
                     "symbols": addresses,
                     "regs": HANDLERS[self.handler],
                     "events": str(self.events),
-                    "gate": True,
                     "limit": KVM_BREAKPOINTS if machine.spec.accel.kind == "kvm" else TCG_BREAKPOINTS,
                 },
                 indent=1,
