@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import random
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,8 +15,9 @@ from orchestrator.errors import BootError, InfraError, OrchestratorError
 from orchestrator.guest import ktap, module
 from orchestrator.machine.faults import KernelFault, TimedOut
 from orchestrator.machine.machine import Machine
+from orchestrator.plan import Step, plan
 from orchestrator.scenario import Scenario
-from orchestrator.verdict.evidence import Evidence, StepSeen
+from orchestrator.verdict.evidence import Beside, Evidence, StepSeen
 from orchestrator.watch import model, symbols
 from orchestrator.watch.ledger import Ledger
 from orchestrator.watch.watch import SYMBOLS, Watch
@@ -93,13 +93,14 @@ class Observer:
 
         Returns those that the watch needs, and the module's part of the guest's symbol table.
         """
-        hidden = self._symbols((*POKE, "text_mutex", *SYMBOLS))
+        wanted = (*POKE, "text_mutex", *(name for scenario in self.scenarios for name in scenario.symbols))
+        hidden = self._symbols((*wanted, *SYMBOLS))
         poke = next((name for name in POKE if name in hidden), None)
         if poke is None or "text_mutex" not in hidden:
             raise BootError(f"this kernel has none of {', '.join(POKE)} or no text_mutex: there is nothing to test")
-        status, said = self.machine.ssh.run(
-            f"insmod /{module.NAME} text_poke={hidden[poke]:#x} text_mutex={hidden['text_mutex']:#x}"
-        )
+        # Hexadecimal without 0x: the kernel's sscanf() and 1024 bytes for a parameter.
+        given = ",".join(f"{name}:{hidden[name]:x}" for name in dict.fromkeys(wanted) if name in hidden)
+        status, said = self.machine.ssh.run(f"insmod /{module.NAME} symbols={given}")
         if status:
             raise BootError(f"the guest does not load the test module: {said.strip()}")
         _, text = self.machine.ssh.run(f"grep -F '[{module.NAME.removesuffix('.ko')}]' /proc/kallsyms")
@@ -109,40 +110,63 @@ class Observer:
     # -- the two parts of a run
 
     def _poke_everything(self, watch: Watch) -> None:
-        """The gated part, every scenario there and back, then the free-running part with no breakpoint set."""
+        """What GDB watches, each scenario there and back; then what runs free, with no breakpoint set."""
         evidence, ledger = self.evidence, self.ledger
-        dice = random.Random(self.seed)
-        gated, free = [], []
-        milliseconds = max(1, round(1000 * self.duration / len(self.scenarios)))
-        for scenario in self.scenarios:
-            for _ in ("on", "off"):
-                poker = dice.choice(evidence.cpus)
-                gated.append(f"{_step(scenario)} gated=1 passes={scenario.passes} cpu={poker}")
-                evidence.steps.append(StepSeen(scenario=scenario, gated=True, poker=poker, guest=None))
-        for scenario in self.scenarios:
-            poker = dice.choice(evidence.cpus)
-            free.append(f"{_step(scenario)} ms={milliseconds} cpu={poker}")
-            evidence.steps.append(StepSeen(scenario=scenario, gated=False, poker=poker, guest=None))
+        steps = plan(self.scenarios, evidence.cpus, self.duration, self.seed)
+        evidence.steps = [StepSeen(step=step, guest=None) for step in steps]
         evidence.no_qemu_ledger, evidence.qemu_by_cpu = ledger.why_not, ledger.by_cpu
+        self._give(f"- plan {len(steps)}\n", PART_SECONDS)
         before = ledger.read()
-        with ui.step("gated: holding the poker in each phase"), watch.window():
+        with ui.step("under GDB's eyes: holding the poker in each phase"), watch.window():
             evidence.points = tuple(watch.points)
-            self._tell([f"plan {evidence.planned}", *gated], PART_SECONDS)
+            self._tell([step for step in steps if step.eyed])
         between = ledger.read()
         evidence.qemu_gated = between - before
         with ui.step("free: poking as fast as it goes"):
-            self._tell(free, PART_SECONDS + 4 * self.duration)
-        evidence.qemu_free = ledger.read() - between
+            self._tell([step for step in steps if step.part == "free" and not step.scenario.alone])
+            evidence.qemu_free = ledger.read() - between
+            self._tell([step for step in steps if step.part == "alone" and not step.scenario.alone])
+        if alone := [step for step in steps if not step.eyed and step.scenario.alone]:
+            with ui.step("free, while something else goes on in the guest"):
+                for step in alone:
+                    with self._nmis(step.scenario.nmi):
+                        self._tell([step])
 
-    def _tell(self, lines: Sequence[str], timeout: float) -> None:
-        """Give the test module its commands, one after the other."""
-        script = 'while read -r line; do echo "$line" > /dev/orchestrator || { echo "$line"; exit 1; }; done'
+    def _tell(self, steps: Sequence[Step]) -> None:
+        """Have the test module run the steps, one after the other."""
+        lines = "".join(f"{step.scenario.name} {step.command}\n" for step in steps)
+        said = self._give(lines, PART_SECONDS + 4 * self.duration) if lines else ""
+        for line in said.splitlines():
+            word, _, rest = line.partition(" ")
+            if word == "beside":
+                name, status, *last = rest.split(" ", 2)
+                self.evidence.beside[name] = Beside(int(status), " ".join(last))
+
+    def _give(self, lines: str, timeout: float) -> str:
         # Without QEMU's ledger nothing is seen of a step that runs free until it ends.
         patience = SILENCE_SECONDS + (self.duration if self.ledger.why_not else 0)
         with self._not_silent(patience):
-            status, said = self.machine.ssh.run(script, timeout, stdin="".join(f"{line}\n" for line in lines).encode())
+            status, said = self.machine.ssh.run("steps", timeout, stdin=lines.encode())
         if status:
             raise InfraError(f"the test module refused a command: {' '.join(said.split())}")
+        return said
+
+    @contextlib.contextmanager
+    def _nmis(self, rate: int) -> Iterator[None]:
+        """While the block waits for the guest: about `rate` NMIs a second on every CPU, as seldom as the wait looks."""
+        due = time.monotonic()
+
+        def inject() -> None:
+            nonlocal due
+            while rate and due < time.monotonic():
+                self.machine.qmp.inject_nmi()
+                due += 1 / rate
+
+        self.machine.tend.append(inject)
+        try:
+            yield
+        finally:
+            self.machine.tend.remove(inject)
 
     @contextlib.contextmanager
     def _not_silent(self, seconds: float) -> Iterator[None]:
@@ -189,15 +213,14 @@ class Observer:
         (self.directory / "guest.ktap").write_text(text)
         report = self.evidence.report = ktap.parse(text.splitlines())
         lines = self._events.read_text().splitlines() if self._events.exists() else []
-        pokes = model.by_poke(json.loads(line) for line in lines)
-        for number, step in enumerate(self.evidence.steps):
-            guest = report.step(number + 1)
+        events = model.by_step(json.loads(line) for line in lines)
+        for at, seen in enumerate(self.evidence.steps):
+            number = seen.step.number
+            guest = report.step(number)
             watched = None
-            if step.gated and not (guest and guest.skip):
-                # Without the guest's own account the pokes are still in the order of the steps.
-                seq = guest.integer("seq") if guest else min((s for s in pokes if s), default=0)
-                watched = model.follow(pokes.pop(seq, []) if seq else [], self.evidence.cpus, _targets(guest))
-            self.evidence.steps[number] = replace(step, guest=guest, watched=watched)
+            if seen.step.eyed and not (guest and guest.skip):
+                watched = model.follow(events.get(number, []), self.evidence.cpus, _targets(guest))
+            self.evidence.steps[at] = replace(seen, guest=guest, watched=watched)
 
     def _say_why(self, watch: Watch, of_module: list[str], error: TimedOut | KernelFault) -> None:
         """Look at the CPUs of a guest that does not go on, and raise what that tells."""
@@ -222,10 +245,6 @@ class Observer:
 def _addresses(lines: Sequence[str]) -> dict[str, int]:
     """Addresses by name from lines of /proc/kallsyms."""
     return {words[2]: int(words[0], 16) for words in map(str.split, lines) if len(words) >= 3}
-
-
-def _step(scenario: Scenario) -> str:
-    return f"step site={scenario.site} how={scenario.how}"
 
 
 def _targets(guest: ktap.Step | None) -> tuple[int, ...]:

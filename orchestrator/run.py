@@ -13,6 +13,7 @@ import secrets
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from orchestrator.machine.qemu import MAX_SMP, MachineSpec
 from orchestrator.machine.ssh import Keys
 from orchestrator.observer import Observer
 from orchestrator.paths import state_dir
-from orchestrator.scenario import select
+from orchestrator.scenario import Scenario, select
 from orchestrator.verdict.evidence import Evidence
 from orchestrator.verdict.outcome import Verdict, judge
 from orchestrator.watch.ledger import Ledger
@@ -77,7 +78,7 @@ def run(spec: RunSpec) -> RunResult:
     """Run one cell. Never raises for what the verdict can say; a wrong request raises UsageError before anything."""
     scenarios = select(spec.scenarios)
     directory = _run_directory(spec)
-    evidence = Evidence(asked=spec.smp, planned=3 * len(scenarios))
+    evidence = Evidence(asked=spec.smp)
     kernel: Kernel | None = None
     machine_spec: MachineSpec | None = None
     ui.durations.clear()
@@ -86,9 +87,9 @@ def run(spec: RunSpec) -> RunResult:
         _check_cpus(spec, kernel)
         with ui.step("building the guest image"):
             keys = Keys.fresh()
-            image = _guest_image(kernel, keys, directory)
+            image = _guest_image(kernel, keys, scenarios, directory)
         with ui.step("choosing the accelerator"):
-            machine_spec, ledger = _machine_spec(spec, kernel, image, directory)
+            machine_spec, ledger = _machine_spec(spec, kernel, image, scenarios, directory)
         evidence.untrusted = machine_spec.accel.untrusted
         ui.say(f"accelerator: {machine_spec.accel.option} ({machine_spec.accel.why})")
         with Machine(machine_spec, directory, keys) as machine:
@@ -163,14 +164,17 @@ def _check_cpus(spec: RunSpec, kernel: Kernel) -> None:
         raise UsageError(f"{kernel.name} is built for {limit} CPUs (CONFIG_NR_CPUS): use --smp {limit} or less")
 
 
-def _guest_image(kernel: Kernel, keys: Keys, directory: Path) -> Path:
+def _guest_image(kernel: Kernel, keys: Keys, scenarios: Sequence[Scenario], directory: Path) -> Path:
     files: dict[str, bytes | Path] = {**keys.guest_files(), f"/{module.NAME}": module.build(kernel)}
+    files |= {f"/scenarios/{s.name}": s.beside.encode() for s in scenarios if s.beside}
     return initramfs.build(
         directory / "initramfs.cpio", busybox=tools.busybox(), dropbear=tools.dropbear(), files=files
     )
 
 
-def _machine_spec(spec: RunSpec, kernel: Kernel, image: Path, directory: Path) -> tuple[MachineSpec, Ledger]:
+def _machine_spec(
+    spec: RunSpec, kernel: Kernel, image: Path, scenarios: Sequence[Scenario], directory: Path
+) -> tuple[MachineSpec, Ledger]:
     qemu = tools.qemu(spec.qemu)
     chosen = accel.choose(spec.accel, qemu)
     ledger = Ledger(qemu, chosen, directory)
@@ -183,6 +187,7 @@ def _machine_spec(spec: RunSpec, kernel: Kernel, image: Path, directory: Path) -
         smp=spec.smp,
         memory=spec.memory,
         seed=spec.seed,
+        append=tuple(dict.fromkeys(parameter for scenario in scenarios for parameter in scenario.append)),
         options=ledger.options,
     )
     return machine, ledger

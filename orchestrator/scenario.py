@@ -1,10 +1,16 @@
-"""Scenarios: what is poked, how, and what the kernel promises about it. One file each in guest/scenarios/."""
+"""Scenarios: what is done to a kernel, and what it promises about it. One file each in guest/scenarios/.
+
+A file NAME.yaml says which site of the test module is poked, and how. A file NAME.c is code for the test module, in
+whose first comment stands, in YAML too, what it is. Both may say what else goes on in the guest meanwhile.
+"""
 
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Sequence
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -13,14 +19,29 @@ from orchestrator.errors import InfraError, UsageError, nearest
 from orchestrator.paths import PROJECT
 
 DIRECTORY = PROJECT / "guest" / "scenarios"
+COMMENT = re.compile(r"^/\*\n((?: \*.*\n)+?) \*/$", re.MULTILINE)
+"""The first block comment of a C file."""
+
+Part = Literal["gated", "free", "watched", "alone"]
+"""Of a run: `gated`: a site is poked once, held in each phase, under GDB's eyes. `free`: as often as time allows, with
+no breakpoint set. `watched`: code that GDB watches. `alone`: code with no breakpoint set."""
 
 
 class Scenario(BaseModel):
     """One scenario. The file's name is its name.
 
-    title: what it does. promise: what the kernel promises, in a sentence. site: name of a site of the module.
-    how: `direct` pokes it with text_poke_bp() or smp_text_poke_single(), with an int3 target of ours; `key` flips the
-    static key that owns it. order: where it stands in a run. passes: gated passes a phase and CPU.
+    title: what it does. promise: what the kernel promises, in a sentence. order: where it stands in a run.
+
+    site: name of a site of the module. how: `direct` pokes it with text_poke_bp() or smp_text_poke_single(), with an
+    int3 target of ours; `owner` has it changed by what owns it (a static key, a static call). passes: gated passes a
+    phase and CPU. gated: whether it has a gated part.
+
+    code: the C file, in place of site. watched: whether it is also run once under GDB's eyes. symbols: what it wants to
+    know the addresses of, where the kernel has them (name of a function or variable).
+
+    weight: share of the time that runs free, 1 where nothing is said. beside: a shell script that runs in the guest as
+    long as /run/beside exists; its status is 0, 4 where the kernel lacks something, or else a promise was broken, and
+    the last line that it prints says which. nmi: NMIs a second, on every CPU. append: kernel parameters for the run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -28,29 +49,62 @@ class Scenario(BaseModel):
     name: str
     title: str
     promise: str
-    site: Literal["nop5", "jmp32", "nop2", "one", "key"]
-    how: Literal["direct", "key"] = "direct"
     order: int = 100
+    site: str | None = None
+    how: Literal["direct", "owner"] = "direct"
     passes: int = Field(default=1, ge=1, le=1000)
+    gated: bool = True
+    code: Path | None = None
+    watched: bool = False
+    symbols: tuple[str, ...] = ()
+    weight: float = Field(default=1, gt=0, le=100)
+    beside: str | None = None
+    nmi: int = Field(default=0, ge=0, le=1000)
+    append: tuple[str, ...] = ()
 
     @model_validator(mode="after")
-    def _only_keys_are_flipped(self) -> Scenario:
-        if self.how == "key" and self.site != "key":
-            raise ValueError(f"no static key owns the site {self.site}, so it cannot be poked with how: key")
+    def _one_of_both(self) -> Scenario:
+        if (self.site is None) == (self.code is None):
+            raise ValueError("a scenario has a site (NAME.yaml) or is code (NAME.c)")
         return self
 
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The steps that it takes part in, in the order of a run."""
+        if self.code:
+            return ("watched", "alone") if self.watched else ("alone",)
+        return ("gated", "gated", "free") if self.gated else ("free",)
 
-def load_all() -> list[Scenario]:
+    @property
+    def alone(self) -> bool:
+        """Whether something else goes on meanwhile that must not go on beside other scenarios."""
+        return bool(self.beside or self.nmi)
+
+
+def load_all(directory: Path = DIRECTORY) -> list[Scenario]:
     """Every scenario there is, in the order of a run."""
-    found: list[Scenario] = []
-    for path in sorted(DIRECTORY.glob("*.yaml")):
-        try:
-            found.append(Scenario(name=path.stem, **yaml.safe_load(path.read_text())))
-        except (ValidationError, yaml.YAMLError, TypeError) as error:
-            detail = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
-            where = ".".join(map(str, detail["loc"])) or "the file"
-            raise UsageError(f"{path.name}: {where}: {detail['msg']}") from error
+    found = [read(path) for path in sorted(directory.iterdir()) if path.suffix in (".yaml", ".c")]
+    names = [scenario.name for scenario in found]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UsageError(f"{directory} has two scenarios called {twice}")
     return sorted(found, key=lambda scenario: (scenario.order, scenario.name))
+
+
+def read(path: Path) -> Scenario:
+    """The scenario in the file `path`. UsageError says what is wrong with it."""
+    text = path.read_text()
+    if path.suffix == ".c":
+        comment = COMMENT.search(text)
+        if not comment:
+            raise UsageError(f"{path.name}: its first comment must say what it is: title, promise")
+        text = re.sub(r"^ \* ?", "", comment[1], flags=re.MULTILINE)
+    try:
+        fields: dict[str, Any] = yaml.safe_load(text)
+        return Scenario(name=path.stem, code=path if path.suffix == ".c" else None, **fields)
+    except (ValidationError, yaml.YAMLError, TypeError) as error:
+        detail = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        where = ".".join(map(str, detail["loc"])) or "the file"
+        raise UsageError(f"{path.name}: {where}: {detail['msg']}") from error
 
 
 def select(patterns: Sequence[str]) -> list[Scenario]:

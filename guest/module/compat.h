@@ -8,6 +8,7 @@
 
 #include <linux/compiler.h>
 #include <linux/sched.h>
+#include <asm/asm.h>
 #ifdef ORCH_SCHED_TYPES_H
 #include <uapi/linux/sched/types.h>
 #endif
@@ -15,6 +16,19 @@
 #ifndef READ_ONCE		/* before 3.19 */
 #define READ_ONCE(x)		ACCESS_ONCE(x)
 #define WRITE_ONCE(x, v)	(ACCESS_ONCE(x) = (v))
+#endif
+
+/* Since 5.4 a CPU that meets int3 has an instruction emulated; before it is sent to an address. */
+#if defined(ORCH_SMP_TEXT_POKE) || defined(ORCH_EMULATE)
+#define ORCH_EMULATES	1
+#else
+#define ORCH_EMULATES	0
+#endif
+
+/* An asm that calls must come after the frame is set up. */
+#ifndef ASM_CALL_CONSTRAINT	/* before 4.14 */
+register unsigned long orch_stack_pointer asm("rsp");
+#define ASM_CALL_CONSTRAINT	"+r" (orch_stack_pointer)
 #endif
 
 static inline void orch_set_fifo(struct task_struct *task)

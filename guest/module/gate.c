@@ -49,3 +49,16 @@ asm(".pushsection .text, \"ax\"\n"
     "int3\n"
     ".size orch_gate_stub, . - orch_gate_stub\n"
     ".popsection\n");
+
+/*
+ * Room for the debugger's copies of the instructions under its breakpoints, 32
+ * bytes each: a CPU goes on from a breakpoint through such a copy.
+ */
+asm(".pushsection .text, \"ax\"\n"
+    ".balign 32\n"
+    ".globl orch_slots\n"
+    ".type orch_slots, @function\n"
+    "orch_slots:\n\t"
+    ".skip 8 * 32, 0xcc\n"
+    ".size orch_slots, . - orch_slots\n"
+    ".popsection\n");

@@ -24,7 +24,7 @@ extern void *orch_key_int3;
  * right behind the branch, where the compiler expects the same registers and
  * stack as at the branch, since nothing is live here.
  */
-noinline notrace __attribute__((noclone)) enum orch_result orch_pass_key(void)
+static noinline notrace __attribute__((noclone)) enum orch_result pass(void)
 {
 	if (orch_key_branch())
 		return ORCH_NEW;
@@ -42,7 +42,7 @@ l_int3:
 	return ORCH_INT3;
 }
 
-void orch_key_set(bool on)
+static void set(bool on)
 {
 #ifdef DEFINE_STATIC_KEY_FALSE
 	if (on)
@@ -72,7 +72,6 @@ void orch_key_site_init(struct orch_site *site)
 #ifdef CONFIG_JUMP_LABEL
 	struct jump_entry *entry = THIS_MODULE->jump_entries;
 	struct jump_entry *end = entry + THIS_MODULE->num_jump_entries;
-	s32 disp;
 
 	for (; entry < end; entry++)
 		if (entry_key(entry) == orch_key_address)
@@ -84,16 +83,18 @@ void orch_key_site_init(struct orch_site *site)
 	site->addr = entry_code(entry);
 	/* two bytes where the kernel has short jump labels: 66 90 */
 	site->len = site->addr[0] == 0x66 && site->addr[1] == 0x90 ? 2 : 5;
+	site->pass = pass;
+	site->set = set;
 	site->handler = orch_key_int3;
 	site->target = orch_key_int3;
+	site->to_old = site->addr + site->len;
+	site->to_new = entry_target(entry);
 	memcpy(site->old, site->addr, site->len);
-	disp = entry_target(entry) - (site->addr + site->len);
-	if (site->len == 2) {
-		site->new[0] = 0xeb;
-		site->new[1] = disp;
-	} else {
-		site->new[0] = 0xe9;
-		memcpy(site->new + 1, &disp, sizeof(disp));
+	if (!orch_key_int3 ||
+	    !orch_jump_to(site->new, site->len, site->addr, entry_target(entry)) ||
+	    !orch_jump_to(site->emulate, site->len, site->addr, orch_key_int3)) {
+		site->len = 0;
+		site->why_not = "the compiler put its landing pad out of a short jump's reach";
 	}
 #else
 	site->why_not = "CONFIG_JUMP_LABEL is not set";

@@ -9,6 +9,7 @@
 
 #include <linux/types.h>
 #include <linux/cpumask.h>
+#include <linux/fs.h>
 #include <linux/sched.h>
 
 /* What one pass through a site can turn out to be. */
@@ -44,6 +45,10 @@ enum orch_phase {
  * @handler: the int3 target as an address, for kernels that take one
  * @target: where a CPU that met int3 goes on when we poke it
  * @pass: execute the site once and say which way it went
+ * @set: change it the way its owner in the kernel does; NULL where nobody owns it
+ * @to_old: where a CPU that met int3 goes on when its owner changes it and the
+ *	kernel chose the old way
+ * @to_new: the same for the new way
  */
 struct orch_site {
 	const char *name;
@@ -56,14 +61,22 @@ struct orch_site {
 	void *handler;
 	void *target;
 	enum orch_result (*pass)(void);
+	void (*set)(bool on);
+	void *to_old;
+	void *to_new;
 };
 
 enum orch_site_id {
 	ORCH_SITE_NOP5,
+	ORCH_SITE_LINE,
+	ORCH_SITE_PAGE,
 	ORCH_SITE_JMP32,
 	ORCH_SITE_NOP2,
 	ORCH_SITE_ONE,
+	ORCH_SITE_CALL,
+	ORCH_SITE_JCC,
 	ORCH_SITE_KEY,
+	ORCH_SITE_STATIC_CALL,
 	ORCH_SITES,
 };
 
@@ -71,14 +84,15 @@ extern struct orch_site orch_sites[ORCH_SITES];
 extern u8 orch_never;
 
 void orch_sites_init(void);
+const struct orch_site *orch_site(const char *name);
 void orch_key_site_init(struct orch_site *site);
-enum orch_result orch_pass_key(void);
-void orch_key_set(bool on);
+void orch_static_call_site_init(struct orch_site *site);
+bool orch_jump_to(u8 *insn, unsigned int len, const u8 *addr, const u8 *to);
 
 /* How the poker changes a site. */
 enum orch_how {
 	ORCH_DIRECT,		/* text_poke_bp() or smp_text_poke_single() */
-	ORCH_KEY,		/* static_branch_enable() and _disable() */
+	ORCH_OWNER,		/* orch_site.set: static_branch_enable() and the like */
 };
 
 /**
@@ -87,6 +101,7 @@ enum orch_how {
  * @len: its length
  * @gated: the debugger is to hold the poker before the second and later writes
  * @seq: number of this poke since the module was loaded, from 1
+ * @step: number of the step that is being run, also while no poke is under way
  * @task: the poker's task_struct, so that foreign pokes can be told from ours
  * @from: the bytes before
  * @to: the bytes after
@@ -98,6 +113,7 @@ struct orch_window {
 	u32 len;
 	u32 gated;
 	u64 seq;
+	u64 step;
 	u64 task;
 	u8 from[ORCH_MAX_LEN];
 	u8 to[ORCH_MAX_LEN];
@@ -174,5 +190,26 @@ struct orch_outcome {
 };
 
 void orch_poke_run(const struct orch_step *step, struct orch_outcome *outcome);
+void orch_window_open(u8 *addr, unsigned int len, const u8 *from, const u8 *to, bool gated);
+void orch_window_close(void);
+
+/* step.c */
+void orch_step_run(const struct orch_step *step);
+
+/* scenario.c */
+struct orch_run;
+int orch_scenario_run(const char *name, struct orch_run *run);
+unsigned long orch_symbol(const char *name);
+
+/* report.c */
+int orch_report_init(void);
+void orch_report_exit(void);
+ssize_t orch_report_read(char __user *buf, size_t size, loff_t *pos);
+void orch_plan(unsigned int steps);
+unsigned int orch_next_result(void);
+void orch_result(unsigned int number, const char *name, bool ok, const char *skip);
+__printf(1, 2) void orch_note(const char *fmt, ...);
+__printf(1, 2) void orch_sentence(const char *fmt, ...);
+__printf(1, 0) void orch_say(const char *fmt, va_list args);
 
 #endif

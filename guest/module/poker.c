@@ -9,70 +9,107 @@
 #include <linux/jiffies.h>
 #include <linux/kthread.h>
 #include <linux/ktime.h>
-#include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/string.h>
 #include "compat.h"
 #include "orch.h"
+#include "scenario.h"
 
-/*
- * No kernel exports these to modules. The host finds them in /proc/kallsyms and
- * gives them when it loads us.
- */
-static ulong text_poke;
-module_param(text_poke, ulong, 0400);
-MODULE_PARM_DESC(text_poke, "address of text_poke_bp() or smp_text_poke_single()");
-static ulong text_mutex_at;
-module_param_named(text_mutex, text_mutex_at, ulong, 0400);
-MODULE_PARM_DESC(text_mutex, "address of text_mutex");
-
-#if defined(ORCH_SMP_TEXT_POKE) || defined(ORCH_EMULATE)
+#if ORCH_EMULATES
 typedef void (*poke_t)(void *addr, const void *opcode, size_t len, const void *emulate);
-#define TARGET(site)	((site)->emulate)
+#define TARGET(poke)	((poke)->emulate)
 #else
 typedef void *(*poke_t)(void *addr, const void *opcode, size_t len, void *handler);
-#define TARGET(site)	((site)->handler)
+#define TARGET(poke)	((poke)->handler)
 #endif
 
 struct orch_window orch_window;
 
-static void poke(const struct orch_site *site, enum orch_how how, bool on)
+bool orch_emulates(void)
 {
-	struct mutex *mutex = (struct mutex *)text_mutex_at;
-
-	if (how == ORCH_KEY) {
-		orch_key_set(on);
-		return;
-	}
-	mutex_lock(mutex);
-	((poke_t)text_poke)(site->addr, on ? site->new : site->old, site->len, TARGET(site));
-	mutex_unlock(mutex);
+	return ORCH_EMULATES;
 }
 
-static void open_window(const struct orch_step *step, bool on)
+/* No kernel exports these to modules, so the host finds them in /proc/kallsyms. */
+static void text_poke(const struct orch_poke *poke)
 {
-	const struct orch_site *site = step->site;
+	static struct mutex *text_mutex;
+	static poke_t function;
 
-	orch_window.len = site->len;
-	orch_window.gated = step->gated;
+	if (!function) {
+		text_mutex = (struct mutex *)orch_symbol("text_mutex");
+		function = (poke_t)(orch_symbol("smp_text_poke_single") ?: orch_symbol("text_poke_bp"));
+	}
+	mutex_lock(text_mutex);
+	function(poke->addr, poke->to, poke->len, TARGET(poke));
+	mutex_unlock(text_mutex);
+}
+
+void orch_window_open(u8 *addr, unsigned int len, const u8 *from, const u8 *to, bool gated)
+{
+	orch_window.len = len;
+	orch_window.gated = gated;
 	orch_window.seq++;
 	orch_window.task = (u64)(unsigned long)current;
-	memcpy(orch_window.from, on ? site->old : site->new, ORCH_MAX_LEN);
-	memcpy(orch_window.to, on ? site->new : site->old, ORCH_MAX_LEN);
+	memcpy(orch_window.from, from, ORCH_MAX_LEN);
+	memcpy(orch_window.to, to, ORCH_MAX_LEN);
 	smp_wmb();
-	WRITE_ONCE(orch_window.site, (u64)(unsigned long)site->addr);
+	WRITE_ONCE(orch_window.site, (u64)(unsigned long)addr);
 }
 
-static void close_window(void)
+void orch_window_close(void)
 {
 	WRITE_ONCE(orch_window.site, 0);
+}
+
+void orch_poke(const struct orch_poke *poke)
+{
+	orch_window_open(poke->addr, poke->len, poke->from, poke->to, false);
+	text_poke(poke);
+	orch_window_close();
+}
+
+struct orch_poke orch_poke_of(const struct orch_site *site, bool on)
+{
+	struct orch_poke poke = {
+		.addr = site->addr,
+		.len = site->len,
+		.emulate = site->emulate,
+		.handler = site->handler,
+	};
+
+	memcpy(poke.from, on ? site->old : site->new, ORCH_MAX_LEN);
+	memcpy(poke.to, on ? site->new : site->old, ORCH_MAX_LEN);
+	return poke;
+}
+
+void orch_poke_site(const struct orch_site *site, bool on)
+{
+	struct orch_poke poke = orch_poke_of(site, on);
+
+	orch_poke(&poke);
+}
+
+static void change(const struct orch_step *step, bool on)
+{
+	const struct orch_site *site = step->site;
+	struct orch_poke poke = orch_poke_of(site, on);
+
+	if (step->gated)
+		orch_window_open(site->addr, site->len, poke.from, poke.to, true);
+	if (step->how == ORCH_OWNER)
+		site->set(on);
+	else
+		text_poke(&poke);
+	if (step->gated)
+		orch_window_close();
 }
 
 static void timed_poke(const struct orch_step *step, bool on, struct orch_outcome *out)
 {
 	u64 start = ktime_to_ns(ktime_get()), ns;
 
-	poke(step->site, step->how, on);
+	change(step, on);
 	ns = ktime_to_ns(ktime_get()) - start;
 	out->pokes++;
 	out->ns += ns;
@@ -88,9 +125,7 @@ static void poke_gated(const struct orch_step *step, struct orch_outcome *out)
 	orch_gate_begin();
 	if (!orch_gate_round(ORCH_PHASE_OLD))
 		out->what = "not every CPU came through the site before the poke";
-	open_window(step, on);
 	timed_poke(step, on, out);
-	close_window();
 	if (!orch_gate_round(ORCH_PHASE_NEW) && !out->what)
 		out->what = "not every CPU came through the site after the poke";
 	out->holds = orch_gate_holds();

@@ -10,6 +10,7 @@
  */
 #include <linux/compiler.h>
 #include <linux/string.h>
+#include "compat.h"
 #include "orch.h"
 
 u8 orch_never;
@@ -22,14 +23,23 @@ extern u8 orch_nop5_site[], orch_nop5_new[], orch_nop5_int3[];
 extern u8 orch_jmp32_site[], orch_jmp32_new[], orch_jmp32_int3[];
 extern u8 orch_nop2_site[], orch_nop2_new[], orch_nop2_int3[];
 extern u8 orch_one_site[], orch_one_ret[], orch_one_int3[];
+extern u8 orch_line_site[], orch_line_new[], orch_line_int3[];
+extern u8 orch_page_site[], orch_page_new[], orch_page_int3[];
+extern u8 orch_jcc_site[], orch_jcc_new[], orch_jcc_int3[];
+extern u8 orch_call_site[];
+extern u8 orch_call_old[], orch_call_new[], orch_call_int3[], orch_call_handler[];
 
-/* A NOP that becomes a jump to the pad behind it, and back. */
-#define DEFINE_NOP_SITE(name, nop)						\
+/*
+ * A NOP that becomes a jump to the pad behind it, and back. The comparison
+ * before it leaves the zero flag set, for a jump that asks for it.
+ */
+#define DEFINE_NOP_SITE(name, nop, where)					\
 PASS enum orch_result orch_pass_##name(void)					\
 {										\
 	asm goto(NEVER								\
 		 "jne orch_" #name "_new\n\t"					\
-		 "jne orch_" #name "_int3\n"					\
+		 "jne orch_" #name "_int3\n\t"					\
+		 where								\
 		 GLOBAL(orch_##name##_site)					\
 		 ".byte " nop "\n\t"						\
 		 "jmp %l[l_old]\n"						\
@@ -47,8 +57,21 @@ l_int3:										\
 }
 
 /* nop5 <-> jmp32 and nop2 <-> jmp8: what jump labels do (two bytes since 5.15). */
-DEFINE_NOP_SITE(nop5, "0x0f, 0x1f, 0x44, 0x00, 0x00")
-DEFINE_NOP_SITE(nop2, "0x66, 0x90")
+DEFINE_NOP_SITE(nop5, "0x0f, 0x1f, 0x44, 0x00, 0x00", "")
+DEFINE_NOP_SITE(nop2, "0x66, 0x90", "")
+
+/* nop6 <-> je: conditional jumps are patched since static calls may be tail calls (6.3). */
+DEFINE_NOP_SITE(jcc, "0x66, 0x0f, 0x1f, 0x44, 0x00, 0x00", "")
+
+/*
+ * The first byte is the last one of a cache line, or three of the five are on
+ * one page and two on the next: each with its own write, and no write in both
+ * is atomic.
+ */
+DEFINE_NOP_SITE(line, "0x0f, 0x1f, 0x44, 0x00, 0x00",
+		"jmp orch_line_site\n\t.balign 64, 0xcc\n\t.skip 63, 0xcc\n")
+DEFINE_NOP_SITE(page, "0x0f, 0x1f, 0x44, 0x00, 0x00",
+		"jmp orch_page_site\n\t.balign 4096, 0xcc\n\t.skip 4093, 0xcc\n")
 
 /*
  * jmp32 <-> jmp32 with displacements 0x140 and 0x280: the first byte is the
@@ -123,8 +146,32 @@ l_int3:
 	return ORCH_INT3;
 }
 
-/* @insn of @len bytes at @addr becomes a jump to @to; a short one for 2. */
-static bool jump_to(u8 *insn, unsigned int len, const u8 *addr, const u8 *to)
+/*
+ * call <-> call. The functions are in landing.c; each finds out whether it was
+ * called from here, and says torn where the stack does not look like that.
+ */
+PASS enum orch_result orch_pass_call(void)
+{
+	register unsigned long stack asm("rbx");
+	unsigned int result;
+
+	asm volatile("movq %%rsp, %0\n"
+		     GLOBAL(orch_call_site)
+		     ".byte 0xe8\n\t"
+		     ".long orch_call_old - (. + 4)\n\t"
+		     ".globl orch_call_back\n"
+		     "orch_call_back:\n\t"
+		     "cmpq %%rsp, %0\n\t"
+		     "je 1f\n\t"
+		     "movl $3, %%eax\n"
+		     "1:\n\t"
+		     : "=&r" (stack), "=a" (result), ASM_CALL_CONSTRAINT
+		     : : "cc", "memory");
+	return result;
+}
+
+/* @insn of @len bytes at @addr becomes a jump to @to; a short one for 2, a conditional one for 6. */
+bool orch_jump_to(u8 *insn, unsigned int len, const u8 *addr, const u8 *to)
 {
 	s32 disp = to - (addr + len);
 
@@ -133,13 +180,18 @@ static bool jump_to(u8 *insn, unsigned int len, const u8 *addr, const u8 *to)
 		insn[1] = disp;
 		return disp == (s8)disp;
 	}
-	insn[0] = 0xe9;
-	memcpy(insn + 1, &disp, sizeof(disp));
+	if (len == 6) {
+		*insn++ = 0x0f;
+		*insn++ = 0x84;
+	} else {
+		*insn++ = 0xe9;
+	}
+	memcpy(insn, &disp, sizeof(disp));
 	return true;
 }
 
-static void plain_site(enum orch_site_id id, const char *name, u8 *addr, unsigned int len,
-		       u8 *new, u8 *int3, enum orch_result (*pass)(void))
+static struct orch_site *plain_site(enum orch_site_id id, const char *name, u8 *addr,
+				    unsigned int len, enum orch_result (*pass)(void))
 {
 	struct orch_site *site = &orch_sites[id];
 
@@ -147,10 +199,19 @@ static void plain_site(enum orch_site_id id, const char *name, u8 *addr, unsigne
 	site->addr = addr;
 	site->len = len;
 	site->pass = pass;
+	memcpy(site->old, addr, len);
+	return site;
+}
+
+static void jump_site(enum orch_site_id id, const char *name, u8 *addr, unsigned int len,
+		      u8 *new, u8 *int3, enum orch_result (*pass)(void))
+{
+	struct orch_site *site = plain_site(id, name, addr, len, pass);
+
 	site->handler = int3;
 	site->target = int3;
-	memcpy(site->old, addr, len);
-	if (!jump_to(site->new, len, addr, new) || !jump_to(site->emulate, len, addr, int3)) {
+	if (!orch_jump_to(site->new, len, addr, new) ||
+	    !orch_jump_to(site->emulate, len, addr, int3)) {
 		site->len = 0;
 		site->why_not = "the compiler put its landing pads out of a short jump's reach";
 	}
@@ -158,38 +219,56 @@ static void plain_site(enum orch_site_id id, const char *name, u8 *addr, unsigne
 
 struct orch_site orch_sites[ORCH_SITES];
 
+const struct orch_site *orch_site(const char *name)
+{
+	int i;
+
+	for (i = 0; i < ORCH_SITES; i++)
+		if (!strcmp(orch_sites[i].name, name))
+			return &orch_sites[i];
+	return NULL;
+}
+
 void orch_sites_init(void)
 {
-	struct orch_site *one = &orch_sites[ORCH_SITE_ONE];
-	struct orch_site *key = &orch_sites[ORCH_SITE_KEY];
+	struct orch_site *site;
 
-	plain_site(ORCH_SITE_NOP5, "nop5", orch_nop5_site, 5, orch_nop5_new, orch_nop5_int3,
-		   orch_pass_nop5);
-	plain_site(ORCH_SITE_JMP32, "jmp32", orch_jmp32_site, 5, orch_jmp32_new, orch_jmp32_int3,
-		   orch_pass_jmp32);
-	plain_site(ORCH_SITE_NOP2, "nop2", orch_nop2_site, 2, orch_nop2_new, orch_nop2_int3,
-		   orch_pass_nop2);
+	jump_site(ORCH_SITE_NOP5, "nop5", orch_nop5_site, 5, orch_nop5_new, orch_nop5_int3,
+		  orch_pass_nop5);
+	jump_site(ORCH_SITE_LINE, "line", orch_line_site, 5, orch_line_new, orch_line_int3,
+		  orch_pass_line);
+	jump_site(ORCH_SITE_PAGE, "page", orch_page_site, 5, orch_page_new, orch_page_int3,
+		  orch_pass_page);
+	jump_site(ORCH_SITE_JMP32, "jmp32", orch_jmp32_site, 5, orch_jmp32_new, orch_jmp32_int3,
+		  orch_pass_jmp32);
+	jump_site(ORCH_SITE_NOP2, "nop2", orch_nop2_site, 2, orch_nop2_new, orch_nop2_int3,
+		  orch_pass_nop2);
+	jump_site(ORCH_SITE_JCC, "jcc", orch_jcc_site, 6, orch_jcc_new, orch_jcc_int3,
+		  orch_pass_jcc);
 
-	one->name = "one";
-	one->addr = orch_one_site;
-	one->len = 1;
-	one->pass = orch_pass_one;
-	one->handler = orch_one_int3;
-#if defined(ORCH_SMP_TEXT_POKE) || defined(ORCH_EMULATE)
-	one->target = orch_one_ret;
-#else
-	one->target = orch_one_int3;
-#endif
-	one->old[0] = 0xf8;
-	one->new[0] = 0xf9;
-	one->emulate[0] = 0xc3;
+	site = plain_site(ORCH_SITE_ONE, "one", orch_one_site, 1, orch_pass_one);
+	site->handler = orch_one_int3;
+	site->target = ORCH_EMULATES ? orch_one_ret : orch_one_int3;
+	site->new[0] = 0xf9;
+	site->emulate[0] = 0xc3;
 
-	key->name = "key";
-	key->pass = orch_pass_key;
-	orch_key_site_init(key);
-	if (key->len && (!key->handler ||
-			 !jump_to(key->emulate, key->len, key->addr, key->handler))) {
-		key->len = 0;
-		key->why_not = "the compiler put its landing pad out of a short jump's reach";
+	site = plain_site(ORCH_SITE_CALL, "call", orch_call_site, 5, orch_pass_call);
+	site->handler = orch_call_handler;
+	site->target = ORCH_EMULATES ? orch_call_int3 : orch_call_handler;
+	orch_jump_to(site->new, 5, site->addr, orch_call_new);
+	orch_jump_to(site->emulate, 5, site->addr, orch_call_int3);
+	site->new[0] = 0xe8;
+	site->emulate[0] = 0xe8;
+
+#ifndef ORCH_EMULATES_JCC
+	if (ORCH_EMULATES) {
+		orch_sites[ORCH_SITE_JCC].len = 0;
+		orch_sites[ORCH_SITE_JCC].why_not = "this kernel does not patch conditional jumps";
 	}
+#endif
+
+	orch_sites[ORCH_SITE_KEY].name = "key";
+	orch_key_site_init(&orch_sites[ORCH_SITE_KEY]);
+	orch_sites[ORCH_SITE_STATIC_CALL].name = "static-call";
+	orch_static_call_site_init(&orch_sites[ORCH_SITE_STATIC_CALL]);
 }

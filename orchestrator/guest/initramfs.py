@@ -117,6 +117,7 @@ def _base(busybox: Path, dropbear: Sequence[tuple[Path, str]]) -> Path:
     files: dict[str, bytes | Path] = {
         **ETC,
         "/init": INIT / "init",
+        "/sbin/steps": INIT / "steps",
         "/bin/busybox": busybox,
         **{f"/sbin/{name}": _compiled(name) for name in HELPERS},
         **{inside: outside for outside, inside in dropbear},

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import subprocess
 from pathlib import Path
 
-from orchestrator import proc
+from orchestrator import proc, scenario
 from orchestrator.errors import BuildError
 from orchestrator.kernel.model import Kernel
 from orchestrator.paths import PROJECT, cache_dir, cached_dir
@@ -16,8 +15,17 @@ SOURCES = PROJECT / "guest" / "module"
 NAME = "orch.ko"
 
 
-def sources() -> list[Path]:
-    return sorted(path for path in SOURCES.iterdir() if path.suffix in (".c", ".h", ".S") or path.name == "Kbuild")
+def sources() -> dict[str, bytes]:
+    """Every file that the module is built from, by name: its own, the scenarios in code, and a list of these."""
+    files = {
+        path.name: path.read_bytes()
+        for path in sorted(SOURCES.iterdir())
+        if path.suffix in (".c", ".h") or path.name == "Kbuild"
+    }
+    scenarios = sorted(scenario.DIRECTORY.glob("*.c"))
+    files |= {f"scenario-{path.name}": path.read_bytes() for path in scenarios}
+    entries = (f'ORCH_ENTRY("{path.stem}", {path.stem.replace("-", "_")})\n' for path in scenarios)
+    return files | {"scenarios.h": "".join(entries).encode()}
 
 
 def build(kernel: Kernel) -> Path:
@@ -27,13 +35,13 @@ def build(kernel: Kernel) -> Path:
     """
     if kernel.kbuild is None:
         raise BuildError(f"{kernel.name} has no build tree or headers, so the test module cannot be built for it")
-    content = [kernel.digest.encode(), *(path.name.encode() + path.read_bytes() for path in sources())]
+    content = [kernel.digest.encode(), *(name.encode() + text for name, text in sources().items())]
     digest = hashlib.sha256(b"\0".join(content)).hexdigest()[:16]
     target = cache_dir() / "modules" / digest
 
     def make(directory: Path) -> None:
-        for path in sources():
-            shutil.copy(path, directory)
+        for name, text in sources().items():
+            (directory / name).write_bytes(text)
         try:
             proc.run([proc.need("make", "make"), "-C", str(kernel.kbuild), f"M={directory}", "modules"])
         except subprocess.CalledProcessError as error:

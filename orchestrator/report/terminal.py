@@ -11,7 +11,7 @@ from rich.text import Text
 
 from orchestrator.run import RunResult
 from orchestrator.verdict.checks import expected_coverage, rate, seen_coverage
-from orchestrator.verdict.evidence import Evidence
+from orchestrator.verdict.evidence import Evidence, StepSeen
 
 MARKS = {
     "pass": ("ok", "green"),
@@ -27,7 +27,9 @@ def show(result: RunResult, console: Console) -> None:
     _heading(result, console)
     evidence = result.evidence
     if evidence.steps:
-        console.print(_scenarios(evidence))
+        console.print(_sites(evidence))
+        if any(seen.scenario.code for seen in evidence.steps):
+            console.print(_code(evidence))
         console.print(_cpus(evidence))
         console.print(_totals(evidence), highlight=False)
     for check in result.verdict.results if evidence.steps or evidence.findings else []:
@@ -77,33 +79,56 @@ def _origin(origin: dict[str, str]) -> str:
     return " ".join(filter(None, words)) + (f", {len(patches)} patches" if patches else "")
 
 
-def _scenarios(evidence: Evidence) -> Table:
+def _sites(evidence: Evidence) -> Table:
     table = _table("\nscenarios: held, int3, coverage in the gated part | running free")
     for column in ("scenario", "old/new bytes"):
         table.add_column(column, no_wrap=True)
     for column in ("held", "int3", "covered", "pokes", "int3"):
         table.add_column(column, justify="right", no_wrap=True)
-    by_name: dict[str, list[int]] = {}
-    for number, step in enumerate(evidence.steps):
-        by_name.setdefault(step.scenario.name, []).append(number)
-    for name, numbers in by_name.items():
-        steps = [evidence.steps[number] for number in numbers]
-        skipped = next((step.skipped for step in steps if step.skipped), None)
-        if skipped:
+    for name, steps in _by_scenario(evidence, code=False).items():
+        if skipped := next((why for seen in steps if (why := evidence.skipped(seen))), None):
             table.add_row(name, f"skipped: {skipped}")
             continue
-        gated, free = [s for s in steps if s.gated], [s for s in steps if not s.gated]
+        gated, free = [s for s in steps if s.step.part == "gated"], [s for s in steps if s.step.part == "free"]
         pokes = [poke for s in gated if s.watched for poke in s.watched.pokes]
         expected = sum(len(expected_coverage(evidence, s)) for s in gated)
         seen = sum(len(expected_coverage(evidence, s) & seen_coverage(s).keys()) for s in gated)
         table.add_row(
             name,
-            f"{pokes[0].old.hex()}/{pokes[0].new.hex()}" if pokes else "?",
-            str(sum(len(poke.held) for poke in pokes)),
-            str(sum(sum(s.gdb_hits.values()) for s in gated)),
-            f"{seen}/{expected}",
+            f"{pokes[0].old.hex()}/{pokes[0].new.hex()}" if pokes else "?" if gated else "-",
+            str(sum(len(poke.held) for poke in pokes)) if gated else "-",
+            str(sum(sum(s.gdb_hits.values()) for s in gated)) if gated else "-",
+            f"{seen}/{expected}" if gated else "-",
             str(sum(s.guest.integer("pokes") for s in free if s.guest)),
             f"{sum(s.guest.total('int3') for s in free if s.guest):,}" if steps[0].scenario.how == "direct" else "-",
+        )
+    return table
+
+
+def _by_scenario(evidence: Evidence, *, code: bool) -> dict[str, list[StepSeen]]:
+    found: dict[str, list[StepSeen]] = {}
+    for seen in evidence.steps:
+        if bool(seen.scenario.code) is code:
+            found.setdefault(seen.scenario.name, []).append(seen)
+    return found
+
+
+def _code(evidence: Evidence) -> Table:
+    table = _table("\nscenarios in code: pokes and int3 that GDB watched, and what the guest found")
+    for column in ("scenario", "pokes", "int3"):
+        table.add_column(column, no_wrap=True, justify="left" if column == "scenario" else "right")
+    table.add_column("")
+    for name, steps in _by_scenario(evidence, code=True).items():
+        skipped = next((why for seen in steps if (why := evidence.skipped(seen))), None)
+        watched = [seen.watched for seen in steps if seen.watched]
+        wrong = [words for seen in steps if seen.guest and not seen.guest.ok for words in seen.guest.said]
+        silent = [seen for seen in steps if not seen.guest]
+        word = f"skipped: {skipped}" if skipped else wrong[0] if wrong else "not reported" if silent else "holds"
+        table.add_row(
+            name,
+            str(sum(len(w.all_pokes) for w in watched)) if watched else "-",
+            str(sum(w.int3.total() for w in watched)) if watched else "-",
+            Text(word, "red" if wrong else ""),
         )
     return table
 

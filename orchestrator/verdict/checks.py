@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from orchestrator.guest import ktap
 from orchestrator.verdict.console import Finding
-from orchestrator.verdict.evidence import Evidence, StepSeen
+from orchestrator.verdict.evidence import SKIP, Evidence, StepSeen
 from orchestrator.watch.model import CLAIMS, Violation
 
 KERNEL_FAILED = ("panic", "oops", "hang", "fail", "warn", "timeout")
@@ -81,26 +80,37 @@ def console(evidence: Evidence) -> Result:
 
 @check
 def guest(evidence: Evidence) -> Result:
-    """What the test module asserts about each pass."""
-    done = [step.guest for step in evidence.steps if step.guest and not step.guest.skip]
-    said = [f"{step.name}: {'; '.join(wrong)}" for step in done if (wrong := _wrong(step))]
+    """What the test module, and what ran beside it, assert."""
+    done = [seen for seen in evidence.steps if seen.guest and not evidence.skipped(seen)]
+    said = [f"{seen.name}: {'; '.join(wrong)}" for seen in done if (wrong := _wrong(seen))]
+    said += [
+        f"{name}: {beside.words or f'status {beside.status}'}"
+        for name, beside in evidence.beside.items()
+        if beside.status not in (0, SKIP)
+    ]
     if said:
         return Result("guest", "fail", f"the guest's assertions do not hold in {said[0]}", tuple(said))
     if not done:
         return Result("guest", "blind", "the guest reported no step")
-    for step in done:
-        if error := step.integer("error"):
-            return Result("guest", "blind", f"{step.name} could not be run in the guest (error {error})")
-        if not step.counts:
-            return Result("guest", "blind", f"the guest's counters of {step.name} are not to be had")
-    passes = sum(count for step in done for counts in step.counts.values() for count in counts.values())
-    return Result(
-        "guest", "pass", f"{passes:,} passes through {len(done)} steps, none torn, none stale, each the way it must go"
-    )
+    passes = 0
+    for seen in done:
+        assert seen.guest
+        if error := seen.guest.integer("error"):
+            return Result("guest", "blind", f"{seen.name} could not be run in the guest (error {error})")
+        if seen.scenario.site and not seen.guest.counts:
+            return Result("guest", "blind", f"the guest's counters of {seen.name} are not to be had")
+        passes += sum(count for counts in seen.guest.counts.values() for count in counts.values())
+    steps = sum(1 for seen in done if seen.scenario.site)
+    text = f"{passes:,} passes through {steps} steps, none torn, none stale, each the way it must go"
+    if code := {seen.scenario.name for seen in done if seen.scenario.code}:
+        text += f"; {len(code)} scenarios in code hold"
+    return Result("guest", "pass", text)
 
 
-def _wrong(step: ktap.Step) -> list[str]:
+def _wrong(seen: StepSeen) -> list[str]:
     """What does not hold in a step by the module's word, or by its counters. A step that was not run proves nothing."""
+    step = seen.guest
+    assert step
     if step.integer("error"):
         return []
     wrong = [] if step.ok else step.said or ["not ok"]
@@ -112,8 +122,8 @@ def _wrong(step: ktap.Step) -> list[str]:
 
 
 def _violations(evidence: Evidence, claim: str) -> Iterator[tuple[StepSeen, Violation]]:
-    for step in evidence.gated:
-        for poke in step.watched.pokes if step.watched else []:
+    for step in evidence.eyed:
+        for poke in step.watched.all_pokes if step.watched else []:
             for violation in poke.violations:
                 if violation.claim == claim:
                     yield step, violation
@@ -223,30 +233,31 @@ def coverage(evidence: Evidence) -> Result:
 def ledgers(evidence: Evidence) -> Result:
     """Guest, GDB and QEMU count the same int3: gated all three, running free the guest and QEMU."""
     differ, held, free = [], 0, 0
-    by_site: Counter[tuple[int, int]] = Counter()
     absent = [step.name for step in evidence.gated if not (step.guest and step.guest.counts and step.watched)]
     absent += [step.name for step in evidence.free if not (step.guest and step.guest.counts)]
     if evidence.broken or absent:
         whose = f"those of {absent[0]} are missing" if absent else "the run was cut short"
         return Result("ledgers", "blind", f"the counts cannot be compared: {whose}", tuple(absent))
+    by_site: Counter[tuple[int, int]] = Counter()
+    for step in evidence.eyed:
+        by_site.update(step.watched.int3 if step.watched else {})
     for step in evidence.gated:
         assert step.guest and step.watched
         ours, theirs = step.gdb_hits, step.guest_hits()
         held += sum(ours.values())
         for phase, cpu in sorted(ours.keys() | theirs.keys()):
-            by_site[step.address, cpu] += ours[phase, cpu]
             if ours[phase, cpu] != theirs[phase, cpu]:
                 differ.append(
                     f"{step.guest.name}: phase {phase}, CPU {cpu}: the guest counts {theirs[phase, cpu]} int3, "
                     f"GDB {ours[phase, cpu]}"
                 )
-        for cpu, count in sorted(late_hits(step).items()):
-            by_site[step.address, cpu] += count
     if evidence.no_qemu_ledger is None:
-        differ += _differences("gated", "GDB", by_site, evidence.qemu_gated, evidence.qemu_by_cpu)
+        everywhere = {address for address, _ in by_site | evidence.qemu_gated}
+        differ += _differences("watched", "GDB", by_site, evidence.qemu_gated, everywhere, evidence.qemu_by_cpu)
         running = _free_by_site(evidence)
         free = sum(running.values())
-        differ += _differences("running free", "the guest", running, evidence.qemu_free, evidence.qemu_by_cpu)
+        sites = {address for address, _ in running}
+        differ += _differences("running free", "the guest", running, evidence.qemu_free, sites, evidence.qemu_by_cpu)
     if differ:
         return Result("ledgers", "fail", f"the observers disagree: {differ[0]}", tuple(differ))
     if not held:
@@ -254,16 +265,9 @@ def ledgers(evidence: Evidence) -> Result:
     if evidence.no_qemu_ledger:
         text = f"the guest and GDB count the same {held} int3; QEMU has no count: {evidence.no_qemu_ledger}"
     else:
-        text = f"guest, GDB and QEMU count the same {held} int3 gated, guest and QEMU the same {free:,} running free"
+        others = f", and {by_site.total() - held} more that GDB watched" if by_site.total() > held else ""
+        text = f"guest, GDB and QEMU count the same {held} int3 gated{others}, guest and QEMU the same {free:,} free"
     return Result("ledgers", "pass", text)
-
-
-def late_hits(step: StepSeen) -> Counter[int]:
-    """int3 by cpu whose handler GDB saw only after the last write."""
-    late: Counter[int] = Counter()
-    for poke in step.watched.pokes if step.watched else []:
-        late.update(poke.late)
-    return late
 
 
 def _free_by_site(evidence: Evidence) -> Counter[tuple[int, int]]:
@@ -280,10 +284,14 @@ def _free_by_site(evidence: Evidence) -> Counter[tuple[int, int]]:
 
 
 def _differences(
-    part: str, who: str, theirs: Counter[tuple[int, int]], qemu: Counter[tuple[int, int]], by_cpu: bool
+    part: str,
+    who: str,
+    theirs: Counter[tuple[int, int]],
+    qemu: Counter[tuple[int, int]],
+    sites: set[int],
+    by_cpu: bool,
 ) -> list[str]:
-    """Where QEMU's count of the sites in `theirs` is another one: by CPU, or of all CPUs together."""
-    sites = {address for address, _ in theirs}
+    """Where QEMU's count of one of the `sites` is another one: by CPU, or of all CPUs together."""
     ours, others = _of_sites(theirs, sites, by_cpu), _of_sites(qemu, sites, by_cpu)
     return [
         f"{part}: site {address:x}{f', CPU {cpu}' if by_cpu else ''}: {who} counts {ours[address, cpu]} int3, "
@@ -308,15 +316,14 @@ def watch(evidence: Evidence) -> Result:
     errors = [error for step in evidence.steps if step.watched for error in step.watched.errors]
     if errors:
         return Result("watch", "blind", f"the agent in GDB failed: {errors[0]}", tuple(errors))
-    if len(evidence.steps) < evidence.planned:
-        return Result("watch", "blind", f"the run ended after {len(evidence.steps)} of {evidence.planned} steps")
     if evidence.report is None or not evidence.report.whole:
         return Result("watch", "blind", "the guest's report is not whole: results are missing or out of order")
-    foreign = [step.watched for step in evidence.gated if step.watched]
-    writes, traps = sum(len(w.foreign_writes) for w in foreign), sum(len(w.foreign_int3) for w in foreign)
-    text = "every step was run and reported"
-    if writes or traps:
-        text += f"; {writes} writes and {traps} int3 of others were told from ours"
+    seen = [step.watched for step in evidence.eyed if step.watched]
+    pokes, found = sum(len(w.pokes) for w in seen), sum(len(w.found) for w in seen)
+    writes, traps = sum(len(w.foreign_writes) for w in seen), sum(len(w.foreign_int3) for w in seen)
+    text = f"every step was run and reported; {pokes} pokes were ours"
+    if found or writes or traps:
+        text += f", {found} the kernel's own, and {writes} writes and {traps} int3 told from both"
     return Result("watch", "pass", text)
 
 

@@ -7,24 +7,34 @@ from dataclasses import dataclass, field
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.guest import ktap
-from orchestrator.scenario import Scenario
+from orchestrator.plan import Step
+from orchestrator.scenario import Part, Scenario
 from orchestrator.verdict.console import Finding
 from orchestrator.watch.model import Watched
+
+SKIP = 4
+"""Exit status of what could not be tested, as in the kernel's own tools/testing/selftests (KSFT_SKIP)."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What became of what went on beside a scenario: its status (4: the kernel lacks something) and last words."""
+
+    status: int
+    words: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepSeen:
-    """One step of a run: `scenario` poked once with the gate (`gated`), or many times without.
+    """One step of a run. guest: the guest's account, None when it gave none. watched: what GDB saw of an eyed one."""
 
-    name: as the guest reports it. poker: CPU that poked. guest: the guest's account, None when it gave none.
-    watched: what GDB saw, None for a free-running step. gdb_hits: int3 at the site by (phase, cpu) as GDB saw them.
-    """
-
-    scenario: Scenario
-    gated: bool
-    poker: int
+    step: Step
     guest: ktap.Step | None
     watched: Watched | None = None
+
+    @property
+    def scenario(self) -> Scenario:
+        return self.step.scenario
 
     @property
     def name(self) -> str:
@@ -36,12 +46,8 @@ class StepSeen:
         return self.guest.integer("addr", 16) if self.guest else 0
 
     @property
-    def skipped(self) -> str | None:
-        """Why the kernel does not have what this step needs."""
-        return self.guest.skip if self.guest else None
-
-    @property
     def gdb_hits(self) -> Counter[tuple[int, int]]:
+        """int3 at the site by (phase, cpu) as GDB saw them."""
         hits: Counter[tuple[int, int]] = Counter()
         for poke in self.watched.pokes if self.watched else []:
             hits.update(poke.hits)
@@ -70,19 +76,19 @@ class StepSeen:
 @dataclass(kw_only=True)
 class Evidence:
     """asked: CPUs that the machine has. cpus: those online in the guest. points: the agent's breakpoints.
-    steps: in the order they were run. planned: how many were to be run. findings: of the console scan.
-    broken: what ended the run before its end. qemu_gated, qemu_free: int3 that QEMU executed in the gated and in the
-    free-running part, by (address, cpu); no_qemu_ledger: why they are empty; qemu_by_cpu: whether the cpu in them is
-    right, or only the sum over all. unscanned: why the absence of findings proves nothing, empty if it does. stuck:
-    where each CPU was when the guest did not go on, a line each. untrusted: why this machine's emulator could itself
-    be what failed, None where it is not known to be.
+    steps: all that were planned, in the order of the run. beside: what went on beside scenarios, by their names.
+    findings: of the console scan. broken: what ended the run before its end. qemu_gated, qemu_free: int3 that QEMU
+    executed under GDB's eyes and in the free-running part, by (address, cpu); no_qemu_ledger: why they are empty;
+    qemu_by_cpu: whether the cpu in them is right, or only the sum over all. unscanned: why the absence of findings
+    proves nothing, empty if it does. stuck: where each CPU was when the guest did not go on, a line each. untrusted:
+    why this machine's emulator could itself be what failed, None where it is not known to be.
     """
 
     asked: int
     cpus: tuple[int, ...] = ()
     points: tuple[str, ...] = ()
     steps: list[StepSeen] = field(default_factory=list)
-    planned: int = 0
+    beside: dict[str, Beside] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     unscanned: str = "the console was not read"
     report: ktap.Report | None = None
@@ -94,10 +100,27 @@ class Evidence:
     qemu_by_cpu: bool = True
     untrusted: str | None = None
 
+    def skipped(self, seen: StepSeen) -> str | None:
+        """Why a step could not be done: what the kernel lacks for it."""
+        beside = self.beside.get(seen.scenario.name)
+        if beside and beside.status == SKIP and not seen.step.eyed:
+            return beside.words or "the guest lacks something"
+        return seen.guest.skip if seen.guest else None
+
+    def part(self, *parts: Part) -> list[StepSeen]:
+        """The steps of these parts that were not skipped."""
+        return [seen for seen in self.steps if seen.step.part in parts and not self.skipped(seen)]
+
     @property
     def gated(self) -> list[StepSeen]:
-        return [step for step in self.steps if step.gated and not step.skipped]
+        return self.part("gated")
+
+    @property
+    def eyed(self) -> list[StepSeen]:
+        """Whatever GDB watched."""
+        return self.part("gated", "watched")
 
     @property
     def free(self) -> list[StepSeen]:
-        return [step for step in self.steps if not step.gated and not step.skipped]
+        """Those whose int3 the free-running ledger has: nothing else went on meanwhile."""
+        return [seen for seen in self.part("free") if not seen.scenario.alone]

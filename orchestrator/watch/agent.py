@@ -13,10 +13,12 @@ One JSON object a line goes to the events file, written through at once:
     t      host seconds (monotonic)
     kind   window | hold | write | sync | int3 | return | stopper | end | error | again: a stop seen before. Now and
            then one is reported twice, when another CPU stops while GDB steps this one over its breakpoint
+    step   number of the step that the test module is at
     cpu    number of the virtual CPU that stopped
     bytes  the site's bytes at that moment, hex, while a window is open
 
-and by kind: window: site, from, to, seq, task; write and hold: addr, len, src (hex), own, irqs (bool);
+and by kind: window: site, from, to, seq, task; write and hold: addr, len, src (hex), own, irqs (bool), and where the
+module has not announced it before (hex: eight bytes at addr) and callers (words on the stack that point into text);
 int3: ip (of the byte that trapped); return: value, ip (where the CPU will go on), trap (ip at entry);
 stopper: own (stop_machine() was called by the poker).
 """
@@ -24,13 +26,14 @@ stopper: own (stop_machine() was called by the poker).
 from __future__ import annotations
 
 import json
+import re
 import struct
 import time
 from pathlib import Path
 
 import gdb
 
-WINDOW = struct.Struct("<QIIQQ8s8s")  # struct orch_window in guest/module/orch.h
+WINDOW = struct.Struct("<QIIQQQ8s8s")  # struct orch_window in guest/module/orch.h
 PT_REGS_IP = 0x80  # offsetof(struct pt_regs, ip), the same on x86-64 since 2.6
 EFLAGS_IF = 0x200
 THREAD_SIZE = 0x4000  # of x86-64 since 3.15; 0x2000 before
@@ -41,19 +44,24 @@ NOPS = (b"\x0f\x1f\x44\x00\x00", b"\x66\x66\x66\x66\x90", b"\xf3\x0f\x1e\xfa", b
 """What functions begin with that does nothing: the tracer's five bytes, ENDBR64, short NOPs."""
 
 
+SLOT = 32
+"""Bytes of a slot in orch_slots (guest/module/gate.c)."""
+
+
 class Point(gdb.Breakpoint):
     """A hardware breakpoint whose hits go to one method of the watch; never stops the guest for the user.
 
-    To go on from a breakpoint GDB takes it out, steps the CPU alone, and puts it in again: a second stop for each.
-    Where the instruction is a NOP or a direct jump its effect is one register, so it is set instead.
+    To go on from a breakpoint GDB takes it out, steps the CPU alone, and puts it in again: a second stop for each, and
+    with each stop QEMU throws all its translations away. So the CPU is sent past the breakpoint instead: where the
+    instruction is a NOP or a direct jump by setting one register, else through a copy of it in `slot`, as kprobes do.
     """
 
-    def __init__(self, address, seen):
+    def __init__(self, address, seen, slot):
         super().__init__(f"*{address:#x}", type=gdb.BP_HARDWARE_BREAKPOINT, internal=True)
         self.silent = True
         self._seen = seen
         self._address = address
-        self._next = following(address)
+        self._next = following(address) or copied(address, slot)
 
     def stop(self):
         """Whether GDB is to stop the guest for good: only when the watch has something to do that needs that."""
@@ -81,6 +89,26 @@ def following(address):
     return None
 
 
+def copied(address, slot):
+    """Copy the instruction at `address` to `slot`, with a jump behind it to what follows; `slot`.
+
+    None where it cannot run elsewhere (calls, conditional jumps): GDB has to step over it.
+    """
+    decoded = gdb.selected_frame().architecture().disassemble(address, count=1)[0]
+    code, length = bytearray(memory(address, decoded["length"])), decoded["length"]
+    if re.match(r"(call|j\w+|loop|xbegin|\(bad\))", decoded["asm"]):
+        return None
+    if target := re.search(r"\(%rip\)\s+# (0x[0-9a-f]+)", decoded["asm"]):
+        used = int(target[1], 16)
+        at = code.find(struct.pack("<i", used - (address + length)))
+        if at < 0:
+            return None
+        code[at : at + 4] = struct.pack("<i", used - (slot + length))
+    code += b"\xe9" + struct.pack("<i", address - (slot + 5))
+    gdb.selected_inferior().write_memory(slot, bytes(code))
+    return slot
+
+
 def go_to(address):
     gdb.execute(f"set var $rip = {address:#x}", to_string=True)
 
@@ -102,13 +130,22 @@ def quad(address):
     return struct.unpack("<Q", memory(address, 8))[0]
 
 
+def text_words(stack, count):
+    """Those of the `count` words on the stack that lie in the kernel's or its modules' text."""
+    try:
+        words = struct.unpack(f"<{count}Q", memory(stack, 8 * count))
+    except gdb.MemoryError:
+        return []
+    return [word for word in words if word >> 31 == 0x1FFFFFFFF]
+
+
 class Watch:
     """The points of one window, the gate, and what both have seen.
 
     config: symbols (name -> address) with at least `write`, `sync`, `int3`, `orch_window`, `orch_gate_stub`,
-    `orch_gate_resume`; `stopper` optional. limit: how many breakpoints there are. regs: how the handler gets its
-    pt_regs: `rdi`, or `die_args` for a die notifier (third argument, struct die_args, whose first member is regs).
-    events: path of the file.
+    `orch_gate_resume`, `orch_slots`; `stopper` optional. limit: how many breakpoints there are. regs: how the handler
+    gets its pt_regs: `rdi`, or `die_args` for a die notifier (third argument, struct die_args, whose first member is
+    regs). events: path of the file.
     """
 
     def __init__(self, config):
@@ -120,6 +157,7 @@ class Watch:
         self.learn_return = self.learned = False
         self.write_style = None
         self.count = 0
+        self.step = 0
         self.window = None
         self.forget()
 
@@ -133,7 +171,7 @@ class Watch:
 
     def emit(self, kind, cpu, **fields):
         self.count += 1
-        event = {"n": self.count, "t": round(time.monotonic(), 6), "kind": kind, "cpu": cpu}
+        event = {"n": self.count, "t": round(time.monotonic(), 6), "step": self.step, "kind": kind, "cpu": cpu}
         if self.window and kind not in ("window", "error"):
             event["bytes"] = memory(self.window["site"], self.window["len"]).hex()
         event.update(fields)
@@ -151,22 +189,27 @@ class Watch:
             "stopper": self.on_stopper,
         }
         wanted = [name for name in seen if name == "return" or name in self.symbols][: self.limit]
-        self.points = [Point(self.symbols[name], seen[name]) for name in wanted if name in self.symbols]
+        self.points = [self.point(name, seen[name]) for name in wanted if name in self.symbols]
         self.learn_return = "return" in wanted and "return" not in self.symbols
         self.forget()
         return wanted
 
+    def point(self, name, seen):
+        """A breakpoint on the symbol `name`, with the slot of its own."""
+        slot = self.symbols["orch_slots"] + SLOT * ("write", "sync", "int3", "return", "stopper").index(name)
+        return Point(self.symbols[name], seen, slot)
+
     def learn(self):
         """The guest is stopped. If that was at its first int3, set a point where the handler returns to."""
         if self.learned:
-            self.points.append(Point(self.symbols["return"], self.on_return))
+            self.points.append(self.point("return", self.on_return))
             self.learned = False
 
     def survey(self):
         """Instead of the window's points: only count who traps where, to tell why nothing goes on."""
         self.close()
         self.trapping = {}
-        self.points = [Point(self.symbols["int3"], self.on_trapping)]
+        self.points = [self.point("int3", self.on_trapping)]
 
     def trap(self, frame):
         """At the handler's entry: where its pt_regs are, and the address of the int3."""
@@ -186,17 +229,13 @@ class Watch:
             thread.switch()
             frame = gdb.newest_frame()
             stack = register(frame, "rsp")
-            try:
-                words = struct.unpack("<64Q", memory(stack, 512))
-            except gdb.MemoryError:
-                words = ()
             seen.append(
                 {
                     "cpu": thread.ptid[1] - 1,
                     "rip": register(frame, "rip"),
                     "rsp": stack,
                     "eflags": register(frame, "eflags"),
-                    "stack": [word for word in words if word >> 31 == 0x1FFFFFFFF],
+                    "stack": text_words(stack, 64),
                 }
             )
         return seen
@@ -217,10 +256,12 @@ class Watch:
 
     def look_at_window(self, cpu):
         """Read the module's orch_window, so that what follows is accounted to the poke under way, if any."""
-        site, length, gated, seq, task, old, new = WINDOW.unpack(memory(self.symbols["orch_window"], WINDOW.size))
+        now = WINDOW.unpack(memory(self.symbols["orch_window"], WINDOW.size))
+        site, length, gated, seq, step, task, old, new = now
         if site and seq == self.seq:
             return
         self.end_window()
+        self.step = step
         if not site:
             return
         self.forget()
@@ -258,11 +299,14 @@ class Watch:
         fields = {
             "addr": address,
             "len": length,
-            "src": memory(source, length).hex() if own and 0 < length <= 16 else "",
+            "src": memory(source, length).hex() if 0 < length <= 16 else "",
             "own": own,
             "irqs": bool(register(frame, "eflags") & EFLAGS_IF),
         }
         stack = register(frame, "rsp")
+        if not own:
+            fields["before"] = memory(address, 8).hex()
+            fields["callers"] = text_words(stack, 32)[:8]
         if own and self.written == (stack, address, fields["src"], memory(self.window["site"], self.window["len"])):
             self.emit("again", cpu)  # the same stop: a second write would find the site changed by the first
             return
@@ -292,6 +336,8 @@ class Watch:
             self.emit("again", cpu, ip=ip)  # the same trap: its handler has not returned
             return False
         self.traps[cpu] = (regs, ip)
+        if not self.window:
+            self.look_at_window(cpu)
         self.emit("int3", cpu, ip=ip)
         if self.learn_return:
             self.learn_return, self.learned = False, True

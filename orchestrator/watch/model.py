@@ -16,6 +16,11 @@ of 2013 (v3 of "x86: introduce int3-based instruction patching") and for the bat
 What is out of this order is a violation, and names the claim that it breaks. What was not observed is none: whether
 enough was seen for a pass is judged in orchestrator/verdict/checks.py.
 
+A batch is many sites in the same phases at once, with rounds that they share: so each site has an automaton of its own,
+and a sync counts for all of them. Most pokes are announced by the test module, with their old and new bytes. Others are
+found: the kernel writes int3 somewhere, then a tail behind it, and what it writes tells what the site is to become. A
+lone int3 is no poke but a kprobe's, and goes unjudged.
+
 A `hold` is the moment at which the kernel begins the next write of its own accord; the `write` comes after all CPUs
 have been let through the site. So it is at the hold that a round must be over: by the write even a round that nobody
 waited for has come to its end.
@@ -42,6 +47,9 @@ CLAIMS = {
     "irqs": "text is written by a thread with interrupts on, never inside stop_machine()",
 }
 
+INSTRUCTION = 8
+"""Bytes from an int3 on within which a write belongs to the same poke: no instruction that is poked is longer."""
+
 
 @dataclass(frozen=True)
 class Violation:
@@ -60,7 +68,7 @@ class Poke:
     is not known. held: phases in which the poker was held. looked: phases in which the site's bytes were read.
     hits: int3 at the site by (phase, cpu). late: by cpu, those that reached the handler after the last write.
     returns: of the handler, by cpu. rounds: CPUs of each finished or current sync round, by the phase it belongs to.
-    complete: its end was seen.
+    complete: its end was seen. announced: by the test module; else it was found, and `new` is what was seen of it.
     """
 
     site: int
@@ -77,6 +85,7 @@ class Poke:
     rounds: dict[int, set[int]] = field(default_factory=dict)
     violations: list[Violation] = field(default_factory=list)
     complete: bool = False
+    announced: bool = True
     _written: int = 0
     _round_judged: bool = False
     _round_closed: bool = False
@@ -214,7 +223,11 @@ class Poke:
         self.returns[event["cpu"]] += 1
         if not event["value"]:
             self._blame("consumed", event, f"the handler did not take the int3 of CPU {event['cpu']}")
-        elif self.targets and event["ip"] not in self.targets:
+        else:
+            self._check_target(event)
+
+    def _check_target(self, event: Event) -> None:
+        if event["value"] and self.targets and event["ip"] not in self.targets:
             wanted = " or ".join(f"{target:x}" for target in sorted(self.targets))
             self._blame("consumed", event, f"CPU {event['cpu']} was resumed at {event['ip']:x}, not at {wanted}")
 
@@ -232,54 +245,176 @@ class Poke:
 
 
 @dataclass
+class Found(Poke):
+    """A poke that nobody announced, begun by an int3 write.
+
+    old: the eight bytes before it; shortened when the tail tells how long the instruction is. tailed: a tail was
+    written, so that it is a poke for certain.
+    """
+
+    announced: bool = False
+    tailed: bool = False
+    _returned: list[Event] = field(default_factory=list)
+
+    def continues(self, event: Event) -> bool:
+        """Whether this write goes on with the poke: a tail, or the last write after it."""
+        offset, data = event["addr"] - self.site, bytes.fromhex(event["src"])
+        if not self.tailed:
+            return offset == 1 and 0 < len(data) < INSTRUCTION
+        return offset == 0 and self._written == 2 and data[:1] != INT3
+
+    def _on_write(self, event: Event) -> None:
+        data, before = bytes.fromhex(event["src"]), bytes.fromhex(event["before"])
+        if self._written == 1:
+            self.tailed = True
+            self.old = self.old[: 1 + len(data)]
+            self.new = self.old[:1] + data
+            before = INT3 + before  # the event has the bytes from the tail on
+        elif self._written == 2:
+            self.new = data[:1] + self.new[1:]
+            self.targets = frozenset(ways_on(self.site, self.new))
+            for earlier in self._returned:
+                self._check_target(earlier)
+        super()._on_write({**event, "own": True, "bytes": before[: len(self.new)].hex()})
+
+    def _on_return(self, event: Event) -> None:
+        super()._on_return(event)
+        self._returned.append(event)  # what the instruction becomes is not yet known
+
+    def _on_hold(self, event: Event) -> None:
+        """That of the announced poke."""
+
+    def _on_end(self, event: Event) -> None:
+        """That of the announced poke."""
+
+
+def ways_on(address: int, code: bytes) -> set[int]:
+    """Where a CPU may be resumed that met int3 on an instruction that becomes `code`: behind it, or where it leads.
+
+    Empty when it leads somewhere that the bytes alone do not tell (a return).
+    """
+    end = address + len(code)
+    if code[:1] in (b"\xe9", b"\xe8") and len(code) == 5:
+        return {end, end + int.from_bytes(code[1:], "little", signed=True)}
+    if code[:1] == b"\xeb" and len(code) == 2:
+        return {end, end + int.from_bytes(code[1:], "little", signed=True)}
+    if code[:1] == b"\x0f" and code[1:2] >= b"\x80" and code[1:2] <= b"\x8f" and len(code) == 6:
+        return {end, end + int.from_bytes(code[2:], "little", signed=True)}
+    if code[:1] in (b"\x0f", b"\x66", b"\x90"):
+        return {end}
+    return set()
+
+
+@dataclass
 class Watched:
-    """What the agent saw of one step: its pokes, and what was not theirs."""
+    """What the agent saw of one step: its pokes, and what was not theirs.
 
-    pokes: list[Poke]
-    foreign_writes: list[Event]
-    foreign_int3: list[Event]
-    errors: list[str]
+    pokes: announced. found: those of others, with a tail. foreign_writes: what belongs to neither (kprobes' lone int3,
+    text of modules). foreign_int3: at no site of a poke under way. int3: all of them, by (address, cpu).
+    """
+
+    pokes: list[Poke] = field(default_factory=list)
+    found: list[Found] = field(default_factory=list)
+    foreign_writes: list[Event] = field(default_factory=list)
+    foreign_int3: list[Event] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    int3: Counter[tuple[int, int]] = field(default_factory=Counter)
+
+    @property
+    def all_pokes(self) -> list[Poke]:
+        return [*self.pokes, *self.found]
 
 
-def follow(events: Iterable[Event], cpus: Iterable[int], targets: Iterable[int]) -> Watched:
-    """Run the automaton over the events of one step."""
-    watched = Watched([], [], [], [])
-    poke: Poke | None = None
-    for event in events:
-        if event["kind"] == "error":
-            watched.errors.append(event["what"])
-        elif event["kind"] == "window":
-            poke = Poke(
+class Follower:
+    """Runs the automata over the events of one step."""
+
+    def __init__(self, cpus: Iterable[int], targets: Iterable[int]) -> None:
+        self.watched = Watched()
+        self._cpus, self._targets = frozenset(cpus), frozenset(targets)
+        self._poke: Poke | None = None
+        self._found: dict[int, Found] = {}  # by site, those that may still go on
+
+    def feed(self, event: Event) -> None:
+        kind = event["kind"]
+        if kind == "error":
+            self.watched.errors.append(event["what"])
+        elif kind == "window":
+            self._poke = Poke(
                 site=event["site"],
                 old=bytes.fromhex(event["from"]),
                 new=bytes.fromhex(event["to"]),
                 seq=event["seq"],
-                cpus=frozenset(cpus),
-                targets=frozenset(targets),
+                cpus=self._cpus,
+                targets=self._targets,
             )
-            watched.pokes.append(poke)
-        elif event["kind"] == "int3" and (poke is None or not 0 <= event["ip"] - poke.site < len(poke.new)):
-            watched.foreign_int3.append(event)
-        elif poke is None and event["kind"] == "write":
-            watched.foreign_writes.append(event)
-        elif poke is not None:
-            if event["kind"] == "write" and not event["own"]:
-                watched.foreign_writes.append(event)
-            poke.feed(event)
-            if event["kind"] == "end":
-                poke = None
-    return watched
+            self.watched.pokes.append(self._poke)
+        elif kind == "write" and not event["own"]:
+            self._write_of_another(event)
+        elif kind in ("int3", "return"):
+            self._trap(event)
+        else:
+            if self._poke:
+                self._poke.feed(event)
+            # The bytes in an event are those of the announced site.
+            aside = {key: value for key, value in event.items() if key != "bytes"}
+            for found in self._found.values():
+                found.feed(aside)
+            if kind == "end":
+                self._poke = None
+
+    def _write_of_another(self, event: Event) -> None:
+        if self._poke:
+            self._poke.feed(event)
+        for site in range(event["addr"] - 1, event["addr"] + 1):
+            if (found := self._found.get(site)) and found.continues(event):
+                if not found.tailed:
+                    self.watched.found.append(found)
+                found.feed(event)
+                return
+        if bytes.fromhex(event["src"]) == INT3:
+            found = Found(
+                site=event["addr"],
+                old=bytes.fromhex(event["before"]),
+                new=bytes.fromhex(event["before"]),
+                seq=0,
+                cpus=self._cpus,
+                targets=frozenset(),
+            )
+            self._found[event["addr"]] = found
+            found.feed(event)
+        else:
+            self._found.pop(event["addr"], None)  # a kprobe that is taken away
+        self.watched.foreign_writes.append(event)
+
+    def _trap(self, event: Event) -> None:
+        ip = event["ip"] if event["kind"] == "int3" else event["trap"]
+        if event["kind"] == "int3":
+            self.watched.int3[ip, event["cpu"]] += 1
+        if self._poke and 0 <= ip - self._poke.site < len(self._poke.new):
+            self._poke.feed(event)
+            return
+        found = self._found.get(ip)
+        if found and (found.tailed or event["kind"] == "int3"):
+            found.feed({key: value for key, value in event.items() if key != "bytes"})
+        if event["kind"] == "int3" and not (found and found.tailed):
+            self.watched.foreign_int3.append(event)
 
 
-def by_poke(events: Iterable[Event]) -> dict[int, list[Event]]:
-    """The events of each poke, by its sequence number: from its window to the next, or to its end.
+def follow(events: Iterable[Event], cpus: Iterable[int], targets: Iterable[int]) -> Watched:
+    """Run the automata over the events of one step.
 
-    What came before the first window is under 0.
+    cpus: those online, which must take part in each round. targets: where a CPU may be resumed that met the int3 of an
+    announced poke; none where that is not known.
     """
-    parts: dict[int, list[Event]] = {0: []}
-    seq = 0
+    follower = Follower(cpus, targets)
     for event in events:
-        if event["kind"] == "window":
-            seq = event["seq"]
-        parts.setdefault(seq, []).append(event)
+        follower.feed(event)
+    return follower.watched
+
+
+def by_step(events: Iterable[Event]) -> dict[int, list[Event]]:
+    """The events of each step, by its number; 0 has what came before the first."""
+    parts: dict[int, list[Event]] = {}
+    for event in events:
+        parts.setdefault(event["step"], []).append(event)
     return parts

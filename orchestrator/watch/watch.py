@@ -25,7 +25,7 @@ HANDLERS = {  # symbol -> where its pt_regs are, newest kernels first
 WRITERS = ("__text_poke", "text_poke")
 SYNC = "do_sync_core"
 STOPPER = "multi_cpu_stop"
-MODULE = ("orch_window", "orch_gate_stub", "orch_gate_resume")
+MODULE = ("orch_window", "orch_gate_stub", "orch_gate_resume", "orch_slots")
 
 SYMBOLS = (*HANDLERS, *WRITERS, SYNC, STOPPER, *MODULE)
 """What the watch wants to know the addresses of, where they exist."""

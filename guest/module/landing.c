@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The functions that the call site calls. On entry the stack must hold the
+ * address behind the site, and its pointer be 8 below what the caller kept in
+ * rbx. Where it is not so, an int3 was handled wrongly: the stack is put right,
+ * and the pass told to be torn.
+ */
+#define LANDING(name, result)				\
+asm(".pushsection .text, \"ax\"\n"			\
+    ".balign 16\n"					\
+    ".globl " #name "\n"				\
+    ".type " #name ", @function\n"			\
+    #name ":\n\t"					\
+    "leaq orch_call_back(%rip), %rax\n\t"		\
+    "cmpq %rax, (%rsp)\n\t"				\
+    "jne 1f\n\t"					\
+    "leaq 8(%rsp), %rax\n\t"				\
+    "cmpq %rax, %rbx\n\t"				\
+    "jne 1f\n\t"					\
+    "movl $" #result ", %eax\n\t"			\
+    "ret\n\t"						\
+    "int3\n"						\
+    "1:\n\t"						\
+    "movq %rbx, %rsp\n\t"				\
+    "movl $3, %eax\n\t"					\
+    "jmp orch_call_back\n\t"				\
+    ".size " #name ", . - " #name "\n"			\
+    ".popsection\n")
+
+/* enum orch_result */
+LANDING(orch_call_old, 0);
+LANDING(orch_call_new, 1);
+LANDING(orch_call_int3, 2);
+
+/* For kernels that go to an address: what the CALL would have done. */
+asm(".pushsection .text, \"ax\"\n"
+    ".balign 16\n"
+    ".globl orch_call_handler\n"
+    ".type orch_call_handler, @function\n"
+    "orch_call_handler:\n\t"
+    "leaq orch_call_back(%rip), %rax\n\t"
+    "pushq %rax\n\t"
+    "jmp orch_call_int3\n\t"
+    ".size orch_call_handler, . - orch_call_handler\n"
+    ".popsection\n");

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Scenarios that are code (guest/scenarios/NAME.c): what they are run by, and
+ * what most of them need.
+ */
+#include <linux/delay.h>
+#include <linux/err.h>
+#include <linux/jiffies.h>
+#include <linux/kernel.h>
+#include <linux/kthread.h>
+#include <linux/module.h>
+#include <linux/moduleparam.h>
+#include <linux/slab.h>
+#include <linux/string.h>
+#include "compat.h"
+#include "orch.h"
+#include "scenario.h"
+
+/* --- addresses that no kernel exports to modules */
+
+static char *symbols = "";
+module_param(symbols, charp, 0400);
+MODULE_PARM_DESC(symbols, "name:address,... as /proc/kallsyms has them");
+
+unsigned long orch_symbol(const char *name)
+{
+	size_t len = strlen(name);
+	const char *at = symbols;
+	unsigned long long address;
+
+	while (at && *at) {
+		if (!strncmp(at, name, len) && at[len] == ':' &&
+		    sscanf(at + len + 1, "%llx", &address) == 1)
+			return address;
+		at = strchr(at, ',');
+		at = at ? at + 1 : NULL;
+	}
+	return 0;
+}
+
+/* --- what a scenario says */
+
+void orch_fail(struct orch_run *run, const char *fmt, ...)
+{
+	va_list args;
+
+	/* the first few tell it all, and the log has an end */
+	if (atomic_inc_return(&run->failures) > 4)
+		return;
+	va_start(args, fmt);
+	orch_say(fmt, args);
+	va_end(args);
+}
+
+void orch_skip(struct orch_run *run, const char *fmt, ...)
+{
+	va_list args;
+
+	va_start(args, fmt);
+	vscnprintf(run->skip, sizeof(run->skip), fmt, args);
+	va_end(args);
+}
+
+bool orch_go_on(const struct orch_run *run)
+{
+	return time_before(jiffies, run->end) && !signal_pending(current);
+}
+
+u32 orch_random(struct orch_run *run, u32 below)
+{
+	/* xorshift64*: the same numbers for the same seed, on every kernel */
+	run->dice ^= run->dice >> 12;
+	run->dice ^= run->dice << 25;
+	run->dice ^= run->dice >> 27;
+	return (u32)((run->dice * 0x2545f4914f6cdd1dULL) >> 32) % below;
+}
+
+/* --- one thread on each CPU */
+
+struct worker {
+	int (*fn)(struct orch_run *run, int cpu, void *arg);
+	struct orch_run *run;
+	void *arg;
+	int cpu;
+	struct completion done;
+	struct task_struct *task;
+};
+
+static int work(void *data)
+{
+	struct worker *worker = data;
+	int status = worker->fn(worker->run, worker->cpu, worker->arg);
+
+	complete(&worker->done);
+	while (!kthread_should_stop()) {
+		set_current_state(TASK_INTERRUPTIBLE);
+		if (!kthread_should_stop())
+			schedule();
+		__set_current_state(TASK_RUNNING);
+	}
+	return status;
+}
+
+struct orch_workers {
+	unsigned int count;
+	struct worker worker[];
+};
+
+struct orch_workers *orch_workers_start(struct orch_run *run, const struct cpumask *cpus,
+					int (*fn)(struct orch_run *, int cpu, void *arg), void *arg)
+{
+	struct orch_workers *workers;
+	struct worker *worker;
+	int cpu;
+
+	workers = kzalloc(sizeof(*workers) + nr_cpu_ids * sizeof(*worker), GFP_KERNEL);
+	if (!workers)
+		return NULL;
+	for_each_cpu(cpu, cpus) {
+		worker = &workers->worker[workers->count];
+		worker->fn = fn;
+		worker->run = run;
+		worker->arg = arg;
+		worker->cpu = cpu;
+		init_completion(&worker->done);
+		worker->task = kthread_create(work, worker, "orch_work/%d", cpu);
+		if (IS_ERR(worker->task))
+			break;
+		kthread_bind(worker->task, cpu);
+		workers->count++;
+	}
+	for (cpu = 0; cpu < workers->count; cpu++)
+		wake_up_process(workers->worker[cpu].task);
+	return workers;
+}
+
+int orch_workers_join(struct orch_workers *workers)
+{
+	int i, one, status = 0;
+
+	if (!workers)
+		return -ENOMEM;
+	for (i = 0; i < workers->count; i++)
+		wait_for_completion(&workers->worker[i].done);
+	for (i = 0; i < workers->count; i++) {
+		one = kthread_stop(workers->worker[i].task);
+		if (!status)
+			status = one;
+	}
+	kfree(workers);
+	return status;
+}
+
+int orch_parallel(struct orch_run *run, const struct cpumask *cpus,
+		  int (*fn)(struct orch_run *, int cpu, void *arg), void *arg)
+{
+	return orch_workers_join(orch_workers_start(run, cpus, fn, arg));
+}
+
+/* --- running one */
+
+#define ORCH_ENTRY(name, id)	void orch_scenario_##id(struct orch_run *run);
+#include "scenarios.h"		/* made by the build: one line for each file */
+#undef ORCH_ENTRY
+
+static const struct {
+	const char *name;
+	void (*run)(struct orch_run *run);
+} scenarios[] = {
+#define ORCH_ENTRY(name, id)	{ name, orch_scenario_##id },
+#include "scenarios.h"
+#undef ORCH_ENTRY
+	{ }
+};
+
+int orch_scenario_run(const char *name, struct orch_run *run)
+{
+	unsigned int number;
+	u64 seq = orch_window.seq;
+	char result[64];
+	int i;
+
+	for (i = 0; scenarios[i].name; i++)
+		if (!strcmp(scenarios[i].name, name))
+			break;
+	if (!scenarios[i].name)
+		return -ENOENT;
+	number = orch_next_result();
+	run->end = jiffies + msecs_to_jiffies(run->ms) + 1;
+	run->dice = (run->dice + 1) * 0x9e3779b97f4a7c15ULL;
+	orch_note("# step=%u name=%s seq=%llu\n", number, name, seq + 1);
+	scenarios[i].run(run);
+	orch_note("# pokes_seen=%llu\n", orch_window.seq - seq);
+	scnprintf(result, sizeof(result), "%s.%s", name, run->watched ? "watched" : "free");
+	orch_result(number, result, !atomic_read(&run->failures),
+		    run->skip[0] ? run->skip : NULL);
+	return 0;
+}

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The static-call site: a call whose target the kernel changes, in line where it
+ * does that and else in the call's trampoline.
+ */
+#include <linux/module.h>
+#include <linux/string.h>
+#include "compat.h"
+#include "orch.h"
+
+#ifdef CONFIG_HAVE_STATIC_CALL
+#include <linux/static_call.h>
+
+/* Not static: in one unit the compiler could see that both are constant. */
+enum orch_result orch_static_old(void);
+enum orch_result orch_static_new(void);
+
+noinline notrace enum orch_result orch_static_old(void)
+{
+	barrier();
+	return ORCH_OLD;
+}
+
+noinline notrace enum orch_result orch_static_new(void)
+{
+	barrier();
+	return ORCH_NEW;
+}
+
+DEFINE_STATIC_CALL(orch_static, orch_static_old);
+
+/* A call that is not the last thing done, or it would be a jump. */
+static noinline notrace __attribute__((noclone)) enum orch_result pass(void)
+{
+	enum orch_result result = static_call(orch_static)();
+
+	barrier();
+	return result;
+}
+
+static void set(bool on)
+{
+	static_call_update(orch_static, on ? &orch_static_new : &orch_static_old);
+}
+
+static u8 *find(void)
+{
+#ifdef CONFIG_HAVE_STATIC_CALL_INLINE
+	struct static_call_site *site = THIS_MODULE->static_call_sites;
+	struct static_call_site *end = site + THIS_MODULE->num_static_call_sites;
+
+	for (; site < end; site++) {
+		unsigned long key = (unsigned long)&site->key + site->key;
+
+		if ((key & ~3UL) == (unsigned long)&STATIC_CALL_KEY(orch_static))
+			return (u8 *)&site->addr + site->addr;
+	}
+	return NULL;
+#else
+	return (u8 *)&STATIC_CALL_TRAMP(orch_static);
+#endif
+}
+
+void orch_static_call_site_init(struct orch_site *site)
+{
+	site->addr = find();
+	if (!site->addr || (site->addr[0] != 0xe8 && site->addr[0] != 0xe9)) {
+		site->why_not = "the module has no static call that is a call";
+		return;
+	}
+	site->len = 5;
+	site->pass = pass;
+	site->set = set;
+	site->to_old = orch_static_old;
+	site->to_new = orch_static_new;
+	memcpy(site->old, site->addr, 5);
+	orch_jump_to(site->new, 5, site->addr, (u8 *)orch_static_new);
+	site->new[0] = site->old[0];
+}
+
+#else
+
+void orch_static_call_site_init(struct orch_site *site)
+{
+	site->why_not = "CONFIG_HAVE_STATIC_CALL is not set";
+}
+
+#endif

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * One step of a scenario that is data: one site, poked once with the gate or as
+ * often as time allows without, and what the guest itself can tell of it.
+ */
+#include <linux/kernel.h>
+#include <linux/string.h>
+#include "compat.h"
+#include "orch.h"
+
+struct total {
+	u64 count[ORCH_PHASES][ORCH_RESULTS];
+	u64 stale;
+};
+
+static void add_cpu(int number, const struct orch_cpu *cpu, struct total *total)
+{
+	int phase, result;
+
+	for (phase = 0; phase < ORCH_PHASES; phase++) {
+		const u64 *count = cpu->count[phase];
+		u64 passes = 0;
+
+		for (result = 0; result < ORCH_RESULTS; result++) {
+			passes += count[result];
+			total->count[phase][result] += count[result];
+		}
+		if (passes)
+			orch_note("# cpu=%d phase=%s old=%llu new=%llu int3=%llu torn=%llu\n", number,
+				  phase == ORCH_FREE ? "free" : (char[]) { '0' + phase, 0 },
+				  count[ORCH_OLD], count[ORCH_NEW], count[ORCH_INT3],
+				  count[ORCH_TORN]);
+	}
+	total->stale += cpu->stale;
+	if (cpu->stale)
+		orch_note("# cpu=%d stale=%llu\n", number, cpu->stale);
+}
+
+static u64 others(const u64 *count, enum orch_result allowed)
+{
+	return count[ORCH_OLD] + count[ORCH_NEW] + count[ORCH_INT3] + count[ORCH_TORN] -
+	       count[allowed];
+}
+
+/* The guest's own assertions: NULL, or what does not hold. */
+static const char *judge(const struct orch_step *step, const struct orch_outcome *out,
+			 const struct total *total, bool on)
+{
+	enum orch_result from = on ? ORCH_OLD : ORCH_NEW, to = on ? ORCH_NEW : ORCH_OLD;
+	int phase;
+
+	if (out->error)
+		return "the step could not be run";
+	if (out->what)
+		return out->what;
+	for (phase = 0; phase < ORCH_PHASES; phase++)
+		if (total->count[phase][ORCH_TORN])
+			return "a CPU executed a torn instruction";
+	if (!cpumask_empty(&orch_gate_stuck))
+		return "a CPU did not come through the site while the poker was held";
+	if (total->stale)
+		return "a CPU executed other bytes than those last written";
+	if (!step->gated)
+		return NULL;
+	if (others(total->count[ORCH_PHASE_OLD], from))
+		return "before the poke a CPU did not execute the old bytes";
+	if (others(total->count[ORCH_PHASE_NEW], to))
+		return "after the poke a CPU did not execute the new bytes";
+	if (step->how == ORCH_DIRECT && (others(total->count[ORCH_PHASE_INT3], ORCH_INT3) ||
+					 others(total->count[ORCH_PHASE_TAIL], ORCH_INT3)))
+		return "while int3 was in place a CPU did not go to the int3 target";
+	return NULL;
+}
+
+static const char *const how_names[] = { [ORCH_DIRECT] = "direct", [ORCH_OWNER] = "owner" };
+
+/*
+ * Where a CPU that met int3 may go on: to our target, or where the kernel's own
+ * code for this kind of site leads it.
+ */
+static void note_targets(const struct orch_step *step)
+{
+	const struct orch_site *site = step->site;
+
+	if (step->how == ORCH_DIRECT)
+		orch_note("# targets=%lx\n", (unsigned long)site->target);
+	else
+		orch_note("# targets=%lx,%lx\n", (unsigned long)site->to_old,
+			  (unsigned long)site->to_new);
+}
+
+void orch_step_run(const struct orch_step *step)
+{
+	const struct orch_site *site = step->site;
+	bool on = site->len && !memcmp(site->addr, site->old, site->len);
+	unsigned int number = orch_next_result();
+	char name[64];
+	struct orch_outcome out;
+	struct total total = { };
+	const char *fault;
+	int cpu;
+
+	scnprintf(name, sizeof(name), "%s.%s.%s", site->name, how_names[step->how],
+		  !step->gated ? "free" : on ? "on" : "off");
+	if (!site->len) {
+		orch_result(number, name, true, site->why_not);
+		return;
+	}
+	orch_gate_begin();
+	orch_poke_run(step, &out);
+	orch_note("# step=%u name=%s seq=%llu\n", number, name, orch_window.seq);
+	orch_note("# addr=%lx len=%u poker=%d pokes=%llu holds=%llu error=%d\n",
+		  (unsigned long)site->addr, site->len, step->cpu, out.pokes, out.holds, out.error);
+	note_targets(step);
+	orch_note("# elapsed_ns=%llu poke_ns=%llu poke_ns_max=%llu\n", out.elapsed_ns, out.ns,
+		  out.ns_max);
+	for (cpu = 0; cpu < nr_cpu_ids; cpu++)
+		if (orch_hammer(cpu))
+			add_cpu(cpu, orch_hammer(cpu), &total);
+	fault = judge(step, &out, &total, on);
+	orch_hammers_free();
+	if (fault)
+		orch_sentence("%s", fault);
+	orch_result(number, name, !fault, NULL);
+}
