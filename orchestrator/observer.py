@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 
 from orchestrator import ui
@@ -134,7 +136,10 @@ class Observer:
 
     def _tell(self, steps: Sequence[Step]) -> None:
         """Have the test module run the steps, one after the other."""
-        lines = "".join(f"{step.scenario.name} {step.command}\n" for step in steps)
+        commands = [(step.scenario.name if step.scenario.beside else "-", step.command) for step in steps]
+        # In one write where nothing else goes on: going back to the shell takes longer than a gated step.
+        groups = itertools.groupby(commands, key=itemgetter(0))
+        lines = "".join(f"{name} {';'.join(command for _, command in group)}\n" for name, group in groups)
         said = self._give(lines, PART_SECONDS + 4 * self.duration) if lines else ""
         for line in said.splitlines():
             word, _, rest = line.partition(" ")

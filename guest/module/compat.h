@@ -8,6 +8,9 @@
 
 #include <linux/compiler.h>
 #include <linux/sched.h>
+#ifdef ORCH_SCHED_SIGNAL_H
+#include <linux/sched/signal.h>
+#endif
 #include <asm/asm.h>
 #ifdef ORCH_SCHED_TYPES_H
 #include <uapi/linux/sched/types.h>

@@ -62,3 +62,41 @@ asm(".pushsection .text, \"ax\"\n"
     ".skip 8 * 32, 0xcc\n"
     ".size orch_slots, . - orch_slots\n"
     ".popsection\n");
+
+/*
+ * How the debugger learns what became of an int3 without a second stop: at the
+ * handler's entry it notes where the trap's pt_regs are and where the handler
+ * returns to, and has it return here instead. At that moment rcx is dead. One
+ * for each CPU: the handler runs with interrupts off.
+ *
+ * The layout is read by orchestrator/watch/agent.py.
+ */
+struct orch_return {
+	u64 regs;
+	u64 to;
+	u64 ip;		/* where the CPU will go on */
+	u64 value;	/* what the handler returned */
+	u64 done;
+};
+
+extern struct orch_return orch_returns[64];
+struct orch_return orch_returns[64];
+
+asm(".pushsection .text, \"ax\"\n"
+    ".balign 64\n"
+    ".globl orch_return_stubs\n"
+    ".type orch_return_stubs, @function\n"
+    "orch_return_stubs:\n"
+    ".set at, 0\n"
+    ".rept 64\n\t"
+    ".balign 64, 0xcc\n\t"
+    "movq orch_returns + at(%rip), %rcx\n\t"
+    "movq 0x80(%rcx), %rcx\n\t"	/* offsetof(struct pt_regs, ip) */
+    "movq %rcx, orch_returns + at + 16(%rip)\n\t"
+    "movq %rax, orch_returns + at + 24(%rip)\n\t"
+    "movq $1, orch_returns + at + 32(%rip)\n\t"
+    "jmp *orch_returns + at + 8(%rip)\n\t"
+    ".set at, at + 40\n"
+    ".endr\n"
+    ".size orch_return_stubs, . - orch_return_stubs\n"
+    ".popsection\n");

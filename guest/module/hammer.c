@@ -3,22 +3,31 @@
  * The hammers: one thread a CPU, bound to it, that executes the site and counts
  * how each pass went.
  *
- * They sleep whenever they are not needed. Hammers that spin on every CPU
+ * Running free they sleep after each burst. Hammers that spin on every CPU
  * starve the poker: each sync round has to wait until the host has scheduled
  * every virtual CPU, and with eight spinning ones on two cores that takes tens
  * of milliseconds.
+ *
+ * At the gate they spin for a while before they sleep. There a debugger stops
+ * the machine all the time, and each stop makes QEMU translate anew whatever
+ * runs next: a loop of ours is a fraction of a wake-up by way of interrupt,
+ * scheduler and idle loop.
  */
+#include <linux/atomic.h>
 #include <linux/cpu.h>
 #include <linux/delay.h>
 #include <linux/err.h>
 #include <linux/kthread.h>
 #include <linux/slab.h>
+#include <linux/string.h>
 #include <linux/wait.h>
 #include "compat.h"
 #include "orch.h"
 
 /* Long for a guest; a host with other things to do may need some of it. */
 #define GATE_SECONDS	30
+/* Looks at the gate before a hammer sleeps: under TCG about a second. */
+#define GATE_SPINS	100000
 
 static struct orch_cpu *hammers;	/* nr_cpu_ids of them */
 static struct orch_hammer_spec spec;
@@ -30,6 +39,7 @@ static DECLARE_WAIT_QUEUE_HEAD(gate_poker);
 static u64 gate_round;
 static enum orch_phase gate_phase;
 static unsigned int gate_holds;
+static atomic_t gate_left;
 struct cpumask orch_gate_stuck;
 
 void orch_epoch_reset(void)
@@ -78,7 +88,25 @@ static void hammer_round(struct orch_cpu *cpu, u64 round)
 		cpu->count[phase][spec.site->pass()]++;
 	smp_mb();
 	WRITE_ONCE(cpu->round, round);
-	wake_up(&gate_poker);
+	if (atomic_dec_and_test(&gate_left))
+		wake_up(&gate_poker);
+}
+
+static bool gate_calls(const struct orch_cpu *cpu)
+{
+	return kthread_should_stop() || READ_ONCE(gate_round) != cpu->round;
+}
+
+static void wait_at_gate(struct orch_cpu *cpu)
+{
+	unsigned int spins;
+
+	for (spins = 0; spins < GATE_SPINS && !gate_calls(cpu); spins++) {
+		cpu_relax();
+		cond_resched();
+	}
+	wait_event_interruptible(gate_hammers, gate_calls(cpu));
+	smp_mb();
 }
 
 static int hammer(void *data)
@@ -87,9 +115,7 @@ static int hammer(void *data)
 
 	while (!kthread_should_stop()) {
 		if (spec.gated) {
-			wait_event_interruptible(gate_hammers, kthread_should_stop() ||
-						 READ_ONCE(gate_round) != cpu->round);
-			smp_mb();
+			wait_at_gate(cpu);
 			if (READ_ONCE(gate_round) != cpu->round)
 				hammer_round(cpu, READ_ONCE(gate_round));
 		} else {
@@ -100,10 +126,30 @@ static int hammer(void *data)
 	return 0;
 }
 
+/* From one gated step to the next they stay, and wait: starting and stopping them takes longer than the step. */
+static bool keep(const struct orch_hammer_spec *wanted)
+{
+	int cpu;
+
+	if (!hammers || !spec.gated || !wanted->gated)
+		return false;
+	for_each_possible_cpu(cpu) {
+		if (!hammers[cpu].task != !cpu_online(cpu))
+			return false;
+		memset(hammers[cpu].count, 0, sizeof(hammers[cpu].count));
+		hammers[cpu].stale = 0;
+	}
+	spec = *wanted;
+	return true;
+}
+
 int orch_hammers_start(const struct orch_hammer_spec *wanted)
 {
 	int cpu;
 
+	if (keep(wanted))
+		return 0;
+	orch_hammers_stop();
 	hammers = kcalloc(nr_cpu_ids, sizeof(*hammers), GFP_KERNEL);
 	if (!hammers)
 		return -ENOMEM;
@@ -123,8 +169,8 @@ int orch_hammers_start(const struct orch_hammer_spec *wanted)
 	return 0;
 }
 
-/* The counters stay readable until the hammers are started again. */
-void orch_hammers_stop(void)
+/* The counters stay readable until orch_hammers_stop(). */
+void orch_hammers_rest(void)
 {
 	int cpu;
 
@@ -135,13 +181,14 @@ void orch_hammers_stop(void)
 	}
 }
 
-void orch_hammers_free(void)
+void orch_hammers_stop(void)
 {
+	orch_hammers_rest();
 	kfree(hammers);
 	hammers = NULL;
 }
 
-/* NULL where no hammer ran since the counters were last freed. */
+/* NULL where no hammer ran. */
 const struct orch_cpu *orch_hammer(int cpu)
 {
 	return hammers ? &hammers[cpu] : NULL;
@@ -168,6 +215,11 @@ bool orch_gate_round(enum orch_phase phase)
 	static struct cpumask missing;
 	unsigned long spins;
 
+	int cpu, count = 0;
+
+	for (cpu = 0; cpu < nr_cpu_ids; cpu++)
+		count += !!hammers[cpu].task;
+	atomic_set(&gate_left, count);
 	gate_phase = phase;
 	smp_mb();
 	WRITE_ONCE(gate_round, gate_round + 1);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * /dev/orchestrator: each line written to it runs one step or one scenario in
- * code, and returns when that is done; reading it gives the results so far.
+ * /dev/orchestrator: each line or part of one up to a semicolon that is written
+ * to it runs one step or one scenario in code; the write returns when all are
+ * done. Reading it gives the results so far.
  *
  *	plan N
  *	step site=nop5 how=direct gated=1 cpu=0 passes=2
@@ -14,6 +15,7 @@
 #include <linux/miscdevice.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
+#include <linux/slab.h>
 #include <linux/string.h>
 #include <linux/uaccess.h>
 #include "compat.h"
@@ -114,19 +116,31 @@ static int do_line(char *line)
 	return 0;
 }
 
+#define MOST	16384
+
 static ssize_t orch_write(struct file *file, const char __user *buf, size_t size, loff_t *pos)
 {
-	char line[256];
-	int error;
+	char *lines, *rest, *line;
+	int error = 0;
 
-	if (size >= sizeof(line))
+	if (size > MOST)
 		return -EINVAL;
-	if (copy_from_user(line, buf, size))
+	lines = rest = kmalloc(size + 1, GFP_KERNEL);
+	if (!lines)
+		return -ENOMEM;
+	if (copy_from_user(lines, buf, size)) {
+		kfree(lines);
 		return -EFAULT;
-	line[size] = '\0';
+	}
+	lines[size] = '\0';
 	mutex_lock(&lock);
-	error = do_line(strim(line));
+	while (!error && !signal_pending(current) && (line = strsep(&rest, ";\n"))) {
+		line = strim(line);
+		if (*line)
+			error = do_line(line);
+	}
 	mutex_unlock(&lock);
+	kfree(lines);
 	return error ? error : size;
 }
 
@@ -154,15 +168,26 @@ static int __init orch_init(void)
 	if (error)
 		return error;
 	orch_sites_init();
+	error = orch_poker_start();
+	if (error)
+		goto report;
 	error = misc_register(&orch_device);
 	if (error)
-		orch_report_exit();
+		goto poker;
+	return 0;
+
+poker:
+	orch_poker_stop();
+report:
+	orch_report_exit();
 	return error;
 }
 
 static void __exit orch_exit(void)
 {
 	misc_deregister(&orch_device);
+	orch_hammers_stop();
+	orch_poker_stop();
 	orch_report_exit();
 }
 

@@ -146,8 +146,8 @@ struct orch_hammer_spec {
 };
 
 int orch_hammers_start(const struct orch_hammer_spec *spec);
+void orch_hammers_rest(void);
 void orch_hammers_stop(void);
-void orch_hammers_free(void);
 const struct orch_cpu *orch_hammer(int cpu);
 
 /*
@@ -189,6 +189,8 @@ struct orch_outcome {
 	const char *what;
 };
 
+int orch_poker_start(void);
+void orch_poker_stop(void);
 void orch_poke_run(const struct orch_step *step, struct orch_outcome *outcome);
 void orch_window_open(u8 *addr, unsigned int len, const u8 *from, const u8 *to, bool gated);
 void orch_window_close(void);

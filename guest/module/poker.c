@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The poker: a thread on one CPU at a time that changes the site.
+ * The poker: a thread on one CPU at a time that changes the site. There is one
+ * for all steps, since making one takes longer than a gated step.
  */
 #include <linux/completion.h>
 #include <linux/cpu.h>
@@ -11,6 +12,7 @@
 #include <linux/ktime.h>
 #include <linux/mutex.h>
 #include <linux/string.h>
+#include <linux/wait.h>
 #include "compat.h"
 #include "orch.h"
 #include "scenario.h"
@@ -138,6 +140,10 @@ struct job {
 	bool abort;
 };
 
+static struct task_struct *poker_task;
+static struct job *poker_job;
+static DECLARE_WAIT_QUEUE_HEAD(poker_wait);
+
 /*
  * The poker outranks the hammer of the CPU it is on, which therefore hardly
  * meets an int3: so it moves on now and then.
@@ -172,9 +178,8 @@ static void poke_free(const struct orch_step *step, struct orch_outcome *out, co
 	}
 }
 
-static int poker(void *data)
+static void do_job(struct job *job)
 {
-	struct job *job = data;
 	u64 start;
 
 	set_cpus_allowed_ptr(current, cpumask_of(job->step->cpu));
@@ -185,13 +190,34 @@ static int poker(void *data)
 		poke_free(job->step, job->out, &job->abort);
 	job->out->elapsed_ns = ktime_to_ns(ktime_get()) - start;
 	complete(&job->done);
+}
+
+static int poker(void *unused)
+{
 	while (!kthread_should_stop()) {
-		set_current_state(TASK_INTERRUPTIBLE);
-		if (!kthread_should_stop())
-			schedule();
-		__set_current_state(TASK_RUNNING);
+		wait_event_interruptible(poker_wait, kthread_should_stop() || READ_ONCE(poker_job));
+		if (READ_ONCE(poker_job))
+			do_job(xchg(&poker_job, NULL));
 	}
 	return 0;
+}
+
+/* It comes before the hammers: with them it would share a CPU, and every sync round waits for it. */
+int orch_poker_start(void)
+{
+	struct task_struct *task = kthread_create(poker, NULL, "orch_poker");
+
+	if (IS_ERR(task))
+		return PTR_ERR(task);
+	orch_set_fifo(task);
+	poker_task = task;
+	wake_up_process(task);
+	return 0;
+}
+
+void orch_poker_stop(void)
+{
+	kthread_stop(poker_task);
 }
 
 void orch_poke_run(const struct orch_step *step, struct orch_outcome *out)
@@ -204,7 +230,6 @@ void orch_poke_run(const struct orch_step *step, struct orch_outcome *out)
 		.pause_us = step->pause_us,
 	};
 	struct job job = { .step = step, .out = out };
-	struct task_struct *task;
 
 	memset(out, 0, sizeof(*out));
 	init_completion(&job.done);
@@ -212,25 +237,16 @@ void orch_poke_run(const struct orch_step *step, struct orch_outcome *out)
 	out->error = orch_hammers_start(&spec);
 	if (out->error)
 		return;
-	task = kthread_create(poker, &job, "orch_poker/%d", step->cpu);
-	if (IS_ERR(task)) {
-		out->error = PTR_ERR(task);
-	} else {
-		/*
-		 * Before the hammers: with them it would share a CPU, and every
-		 * sync round waits for it.
-		 */
-		orch_set_fifo(task);
-		wake_up_process(task);
-		/*
-		 * Interruptible, since a long step is not a hung task. After a
-		 * signal the poker puts the old bytes back and ends.
-		 */
-		if (wait_for_completion_interruptible(&job.done)) {
-			WRITE_ONCE(job.abort, true);
-			wait_for_completion(&job.done);
-		}
-		kthread_stop(task);
+	WRITE_ONCE(poker_job, &job);
+	wake_up(&poker_wait);
+	/*
+	 * Interruptible, since a long step is not a hung task. After a signal
+	 * the poker puts the old bytes back and ends.
+	 */
+	if (wait_for_completion_interruptible(&job.done)) {
+		WRITE_ONCE(job.abort, true);
+		wait_for_completion(&job.done);
 	}
-	orch_hammers_stop();
+	if (!step->gated)
+		orch_hammers_rest();
 }

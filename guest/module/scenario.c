@@ -185,6 +185,7 @@ int orch_scenario_run(const char *name, struct orch_run *run)
 			break;
 	if (!scenarios[i].name)
 		return -ENOENT;
+	orch_hammers_stop();
 	number = orch_next_result();
 	run->end = jiffies + msecs_to_jiffies(run->ms) + 1;
 	run->dice = (run->dice + 1) * 0x9e3779b97f4a7c15ULL;

@@ -60,8 +60,12 @@ l_int3:										\
 DEFINE_NOP_SITE(nop5, "0x0f, 0x1f, 0x44, 0x00, 0x00", "")
 DEFINE_NOP_SITE(nop2, "0x66, 0x90", "")
 
-/* nop6 <-> je: conditional jumps are patched since static calls may be tail calls (6.3). */
-DEFINE_NOP_SITE(jcc, "0x66, 0x0f, 0x1f, 0x44, 0x00, 0x00", "")
+/*
+ * jne <-> je, with the zero flag set. Conditional jumps of six bytes are patched
+ * since 6.3 (static calls that are tail calls) into each other only: 6.1 takes
+ * the 0x0f before them for granted (text_poke_bp_batch()).
+ */
+DEFINE_NOP_SITE(jcc, "0x0f, 0x85\n\t.long orch_jcc_int3 - (. + 4)", "")
 
 /*
  * The first byte is the last one of a cache line, or three of the five are on

@@ -118,7 +118,8 @@ void orch_step_run(const struct orch_step *step)
 		if (orch_hammer(cpu))
 			add_cpu(cpu, orch_hammer(cpu), &total);
 	fault = judge(step, &out, &total, on);
-	orch_hammers_free();
+	if (!step->gated)
+		orch_hammers_stop();
 	if (fault)
 		orch_sentence("%s", fault);
 	orch_result(number, name, !fault, NULL);

@@ -3,6 +3,9 @@
 GDB loads this file with `source`; nothing else of the program is importable there, so it uses the standard library
 only. A stop that only counts is answered here and never crosses MI: that is what makes watching every one affordable.
 
+What becomes of an int3 is learnt without a second stop: its handler is made to return through a stub in the module
+(guest/module/gate.c), which notes it down; the `return` event comes with the next stop.
+
 Only hardware breakpoints are used. Under KVM a software breakpoint would write 0xcc into the very text under test;
 under TCG both kinds write nothing. All lie on functions of the kernel that run once a write, a sync round and CPU, or
 a trap (arch/x86/kernel/alternative.c: __text_poke, do_sync_core, poke_int3_handler or its namesakes).
@@ -46,10 +49,13 @@ NOPS = (b"\x0f\x1f\x44\x00\x00", b"\x66\x66\x66\x66\x90", b"\xf3\x0f\x1e\xfa", b
 
 SLOT = 32
 """Bytes of a slot in orch_slots (guest/module/gate.c)."""
+RETURN = struct.Struct("<5Q")  # struct orch_return in guest/module/gate.c
+RETURN_STUB = 64
+"""Bytes from one CPU's stub in orch_return_stubs to the next."""
 
 
 class Point(gdb.Breakpoint):
-    """A hardware breakpoint whose hits go to one method of the watch; never stops the guest for the user.
+    """A hardware breakpoint whose hits go to one method of the watch.
 
     To go on from a breakpoint GDB takes it out, steps the CPU alone, and puts it in again: a second stop for each, and
     with each stop QEMU throws all its translations away. So the CPU is sent past the breakpoint instead: where the
@@ -64,11 +70,10 @@ class Point(gdb.Breakpoint):
         self._next = following(address) or copied(address, slot)
 
     def stop(self):
-        """Whether GDB is to stop the guest for good: only when the watch has something to do that needs that."""
+        """Never stops the guest for good."""
         try:
-            frame = gdb.newest_frame()
-            if self._seen(cpu_number(), frame):
-                return True
+            WATCH.see_returns()
+            self._seen(cpu_number(), gdb.newest_frame())
             if self._next and register(gdb.newest_frame(), "rip") == self._address:
                 go_to(self._next)
         except Exception as error:  # an error in stop() would otherwise stop the guest without a word
@@ -143,9 +148,9 @@ class Watch:
     """The points of one window, the gate, and what both have seen.
 
     config: symbols (name -> address) with at least `write`, `sync`, `int3`, `orch_window`, `orch_gate_stub`,
-    `orch_gate_resume`, `orch_slots`; `stopper` optional. limit: how many breakpoints there are. regs: how the handler
-    gets its pt_regs: `rdi`, or `die_args` for a die notifier (third argument, struct die_args, whose first member is
-    regs). events: path of the file.
+    `orch_gate_resume`, `orch_slots`, `orch_returns`, `orch_return_stubs`; `stopper` optional. limit: how many
+    breakpoints there are. regs: how the handler gets its pt_regs: `rdi`, or `die_args` for a die notifier (third
+    argument, struct die_args, whose first member is regs). events: path of the file.
     """
 
     def __init__(self, config):
@@ -154,7 +159,7 @@ class Watch:
         self.limit = config["limit"]
         self.file = Path(config["events"]).open("a", buffering=1)  # noqa: SIM115  (open as long as GDB lives)
         self.points = []
-        self.learn_return = self.learned = False
+        self.traps = {}  # cpu -> (address of pt_regs, ip of the trap), of those whose handler has not returned
         self.write_style = None
         self.count = 0
         self.step = 0
@@ -165,7 +170,6 @@ class Watch:
         self.seq = None
         self.writes = 0
         self.held = None  # stack pointer of the poker that waits at the gate
-        self.traps = {}  # cpu -> (address of pt_regs, ip of the trap)
         self.stack = None  # pointer into the poker's stack
         self.written = None  # all that tells the last write from any other
 
@@ -185,25 +189,17 @@ class Watch:
             "write": self.on_write,
             "sync": self.on_sync,
             "int3": self.on_int3,
-            "return": self.on_return,
             "stopper": self.on_stopper,
         }
-        wanted = [name for name in seen if name == "return" or name in self.symbols][: self.limit]
-        self.points = [self.point(name, seen[name]) for name in wanted if name in self.symbols]
-        self.learn_return = "return" in wanted and "return" not in self.symbols
+        wanted = [name for name in seen if name in self.symbols][: self.limit]
+        self.points = [self.point(name, seen[name]) for name in wanted]
         self.forget()
         return wanted
 
     def point(self, name, seen):
         """A breakpoint on the symbol `name`, with the slot of its own."""
-        slot = self.symbols["orch_slots"] + SLOT * ("write", "sync", "int3", "return", "stopper").index(name)
+        slot = self.symbols["orch_slots"] + SLOT * ("write", "sync", "int3", "stopper").index(name)
         return Point(self.symbols[name], seen, slot)
-
-    def learn(self):
-        """The guest is stopped. If that was at its first int3, set a point where the handler returns to."""
-        if self.learned:
-            self.points.append(self.point("return", self.on_return))
-            self.learned = False
 
     def survey(self):
         """Instead of the window's points: only count who traps where, to tell why nothing goes on."""
@@ -244,6 +240,7 @@ class Watch:
         for point in self.points:
             point.delete()
         self.points = []
+        self.see_returns()
         self.end_window()
 
     # -- what the points see
@@ -332,24 +329,28 @@ class Watch:
 
     def on_int3(self, cpu, frame):
         regs, ip = self.trap(frame)
-        if "return" in self.symbols and self.traps.get(cpu) == (regs, ip):
+        if self.traps.get(cpu) == (regs, ip):
             self.emit("again", cpu, ip=ip)  # the same trap: its handler has not returned
-            return False
-        self.traps[cpu] = (regs, ip)
+            return
         if not self.window:
             self.look_at_window(cpu)
         self.emit("int3", cpu, ip=ip)
-        if self.learn_return:
-            self.learn_return, self.learned = False, True
-            self.symbols["return"] = quad(register(frame, "rsp"))
-            return True
-        return False
+        if cpu not in self.traps:  # one within another (in an NMI) goes back by itself
+            self.traps[cpu] = (regs, ip)
+            stack, inferior = register(frame, "rsp"), gdb.selected_inferior()
+            noted = RETURN.pack(regs, quad(stack), 0, 0, 0)
+            inferior.write_memory(self.symbols["orch_returns"] + cpu * RETURN.size, noted)
+            stub = self.symbols["orch_return_stubs"] + cpu * RETURN_STUB
+            inferior.write_memory(stack, struct.pack("<Q", stub))
 
-    def on_return(self, cpu, frame):
-        trap = self.traps.pop(cpu, None)
-        if trap:
-            regs, ip = trap
-            self.emit("return", cpu, value=register(frame, "rax") & 0xFFFFFFFF, ip=quad(regs + PT_REGS_IP), trap=ip)
+    def see_returns(self):
+        """Tell of the handlers that have returned since the last stop."""
+        for cpu, (_, trap) in list(self.traps.items()):
+            noted = memory(self.symbols["orch_returns"] + cpu * RETURN.size, RETURN.size)
+            _, _, ip, value, done = RETURN.unpack(noted)
+            if done:
+                del self.traps[cpu]
+                self.emit("return", cpu, value=value & 0xFFFFFFFF, ip=ip, trap=trap)
 
     def on_stopper(self, cpu, frame):
         # multi_cpu_stop(data): whoever calls stop_machine() has the data on its stack. Others may do so at any time,

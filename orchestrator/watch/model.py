@@ -355,6 +355,8 @@ class Follower:
         else:
             if self._poke:
                 self._poke.feed(event)
+            if kind == "write":
+                return
             # The bytes in an event are those of the announced site.
             aside = {key: value for key, value in event.items() if key != "bytes"}
             for found in self._found.values():

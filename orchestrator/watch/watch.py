@@ -25,7 +25,7 @@ HANDLERS = {  # symbol -> where its pt_regs are, newest kernels first
 WRITERS = ("__text_poke", "text_poke")
 SYNC = "do_sync_core"
 STOPPER = "multi_cpu_stop"
-MODULE = ("orch_window", "orch_gate_stub", "orch_gate_resume", "orch_slots")
+MODULE = ("orch_window", "orch_gate_stub", "orch_gate_resume", "orch_slots", "orch_returns", "orch_return_stubs")
 
 SYMBOLS = (*HANDLERS, *WRITERS, SYNC, STOPPER, *MODULE)
 """What the watch wants to know the addresses of, where they exist."""
@@ -88,7 +88,7 @@ class Watch:
 
     @contextlib.contextmanager
     def window(self) -> Iterator[None]:
-        """While the block runs GDB stops at every write, sync, int3 and return; outside the guest runs free."""
+        """While the block runs GDB stops at every write, sync and int3; outside the guest runs free."""
         with self._stopped():
             self.points = json.loads(self._gdb.console("python print(json.dumps(WATCH.open()))"))
         yield
@@ -96,14 +96,13 @@ class Watch:
             self._gdb.console("python WATCH.close()")
 
     def tend(self) -> None:
-        """Called while the run waits for the guest: let the agent do what it stopped the guest for."""
+        """Called while the run waits for the guest: have it go on when it stopped though nobody wanted that."""
         self._gdb.poll()
         if not self._gdb.stopped_by_itself:
             return
         # SIGINT: an earlier interrupt that came too late. SIGTRAP: a breakpoint's stop of a CPU that has gone on since.
         if self._gdb.signal not in (None, "SIGINT", "SIGTRAP"):
             raise InfraError(f"GDB stopped the guest with {self._gdb.signal}: see gdb.log")
-        self._gdb.console("python WATCH.learn()")
         self._gdb.resume()
 
     def look(self) -> list[dict[str, Any]]:
