@@ -59,6 +59,7 @@ def _parser() -> Parser:
     run.add_argument("--memory", type=int, default=1024, metavar="MIB", help="memory of the guest (1024)")
     run.add_argument("--scenario", action="append", default=[], metavar="NAME", help="only these; wildcards (all)")
     run.add_argument("--duration", type=float, default=3.0, metavar="S", help="seconds of free-running pokes (3)")
+    run.add_argument("--soak", type=_seconds, default=0.0, metavar="TIME", help="again and again for 90s, 30m, 8h")
     run.add_argument("--seed", type=int, default=1, metavar="N", help="fixes every random choice (1)")
     run.add_argument("--qemu", type=Path, metavar="PATH", help="the qemu-system-x86_64 to use")
     run.add_argument("--output", type=Path, metavar="DIR", help="keep the results there")
@@ -78,6 +79,16 @@ def _parser() -> Parser:
     doctor = commands.add_parser("doctor", help="what this host has, what is missing, and what that means")
     doctor.set_defaults(command=_doctor)
     return parser
+
+
+def _seconds(text: str) -> float:
+    """`90`, `90s`, `30m`, `8h` in seconds."""
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
+    try:
+        return float(number) * units[unit]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"write a time such as 90s, 30m or 8h, not {text}") from None
 
 
 def _kernel_options(parser: argparse.ArgumentParser) -> None:
@@ -112,6 +123,7 @@ def _run(options: argparse.Namespace) -> int:
             memory=options.memory,
             scenarios=tuple(options.scenario),
             duration=options.duration,
+            soak=options.soak,
             seed=options.seed,
             qemu=options.qemu,
             directory=options.output,

@@ -7,7 +7,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
@@ -40,6 +40,7 @@ class Observer:
 
     ledger: QEMU's count of int3. duration: seconds of the free-running part. seed: of the random choices. directory:
     receives guest.ktap, events.jsonl and, when the guest does not go on, cpus.json. vmlinux: names its functions.
+    again: asked when all scenarios were run and `evidence` is complete; true for once more, with evidence made anew.
     """
 
     machine: Machine
@@ -50,6 +51,7 @@ class Observer:
     directory: Path
     evidence: Evidence
     vmlinux: Path | None = None
+    again: Callable[[], bool] = lambda: False
 
     def observe(self) -> None:
         """Raises BootError when nothing could be poked, else what ended the run early, if anything did."""
@@ -63,13 +65,17 @@ class Observer:
         except (TimedOut, KernelFault) as error:
             raise BootError(f"{error}, before anything was poked") from error
         with Watch(self.machine, addresses, self.directory) as watch:
-            try:
-                self._poke_everything(watch)
-            except (TimedOut, KernelFault) as error:
-                self._say_why(watch, of_module, error)
-            finally:
-                if not isinstance(sys.exc_info()[1], KeyboardInterrupt):  # who wants to end now, not wait for a guest
-                    self._collect()
+            for cycle in itertools.count():
+                try:
+                    self._poke_everything(watch, self.seed + cycle)
+                except (TimedOut, KernelFault) as error:
+                    self._say_why(watch, of_module, error)
+                finally:
+                    if not isinstance(sys.exc_info()[1], KeyboardInterrupt):  # who wants to end, not wait for a guest
+                        self._collect()
+                        self._name(of_module)
+                if not self.again():
+                    break
 
     # -- the guest before the first poke
 
@@ -111,10 +117,10 @@ class Observer:
 
     # -- the two parts of a run
 
-    def _poke_everything(self, watch: Watch) -> None:
+    def _poke_everything(self, watch: Watch, seed: int) -> None:
         """What GDB watches, each scenario there and back; then what runs free, with no breakpoint set."""
         evidence, ledger = self.evidence, self.ledger
-        steps = plan(self.scenarios, evidence.cpus, self.duration, self.seed)
+        steps = plan(self.scenarios, evidence.cpus, self.duration, seed)
         evidence.steps = [StepSeen(step=step, guest=None) for step in steps]
         evidence.no_qemu_ledger, evidence.qemu_by_cpu = ledger.why_not, ledger.by_cpu
         self._give(f"- plan {len(steps)}\n", PART_SECONDS)
@@ -200,7 +206,7 @@ class Observer:
         """How much each observer has seen: console lines, bytes of events, int3."""
         events = self._events
         size = events.stat().st_size if events.exists() else 0
-        return len(self.machine.console.lines), size, self.ledger.read().total()
+        return self.machine.console.scanner.lines, size, self.ledger.read().total()
 
     @property
     def _events(self) -> Path:
@@ -226,6 +232,29 @@ class Observer:
             if seen.step.eyed and not (guest and guest.skip):
                 watched = model.follow(events.get(number, []), self.evidence.cpus, _targets(guest))
             self.evidence.steps[at] = replace(seen, guest=guest, watched=watched)
+
+    def _name(self, of_module: list[str]) -> None:
+        """Names for the addresses that the report will show, and for whoever else poked."""
+        evidence = self.evidence
+        found = [poke for seen in evidence.eyed if seen.watched for poke in seen.watched.found]
+        looks = [look for seen in evidence.eyed if seen.watched for look in seen.watched.looks]
+        wanted = {word for poke in found for word in poke.callers}
+        if next(evidence.violations(), None):
+            wanted |= {word for look in looks for cpu in look["cpus"] for word in (cpu["rip"], *cpu["stack"])}
+        if not wanted:
+            return
+        lines = symbols.of_vmlinux(self.vmlinux)
+        if not lines and evidence.broken is None:
+            with contextlib.suppress(OrchestratorError):
+                pattern = "|".join(symbols.prefixes(wanted))
+                _, text = self.machine.ssh.run(f"grep -E '^({pattern})' /proc/kallsyms")
+                lines = text.splitlines()
+        evidence.names = symbols.Symbols(lines + of_module)
+        for poke in found:
+            names = [name.partition("+")[0] for word in poke.callers if (name := evidence.names.caller(word))]
+            owner = next((name for name in names if "text_poke" not in name), "")
+            if owner:
+                evidence.others[owner] += 1
 
     def _say_why(self, watch: Watch, of_module: list[str], error: TimedOut | KernelFault) -> None:
         """Look at the CPUs of a guest that does not go on, and raise what that tells."""

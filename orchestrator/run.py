@@ -29,6 +29,7 @@ from orchestrator.machine.ssh import Keys
 from orchestrator.observer import Observer
 from orchestrator.paths import state_dir
 from orchestrator.scenario import Scenario, select
+from orchestrator.soak import Soaking
 from orchestrator.verdict.evidence import Evidence
 from orchestrator.verdict.outcome import Verdict, judge
 from orchestrator.watch.ledger import Ledger
@@ -40,7 +41,8 @@ class RunSpec:
 
     smp: CPUs. accel: one of machine.accel.CHOICES. cpu: QEMU's model, None for the accelerator's. memory: MiB.
     scenarios: names or shell patterns, none for all. duration: seconds of the free-running part, all scenarios
-    together. seed: fixes every random choice. qemu: a binary to use instead of our own. directory: for the results.
+    together. soak: seconds for which all of it is done again and again, 0 for once. seed: fixes every random choice.
+    qemu: a binary to use instead of our own. directory: for the results.
     """
 
     kernel: KernelRequest = field(default_factory=KernelRequest)
@@ -50,6 +52,7 @@ class RunSpec:
     memory: int = 1024
     scenarios: tuple[str, ...] = ()
     duration: float = 3.0
+    soak: float = 0.0
     seed: int = 1
     qemu: Path | None = None
     directory: Path | None = None
@@ -59,6 +62,8 @@ class RunSpec:
             raise UsageError(f"--smp takes 1 to {MAX_SMP}, not {self.smp}")
         if not 0 < self.duration < float("inf"):
             raise UsageError(f"--duration takes seconds greater than 0, not {self.duration:g}")
+        if not 0 <= self.soak < float("inf"):
+            raise UsageError(f"--soak takes a time such as 90s, 30m or 8h, not {self.soak:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,13 +98,13 @@ def run(spec: RunSpec) -> RunResult:
         evidence.untrusted = machine_spec.accel.untrusted
         ui.say(f"accelerator: {machine_spec.accel.option} ({machine_spec.accel.why})")
         with Machine(machine_spec, directory, keys) as machine:
+            again = Soaking(spec.soak, machine, evidence) if spec.soak else lambda: False
             try:
                 Observer(
-                    machine, ledger, scenarios, spec.duration, spec.seed, directory, evidence, kernel.vmlinux
+                    machine, ledger, scenarios, spec.duration, spec.seed, directory, evidence, kernel.vmlinux, again
                 ).observe()
             finally:
-                evidence.findings = list(machine.console.scanner.findings)
-                evidence.unscanned = machine.console.scanner.blind
+                evidence.look_at(machine.console.scanner)
     except UsageError:
         _forget(directory)
         raise
@@ -207,6 +212,7 @@ def _write_verdict(result: RunResult) -> None:
         else {"name": result.kernel.name, "release": result.kernel.release, "digest": result.kernel.digest}
         | {"origin": result.kernel.origin},
         "stuck": result.evidence.stuck,
+        "soak": asdict(result.evidence.soak) if result.evidence.soak else None,
         "checks": [asdict(check) for check in verdict.results],
         "seconds": {name: round(seconds, 3) for name, seconds in result.seconds.items()},
     }

@@ -21,7 +21,7 @@
 #define WRITE_ONCE(x, v)	(ACCESS_ONCE(x) = (v))
 #endif
 
-/* Since 5.4 a CPU that meets int3 has an instruction emulated; before it is sent to an address. */
+/* Since 5.5 a CPU that meets int3 has an instruction emulated; before it is sent to an address. */
 #if defined(ORCH_SMP_TEXT_POKE) || defined(ORCH_EMULATE)
 #define ORCH_EMULATES	1
 #else

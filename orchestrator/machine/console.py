@@ -18,12 +18,16 @@ from orchestrator.verdict.console import READY, Scanner
 PIPE_SIZE = 1 << 20
 """What an unprivileged process may ask for. The guest waits in every printk when the pipe is full."""
 
+KEPT = 10_000
+"""Lines kept in memory."""
+
 
 class Console:
     """Reads the console, a pipe whose other end `output` is QEMU's, in a thread: from its first byte to QEMU's end.
 
-    lines: all of them. Each also goes to the file `log` as {"time": seconds since the epoch, "line": text}, and through
-    `scanner`. An unfinished line is taken as a line when QEMU ends: a crash can cut the last one short.
+    lines: all of them; of a long run the newest (KEPT and more). Each also goes to the file `log` as {"time": seconds
+    since the epoch, "line": text}, and through `scanner`. An unfinished line is taken as a line when QEMU ends: a crash
+    can cut the last one short.
     """
 
     def __init__(self, log: Path) -> None:
@@ -67,6 +71,8 @@ class Console:
         line = raw.decode(errors="replace").strip("\r")
         self._log.write(json.dumps({"time": round(time.time(), 6), "line": line}) + "\n")
         self.lines.append(line)
+        if len(self.lines) > 2 * KEPT:
+            del self.lines[:KEPT]
         self.scanner.feed(line)
         if READY in line:
             self._ready.set()

@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.report.failure import explain
 from orchestrator.run import RunResult
+from orchestrator.soak import told
 from orchestrator.verdict.checks import expected_coverage, rate, seen_coverage
 from orchestrator.verdict.evidence import Evidence, StepSeen
 
@@ -40,10 +42,16 @@ def show(result: RunResult, console: Console) -> None:
                 console.print(f"                    {line}", markup=False, highlight=False, soft_wrap=True)
             if len(check.details) > 6:
                 console.print(f"                    and {len(check.details) - 6} more: see verdict.json")
+    if why := list(explain(result)):
+        console.print()
+        for line in why:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     if evidence.stuck:
         console.print("\nwhere each CPU was when the guest did not go on, and who on its stack may have called it:")
         for line in evidence.stuck:
             console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+    if evidence.soak:
+        console.print(f"\nsoaked for {evidence.soak.seconds:.0f} s: {told(evidence.soak)}", soft_wrap=True)
     if times := ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.seconds.items()):
         console.print(f"\ntime:    {times}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"kept in: {result.directory}", markup=False, highlight=False, soft_wrap=True)

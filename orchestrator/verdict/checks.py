@@ -7,13 +7,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from orchestrator.verdict.console import Finding
 from orchestrator.verdict.evidence import SKIP, Evidence, StepSeen
-from orchestrator.watch.model import CLAIMS, Violation
+from orchestrator.watch.model import CLAIMS
 
 KERNEL_FAILED = ("panic", "oops", "hang", "fail", "warn", "timeout")
 """Outcomes that are the kernel's doing, the gravest first. Every other one but pass says nothing about it."""
@@ -121,17 +121,9 @@ def _wrong(seen: StepSeen) -> list[str]:
     return wrong
 
 
-def _violations(evidence: Evidence, claim: str) -> Iterator[tuple[StepSeen, Violation]]:
-    for step in evidence.eyed:
-        for poke in step.watched.all_pokes if step.watched else []:
-            for violation in poke.violations:
-                if violation.claim == claim:
-                    yield step, violation
-
-
 def _claim(evidence: Evidence, claim: str) -> Result:
     """One claim of the phase model over all gated pokes."""
-    broken = list(_violations(evidence, claim))
+    broken = [(step, violation) for step, _, violation in evidence.violations() if violation.claim == claim]
     if broken:
         step, first = broken[0]
         lines = tuple(f"{step.scenario.name}: {v.text} [event {v.event}]" for step, v in broken)
@@ -321,7 +313,9 @@ def watch(evidence: Evidence) -> Result:
     writes, traps = sum(len(w.foreign_writes) for w in seen), sum(len(w.foreign_int3) for w in seen)
     text = f"every step was run and reported; {pokes} pokes were ours"
     if found or writes or traps:
-        text += f", {found} the kernel's own, and {writes} writes and {traps} int3 told from both"
+        whose = ", ".join(f"{count} by {name}" for name, count in evidence.others.most_common(3))
+        text += f", {found} the kernel's own{f' ({whose})' if whose else ''}"
+        text += f", and {writes} writes and {traps} int3 were told from both"
     return Result("watch", "pass", text)
 
 

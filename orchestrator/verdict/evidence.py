@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.guest import ktap
 from orchestrator.plan import Step
 from orchestrator.scenario import Part, Scenario
-from orchestrator.verdict.console import Finding
-from orchestrator.watch.model import Watched
+from orchestrator.verdict.console import Finding, Scanner
+from orchestrator.watch.model import Poke, Violation, Watched
+from orchestrator.watch.symbols import Symbols
 
 SKIP = 4
 """Exit status of what could not be tested, as in the kernel's own tools/testing/selftests (KSFT_SKIP)."""
@@ -74,6 +76,20 @@ class StepSeen:
 
 
 @dataclass(kw_only=True)
+class Soak:
+    """What a run has done that goes on for long. rounds, pokes (running free), int3 (by QEMU's count), seconds: so far.
+
+    memory: by name of who uses it, MiB in use after the first round and now. guest: that of the guest itself.
+    """
+
+    seconds: float = 0
+    rounds: int = 0
+    pokes: int = 0
+    int3: int = 0
+    memory: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
 class Evidence:
     """asked: CPUs that the machine has. cpus: those online in the guest. points: the agent's breakpoints.
     steps: all that were planned, in the order of the run. beside: what went on beside scenarios, by their names.
@@ -81,7 +97,9 @@ class Evidence:
     executed under GDB's eyes and in the free-running part, by (address, cpu); no_qemu_ledger: why they are empty;
     qemu_by_cpu: whether the cpu in them is right, or only the sum over all. unscanned: why the absence of findings
     proves nothing, empty if it does. stuck: where each CPU was when the guest did not go on, a line each. untrusted:
-    why this machine's emulator could itself be what failed, None where it is not known to be.
+    why this machine's emulator could itself be what failed, None where it is not known to be. names: functions by
+    address, as far as they were asked for. others: how many pokes were the kernel's own, by the function behind them.
+    soak: the rounds of a run that goes on for long; the rest is the last round's.
     """
 
     asked: int
@@ -99,6 +117,19 @@ class Evidence:
     no_qemu_ledger: str | None = None
     qemu_by_cpu: bool = True
     untrusted: str | None = None
+    names: Symbols = field(default_factory=lambda: Symbols([]))
+    others: Counter[str] = field(default_factory=Counter)
+    soak: Soak | None = None
+
+    def look_at(self, scanner: Scanner) -> None:
+        """Take what the console's scan has found up to now."""
+        self.findings, self.unscanned = list(scanner.findings), scanner.blind
+
+    def renew(self) -> None:
+        """Forget what the scenarios gave, to run them once more."""
+        for name in ("steps", "beside", "report", "qemu_gated", "qemu_free", "others"):
+            default = next(one for one in fields(self) if one.name == name)
+            setattr(self, name, default.default_factory() if callable(default.default_factory) else None)
 
     def skipped(self, seen: StepSeen) -> str | None:
         """Why a step could not be done: what the kernel lacks for it."""
@@ -124,3 +155,10 @@ class Evidence:
     def free(self) -> list[StepSeen]:
         """Those whose int3 the free-running ledger has: nothing else went on meanwhile."""
         return [seen for seen in self.part("free") if not seen.scenario.alone]
+
+    def violations(self) -> Iterator[tuple[StepSeen, Poke, Violation]]:
+        """What the phase model found to be wrong, in the order of the run."""
+        for seen in self.eyed:
+            for poke in seen.watched.all_pokes if seen.watched else []:
+                for violation in poke.violations:
+                    yield seen, poke, violation

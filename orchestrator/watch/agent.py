@@ -13,9 +13,9 @@ a trap (arch/x86/kernel/alternative.c: __text_poke, do_sync_core, poke_int3_hand
 One JSON object a line goes to the events file, written through at once:
 
     n      running number, from 1
-    t      host seconds (monotonic)
-    kind   window | hold | write | sync | int3 | return | stopper | end | error | again: a stop seen before. Now and
-           then one is reported twice, when another CPU stops while GDB steps this one over its breakpoint
+    t      host seconds since the epoch
+    kind   window | hold | write | sync | int3 | return | stopper | end | cpus | error | again: a stop seen before.
+           Now and then one is reported twice, when another CPU stops while GDB steps this one over its breakpoint
     step   number of the step that the test module is at
     cpu    number of the virtual CPU that stopped
     bytes  the site's bytes at that moment, hex, while a window is open
@@ -23,7 +23,8 @@ One JSON object a line goes to the events file, written through at once:
 and by kind: window: site, from, to, seq, task; write and hold: addr, len, src (hex), own, irqs (bool), and where the
 module has not announced it before (hex: eight bytes at addr) and callers (words on the stack that point into text);
 int3: ip (of the byte that trapped); return: value, ip (where the CPU will go on), trap (ip at entry);
-stopper: own (stop_machine() was called by the poker).
+stopper: own (stop_machine() was called by the poker); cpus: cpus (where each CPU is, as Watch.cpus() tells), once a
+window, when something looks as if the report might want to show it. What is right and wrong the agent does not know.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ NOPS = (b"\x0f\x1f\x44\x00\x00", b"\x66\x66\x66\x66\x90", b"\xf3\x0f\x1e\xfa", b
 """What functions begin with that does nothing: the tracer's five bytes, ENDBR64, short NOPs."""
 
 
+CALLERS = 8
+"""Words of the stack that are kept of a write by others: enough to get out of the text-poke code."""
 SLOT = 32
 """Bytes of a slot in orch_slots (guest/module/gate.c)."""
 RETURN = struct.Struct("<5Q")  # struct orch_return in guest/module/gate.c
@@ -157,7 +160,7 @@ class Watch:
         self.symbols = config["symbols"]
         self.regs = config["regs"]
         self.limit = config["limit"]
-        self.file = Path(config["events"]).open("a", buffering=1)  # noqa: SIM115  (open as long as GDB lives)
+        self.events = Path(config["events"])
         self.points = []
         self.traps = {}  # cpu -> (address of pt_regs, ip of the trap), of those whose handler has not returned
         self.write_style = None
@@ -172,10 +175,12 @@ class Watch:
         self.held = None  # stack pointer of the poker that waits at the gate
         self.stack = None  # pointer into the poker's stack
         self.written = None  # all that tells the last write from any other
+        self.synced = set()  # CPUs, since the last write
+        self.shown = False
 
     def emit(self, kind, cpu, **fields):
         self.count += 1
-        event = {"n": self.count, "t": round(time.monotonic(), 6), "step": self.step, "kind": kind, "cpu": cpu}
+        event = {"n": self.count, "t": round(time.time(), 6), "step": self.step, "kind": kind, "cpu": cpu}
         if self.window and kind not in ("window", "error"):
             event["bytes"] = memory(self.window["site"], self.window["len"]).hex()
         event.update(fields)
@@ -184,7 +189,11 @@ class Watch:
     # -- opening and closing, while the guest is stopped
 
     def open(self):
-        """Set the points, the most telling first, as many as the machine has breakpoints for; their names."""
+        """Set the points, the most telling first, as many as the machine has breakpoints for; their names.
+
+        The events file begins anew: a run that goes on for hours keeps the last round's.
+        """
+        self.file = self.events.open("w", buffering=1)
         seen = {
             "write": self.on_write,
             "sync": self.on_sync,
@@ -220,7 +229,7 @@ class Watch:
 
     def cpus(self):
         """Where each CPU is: the registers that tell, and the words on its stack that may be return addresses."""
-        seen = []
+        seen, stopped = [], gdb.selected_thread()
         for thread in sorted(gdb.selected_inferior().threads(), key=lambda thread: thread.ptid[1]):
             thread.switch()
             frame = gdb.newest_frame()
@@ -234,6 +243,7 @@ class Watch:
                     "stack": text_words(stack, 64),
                 }
             )
+        stopped.switch()
         return seen
 
     def close(self):
@@ -249,7 +259,14 @@ class Watch:
         """The poke that was watched is over: note what the site holds now."""
         if self.window:
             self.emit("end", -1, seq=self.seq)
+            if memory(self.window["site"], self.window["len"]) != self.window["to"]:
+                self.show_cpus()
         self.window = None
+
+    def show_cpus(self):
+        if not self.shown:
+            self.shown = True
+            self.emit("cpus", -1, cpus=self.cpus())
 
     def look_at_window(self, cpu):
         """Read the module's orch_window, so that what follows is accounted to the poke under way, if any."""
@@ -263,7 +280,7 @@ class Watch:
             return
         self.forget()
         self.seq = seq
-        self.window = {"site": site, "len": length, "gated": bool(gated)}
+        self.window = {"site": site, "len": length, "gated": bool(gated), "to": new[:length]}
         self.emit(
             "window",
             cpu,
@@ -303,13 +320,15 @@ class Watch:
         stack = register(frame, "rsp")
         if not own:
             fields["before"] = memory(address, 8).hex()
-            fields["callers"] = text_words(stack, 32)[:8]
+            fields["callers"] = text_words(stack, 32)[:CALLERS]
         if own and self.written == (stack, address, fields["src"], memory(self.window["site"], self.window["len"])):
             self.emit("again", cpu)  # the same stop: a second write would find the site changed by the first
             return
         if own and self.window["gated"] and self.writes and self.held != stack:
             self.held = stack
             self.emit("hold", cpu, **fields)
+            if len(self.synced) < len(gdb.selected_inferior().threads()):
+                self.show_cpus()
             self.move_to_gate(frame)
             return
         self.held = None
@@ -318,6 +337,9 @@ class Watch:
         if own:
             self.stack = stack
             self.written = (stack, address, fields["src"], memory(self.window["site"], self.window["len"]))
+            self.synced = set()
+            if (self.writes == 1 and fields["src"] != "cc") or not fields["irqs"]:
+                self.show_cpus()
 
     def move_to_gate(self, frame):
         resume = struct.pack("<Q", register(frame, "rip"))
@@ -325,6 +347,7 @@ class Watch:
         go_to(self.symbols["orch_gate_stub"])
 
     def on_sync(self, cpu, frame):
+        self.synced.add(cpu)
         self.emit("sync", cpu)
 
     def on_int3(self, cpu, frame):
@@ -351,6 +374,8 @@ class Watch:
             if done:
                 del self.traps[cpu]
                 self.emit("return", cpu, value=value & 0xFFFFFFFF, ip=ip, trap=trap)
+                if self.window and trap == self.window["site"] and not value & 0xFFFFFFFF:
+                    self.show_cpus()
 
     def on_stopper(self, cpu, frame):
         # multi_cpu_stop(data): whoever calls stop_machine() has the data on its stack. Others may do so at any time,

@@ -44,7 +44,8 @@ CLAIMS = {
     "sync": "after each write every CPU runs do_sync_core before the next write or the end",
     "int3": "a CPU traps on the site only while int3 is in place",
     "consumed": "the poke handler takes every int3 of the site and resumes at the poke's target",
-    "irqs": "text is written by a thread with interrupts on, never inside stop_machine()",
+    "irqs": "text is written by a thread with interrupts on",
+    "stopper": "no poke goes through stop_machine()",
 }
 
 INSTRUCTION = 8
@@ -53,11 +54,19 @@ INSTRUCTION = 8
 
 @dataclass(frozen=True)
 class Violation:
-    """claim: a key of CLAIMS. text: one sentence. event: number of the event that showed it."""
+    """claim: a key of CLAIMS. text: one sentence. event: number of the event that showed it; time: of it, in seconds
+    since the epoch. phase: by the writes seen so far. cpu: that of the event, -1 for none. seen: the site's bytes, and
+    expected: those that it should have held, where it is these that are wrong.
+    """
 
     claim: str
     text: str
     event: int
+    time: float
+    phase: int
+    cpu: int
+    seen: bytes | None = None
+    expected: bytes | None = None
 
 
 @dataclass
@@ -134,8 +143,12 @@ class Poke:
         if handler := getattr(self, f"_on_{kind}", None):
             handler(event)
 
-    def _blame(self, claim: str, event: Event, text: str) -> None:
-        self.violations.append(Violation(claim, f"{text} (site {self.site:x}, poke {self.seq})", event["n"]))
+    def _blame(
+        self, claim: str, event: Event, text: str, seen: bytes | None = None, expected: bytes | None = None
+    ) -> None:
+        whose = f"poke {self.seq}" if self.announced else "a poke of the kernel's own"
+        at = event["n"], event["t"], self.phase, event["cpu"]
+        self.violations.append(Violation(claim, f"{text} (site {self.site:x}, {whose})", *at, seen, expected))
 
     def _check_bytes(self, event: Event) -> None:
         if "bytes" not in event:
@@ -144,7 +157,8 @@ class Poke:
         self.looked.add(self.phase)
         if seen != expected:
             where = "at the end" if event["kind"] == "end" else f"at a {event['kind']} on CPU {event['cpu']}"
-            self._blame("bytes", event, f"{where} in phase {self.phase} the site held {seen}, not {expected}")
+            text = f"{where} in phase {self.phase} the site held {seen}, not {expected}"
+            self._blame("bytes", event, text, bytes.fromhex(seen), bytes.fromhex(expected))
 
     def _check_round(self, event: Event, before: str) -> None:
         """The round that belongs to the write before this moment must be over."""
@@ -233,7 +247,7 @@ class Poke:
 
     def _on_stopper(self, event: Event) -> None:
         if event["own"]:
-            self._blame("irqs", event, f"CPU {event['cpu']} ran stop_machine() for the poke")
+            self._blame("stopper", event, f"CPU {event['cpu']} ran stop_machine() for the poke")
 
     def _on_end(self, event: Event) -> None:
         self.complete = True
@@ -248,12 +262,13 @@ class Poke:
 class Found(Poke):
     """A poke that nobody announced, begun by an int3 write.
 
-    old: the eight bytes before it; shortened when the tail tells how long the instruction is. tailed: a tail was
-    written, so that it is a poke for certain.
+    callers: words on the writer's stack then, innermost first. old: the eight bytes before it; shortened when the tail
+    tells how long the instruction is. tailed: a tail was written, so that it is a poke for certain.
     """
 
     announced: bool = False
     tailed: bool = False
+    callers: tuple[int, ...] = ()
     _returned: list[Event] = field(default_factory=list)
 
     def continues(self, event: Event) -> bool:
@@ -311,12 +326,14 @@ class Watched:
 
     pokes: announced. found: those of others, with a tail. foreign_writes: what belongs to neither (kprobes' lone int3,
     text of modules). foreign_int3: at no site of a poke under way. int3: all of them, by (address, cpu).
+    looks: at where the CPUs were (events of the kind `cpus`).
     """
 
     pokes: list[Poke] = field(default_factory=list)
     found: list[Found] = field(default_factory=list)
     foreign_writes: list[Event] = field(default_factory=list)
     foreign_int3: list[Event] = field(default_factory=list)
+    looks: list[Event] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     int3: Counter[tuple[int, int]] = field(default_factory=Counter)
 
@@ -338,6 +355,8 @@ class Follower:
         kind = event["kind"]
         if kind == "error":
             self.watched.errors.append(event["what"])
+        elif kind == "cpus":
+            self.watched.looks.append(event)
         elif kind == "window":
             self._poke = Poke(
                 site=event["site"],
@@ -381,6 +400,7 @@ class Follower:
                 seq=0,
                 cpus=self._cpus,
                 targets=frozenset(),
+                callers=tuple(event["callers"]),
             )
             self._found[event["addr"]] = found
             found.feed(event)

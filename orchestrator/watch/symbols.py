@@ -36,6 +36,11 @@ class Symbols:
             return None
         return f"{name}+{address - start:#x} {module}".rstrip()
 
+    def caller(self, address: int) -> str | None:
+        """The same for what may be a return address, which is never the first of a function."""
+        name = self.function(address)
+        return None if name and name.partition(" ")[0].endswith("+0x0") else name
+
     def name(self, address: int) -> str:
         return self.function(address) or f"{address:x}"
 
@@ -50,6 +55,11 @@ def of_vmlinux(vmlinux: Path | None) -> list[str]:
         return []
 
 
+def prefixes(addresses: Iterable[int]) -> list[str]:
+    """What the lines of /proc/kallsyms begin with that can name these addresses: so few that grep finds them fast."""
+    return sorted({f"{address - back:016x}"[:12] for address in addresses for back in (0, FARTHEST)})
+
+
 def where(cpu: Mapping[str, object], symbols: Symbols, depth: int = 8) -> str:
     """One line on where a CPU is (as Watch.look() has it): the function it is in, then who may have called it.
 
@@ -57,7 +67,7 @@ def where(cpu: Mapping[str, object], symbols: Symbols, depth: int = 8) -> str:
     own traces they may be left over from earlier calls.
     """
     stack = cpu["stack"] if isinstance(cpu["stack"], Sequence) else []
-    callers = [name for word in stack if isinstance(word, int) and (name := symbols.function(word))][:depth]
+    callers = [name for word in stack if isinstance(word, int) and (name := symbols.caller(word))][:depth]
     flags = cpu["eflags"] if isinstance(cpu["eflags"], int) else 0
     irqs = "on" if flags & 0x200 else "off"
     rip = cpu["rip"] if isinstance(cpu["rip"], int) else 0
