@@ -3,7 +3,8 @@
  * The functions that the call site calls. On entry the stack must hold the
  * address behind the site, and its pointer be 8 below what the caller kept in
  * rbx. Where it is not so, an int3 was handled wrongly: the stack is put right,
- * and the pass told to be torn.
+ * and the caller, to whom rbx no longer tells what it was, takes the pass for
+ * torn. (xchg, because objtool follows it not, and refuses to follow mov.)
  */
 #define LANDING(name, result)				\
 asm(".pushsection .text, \"ax\"\n"			\
@@ -21,8 +22,7 @@ asm(".pushsection .text, \"ax\"\n"			\
     "ret\n\t"						\
     "int3\n"						\
     "1:\n\t"						\
-    "movq %rbx, %rsp\n\t"				\
-    "movl $3, %eax\n\t"					\
+    "xchgq %rbx, %rsp\n\t"				\
     "jmp orch_call_back\n\t"				\
     ".size " #name ", . - " #name "\n"			\
     ".popsection\n")

@@ -11,6 +11,7 @@ from pathlib import Path
 from orchestrator import debian, ui
 from orchestrator.debian import Package
 from orchestrator.errors import InfraError, UsageError, nearest
+from orchestrator.kernel import newer
 from orchestrator.kernel.model import Kernel
 from orchestrator.paths import cache_dir, cached_dir, need_space
 
@@ -24,7 +25,7 @@ SUITES: dict[str, tuple[str, ...]] = {
 """Where Debian has the series it maintains for years; everything else passes through NEWER."""
 NEWER = ("trixie-backports", "sid")
 SERIES = "series to be had are 5.10, 6.1, 6.12 and, for a while each, those from 6.16 on"
-LAYOUT = 2
+LAYOUT = 3
 """Part of the digest; goes up when what is done to the unpacked files changes."""
 IMAGE = re.compile(r"linux-image-(?P<abi>\d+\.\d+\.\d+\S*?)-(?:(?P<flavour>cloud|rt)-)?amd64")
 
@@ -102,6 +103,9 @@ def _unpacked(selector: str, image: Package, headers: Package | None) -> Kernel:
             for deb in debs:
                 debian.unpack(deb, partial)
             _relocate(partial)
+        if headers:
+            with ui.step(f"adapt {headers.name} to this machine"):
+                newer.adapt(partial, prefix, image.suite)
         told = {"name": f"debian:{image.upstream}", "release": _release(_bzimage(partial)), "origin": origin}
         (partial / "kernel.json").write_text(json.dumps(told, indent=1))
 
