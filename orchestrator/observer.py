@@ -238,7 +238,7 @@ class Observer:
         evidence = self.evidence
         found = [poke for seen in evidence.eyed if seen.watched for poke in seen.watched.found]
         looks = [look for seen in evidence.eyed if seen.watched for look in seen.watched.looks]
-        wanted = {word for poke in found for word in poke.callers}
+        wanted = {word for poke in found for word in poke.begun["callers"]}
         if next(evidence.violations(), None):
             wanted |= {word for look in looks for cpu in look["cpus"] for word in (cpu["rip"], *cpu["stack"])}
         if not wanted:
@@ -251,7 +251,7 @@ class Observer:
                 lines = text.splitlines()
         evidence.names = symbols.Symbols(lines + of_module)
         for poke in found:
-            names = [name.partition("+")[0] for word in poke.callers if (name := evidence.names.caller(word))]
+            names = [name.partition("+")[0] for word in poke.begun["callers"] if (name := evidence.names.caller(word))]
             owner = next((name for name in names if "text_poke" not in name), "")
             if owner:
                 evidence.others[owner] += 1

@@ -262,13 +262,13 @@ class Poke:
 class Found(Poke):
     """A poke that nobody announced, begun by an int3 write.
 
-    callers: words on the writer's stack then, innermost first. old: the eight bytes before it; shortened when the tail
+    begun: the event of that. old: the eight bytes before it; shortened when the tail
     tells how long the instruction is. tailed: a tail was written, so that it is a poke for certain.
     """
 
     announced: bool = False
     tailed: bool = False
-    callers: tuple[int, ...] = ()
+    begun: Event = field(default_factory=dict)
     _returned: list[Event] = field(default_factory=list)
 
     def continues(self, event: Event) -> bool:
@@ -390,6 +390,7 @@ class Follower:
             if (found := self._found.get(site)) and found.continues(event):
                 if not found.tailed:
                     self.watched.found.append(found)
+                    self.watched.foreign_writes.remove(found.begun)
                 found.feed(event)
                 return
         if bytes.fromhex(event["src"]) == INT3:
@@ -400,7 +401,7 @@ class Follower:
                 seq=0,
                 cpus=self._cpus,
                 targets=frozenset(),
-                callers=tuple(event["callers"]),
+                begun=event,
             )
             self._found[event["addr"]] = found
             found.feed(event)

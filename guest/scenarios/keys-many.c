@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * title: static keys with 1, 2, 255, 256, 257 and 600 branches
+ * promise: >-
+ *   Flipping a static key flips each of its branches, however many there are: when it returns every CPU takes all of
+ *   them the new way.
+ * order: 300
+ * watched: true
+ * weight: 3
+ * symbols: [text_poke_queue, smp_text_poke_batch_add]
+ */
+#include <linux/delay.h>
+#include <linux/jump_label.h>
+#include <linux/string.h>
+#include "compat.h"
+#include "scenario.h"
+
+#ifdef CONFIG_JUMP_LABEL
+
+#ifdef DEFINE_STATIC_KEY_FALSE
+#define KEY(name)	static DEFINE_STATIC_KEY_FALSE(name)
+#define key_t		struct static_key_false
+#define taken(key)	static_branch_unlikely(key)
+#define enable(key)	static_branch_enable(key)
+#define disable(key)	static_branch_disable(key)
+#else
+#define KEY(name)	static struct static_key name = STATIC_KEY_INIT_FALSE
+#define key_t		struct static_key
+#define taken(key)	static_key_false(key)
+#define enable(key)	static_key_slow_inc(key)
+#define disable(key)	static_key_slow_dec(key)
+#endif
+
+/* One function for each branch, so that a pass can go through any of them alone. */
+#define BRANCH(key, id)							\
+	static noinline notrace bool key##_##id(void) { return taken(&key); }
+#define ADDRESS(key, id)	key##_##id,
+
+#define TIMES5(what, key, id)	what(key, id##0) what(key, id##1) what(key, id##2)	\
+				what(key, id##3) what(key, id##4)
+#define TIMES10(what, key, id)	TIMES5(what, key, id) what(key, id##5) what(key, id##6)	\
+				what(key, id##7) what(key, id##8) what(key, id##9)
+#define TIMES50(what, key, id)	TIMES10(what, key, id##0) TIMES10(what, key, id##1)	\
+				TIMES10(what, key, id##2) TIMES10(what, key, id##3)	\
+				TIMES10(what, key, id##4)
+#define TIMES100(what, key, id)	TIMES50(what, key, id)					\
+				TIMES10(what, key, id##5) TIMES10(what, key, id##6)	\
+				TIMES10(what, key, id##7) TIMES10(what, key, id##8)	\
+				TIMES10(what, key, id##9)
+#define TIMES255(what, key)	TIMES100(what, key, a) TIMES100(what, key, b)		\
+				TIMES50(what, key, c) TIMES5(what, key, d)
+
+#define BRANCHES1(what, key)	what(key, a)
+#define BRANCHES2(what, key)	what(key, a) what(key, b)
+#define BRANCHES20(what, key)	TIMES10(what, key, a) TIMES10(what, key, b)
+#define BRANCHES255(what, key)	TIMES255(what, key)
+#define BRANCHES256(what, key)	TIMES255(what, key) what(key, e)
+#define BRANCHES257(what, key)	TIMES255(what, key) what(key, e) what(key, f)
+#define BRANCHES600(what, key)	TIMES100(what, key, g) TIMES100(what, key, h)		\
+				TIMES100(what, key, i) TIMES100(what, key, j)		\
+				TIMES100(what, key, k) TIMES100(what, key, l)
+
+#define DEFINE(count)							\
+	KEY(key##count);						\
+	BRANCHES##count(BRANCH, key##count)				\
+	static bool (*const branches##count[])(void) = { BRANCHES##count(ADDRESS, key##count) };
+
+DEFINE(1)
+DEFINE(2)
+DEFINE(20)
+DEFINE(255)
+DEFINE(256)
+DEFINE(257)
+DEFINE(600)
+
+struct many {
+	key_t *key;
+	bool (*const *branch)(void);
+	unsigned int count;
+};
+
+#define MANY(count)	{ &key##count, branches##count, ARRAY_SIZE(branches##count) }
+
+static const struct many all[] = {
+	MANY(1), MANY(2), MANY(255), MANY(256), MANY(257), MANY(600),
+};
+static const struct many few[] = { MANY(2), MANY(20) };
+
+static bool hammering;
+
+/* While the key is flipped either way is right; the branch must come back, no more. */
+static int hammer(struct orch_run *run, int cpu, void *arg)
+{
+	const struct many *many = arg;
+	unsigned int i;
+
+	while (READ_ONCE(hammering)) {
+		for (i = 0; i < many->count && READ_ONCE(hammering); i++)
+			many->branch[i]();
+		usleep_range(100, 200);
+	}
+	return 0;
+}
+
+struct expected {
+	const struct many *many;
+	bool on;
+};
+
+static int look(struct orch_run *run, int cpu, void *arg)
+{
+	const struct expected *expected = arg;
+	const struct many *many = expected->many;
+	unsigned int i, wrong = 0;
+
+	for (i = 0; i < many->count; i++)
+		wrong += many->branch[i]() != expected->on;
+	orch_expect(run, !wrong, "after a key was %s CPU %d goes the other way at %u of its %u branches",
+		    expected->on ? "enabled" : "disabled", cpu, wrong, many->count);
+	return 0;
+}
+
+static void flip(struct orch_run *run, const struct many *many, bool on)
+{
+	struct expected expected = { many, on };
+
+	if (on)
+		enable(many->key);
+	else
+		disable(many->key);
+	orch_parallel(run, cpu_online_mask, look, &expected);
+}
+
+static void flip_hammered(struct orch_run *run, const struct many *many)
+{
+	struct orch_workers *hammers;
+
+	hammering = true;
+	hammers = orch_workers_start(run, cpu_online_mask, hammer, (void *)many);
+	flip(run, many, true);
+	flip(run, many, false);
+	WRITE_ONCE(hammering, false);
+	orch_workers_join(hammers);
+}
+
+static void flip_watched(struct orch_run *run)
+{
+	bool batches = orch_symbol("text_poke_queue") || orch_symbol("smp_text_poke_batch_add");
+	unsigned int i;
+
+	for (i = 0; i < (batches ? 2 : 1); i++) {
+		enable(few[i].key);
+		disable(few[i].key);
+	}
+}
+
+ORCH_SCENARIO(keys_many)
+{
+	unsigned int i, flips = 0;
+
+	if (run->watched) {
+		flip_watched(run);
+		return;
+	}
+	do {
+		for (i = 0; i < ARRAY_SIZE(all); i++, flips++)
+			flip_hammered(run, &all[i]);
+	} while (orch_go_on(run));
+	orch_note("# flips=%u\n", 2 * flips);
+}
+
+#else
+
+ORCH_SCENARIO(keys_many)
+{
+	orch_skip(run, "CONFIG_JUMP_LABEL is not set");
+}
+
+#endif

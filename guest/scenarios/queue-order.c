@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * title: a batch that is not in order, and one that overflows
+ * promise: >-
+ *   A batch may be queued in any order of addresses, with single pokes in between, and of any length: each site ends
+ *   with its new bytes, and each int3 of it is taken.
+ * order: 320
+ * symbols: [text_poke_queue, text_poke_finish, smp_text_poke_batch_add, smp_text_poke_batch_finish]
+ */
+#include <linux/delay.h>
+#include <linux/mutex.h>
+#include <linux/string.h>
+#include "compat.h"
+#include "scenario.h"
+
+/* More than a batch has room for: TP_VEC_MAX, TEXT_POKE_ARRAY_MAX are 256. */
+#define SITES	260
+#define SPACING	16
+
+/*
+ * A function of @SITES jumps of five bytes, each to the next: a pass goes
+ * through all of them, whichever of them are NOPs meanwhile.
+ */
+extern u8 orch_queue_sites[];
+void orch_queue_pass(void);
+
+asm(".pushsection .text, \"ax\"\n"
+    ".balign 64\n"
+    ".globl orch_queue_pass\n"
+    ".type orch_queue_pass, @function\n"
+    "orch_queue_pass:\n"
+    ".globl orch_queue_sites\n"
+    "orch_queue_sites:\n"
+    ".rept 260\n\t"
+    ".byte 0xe9\n\t"
+    ".long 11\n\t"			/* over the filling, to the next */
+    ".skip 11, 0x90\n"
+    ".endr\n\t"
+    "ret\n\t"
+    "int3\n"
+    ".size orch_queue_pass, . - orch_queue_pass\n"
+    ".popsection\n");
+
+static const u8 jump[5] = { 0xe9, 11, 0, 0, 0 };
+static const u8 nop[5] = { 0x0f, 0x1f, 0x44, 0x00, 0x00 };
+
+typedef void (*queue_t)(void *addr, const void *opcode, size_t len, const void *emulate);
+typedef void (*finish_t)(void);
+
+static queue_t queue;
+static queue_t single;
+static finish_t finish;
+static bool hammering;
+
+static u8 *site(unsigned int i)
+{
+	return orch_queue_sites + i * SPACING;
+}
+
+static int hammer(struct orch_run *run, int cpu, void *arg)
+{
+	while (READ_ONCE(hammering)) {
+		orch_queue_pass();
+		usleep_range(20, 50);
+	}
+	return 0;
+}
+
+static void expect_all(struct orch_run *run, const u8 *bytes, unsigned int from, unsigned int to,
+		       const char *what)
+{
+	unsigned int i;
+
+	for (i = from; i < to; i++)
+		if (!orch_expect(run, !memcmp(site(i), bytes, 5), "%s: site %u holds %5ph and not %5ph",
+				 what, i, site(i), bytes))
+			return;
+}
+
+/* The high address waits in the queue while a low one is poked: 2aebf5ee43bf. */
+static void high_then_low(struct orch_run *run, struct mutex *lock, const u8 *to)
+{
+	mutex_lock(lock);
+	queue(site(200), to, 5, NULL);
+	single(site(10), to, 5, NULL);
+	finish();
+	mutex_unlock(lock);
+	expect_all(run, to, 200, 201, "queued before a poke below it");
+	expect_all(run, to, 10, 11, "poked below one that is queued");
+}
+
+static void descending(struct orch_run *run, struct mutex *lock, const u8 *to)
+{
+	int i;
+
+	mutex_lock(lock);
+	for (i = 40; i > 30; i--)
+		queue(site(i), to, 5, NULL);
+	finish();
+	mutex_unlock(lock);
+	expect_all(run, to, 31, 41, "queued from high to low");
+}
+
+static void overflowing(struct orch_run *run, struct mutex *lock, const u8 *to)
+{
+	int i;
+
+	mutex_lock(lock);
+	for (i = 0; i < SITES; i++)
+		queue(site(i), to, 5, NULL);
+	finish();
+	mutex_unlock(lock);
+	expect_all(run, to, 0, SITES, "one batch and more");
+}
+
+ORCH_SCENARIO(queue_order)
+{
+	struct mutex *lock = (struct mutex *)orch_symbol("text_mutex");
+	struct orch_workers *hammers;
+
+	queue = (queue_t)(orch_symbol("smp_text_poke_batch_add") ?: orch_symbol("text_poke_queue"));
+	finish = (finish_t)(orch_symbol("smp_text_poke_batch_finish") ?: orch_symbol("text_poke_finish"));
+	single = (queue_t)(orch_symbol("smp_text_poke_single") ?: orch_symbol("text_poke_bp"));
+	if (!queue || !finish)
+		return orch_skip(run, "this kernel pokes one site at a time and has no queue");
+
+	hammering = true;
+	hammers = orch_workers_start(run, cpu_online_mask, hammer, NULL);
+	do {
+		high_then_low(run, lock, nop);
+		high_then_low(run, lock, jump);
+		descending(run, lock, nop);
+		descending(run, lock, jump);
+		overflowing(run, lock, nop);
+		overflowing(run, lock, jump);
+	} while (orch_go_on(run));
+	WRITE_ONCE(hammering, false);
+	orch_workers_join(hammers);
+}
