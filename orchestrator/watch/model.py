@@ -262,13 +262,15 @@ class Poke:
 class Found(Poke):
     """A poke that nobody announced, begun by an int3 write.
 
-    begun: the event of that. old: the eight bytes before it; shortened when the tail
-    tells how long the instruction is. tailed: a tail was written, so that it is a poke for certain.
+    begun: the event of that. early: the int3 met before the tail, when it could still be a kprobe's. old: the eight
+    bytes before it; shortened when the tail tells how long the instruction is. tailed: a tail was written, so that it
+    is a poke for certain.
     """
 
     announced: bool = False
     tailed: bool = False
     begun: Event = field(default_factory=dict)
+    early: list[Event] = field(default_factory=list)
     _returned: list[Event] = field(default_factory=list)
 
     def continues(self, event: Event) -> bool:
@@ -391,6 +393,8 @@ class Follower:
                 if not found.tailed:
                     self.watched.found.append(found)
                     self.watched.foreign_writes.remove(found.begun)
+                    for early in found.early:
+                        self.watched.foreign_int3.remove(early)
                 found.feed(event)
                 return
         if bytes.fromhex(event["src"]) == INT3:
@@ -421,6 +425,8 @@ class Follower:
             found.feed({key: value for key, value in event.items() if key != "bytes"})
         if event["kind"] == "int3" and not (found and found.tailed):
             self.watched.foreign_int3.append(event)
+            if found:
+                found.early.append(event)
 
 
 def follow(events: Iterable[Event], cpus: Iterable[int], targets: Iterable[int]) -> Watched:

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * title: the scheduler's own keys
+ * promise: >-
+ *   Keys of the core kernel are flipped by the same protocol while every CPU runs through their branches.
+ * order: 330
+ * symbols: [sched_schedstats]
+ */
+#include <linux/delay.h>
+#include <linux/err.h>
+#include <linux/file.h>
+#include <linux/fs.h>
+#include <linux/jump_label.h>
+#include "compat.h"
+#include "scenario.h"
+
+#define KNOB	"/proc/sys/kernel/sched_schedstats"
+
+static bool write_knob(char value)
+{
+	struct file *file = filp_open(KNOB, O_WRONLY, 0);
+	loff_t pos = 0;
+	ssize_t done;
+
+	if (IS_ERR(file))
+		return false;
+	done = kernel_write(file, &value, 1, &pos);
+	fput(file);
+	return done == 1;
+}
+
+/* Sleep and wake: each time through the scheduler. */
+static int busy(struct orch_run *run, int cpu, void *arg)
+{
+	while (READ_ONCE(*(bool *)arg))
+		usleep_range(20, 50);
+	return 0;
+}
+
+ORCH_SCENARIO(core_keys)
+{
+	struct static_key *key = (struct static_key *)orch_symbol("sched_schedstats");
+	struct orch_workers *workers;
+	bool going = true, was;
+	unsigned int flips = 0;
+
+	if (!key)
+		return orch_skip(run, "CONFIG_SCHEDSTATS is not set, so this kernel lacks the key");
+	was = static_key_enabled(key);
+	workers = orch_workers_start(run, cpu_online_mask, busy, &going);
+	do {
+		if (!orch_expect(run, write_knob(was ? '0' : '1'), KNOB " does not take a value"))
+			break;
+		orch_expect(run, static_key_enabled(key) != was, "the key did not follow " KNOB);
+		write_knob(was ? '1' : '0');
+		orch_expect(run, static_key_enabled(key) == was, "the key did not follow " KNOB);
+		flips += 2;
+	} while (orch_go_on(run));
+	WRITE_ONCE(going, false);
+	orch_workers_join(workers);
+	orch_note("# flips=%u\n", flips);
+}
