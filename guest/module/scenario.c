@@ -8,6 +8,7 @@
 #include <linux/jiffies.h>
 #include <linux/kernel.h>
 #include <linux/kthread.h>
+#include <linux/ktime.h>
 #include <linux/module.h>
 #include <linux/moduleparam.h>
 #include <linux/slab.h>
@@ -176,7 +177,7 @@ static const struct {
 int orch_scenario_run(const char *name, struct orch_run *run)
 {
 	unsigned int number;
-	u64 seq = orch_window.seq;
+	u64 seq = orch_window.seq, start;
 	char result[64];
 	int i;
 
@@ -190,8 +191,10 @@ int orch_scenario_run(const char *name, struct orch_run *run)
 	run->end = jiffies + msecs_to_jiffies(run->ms) + 1;
 	run->dice = (run->dice + 1) * 0x9e3779b97f4a7c15ULL;
 	orch_note("# step=%u name=%s seq=%llu\n", number, name, seq + 1);
+	start = ktime_to_ns(ktime_get());
 	scenarios[i].run(run);
-	orch_note("# pokes_seen=%llu\n", orch_window.seq - seq);
+	orch_note("# announced=%llu elapsed_ns=%llu\n", orch_window.seq - seq,
+		  ktime_to_ns(ktime_get()) - start);
 	scnprintf(result, sizeof(result), "%s.%s", name, run->watched ? "watched" : "free");
 	orch_result(number, result, !atomic_read(&run->failures),
 		    run->skip[0] ? run->skip : NULL);

@@ -52,7 +52,7 @@
 
 #define BRANCHES1(what, key)	what(key, a)
 #define BRANCHES2(what, key)	what(key, a) what(key, b)
-#define BRANCHES20(what, key)	TIMES10(what, key, a) TIMES10(what, key, b)
+#define BRANCHES8(what, key)	TIMES5(what, key, a) what(key, b) what(key, c) what(key, d)
 #define BRANCHES255(what, key)	TIMES255(what, key)
 #define BRANCHES256(what, key)	TIMES255(what, key) what(key, e)
 #define BRANCHES257(what, key)	TIMES255(what, key) what(key, e) what(key, f)
@@ -67,7 +67,7 @@
 
 DEFINE(1)
 DEFINE(2)
-DEFINE(20)
+DEFINE(8)
 DEFINE(255)
 DEFINE(256)
 DEFINE(257)
@@ -84,7 +84,7 @@ struct many {
 static const struct many all[] = {
 	MANY(1), MANY(2), MANY(255), MANY(256), MANY(257), MANY(600),
 };
-static const struct many few[] = { MANY(2), MANY(20) };
+static const struct many few[] = { MANY(2), MANY(8) };
 
 static bool hammering;
 
