@@ -41,6 +41,7 @@ class Observer:
     ledger: QEMU's count of int3. duration: seconds of the free-running part. seed: of the random choices. directory:
     receives guest.ktap, events.jsonl and, when the guest does not go on, cpus.json. vmlinux: names its functions.
     again: asked when all scenarios were run and `evidence` is complete; true for once more, with evidence made anew.
+    loaded: called when the test module is loaded and nothing was poked.
     """
 
     machine: Machine
@@ -52,18 +53,25 @@ class Observer:
     evidence: Evidence
     vmlinux: Path | None = None
     again: Callable[[], bool] = lambda: False
+    loaded: Callable[[], None] = lambda: None
 
-    def observe(self) -> None:
-        """Raises BootError when nothing could be poked, else what ended the run early, if anything did."""
+    def prepare(self) -> tuple[dict[str, int], list[str]]:
+        """Boot, and load the test module. Returns what _load_module() does. Raises BootError."""
         try:
             with ui.step("booting"), self._not_silent(SILENCE_SECONDS):
                 self.machine.cont()
                 self.machine.wait_ready(BOOT_SECONDS)
                 self.evidence.cpus = self._online()
             with ui.step("loading the test module"):
-                addresses, of_module = self._load_module()
+                found = self._load_module()
+                self.loaded()
         except (TimedOut, KernelFault) as error:
             raise BootError(f"{error}, before anything was poked") from error
+        return found
+
+    def observe(self) -> None:
+        """Raises BootError when nothing could be poked, else what ended the run early, if anything did."""
+        addresses, of_module = self.prepare()
         with Watch(self.machine, addresses, self.directory) as watch:
             for cycle in itertools.count():
                 try:

@@ -13,11 +13,11 @@ import secrets
 import shlex
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from orchestrator import tools, ui
+from orchestrator import interactive, tools, ui
 from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.guest import initramfs, module
 from orchestrator.kernel.model import Kernel, KernelRequest
@@ -79,52 +79,95 @@ class RunResult:
     seconds: dict[str, float]
 
 
-def run(spec: RunSpec) -> RunResult:
-    """Run one cell. Never raises for what the verdict can say; a wrong request raises UsageError before anything."""
-    scenarios = select(spec.scenarios)
-    directory = _run_directory(spec)
-    evidence = Evidence(asked=spec.smp)
+@dataclass
+class _Cell:
+    """A run under way, with what there is of it so far."""
+
+    spec: RunSpec
+    scenarios: Sequence[Scenario]
+    directory: Path
+    evidence: Evidence
     kernel: Kernel | None = None
-    machine_spec: MachineSpec | None = None
+    machine: MachineSpec | None = None
+
+
+def run(spec: RunSpec, keep: Callable[[RunResult, Machine | None], None] | None = None) -> RunResult:
+    """Run one cell. Never raises for what the verdict can say; a wrong request raises UsageError before anything.
+
+    keep: called with the result, and the machine if one was started, which ends when it returns.
+    """
+    cell = _cell(spec)
+    evidence = cell.evidence
     ui.durations.clear()
-    try:
-        kernel = obtain(spec.kernel)
-        _check_cpus(spec, kernel)
-        with ui.step("building the guest image"):
-            keys = Keys.fresh()
-            image = _guest_image(kernel, keys, scenarios, directory)
-        with ui.step("choosing the accelerator"):
-            machine_spec, ledger = _machine_spec(spec, kernel, image, scenarios, directory)
-        evidence.untrusted = machine_spec.accel.untrusted
-        ui.say(f"accelerator: {machine_spec.accel.option} ({machine_spec.accel.why})")
-        with Machine(machine_spec, directory, keys) as machine:
-            again = Soaking(spec.soak, machine, evidence) if spec.soak else lambda: False
+    with contextlib.ExitStack() as guest:
+        machine: Machine | None = None
+        try:
+            observer = guest.enter_context(_guest(cell, attachable=keep is not None))
+            machine = observer.machine
+            if spec.soak:
+                observer = replace(observer, again=Soaking(spec.soak, machine, evidence))
             try:
-                Observer(
-                    machine, ledger, scenarios, spec.duration, spec.seed, directory, evidence, kernel.vmlinux, again
-                ).observe()
+                observer.observe()
             finally:
                 evidence.look_at(machine.console.scanner)
-    except UsageError:
-        _forget(directory)
-        raise
-    except OrchestratorError as error:
-        evidence.broken = error
-    verdict = judge(evidence)
-    result = RunResult(
-        spec=spec,
-        directory=directory,
-        kernel=kernel,
-        machine=machine_spec,
-        evidence=evidence,
-        verdict=verdict,
-        seconds=dict(ui.durations),
-    )
-    _write_verdict(result)
+        except UsageError:
+            _forget(cell.directory)
+            raise
+        except OrchestratorError as error:
+            evidence.broken = error
+        result = RunResult(
+            spec=spec,
+            directory=cell.directory,
+            kernel=cell.kernel,
+            machine=cell.machine,
+            evidence=evidence,
+            verdict=judge(evidence),
+            seconds=dict(ui.durations),
+        )
+        _write_verdict(result)
+        if keep:
+            keep(result, machine)
     return result
 
 
+def debug(spec: RunSpec) -> int:
+    """Boot the guest of a run and have a person's GDB on it, in place of poking. Returns GDB's exit status."""
+    cell = _cell(spec)
+    try:
+        with _guest(cell, attachable=True) as observer:
+            observer.prepare()
+            return interactive.session(observer.machine, cell.directory)
+    except UsageError:
+        _forget(cell.directory)
+        raise
+
+
+@contextlib.contextmanager
+def _guest(cell: _Cell, *, attachable: bool) -> Iterator[Observer]:
+    """The guest for `cell`, not booted yet, and who is to observe it. attachable: by a person's GDB, too."""
+    spec, evidence, scenarios, directory = cell.spec, cell.evidence, cell.scenarios, cell.directory
+    kernel = cell.kernel = obtain(spec.kernel)
+    _check_cpus(spec, kernel)
+    with ui.step("building the guest image"):
+        keys = Keys.fresh()
+        image = _guest_image(kernel, keys, scenarios, directory)
+    with ui.step("choosing the accelerator"):
+        cell.machine, ledger = _machine_spec(spec, kernel, image, scenarios, directory)
+    evidence.untrusted = cell.machine.accel.untrusted
+    ui.say(f"accelerator: {cell.machine.accel.option} ({cell.machine.accel.why})")
+    with Machine(cell.machine, directory, keys, attachable=attachable) as machine:
+        yield Observer(
+            machine, ledger, scenarios, spec.duration, spec.seed, directory, evidence, kernel.vmlinux,
+            loaded=lambda: interactive.note_symbols(machine, kernel, directory, fetch=attachable),
+        )
+
+
 # -- before the guest
+
+
+def _cell(spec: RunSpec) -> _Cell:
+    scenarios = select(spec.scenarios)
+    return _Cell(spec, scenarios, _run_directory(spec), Evidence(asked=spec.smp))
 
 
 def _run_directory(spec: RunSpec) -> Path:

@@ -33,7 +33,8 @@ class Machine:
     """One guest, from QEMU's start (paused) to its end. Use it as a context manager, in one thread.
 
     directory: receives qemu.cmd (the command line), qemu.stderr, qemu.log, qmp.jsonl, console.log and console.jsonl.
-    keys: those whose guest_files() are in the initramfs.
+    keys: those whose guest_files() are in the initramfs. attachable: whether GDB may connect more than once, one at a
+    time.
 
         with Machine(spec, directory, keys) as machine:
             ...                        # attach GDB to machine.gdb_path, then machine.gdb_connected()
@@ -44,10 +45,15 @@ class Machine:
     Start it from a thread that lives as long as the machine should: QEMU is killed when that thread ends.
     """
 
-    def __init__(self, spec: qemu.MachineSpec, directory: Path, keys: Keys) -> None:
+    def __init__(
+        self, spec: qemu.MachineSpec, directory: Path, keys: Keys, *, attachable: bool = False
+    ) -> None:
         self.spec = spec
         self.directory = directory
         self._keys = keys
+        self._attachable = attachable
+        self.indulgent = False
+        """Whether waits go on when the kernel has reported something fatal: for a person who wants to look at it."""
         self._cleanup = contextlib.ExitStack()
         self.tend: list[Callable[[], None]] = []
         """Called several times a second in every wait: an observer that needs attention now and then."""
@@ -105,8 +111,9 @@ class Machine:
         self.qmp.cont()
 
     def gdb_connected(self) -> None:
-        """GDB is connected, so the path of its socket is no longer needed: remove it."""
-        self._gdb_directory.remove()
+        """GDB is connected, so the path of its socket is no longer needed: remove it, unless attachable."""
+        if not self._attachable:
+            self._gdb_directory.remove()
 
     def wait_ready(self, timeout: float) -> None:
         """Wait until the guest has booted and can be reached by ssh. Raises BootError after `timeout` seconds."""
@@ -140,7 +147,7 @@ class Machine:
         self.poll()
         for tend in self.tend:
             tend()
-        if fatal := self.console.scanner.fatal:
+        if (fatal := self.console.scanner.fatal) and not self.indulgent:
             raise KernelFault(what, fatal[0], self.console.scanner.findings)
 
     def poll(self) -> None:
