@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
 
@@ -16,6 +16,9 @@ from orchestrator import __version__, scenario
 from orchestrator.errors import EXIT_INTERRUPTED, EXIT_UNTESTABLE, EXIT_USAGE, OrchestratorError
 from orchestrator.kernel.model import KernelRequest
 from orchestrator.machine import accel
+
+if TYPE_CHECKING:
+    from orchestrator.run import RunResult
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,7 +66,22 @@ def _parser() -> Parser:
     run.add_argument("--seed", type=int, default=1, metavar="N", help="fixes every random choice (1)")
     run.add_argument("--qemu", type=Path, metavar="PATH", help="the qemu-system-x86_64 to use")
     run.add_argument("--output", type=Path, metavar="DIR", help="keep the results there")
+    run.add_argument("--keep", nargs="?", const="failure", choices=("failure", "always"), metavar="always",
+                     help="keep the guest for `orchestrator gdb` when it does not pass (or always)")
     run.set_defaults(command=_run)
+
+    gdb = commands.add_parser("gdb", help="a GDB with symbols, on a guest of its own or one that was kept")
+    which = gdb.add_mutually_exclusive_group()
+    which.add_argument("run", nargs="?", metavar="RUN", help="a run's name or directory (the newest one kept)")
+    which.add_argument("--now", action="store_true", help="boot a guest for it, as the options below say")
+    _kernel_options(gdb)
+    gdb.add_argument("--smp", type=int, default=8, metavar="N", help="CPUs of the guest (8)")
+    gdb.add_argument("--accel", choices=accel.CHOICES, default="auto", help="KVM where it works, else TCG (auto)")
+    gdb.add_argument("--cpu", metavar="MODEL", help="QEMU's CPU model (host under KVM, max under TCG)")
+    gdb.add_argument("--memory", type=int, default=1024, metavar="MIB", help="memory of the guest (1024)")
+    gdb.add_argument("--qemu", type=Path, metavar="PATH", help="the qemu-system-x86_64 to use")
+    gdb.add_argument("--output", type=Path, metavar="DIR", help="keep logs there")
+    gdb.set_defaults(command=_gdb)
 
     kernels = commands.add_parser("kernels", help="which kernels there are; build or fetch one")
     kernels_commands = kernels.add_subparsers(required=True, metavar="ACTION", parser_class=Parser)
@@ -111,24 +129,58 @@ def _request(options: argparse.Namespace) -> KernelRequest:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from orchestrator.report import terminal
+    from orchestrator import interactive
+    from orchestrator.machine.machine import Machine
     from orchestrator.run import RunSpec, run
 
-    result = run(
+    spec = RunSpec(
+        kernel=_request(options),
+        smp=options.smp,
+        accel=options.accel,
+        cpu=options.cpu,
+        memory=options.memory,
+        scenarios=tuple(options.scenario),
+        duration=options.duration,
+        soak=options.soak,
+        seed=options.seed,
+        qemu=options.qemu,
+        directory=options.output,
+    )
+
+    def keep(result: RunResult, machine: Machine | None) -> None:
+        _report(result)
+        if options.keep == "always" or result.verdict.exit_status:
+            interactive.keep(machine, result.directory)
+
+    if options.keep:
+        return run(spec, keep).verdict.exit_status
+    result = run(spec)
+    _report(result)
+    return result.verdict.exit_status
+
+
+def _gdb(options: argparse.Namespace) -> int:
+    from orchestrator import interactive
+    from orchestrator.run import RunSpec, debug
+
+    if not options.now:
+        return interactive.attach(options.run)
+    return debug(
         RunSpec(
             kernel=_request(options),
             smp=options.smp,
             accel=options.accel,
             cpu=options.cpu,
             memory=options.memory,
-            scenarios=tuple(options.scenario),
-            duration=options.duration,
-            soak=options.soak,
-            seed=options.seed,
             qemu=options.qemu,
             directory=options.output,
         )
     )
+
+
+def _report(result: RunResult) -> None:
+    from orchestrator.report import terminal
+
     with (result.directory / "report.txt").open("w") as file:
         terminal.show(result, Console(file=file, width=120))
     try:
@@ -136,7 +188,6 @@ def _run(options: argparse.Namespace) -> int:
         sys.stdout.flush()
     except (BrokenPipeError, SystemExit):  # the reader (`| head`) has gone, and rich would exit with 1: kernel failed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return result.verdict.exit_status
 
 
 def _kernels_list(options: argparse.Namespace) -> int:
