@@ -22,6 +22,9 @@ DIRECTORY = PROJECT / "guest" / "scenarios"
 COMMENT = re.compile(r"^/\*\n((?: \*.*\n)+?) \*/$", re.MULTILINE)
 """The first block comment of a C file."""
 
+OWNED = ("key", "static-call")
+"""Sites that a static key or a static call changes."""
+
 Part = Literal["gated", "free", "watched", "alone"]
 """Of a run: `gated`: a site is poked once, held in each phase, under GDB's eyes. `free`: as often as time allows, with
 no breakpoint set. `watched`: code that GDB watches. `alone`: code with no breakpoint set."""
@@ -50,7 +53,7 @@ class Scenario(BaseModel):
     title: str
     promise: str
     order: int = 100
-    site: str | None = None
+    site: Literal["nop5", "line", "page", "jmp32", "nop2", "one", "call", "jcc", "key", "static-call"] | None = None
     how: Literal["direct", "owner"] = "direct"
     passes: int = Field(default=1, ge=1, le=1000)
     gated: bool = True
@@ -66,6 +69,8 @@ class Scenario(BaseModel):
     def _one_of_both(self) -> Scenario:
         if (self.site is None) == (self.code is None):
             raise ValueError("a scenario has a site (NAME.yaml) or is code (NAME.c)")
+        if self.how == "owner" and self.site not in OWNED:
+            raise ValueError(f"nothing in the kernel owns the site {self.site}, so it cannot be poked with how: owner")
         return self
 
     @property
@@ -81,12 +86,12 @@ class Scenario(BaseModel):
         return bool(self.beside or self.nmi)
 
 
-def load_all(directory: Path = DIRECTORY) -> list[Scenario]:
+def load_all() -> list[Scenario]:
     """Every scenario there is, in the order of a run."""
-    found = [read(path) for path in sorted(directory.iterdir()) if path.suffix in (".yaml", ".c")]
+    found = [read(path) for path in sorted(DIRECTORY.iterdir()) if path.suffix in (".yaml", ".c")]
     names = [scenario.name for scenario in found]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UsageError(f"{directory} has two scenarios called {twice}")
+        raise UsageError(f"{DIRECTORY} has two scenarios called {twice}")
     return sorted(found, key=lambda scenario: (scenario.order, scenario.name))
 
 
@@ -102,7 +107,9 @@ def read(path: Path) -> Scenario:
         fields: dict[str, Any] = yaml.safe_load(text)
         return Scenario(name=path.stem, code=path if path.suffix == ".c" else None, **fields)
     except (ValidationError, yaml.YAMLError, TypeError) as error:
-        detail = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        # A misspelt key comes before the key that is missing for it.
+        details = error.errors() if isinstance(error, ValidationError) else [{"loc": (), "msg": str(error), "type": ""}]
+        detail: Any = min(details, key=lambda problem: problem["type"] != "extra_forbidden")
         where = ".".join(map(str, detail["loc"])) or "the file"
         raise UsageError(f"{path.name}: {where}: {detail['msg']}") from error
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * What the module has to say: KTAP version 1, with counters and other facts as
- * diagnostic lines. A diagnostic of which each word is `key=value` is a fact,
- * any other is a sentence on what does not hold. Reading /dev/orchestrator
+ * diagnostic lines. A diagnostic that begins with `key=value` is a list of
+ * facts, any other a sentence on what does not hold. Reading /dev/orchestrator
  * gives all of it; KTAP's own lines and the sentences go to the console, too.
  */
 #include <linux/kernel.h>

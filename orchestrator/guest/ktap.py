@@ -97,7 +97,7 @@ def parse(lines: Iterable[str]) -> Report:
 
 def _diagnose(text: str, step: Step) -> None:
     pairs = dict(PAIR.findall(text))
-    if not all(PAIR.fullmatch(word) for word in text.split()):
+    if not PAIR.match(text):
         step.said.append(text)
     elif "phase" in pairs:
         step.counts[int(pairs["cpu"]), pairs["phase"]] = {name: int(pairs[name]) for name in RESULTS}

@@ -1,12 +1,14 @@
 """A real run of a healthy kernel, to be broken by the tests in one thing at a time.
 
 golden/pass-smp2.* were written by `orchestrator run --kernel debian:6.1 --smp 2 --duration 0.3 --scenario nop5
---scenario one --scenario key` (6.1.192, QEMU 10.0.2, TCG): what GDB saw, what the guest reported, what QEMU counted.
+--scenario one --scenario key` (6.1.176, QEMU 10.0.2, TCG): what GDB saw, what the guest reported, what QEMU counted at
+the sites.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -15,9 +17,10 @@ from typing import Any
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.guest import ktap
+from orchestrator.plan import plan
 from orchestrator.scenario import select
 from orchestrator.verdict.console import Finding
-from orchestrator.verdict.evidence import Evidence, StepSeen
+from orchestrator.verdict.evidence import Beside, Evidence, StepSeen
 from orchestrator.watch import model
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -40,8 +43,8 @@ class Run:
         self.report = list(_KTAP)
         self.asked = 2
         self.cpus: tuple[int, ...] = (0, 1)
-        self.points: tuple[str, ...] = ("write", "sync", "int3", "return", "stopper")
-        self.planned = 3 * len(SCENARIOS)
+        self.points: tuple[str, ...] = ("write", "sync", "int3", "stopper")
+        self.beside: dict[str, Beside] = {}
         self.findings: list[Finding] = []
         self.broken: OrchestratorError | None = None
         self.no_qemu_ledger: str | None = None
@@ -53,7 +56,9 @@ class Run:
 
     def poke(self, seq: int) -> list[Event]:
         """The events of one poke; they are the run's own, so that a change of one is a change of the run."""
-        return model.by_poke(self.events)[seq]
+        windows = [at for at, event in enumerate(self.events) if event["kind"] == "window"] + [len(self.events)]
+        cut = [self.events[start:end] for start, end in itertools.pairwise(windows)]
+        return next(part for part in cut if part[0]["seq"] == seq)
 
     def find(self, seq: int, kind: str, number: int = 0, **fields: object) -> Event:
         """Event number `number` of those of a poke that have this kind and these fields."""
@@ -68,7 +73,7 @@ class Run:
             del self.events[self.index(event)]
 
     def insert(self, before: Event, **fields: object) -> None:
-        self.events.insert(self.index(before), {"n": 0, "t": before["t"], **fields})
+        self.events.insert(self.index(before), {"n": 0, "t": before["t"], "step": before["step"], **fields})
 
     def say(self, number: int, old: str, new: str | None) -> None:
         """Change (None: drop) the first line of the guest's report on step `number` that contains `old`."""
@@ -90,18 +95,16 @@ class Run:
 
     def evidence(self) -> Evidence:
         report = ktap.parse(self.report)
-        pokes = model.by_poke(self.events)
-        steps = [(scenario, True) for scenario in SCENARIOS for _ in ("on", "off")]
-        steps += [(scenario, False) for scenario in SCENARIOS]
+        events = model.by_step(self.events)
         seen = []
-        for number, (scenario, gated) in enumerate(steps, 1):
-            guest = report.step(number)
+        for step in plan(SCENARIOS, (0, 1), 0.3, 1):
+            guest = report.step(step.number)
             watched = None
-            if gated:
+            if step.eyed:
                 text = guest.values.get("targets", "") if guest else ""
                 targets = tuple(int(word, 16) for word in text.split(",") if word)
-                watched = model.follow(pokes.get(guest.integer("seq"), []) if guest else [], self.cpus, targets)
-            seen.append(StepSeen(scenario=scenario, gated=gated, poker=0, guest=guest, watched=watched))
+                watched = model.follow(events.get(step.number, []), self.cpus, targets)
+            seen.append(StepSeen(step=step, guest=guest, watched=watched))
         total = Counter({(int(at, 16), int(cpu)): n for at, by_cpu in _LEDGER.items() for cpu, n in by_cpu.items()})
         gated_part = _qemu_gated()
         return Evidence(
@@ -109,7 +112,7 @@ class Run:
             cpus=self.cpus,
             points=self.points,
             steps=seen,
-            planned=self.planned,
+            beside=self.beside,
             findings=self.findings,
             report=report,
             broken=self.broken,

@@ -25,7 +25,7 @@ def test_the_whole_report() -> None:
     assert step.ok
     assert step.skip is None
     assert step.integer("len") == 5
-    assert step.integer("addr", 16) == 0xFFFFFFFFC0201BCB
+    assert step.integer("addr", 16) == 0xFFFFFFFFC020200B
     assert step.counts[1, "2"] == {"old": 0, "new": 0, "int3": 1, "torn": 0}
     assert step.total("int3") == 4
     assert report.steps[6].counts.keys() == {(0, "free"), (1, "free")}

@@ -81,7 +81,7 @@ DEFECTS: dict[str, tuple[Callable[[Run], None], list[str]]] = {
         lambda run: _int3(run, run.find(NOP5_ON, "hold"), bytes="cc1f440000", ip=targets_of(NOP5_ON)[0] - 8), ["int3"]
     ),
     "interrupts are off": (lambda run: run.find(NOP5_ON, "write", 0).update(irqs=False), ["irqs"]),
-    "stop_machine() is used": (lambda run: _stopper(run, True), ["irqs"]),
+    "stop_machine() is used": (lambda run: _stopper(run, True), ["stopper"]),
     "the poke ends too early": (
         lambda run: run.drop(*(e for e in run.poke(NOP5_ON)[run.poke(NOP5_ON).index(run.find(NOP5_ON, "write", 2)):]
                                if e["kind"] != "end")),
@@ -205,14 +205,142 @@ def test_without_its_end_a_poke_is_not_complete() -> None:
     assert not run.watched(KEY_OFF).pokes[0].complete
 
 
-def test_by_poke_cuts_at_windows() -> None:
+def test_by_step_takes_the_number_that_each_event_has() -> None:
     run = Run()
-    run.events.insert(0, {"n": 0, "t": 0, "kind": "sync", "cpu": 0})
-    parts = model.by_poke(run.events)
+    run.events.insert(0, {"n": 0, "t": 0, "step": 0, "kind": "sync", "cpu": 0})
+    parts = model.by_step(run.events)
     assert list(parts) == [0, *ALL]
     assert len(parts[0]) == 1
     assert sum(map(len, parts.values())) == len(run.events)
-    assert all(parts[seq][0]["kind"] == "window" and parts[seq][-1]["kind"] == "end" for seq in ALL)
+
+
+# -- pokes that nobody announced
+
+SITES = (0x1000, 0x2000)
+OLD, NEW = bytes.fromhex("0f1f440000"), bytes.fromhex("e910000000")
+
+
+def _batch(*, cpus: tuple[int, ...] = (0, 1), rounds: tuple[int, ...] = (1, 2, 3)) -> list[Event]:
+    """A batch over SITES as the agent sees it: no window, writes of others, rounds that the sites share."""
+    events: list[Event] = []
+
+    def see(kind: str, cpu: int = 0, **fields: object) -> None:
+        events.append({"n": len(events) + 1, "t": 0.0, "step": 1, "kind": kind, "cpu": cpu, **fields})
+
+    def write(address: int, data: bytes, before: bytes) -> None:
+        see("write", addr=address, len=len(data), src=data.hex(), own=False, irqs=True, callers=[],
+            before=(before + b"\x90" * 8)[:8].hex())
+
+    held = {site: OLD for site in SITES}
+    for phase, (offset, part) in enumerate([(0, b"\xcc"), (1, NEW[1:]), (0, NEW[:1])], 1):
+        for site in SITES:
+            write(site + offset, part, held[site][offset:])
+            held[site] = held[site][:offset] + part + held[site][offset + len(part) :]
+        if phase in rounds:
+            for cpu in cpus:
+                see("sync", cpu)
+    return events
+
+
+def _violations(events: list[Event]) -> list[list[str]]:
+    return [[v.claim for v in poke.violations] for poke in model.follow(events, (0, 1), ()).found]
+
+
+def test_a_batch_of_others_is_found_and_judged_site_by_site() -> None:
+    watched = model.follow(_batch(), (0, 1), ())
+    assert [poke.site for poke in watched.found] == list(SITES)
+    assert [(poke.old, poke.new) for poke in watched.found] == [(OLD, NEW)] * 2
+    assert not any(poke.violations for poke in watched.found)
+    assert not watched.pokes and not watched.foreign_writes
+
+
+@pytest.mark.parametrize("missing", [1, 2])
+def test_a_round_that_a_batch_lacks_is_lacking_at_each_site(missing: int) -> None:
+    assert _violations(_batch(rounds=tuple({1, 2, 3} - {missing}))) == [["sync"], ["sync"]]
+
+
+def test_a_cpu_that_a_batch_left_out() -> None:
+    assert _violations(_batch(cpus=(0,))) == [["sync", "sync"]] * 2
+
+
+def test_a_site_that_is_written_after_the_round_has_none() -> None:
+    events = _batch()
+    late = next(event for event in events if event.get("addr") == SITES[1])
+    events.remove(late)
+    events.insert(next(at for at, event in enumerate(events) if event.get("addr") == SITES[0] + 1), late)
+    assert _violations(events) == [[], ["sync"]]
+
+
+def test_a_last_write_that_is_too_wide() -> None:
+    events = _batch()
+    last = [event for event in events if event.get("addr") == SITES[0]][-1]
+    last.update(src=NEW.hex(), len=5)
+    assert _violations(events) == [["writes"], []]
+
+
+def _trap(site: int, value: int, ip: int) -> list[Event]:
+    common = {"n": 0, "t": 0.0, "step": 1, "cpu": 1}
+    back = {"kind": "return", "trap": site, "value": value, "ip": ip}
+    return [{**common, "kind": "int3", "ip": site}, {**common, **back}]
+
+
+@pytest.mark.parametrize(
+    ("value", "ip", "claims"),
+    [(1, 0x1005, []), (1, 0x1015, []), (1, 0x1006, ["consumed"]), (0, 0x1001, ["consumed"])],
+)
+def test_int3_of_a_found_poke_goes_behind_it_or_where_it_leads(value: int, ip: int, claims: list[str]) -> None:
+    events = _batch()
+    at = next(n for n, event in enumerate(events) if event.get("addr") == SITES[1] + 1) + 1
+    events[at:at] = _trap(SITES[0], value, ip)
+    assert _violations(events) == [claims, []]
+    assert not model.follow(events, (0, 1), ()).foreign_int3
+
+
+def test_an_int3_met_before_the_tail_is_the_pokes_once_there_is_one() -> None:
+    events = _batch()
+    at = next(n for n, event in enumerate(events) if event["kind"] == "sync")
+    events[at:at] = _trap(SITES[0], 1, 0x1005)
+    watched = model.follow(events, (0, 1), ())
+    assert not watched.foreign_int3
+    assert watched.found[0].traps() == {1: 1}
+    assert watched.int3 == {(SITES[0], 1): 1}
+
+
+def test_a_lone_int3_is_a_kprobes_and_so_is_its_end() -> None:
+    events = _batch()[:1]
+    gone = {**events[0], "src": OLD[:1].hex(), "before": (b"\xcc" + OLD[1:] + b"\x90" * 3).hex()}
+    watched = model.follow([*events, *_trap(SITES[0], 0, 0x1001), gone], (0, 1), ())
+    assert not watched.found
+    assert len(watched.foreign_writes) == 2
+    assert len(watched.foreign_int3) == 1
+
+
+def test_found_and_announced_pokes_do_not_disturb_each_other() -> None:
+    run = Run()
+    run.events[run.index(run.find(NOP5_ON, "end")):0] = []
+    at = run.index(run.find(NOP5_ON, "hold"))
+    run.events[at:at] = [{**event, "bytes": "cc1f440000"} for event in _batch()[:2]]
+    watched = run.watched(NOP5_ON)
+    assert not run.violations(NOP5_ON)
+    assert len(watched.foreign_writes) == 2
+
+
+@pytest.mark.parametrize(
+    ("code", "ways"),
+    [
+        ("e910000000", {0x1005, 0x1015}),
+        ("e8fbffffff", {0x1005, 0x1000}),
+        ("ebfe", {0x1002, 0x1000}),
+        ("0f8400010000", {0x1006, 0x1106}),
+        ("0f1f440000", {0x1005}),
+        ("6690", {0x1002}),
+        ("90", {0x1001}),
+        ("c3", set()),
+        ("48c7c000000000", set()),
+    ],
+)
+def test_ways_on_from_an_int3(code: str, ways: set[int]) -> None:
+    assert model.ways_on(0x1000, bytes.fromhex(code)) == ways
 
 
 # -- at random

@@ -16,8 +16,7 @@ def test_those_that_there_are() -> None:
     known = scenario.load_all()
     assert [entry.order for entry in known] == sorted(entry.order for entry in known)
     assert {"nop5", "jmp32", "nop2", "one", "key"} <= {entry.name for entry in known}
-    assert {entry.site for entry in known} == {"nop5", "jmp32", "nop2", "one", "key"}
-    assert {entry.how for entry in known} == {"direct", "key"}
+    assert {entry.how for entry in known} == {"direct", "owner"}
     for entry in known:
         assert entry.title
         assert entry.promise.endswith(".")
@@ -32,8 +31,8 @@ def test_select() -> None:
     assert names() == everything
     assert names("*") == everything
     assert names("one", "nop5") == ["nop5", "one"], "in the order of a run, not of the request"
-    assert names("one", "one", "o*") == ["one"]
-    assert names("key*") == ["key-direct", "key"]
+    assert names("one", "one", "on*") == ["one"]
+    assert names("key", "key-d*") == ["key-direct", "key"]
     assert names("nop[25]") == ["nop5", "nop2"]
 
 
@@ -42,7 +41,7 @@ def test_an_unknown_name_is_wrong_usage(pattern: str) -> None:
     with pytest.raises(UsageError, match="no scenario is called") as caught:
         scenario.select(["nop5", pattern])
     assert caught.value.exit_status == 129
-    assert "there are: nop5, jmp32" in str(caught.value)
+    assert "there are: nop5, line" in str(caught.value)
 
 
 def test_the_nearest_name_is_suggested() -> None:
@@ -74,12 +73,12 @@ def test_order_then_name(directory: Path) -> None:
         ("", "the file"),
         ("- a list\n", "the file"),
         ("title: [\n", "the file"),
-        ("title: t\npromise: p\n", "site: Field required"),
+        ("title: t\npromise: p\n", "has a site (NAME.yaml) or is code (NAME.c)"),
         (GOOD + "sites: nop5\n", "sites: Extra inputs"),
         (GOOD + "name: other\n", "the file"),
         (GOOD.replace("nop5", "nop6"), "site: Input should be 'nop5'"),
         (GOOD + "how: slowly\n", "how: Input should be"),
-        (GOOD + "how: key\n", "no static key owns the site nop5"),
+        (GOOD + "how: owner\n", "nothing in the kernel owns the site nop5"),
         (GOOD + "passes: 0\n", "passes: Input should be greater"),
         (GOOD + "passes: many\n", "passes: Input should be a valid integer"),
     ],
@@ -95,3 +94,51 @@ def test_a_wrong_file_is_named_with_what_is_wrong(directory: Path, text: str, sa
 def test_no_scenario_at_all_is_no_run(directory: Path) -> None:
     with pytest.raises(InfraError, match="not complete"):
         scenario.select([])
+
+
+CODE = """// SPDX-License-Identifier: GPL-2.0
+/*
+ * title: t
+ * promise: >-
+ *   p.
+ * symbols: [a, b]
+ * beside: |
+ *   if true; then
+ *           exit 4
+ *   fi
+ */
+#include "scenario.h"
+"""
+
+
+def test_code_says_in_its_first_comment_what_it_is(directory: Path) -> None:
+    (directory / "some-code.c").write_text(CODE)
+    (entry,) = scenario.load_all()
+    assert (entry.name, entry.title, entry.promise, entry.symbols) == ("some-code", "t", "p.", ("a", "b"))
+    assert entry.beside == "if true; then\n        exit 4\nfi\n"
+    assert entry.code == directory / "some-code.c"
+    assert entry.parts == ("alone",)
+    assert entry.alone
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("int x;\n", "its first comment must say what it is"),
+        (CODE.replace("title", "titel"), "titel: Extra inputs"),
+        (CODE.replace(" * symbols", " * site: nop5\n * symbols"), "has a site (NAME.yaml) or is code (NAME.c)"),
+    ],
+)
+def test_code_that_is_wrong_is_named_too(directory: Path, text: str, said: str) -> None:
+    (directory / "wrong.c").write_text(text)
+    with pytest.raises(UsageError) as caught:
+        scenario.load_all()
+    assert str(caught.value).startswith("wrong.c: ")
+    assert said in str(caught.value)
+
+
+def test_two_files_of_one_name(directory: Path) -> None:
+    (directory / "one.c").write_text(CODE)
+    (directory / "one.yaml").write_text(GOOD)
+    with pytest.raises(UsageError, match="two scenarios called one"):
+        scenario.load_all()

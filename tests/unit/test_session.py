@@ -181,8 +181,7 @@ def test_the_agent_is_python_that_this_gdb_understands(gdb: Gdb, tmp_path: Path)
     config.write_text(f'{{"symbols": {{}}, "regs": "rdi", "gate": true, "limit": 4, "events": "{events}"}}')
     gdb.console(f"source {AGENT}")
     gdb.console(f"python start({str(config)!r})")
+    assert gdb.console("python print(WATCH.open())").strip() == "[]"
     gdb.console("python WATCH.emit('error', -1, what='x')")
     assert '"kind": "error"' in events.read_text()
-    assert gdb.console("python print(WATCH.open())").strip() == "['return']"
-    gdb.console("python WATCH.learn()")
     gdb.console("python WATCH.close()")
