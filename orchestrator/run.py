@@ -213,7 +213,7 @@ def _check_cpus(spec: RunSpec, kernel: Kernel) -> None:
 
 
 def _guest_image(kernel: Kernel, keys: Keys, scenarios: Sequence[Scenario], directory: Path) -> Path:
-    files: dict[str, bytes | Path] = {**keys.guest_files(), f"/{module.NAME}": module.build(kernel)}
+    files: dict[str, bytes | Path] = {**keys.guest_files(), **module.files(kernel)}
     files |= {f"/scenarios/{s.name}": s.beside.encode() for s in scenarios if s.beside}
     return initramfs.build(
         directory / "initramfs.cpio", busybox=tools.busybox(), dropbear=tools.dropbear(), files=files

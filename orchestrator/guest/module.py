@@ -52,3 +52,8 @@ def build(kernel: Kernel) -> Path:
             raise BuildError(f"the test module does not build for {kernel.name}: {first} (see {kept})") from error
 
     return cached_dir(target, make) / NAME
+
+
+def files(kernel: Kernel) -> dict[str, Path]:
+    """What goes into the guest, by its path there: the test module, and the one that a scenario loads beside it."""
+    return {f"/{path.name}": path for path in sorted(build(kernel).parent.glob("*.ko"))}
