@@ -28,6 +28,21 @@ struct hold {
 	bool stuck;
 };
 
+/*
+ * The task priority of the local APIC, which holds back interrupts up to that
+ * class of vectors. The rounds' interrupts are of the highest one.
+ */
+#define ALL_BUT_IPIS	14
+
+static unsigned long task_priority(unsigned long priority)
+{
+	unsigned long before;
+
+	asm volatile("movq %%cr8, %0" : "=r" (before));
+	asm volatile("movq %0, %%cr8" : : "r" (priority) : "memory");
+	return before;
+}
+
 static bool holds(const struct hold *hold, const u8 *bytes)
 {
 	unsigned int i;
@@ -38,14 +53,21 @@ static bool holds(const struct hold *hold, const u8 *bytes)
 	return true;
 }
 
-/* Wait, with interrupts off, until the site holds @bytes. */
-static bool reach(struct hold *hold, const u8 *bytes, bool sync)
+/*
+ * Wait, with interrupts off, until the site is in @phase. A later one means that
+ * this one is over, though we have not taken part in its round.
+ */
+static bool reach(struct hold *hold, u8 bytes[][ORCH_MAX_LEN], enum orch_phase phase)
 {
-	unsigned int spins;
+	bool sync = phase != ORCH_PHASE_INT3;
+	unsigned int spins, later;
 
 	for (spins = 0; spins < FOR_EVER; spins++) {
-		if (holds(hold, bytes))
+		if (holds(hold, bytes[phase]))
 			return true;
+		for (later = phase + 1; later <= ORCH_PHASE_NEW; later++)
+			if (holds(hold, bytes[later]))
+				return false;
 		if (READ_ONCE(hold->returned))
 			return false;
 		/*
@@ -81,6 +103,7 @@ static int hold_off(struct orch_run *run, int cpu, void *arg)
 	const struct orch_poke *poke = hold->poke;
 	u8 bytes[4][ORCH_MAX_LEN];
 	enum orch_phase phase;
+	unsigned long priority;
 
 	memcpy(bytes[ORCH_PHASE_INT3], poke->from, poke->len);
 	memcpy(bytes[ORCH_PHASE_TAIL], poke->to, poke->len);
@@ -88,14 +111,15 @@ static int hold_off(struct orch_run *run, int cpu, void *arg)
 	bytes[ORCH_PHASE_INT3][0] = 0xcc;
 	bytes[ORCH_PHASE_TAIL][0] = 0xcc;
 
-	/* no softirq when the round's interrupt ends: it would take too long */
+	/* no softirq when the round's interrupt ends, nor a timer's: each would take too long */
 	local_bh_disable();
 	local_irq_disable();
+	priority = task_priority(ALL_BUT_IPIS);
 	WRITE_ONCE(hold->ready, true);
 	for (phase = ORCH_PHASE_INT3; phase <= ORCH_PHASE_NEW; phase++) {
 		if (phase == ORCH_PHASE_TAIL && poke->len == 1)
 			continue;
-		if (!reach(hold, bytes[phase], phase != ORCH_PHASE_INT3)) {
+		if (!reach(hold, bytes, phase)) {
 			hold->went_on = phase;
 			break;
 		}
@@ -106,6 +130,7 @@ static int hold_off(struct orch_run *run, int cpu, void *arg)
 			break;
 		}
 	}
+	task_priority(priority);
 	local_irq_enable();
 	local_bh_enable();
 	return 0;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.guest import ktap
 from orchestrator.paths import PROJECT
 
 pytestmark = pytest.mark.vm
@@ -53,6 +55,20 @@ def test_a_healthy_kernel_passes_with_every_cpu_seen_in_every_phase(tmp_path: Pa
         assert sum(hits) > 0, f"CPU {cpu} met no int3"
 
 
+@pytest.mark.parametrize("kernel", ["6.1-plain", "debian:5.10", "debian:6.12", "debian:7.3"])
+def test_every_scenario_holds_or_says_what_the_kernel_lacks(tmp_path: Path, kernel: str) -> None:
+    status, verdict = run(tmp_path / "run", "--kernel", kernel, "--smp", "4", "--duration", "2", "--seed", "5")
+    assert (status, verdict["outcome"]) == (0, "pass")
+    report = ktap.parse((tmp_path / "run" / "guest.ktap").read_text().splitlines())
+    assert report.whole
+    assert all(step.ok for step in report.steps)
+    skipped = {step.name: step.skip for step in report.steps if step.skip is not None}
+    assert all(skipped.values()), "a skip without its reason"
+    assert len(skipped) < len(report.steps) / 4, skipped
+    if kernel != "6.1-plain":  # batches of the kernel's own, which nobody announced
+        assert "the kernel's own" in next(c["text"] for c in verdict["checks"] if c["check"] == "watch")
+
+
 def test_one_cpu_is_a_machine_too(tmp_path: Path) -> None:
     status, verdict = run(tmp_path / "run", "--smp", "1", "--duration", "0.5")
     assert (status, verdict["outcome"]) == (0, "pass")
@@ -66,6 +82,7 @@ def test_one_cpu_is_a_machine_too(tmp_path: Path) -> None:
         ("sync-after-first-byte-missing", "sync"),
         ("last-write-too-wide", "writes"),
         ("handler-misses-modules", "consumed"),  # which ends in a panic as well
+        ("sync-not-waited-for", "sync"),
     ],
 )
 def test_a_broken_kernel_fails_for_the_reason_that_it_is_broken(tmp_path: Path, mutant: str, check: str) -> None:
@@ -73,6 +90,39 @@ def test_a_broken_kernel_fails_for_the_reason_that_it_is_broken(tmp_path: Path, 
     status, verdict = run(tmp_path / "run", "--smp", "2", "--duration", "0.5", "--patch", str(patch))
     assert status == 1
     assert statuses(verdict)[check] == "fail"
+
+
+def test_a_failure_is_shown_with_its_moment(tmp_path: Path) -> None:
+    patch = MUTANTS / "sync-after-tail-missing.patch"
+    run(tmp_path / "run", "--smp", "4", "--scenario", "nop5", "--duration", "0.2", "--patch", str(patch))
+    report = (tmp_path / "run" / "report.txt").read_text()
+    assert "what went wrong first: sync, in nop5.direct.on, phase 2" in report
+    assert "0f 1f 44 00 00          the old instruction (nopl (%rax, %rax))" in report
+    assert re.search(r"e9 02 00 00 00 {10}the new instruction \(jmp .*orch_nop5_new", report)
+    for cpu in range(4):
+        assert re.search(rf"^ +CPU {cpu}: \w+\+0x[0-9a-f]+", report, re.MULTILINE), report
+    assert "__text_poke" in report  # the poker, at its next write
+
+
+def test_without_a_debugger_a_cpu_with_interrupts_off_catches_a_kernel_that_does_not_wait(tmp_path: Path) -> None:
+    patch = MUTANTS / "sync-not-waited-for.patch"
+    options = ["--scenario", "held-off", "--scenario", "nop5", "--duration", "0.2", "--patch", str(patch)]
+    _, verdict = run(tmp_path / "run", "--smp", "2", *options)
+    guest = next(check for check in verdict["checks"] if check["check"] == "guest")
+    assert guest["status"] == "fail"
+    assert "had interrupts off and had not synced" in guest["text"]
+
+
+def test_soaking_goes_on_and_the_guests_memory_stays_as_it_is(tmp_path: Path) -> None:
+    options = ["--scenario", "nop5", "--scenario", "keys-*", "--duration", "0.5", "--soak", "25s"]
+    status, verdict = run(tmp_path / "run", "--smp", "2", *options)
+    soak = verdict["soak"]
+    assert (status, verdict["outcome"]) == (0, "pass")
+    assert soak["rounds"] >= 3
+    assert soak["seconds"] >= 25
+    assert soak["pokes"] > 100 and soak["int3"] > 100
+    first, last = soak["memory"]["guest"]
+    assert last < first + 16, "MiB"
 
 
 def test_single_threaded_tcg_passes(tmp_path: Path) -> None:
