@@ -23,7 +23,7 @@ from orchestrator.errors import InfraError
 from orchestrator.paths import PROJECT, cache_dir, cached_dir
 
 INIT = PROJECT / "guest" / "init"
-HELPERS = ("ttylink",)
+HELPERS = ("ttylink", "trapper")
 CFLAGS = ("-static", "-Os", "-Wall", "-s")
 
 DIRECTORIES = ("dev", "proc", "root", "run", "sys", "tmp")

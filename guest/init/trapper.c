@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * trapper FILE: execute int3 on every CPU as long as FILE exists. Each must become one SIGTRAP, at the very address.
+ *
+ * A process a CPU. The last line of output says what became of it; the exit status is 0 when each int3 was delivered,
+ * 4 when there is nothing to say, else 1.
+ */
+#define _GNU_SOURCE
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+/* Little enough that what patches the kernel gets its turn, where all CPUs are one thread of an emulator. */
+#define BURST		10
+#define PAUSE_US	5000
+
+struct count {
+	long executed;
+	long delivered;
+	long astray;
+	pid_t pid;
+};
+
+static volatile struct count *mine;
+extern char behind_int3[];
+
+static void trapped(int signal, siginfo_t *info, void *context)
+{
+	ucontext_t *ucontext = context;
+
+	(void)signal;
+	(void)info;
+	mine->delivered++;
+	if (ucontext->uc_mcontext.gregs[REG_RIP] != (greg_t)behind_int3)
+		mine->astray++;
+}
+
+static void __attribute__((noinline, noclone)) trap(void)
+{
+	asm volatile("int3\n"
+		     ".globl behind_int3\n"
+		     "behind_int3:" : : : "memory");
+}
+
+static void child(int cpu, const char *file)
+{
+	struct sigaction action = { .sa_sigaction = trapped, .sa_flags = SA_SIGINFO };
+	cpu_set_t one;
+	int i;
+
+	CPU_ZERO(&one);
+	CPU_SET(cpu, &one);
+	if (sched_setaffinity(0, sizeof(one), &one) || sigaction(SIGTRAP, &action, NULL))
+		_exit(4);
+	do {
+		for (i = 0; i < BURST; i++) {
+			mine->executed++;
+			trap();
+		}
+		usleep(PAUSE_US);
+	} while (!access(file, F_OK));
+	_exit(0);
+}
+
+static int judge(int cpu, int status, const volatile struct count *count)
+{
+	if (WIFSIGNALED(status)) {
+		printf("after %ld int3 in user mode on CPU %d its program was killed by signal %d\n", count->executed,
+		       cpu, WTERMSIG(status));
+		return 1;
+	}
+	if (WEXITSTATUS(status))
+		return WEXITSTATUS(status);
+	if (count->executed == count->delivered && !count->astray)
+		return 0;
+	printf("of %ld int3 in user mode on CPU %d %ld became a SIGTRAP, %ld of them with another address\n",
+	       count->executed, cpu, count->delivered, count->astray);
+	return 1;
+}
+
+int main(int argc, char **argv)
+{
+	volatile struct count *counts;
+	int cpu, one, status, result = 0, cpus = 0;
+	long executed = 0;
+	cpu_set_t set;
+
+	if (argc != 2 || sched_getaffinity(0, sizeof(set), &set))
+		return 4;
+	counts = mmap(NULL, CPU_SETSIZE * sizeof(*counts), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (counts == MAP_FAILED)
+		return 4;
+	for (cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+		if (!CPU_ISSET(cpu, &set))
+			continue;
+		mine = &counts[cpu];
+		mine->pid = fork();
+		if (!mine->pid)
+			child(cpu, argv[1]);
+	}
+	for (cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+		if (counts[cpu].pid <= 0)
+			continue;
+		if (waitpid(counts[cpu].pid, &status, 0) < 0)
+			return 4;
+		one = judge(cpu, status, &counts[cpu]);
+		if (one && result != 1)
+			result = one;
+		executed += counts[cpu].executed;
+		cpus++;
+	}
+	if (!result)
+		printf("%ld int3 in user mode on %d CPUs, each delivered\n", executed, cpus);
+	if (result == 4)
+		puts("int3 in user mode could not be executed on every CPU");
+	return result;
+}
