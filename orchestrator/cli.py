@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, NoReturn
 from rich.console import Console
 
 from orchestrator import __version__, scenario
-from orchestrator.errors import EXIT_INTERRUPTED, EXIT_UNTESTABLE, EXIT_USAGE, OrchestratorError
+from orchestrator.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_KERNEL_FAILED,
+    EXIT_PASS,
+    EXIT_UNTESTABLE,
+    EXIT_USAGE,
+    OrchestratorError,
+)
 from orchestrator.kernel.model import KernelRequest
 from orchestrator.machine import accel
 
@@ -93,6 +100,16 @@ def _parser() -> Parser:
 
     scenarios = commands.add_parser("scenarios", help="what a run does, and what the kernel promises in each")
     scenarios.set_defaults(command=_scenarios)
+
+    mutants = commands.add_parser("mutants", help="run the kernels that are broken on purpose: is each caught?")
+    mutants.add_argument("--only", action="append", default=[], metavar="GLOB", help="only these (repeatable)")
+    mutants.add_argument("--kernel", metavar="NAME", help="only those of this kernel")
+    mutants.add_argument("--jobs", type=int, default=2, metavar="N", help="runs at a time (2)")
+    mutants.add_argument("--healthy", type=int, default=0, metavar="N", help="and each unbroken kernel N times")
+    mutants.add_argument("--stock", action="append", default=[], metavar="NAME", help="a kernel more for --healthy")
+    mutants.add_argument("--again", action="store_true", help="also those that have a result for this very content")
+    mutants.add_argument("--output", type=Path, metavar="DIR", help="where mutants.json and mutants.html go")
+    mutants.set_defaults(command=_mutants)
 
     doctor = commands.add_parser("doctor", help="what this host has, what is missing, and what that means")
     doctor.set_defaults(command=_doctor)
@@ -210,6 +227,37 @@ def _scenarios(options: argparse.Namespace) -> int:
     for entry in scenario.load_all():
         print(f"{entry.name:<12} {entry.title}\n{'':<12} {entry.promise}")
     return 0
+
+
+def _mutants(options: argparse.Namespace) -> int:
+    import time
+
+    from orchestrator import mutants, ui
+    from orchestrator.paths import state_dir
+    from orchestrator.report import mutants as report
+
+    chosen = mutants.select(options.only, options.kernel)
+    if options.healthy:
+        kernels = list(dict.fromkeys([*(mutant.base for mutant in chosen), *options.stock]))
+        chosen = [*chosen, *mutants.healthy(kernels, options.healthy)]
+    came = 0
+
+    def done(mutant: mutants.Mutant, result: mutants.Result) -> None:
+        nonlocal came
+        came += 1
+        ui.say(f"{came}/{len(chosen)}  {mutant.base} {mutant.name}: {result.standing} ({result.seconds:.0f} s)")
+
+    start = time.monotonic()
+    results = mutants.run_all(chosen, max(1, options.jobs), options.again, done)
+    pairs = list(zip(chosen, results, strict=True))
+    seconds = time.monotonic() - start
+    report.show(pairs, seconds, Console())
+    output = options.output or state_dir() / "mutants"
+    output.mkdir(parents=True, exist_ok=True)
+    report.write(pairs, seconds, output)
+    print(f"kept in: {output}/mutants.html, {output}/mutants.json")
+    bad = [result for mutant, result in pairs if not mutant.unseen and result.standing not in report.GOOD]
+    return EXIT_PASS if not bad else EXIT_KERNEL_FAILED
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -85,7 +85,7 @@ unsigned int orch_next_result(void)
 
 void orch_result(unsigned int number, const char *name, bool ok, const char *skip)
 {
-	if (skip)
+	if (ok && skip)
 		ktap("ok %u %s # SKIP %s\n", number, name, skip);
 	else
 		ktap("%s %u %s\n", ok ? "ok" : "not ok", number, name);

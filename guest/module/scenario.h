@@ -88,8 +88,8 @@ int orch_parallel(struct orch_run *run, const struct cpumask *cpus,
  * struct orch_poke - one poke
  * @addr: of the instruction
  * @len: its length
- * @from: bytes before (checked)
- * @to: bytes after
+ * @from: bytes before
+ * @to: bytes after, others than @from
  * @emulate: what to emulate at int3, NULL for the new instruction itself
  * @handler: where to go at int3 on kernels that take an address
  */

@@ -1,0 +1,197 @@
+"""Kernels broken on purpose: does the check that names the fault catch each of them, and blame no healthy kernel?
+
+kernels/mutants/BASE/NAME.patch is a small fault in the kernel BASE of kernels/. Its head says what it is:
+
+    Subject: x86/alternative: do not sync after writing int3
+    Violates: after each write every CPU runs do_sync_core before the next write
+    Caught-by: sync
+
+Caught-by names checks of a run's verdict, as CHECK or, for what the guest asserts, guest/SCENARIO. Any one of them will
+do; a mutant that fails otherwise, by a timeout say, is not counted as caught. Cannot-be-seen in its place gives the
+reason why no test of this kind could tell the difference; such mutants are listed and not counted.
+
+Each is run by `orchestrator run` in a process of its own, like any kernel. Nothing in a check knows of mutants.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+
+from orchestrator import proc
+from orchestrator.errors import EXIT_KERNEL_FAILED, EXIT_PASS, UsageError, nearest
+from orchestrator.kernel import definition
+from orchestrator.paths import PROJECT, state_dir
+
+DIRECTORY = PROJECT / "kernels" / "mutants"
+HEAD = re.compile(r"^([A-Z][\w-]+): (.*(?:\n[ \t].*)*)$", re.MULTILINE)
+RUN = ("--smp", "4", "--duration", "1")
+"""What a mutant is run with. Four CPUs show whatever eight would, in half the time."""
+LONGEST = 900.0
+"""Seconds for one run with its build; the run itself gives up much sooner."""
+
+Standing = Literal["caught", "otherwise", "hang", "missed", "untested", "healthy", "blamed"]
+"""caught: by a check that names the fault. otherwise: by another one. hang: by a wait that ran out. missed: it passed.
+untested: no verdict on the kernel. healthy: nothing was broken, and it passed; blamed: and it did not."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One fault. base: the kernel that it is in. caught_by: the checks that name it. unseen: why none could."""
+
+    base: str
+    name: str
+    patch: Path | None
+    title: str
+    violates: str = ""
+    caught_by: tuple[str, ...] = ()
+    unseen: str | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """standing: what it comes to. checks: all that failed, as Caught-by names them. seconds: build, boot and run."""
+
+    base: str
+    name: str
+    standing: Standing
+    checks: tuple[str, ...]
+    reason: str
+    seconds: float
+    directory: str
+
+
+def read(patch: Path) -> Mutant:
+    """The mutant in the file `patch`."""
+    head = patch.read_text().split("\n---\n", 1)[0]
+    fields = {name: " ".join(text.split()) for name, text in HEAD.findall(head)}
+    caught_by = tuple(fields.get("Caught-by", "").replace(",", " ").split())
+    if bool(caught_by) == ("Cannot-be-seen" in fields):
+        raise UsageError(f"{patch}: say Caught-by: CHECK, or Cannot-be-seen: why, one of the two")
+    return Mutant(
+        base=patch.parent.name,
+        name=patch.stem,
+        patch=patch,
+        title=fields.get("Subject", patch.stem),
+        violates=fields.get("Violates", ""),
+        caught_by=caught_by,
+        unseen=fields.get("Cannot-be-seen"),
+    )
+
+
+def select(only: Sequence[str] = (), kernel: str | None = None) -> list[Mutant]:
+    """Those whose name matches one of the patterns `only`, of one base kernel or all."""
+    known = [read(patch) for patch in sorted(DIRECTORY.glob("*/*.patch"))]
+    bases = sorted({mutant.base for mutant in known})
+    if kernel and kernel not in bases:
+        raise UsageError(f"there are no mutants of {kernel}{nearest(kernel, bases)}; there are of {', '.join(bases)}")
+    found = [mutant for mutant in known if not kernel or mutant.base == kernel]
+    for pattern in only:
+        if not any(fnmatchcase(mutant.name, pattern) for mutant in found):
+            raise UsageError(f"no mutant is called {pattern}{nearest(pattern, [mutant.name for mutant in found])}")
+    return [mutant for mutant in found if not only or any(fnmatchcase(mutant.name, pattern) for pattern in only)]
+
+
+def healthy(kernels: Iterable[str], count: int) -> list[Mutant]:
+    """The opposite proof: unbroken kernels, `count` times each with different seeds."""
+    return [
+        Mutant(base=kernel, name=f"healthy-{seed}", patch=None, title=f"nothing is broken, seed {seed}")
+        for kernel in kernels
+        for seed in range(1, count + 1)
+    ]
+
+
+def run_all(mutants: Sequence[Mutant], jobs: int, again: bool, done: Any) -> list[Result]:
+    """Run those that have no result yet for this content (all with `again`), `jobs` at a time.
+
+    done: called with each Mutant and Result, in the order in which they come in.
+    """
+
+    def one(mutant: Mutant) -> Result:
+        kept = state_dir() / "mutants" / f"{_identity(mutant)}.json"
+        if kept.exists() and not again:
+            result = Result(**{**json.loads(kept.read_text()), "checks": tuple(json.loads(kept.read_text())["checks"])})
+        else:
+            result = _run(mutant, kept.with_suffix(""))
+            if result.standing != "untested":
+                kept.with_suffix(".new").write_text(json.dumps(asdict(result), indent=1) + "\n")
+                kept.with_suffix(".new").replace(kept)
+        done(mutant, result)
+        return result
+
+    (state_dir() / "mutants").mkdir(exist_ok=True)
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(one, mutant) for mutant in mutants]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _identity(mutant: Mutant) -> str:
+    """Of everything that a result depends on: the fault, the kernel's definition, and this program."""
+    program = sorted([*PROJECT.glob("orchestrator/**/*.py"), *PROJECT.glob("guest/**/*")])
+    folder = definition.DEFINITIONS
+    base = sorted([*(folder / mutant.base).glob("**/*"), folder / f"{mutant.base}.yaml"])
+    digest = hashlib.sha256(repr((mutant.base, mutant.name, RUN)).encode())
+    for file in [*([mutant.patch] if mutant.patch else []), *base, *program]:
+        if file.is_file() and file.name != Path(__file__).name:
+            digest.update(file.read_bytes())
+    return f"{mutant.base.replace(':', '-')}-{mutant.name}-{digest.hexdigest()[:16]}"
+
+
+def _run(mutant: Mutant, directory: Path) -> Result:
+    proc.run(["rm", "-rf", directory])
+    seed = mutant.name.rpartition("-")[2] if mutant.patch is None else "1"
+    command = [sys.executable, "-m", "orchestrator", "run", "--kernel", mutant.base, "--seed", seed, *RUN]
+    command += ["--output", str(directory), *(["--patch", str(mutant.patch)] if mutant.patch else [])]
+    start = time.monotonic()
+    try:
+        subprocess.run(
+            proc.mortal(command), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            timeout=LONGEST, cwd=PROJECT, check=False,
+        )  # fmt: skip
+        verdict = json.loads((directory / "verdict.json").read_text())
+    except (subprocess.TimeoutExpired, OSError, ValueError) as error:
+        verdict = {"exit_status": 125, "outcome": "infra", "reason": f"no verdict: {error}", "checks": []}
+    checks = failed(verdict)
+    standing = judge(mutant, verdict["exit_status"], verdict["outcome"], checks)
+    seconds = round(time.monotonic() - start, 1)
+    return Result(mutant.base, mutant.name, standing, checks, verdict["reason"], seconds, str(directory))
+
+
+def failed(verdict: dict[str, Any]) -> tuple[str, ...]:
+    """The failed checks of a verdict.json, as Caught-by names them."""
+    names: list[str] = []
+    for check in verdict["checks"]:
+        if check["status"] != "fail":
+            continue
+        if check["check"] == "guest":
+            # Details begin with the step's name, SCENARIO.PART.
+            names += [f"guest/{line.partition(':')[0].split('.')[0]}" for line in check["details"]]
+        names.append(check["check"])
+    return tuple(dict.fromkeys(names))
+
+
+def judge(mutant: Mutant, status: int, outcome: str, checks: tuple[str, ...]) -> Standing:
+    """What one run of a mutant comes to."""
+    if mutant.patch is None:
+        return "healthy" if status == EXIT_PASS else "blamed" if status == EXIT_KERNEL_FAILED else "untested"
+    if status == EXIT_PASS:
+        return "missed"
+    if status != EXIT_KERNEL_FAILED:
+        return "untested"
+    if set(mutant.caught_by) & set(checks):
+        return "caught"
+    return "hang" if outcome in ("hang", "timeout") else "otherwise"
