@@ -58,11 +58,12 @@ def score(pairs: Pairs, seconds: float) -> str:
 
 
 def write(pairs: Pairs, seconds: float, directory: Path) -> None:
-    """mutants.json and mutants.html in `directory`."""
+    """mutants.json, mutants.html and mutants.md in `directory`."""
     rows = [{**asdict(mutant), "patch": str(mutant.patch or ""), **asdict(result)} for mutant, result in pairs]
     told = score(pairs, seconds)
     content = {"score": told, "seconds": round(seconds), "results": rows}
     (directory / "mutants.json").write_text(json.dumps(content, indent=1) + "\n")
+    (directory / "mutants.md").write_text(_markdown(pairs, told))
     cells = "\n".join(
         "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in _cells(mutant, result)) + "</tr>"
         for mutant, result in pairs
@@ -74,6 +75,21 @@ def write(pairs: Pairs, seconds: float, directory: Path) -> None:
         "<table><tr><th>kernel<th>mutant<th>what is broken<th>violates<th>standing<th>failed checks<th>reason<th>s</tr>"
         f"{cells}</table>\n"
     )
+
+
+def _markdown(pairs: Pairs, told: str) -> str:
+    lines = [told, "", "| kernel | mutant | what is broken | caught by | s |", "|---|---|---|---|---|"]
+    for mutant, result in pairs:
+        if not mutant.patch:
+            continue
+        named = ", ".join(f"`{check}`" for check in result.checks if check in mutant.caught_by)
+        by = named if result.standing == "caught" else result.standing
+        by = f"not counted: {mutant.unseen}" if mutant.unseen else by
+        title = mutant.title.partition(": ")[2] or mutant.title
+        lines.append(f"| {mutant.base} | {mutant.name} | {title} | {by} | {result.seconds:.0f} |")
+    whole = Counter((mutant.base, result.standing) for mutant, result in pairs if not mutant.patch)
+    lines += ["", *(f"{base}, not broken: {count} x {standing}" for (base, standing), count in sorted(whole.items()))]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def _cells(mutant: Mutant, result: Result) -> tuple[object, ...]:
