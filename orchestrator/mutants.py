@@ -6,9 +6,10 @@ kernels/mutants/BASE/NAME.patch is a small fault in the kernel BASE of kernels/.
     Violates: after each write every CPU runs do_sync_core before the next write
     Caught-by: sync
 
-Caught-by names checks of a run's verdict, as CHECK or, for what the guest asserts, guest/SCENARIO. Any one of them will
-do; a mutant that fails otherwise, by a timeout say, is not counted as caught. Cannot-be-seen in its place gives the
-reason why no test of this kind could tell the difference; such mutants are listed and not counted.
+Caught-by names checks of a run's verdict, as CHECK or, for what the guest asserts, guest/SCENARIO, or for a guest that
+went down in a scenario, console/SCENARIO. Any one of them will do; a mutant that fails otherwise, by a timeout say, is
+not counted as caught. Cannot-be-seen in its place gives the reason why no test of this kind could tell the difference;
+such mutants are listed and not counted.
 
 Each is run by `orchestrator run` in a process of its own, like any kernel. Nothing in a check knows of mutants.
 """
@@ -180,6 +181,8 @@ def failed(verdict: dict[str, Any]) -> tuple[str, ...]:
         if check["check"] == "guest":
             # Details begin with the step's name, SCENARIO.PART.
             names += [f"guest/{line.partition(':')[0].split('.')[0]}" for line in check["details"]]
+        if check["check"] == "console" and (where := re.search(r", in scenario (\S+)$", check["text"])):
+            names.append(f"console/{where[1]}")
         names.append(check["check"])
     return tuple(dict.fromkeys(names))
 

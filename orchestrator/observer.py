@@ -238,7 +238,7 @@ class Observer:
             guest = report.step(number)
             watched = None
             if seen.step.eyed and not (guest and guest.skip):
-                watched = model.follow(events.get(number, []), self.evidence.cpus, _targets(guest))
+                watched = model.follow(events.get(number, []), self.evidence.cpus)
             self.evidence.steps[at] = replace(seen, guest=guest, watched=watched)
 
     def _name(self, of_module: list[str]) -> None:
@@ -287,8 +287,3 @@ class Observer:
 def _addresses(lines: Sequence[str]) -> dict[str, int]:
     """Addresses by name from lines of /proc/kallsyms."""
     return {words[2]: int(words[0], 16) for words in map(str.split, lines) if len(words) >= 3}
-
-
-def _targets(guest: ktap.Step | None) -> tuple[int, ...]:
-    """Where a CPU that trapped may go on, by the guest's account of the site."""
-    return tuple(int(address, 16) for address in guest.values.get("targets", "").split(",") if address) if guest else ()

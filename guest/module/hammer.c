@@ -213,8 +213,7 @@ static bool gate_passed(struct cpumask *missing)
 bool orch_gate_round(enum orch_phase phase)
 {
 	static struct cpumask missing;
-	unsigned long spins;
-
+	unsigned long spins, limit = 3 * GATE_SPINS;
 	int cpu, count = 0;
 
 	for (cpu = 0; cpu < nr_cpu_ids; cpu++)
@@ -225,7 +224,10 @@ bool orch_gate_round(enum orch_phase phase)
 	WRITE_ONCE(gate_round, gate_round + 1);
 	wake_up_all(&gate_hammers);
 	if (irqs_disabled() || in_atomic()) {
-		for (spins = 0; !gate_passed(&missing) && spins < 100000000; spins++)
+		/* our own CPU's hammer cannot run; once is enough to know */
+		if (!cpumask_empty(&orch_gate_stuck))
+			limit = GATE_SPINS / 100;
+		for (spins = 0; !gate_passed(&missing) && spins < limit; spins++)
 			cpu_relax();
 	} else {
 		wait_event_timeout(gate_poker, gate_passed(&missing), GATE_SECONDS * HZ);

@@ -105,6 +105,9 @@ enum orch_how {
  * @task: the poker's task_struct, so that foreign pokes can be told from ours
  * @from: the bytes before
  * @to: the bytes after
+ * @targets: where a CPU may go on that met int3; 0 where that is not known.
+ *	Here and not in the report, since a CPU that went elsewhere may leave
+ *	nobody to make one
  *
  * The layout is read by orchestrator/watch/agent.py: fixed sizes, no padding.
  */
@@ -117,6 +120,7 @@ struct orch_window {
 	u64 task;
 	u8 from[ORCH_MAX_LEN];
 	u8 to[ORCH_MAX_LEN];
+	u64 targets[2];
 };
 
 extern struct orch_window orch_window;
@@ -192,7 +196,8 @@ struct orch_outcome {
 int orch_poker_start(void);
 void orch_poker_stop(void);
 void orch_poke_run(const struct orch_step *step, struct orch_outcome *outcome);
-void orch_window_open(u8 *addr, unsigned int len, const u8 *from, const u8 *to, bool gated);
+void orch_window_open(u8 *addr, unsigned int len, const u8 *from, const u8 *to, bool gated,
+		      const void *one, const void *other);
 void orch_window_close(void);
 
 /* step.c */

@@ -47,7 +47,8 @@ static void text_poke(const struct orch_poke *poke)
 	mutex_unlock(text_mutex);
 }
 
-void orch_window_open(u8 *addr, unsigned int len, const u8 *from, const u8 *to, bool gated)
+void orch_window_open(u8 *addr, unsigned int len, const u8 *from, const u8 *to, bool gated,
+		      const void *one, const void *other)
 {
 	orch_window.len = len;
 	orch_window.gated = gated;
@@ -55,6 +56,8 @@ void orch_window_open(u8 *addr, unsigned int len, const u8 *from, const u8 *to, 
 	orch_window.task = (u64)(unsigned long)current;
 	memcpy(orch_window.from, from, ORCH_MAX_LEN);
 	memcpy(orch_window.to, to, ORCH_MAX_LEN);
+	orch_window.targets[0] = (u64)(unsigned long)one;
+	orch_window.targets[1] = (u64)(unsigned long)other;
 	smp_wmb();
 	WRITE_ONCE(orch_window.site, (u64)(unsigned long)addr);
 }
@@ -66,7 +69,7 @@ void orch_window_close(void)
 
 void orch_poke(const struct orch_poke *poke)
 {
-	orch_window_open(poke->addr, poke->len, poke->from, poke->to, false);
+	orch_window_open(poke->addr, poke->len, poke->from, poke->to, false, NULL, NULL);
 	text_poke(poke);
 	orch_window_close();
 }
@@ -97,8 +100,11 @@ static void change(const struct orch_step *step, bool on)
 	const struct orch_site *site = step->site;
 	struct orch_poke poke = orch_poke_of(site, on);
 
-	if (step->gated)
-		orch_window_open(site->addr, site->len, poke.from, poke.to, true);
+	if (step->gated && step->how == ORCH_OWNER)
+		orch_window_open(site->addr, site->len, poke.from, poke.to, true, site->to_old,
+				 site->to_new);
+	else if (step->gated)
+		orch_window_open(site->addr, site->len, poke.from, poke.to, true, site->target, NULL);
 	if (step->how == ORCH_OWNER)
 		site->set(on);
 	else

@@ -74,21 +74,6 @@ static const char *judge(const struct orch_step *step, const struct orch_outcome
 
 static const char *const how_names[] = { [ORCH_DIRECT] = "direct", [ORCH_OWNER] = "owner" };
 
-/*
- * Where a CPU that met int3 may go on: to our target, or where the kernel's own
- * code for this kind of site leads it.
- */
-static void note_targets(const struct orch_step *step)
-{
-	const struct orch_site *site = step->site;
-
-	if (step->how == ORCH_DIRECT)
-		orch_note("# targets=%lx\n", (unsigned long)site->target);
-	else
-		orch_note("# targets=%lx,%lx\n", (unsigned long)site->to_old,
-			  (unsigned long)site->to_new);
-}
-
 void orch_step_run(const struct orch_step *step)
 {
 	const struct orch_site *site = step->site;
@@ -111,7 +96,6 @@ void orch_step_run(const struct orch_step *step)
 	orch_note("# step=%u name=%s seq=%llu\n", number, name, orch_window.seq);
 	orch_note("# addr=%lx len=%u poker=%d pokes=%llu holds=%llu error=%d\n",
 		  (unsigned long)site->addr, site->len, step->cpu, out.pokes, out.holds, out.error);
-	note_targets(step);
 	orch_note("# elapsed_ns=%llu poke_ns=%llu poke_ns_max=%llu\n", out.elapsed_ns, out.ns,
 		  out.ns_max);
 	for (cpu = 0; cpu < nr_cpu_ids; cpu++)

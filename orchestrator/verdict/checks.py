@@ -70,7 +70,9 @@ def console(evidence: Evidence) -> Result:
     faults = kernel_faults(evidence)
     lines = tuple(f"line {finding.line}: {finding.kind}: {finding.text}" for finding in faults or evidence.findings)
     if faults:
-        return Result("console", "fail", f"the kernel reports: {faults[0].text}", lines)
+        running = evidence.running if faults[0].fatal else None
+        where = f", in scenario {running.scenario.name}" if running else ""
+        return Result("console", "fail", f"the kernel reports: {faults[0].text}{where}", lines)
     if lines:
         return Result("console", "blind", f"the kernel reports what may be the host's doing: {lines[0]}", lines)
     if evidence.unscanned:

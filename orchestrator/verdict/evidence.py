@@ -138,6 +138,11 @@ class Evidence:
             return beside.words or "the guest lacks something"
         return seen.guest.skip if seen.guest else None
 
+    @property
+    def running(self) -> StepSeen | None:
+        """The step at which a run ended early, None for one that was not cut short: the first without a result."""
+        return next((seen for seen in self.steps if not seen.guest), None) if self.broken else None
+
     def part(self, *parts: Part) -> list[StepSeen]:
         """The steps of these parts that were not skipped."""
         return [seen for seen in self.steps if seen.step.part in parts and not self.skipped(seen)]

@@ -52,7 +52,9 @@ def _judge(evidence: Evidence, results: tuple[Result, ...]) -> Verdict:
         for finding in kernel_faults(evidence):
             if finding.outcome == kind:
                 # What the watch had seen to be wrong before is mostly the reason why.
-                return Verdict(kind, f"the kernel reports: {finding.text}{f'; {claim}' if claim else ''}", results)
+                where = f", in scenario {evidence.running.scenario.name}" if evidence.running and finding.fatal else ""
+                reason = f"the kernel reports: {finding.text}{where}{f'; {claim}' if claim else ''}"
+                return Verdict(kind, reason, results)
     # What was seen of a poke before the machine went away stands, and may well be why it went.
     if isinstance(broken, LostVM) and claim:
         return Verdict("fail", f"{claim}; and then {broken}", results)

@@ -20,9 +20,9 @@ One JSON object a line goes to the events file, written through at once:
     cpu    number of the virtual CPU that stopped
     bytes  the site's bytes at that moment, hex, while a window is open
 
-and by kind: window: site, from, to, seq, task; write and hold: addr, len, src (hex), own, irqs (bool), and where the
-module has not announced it before (hex: eight bytes at addr) and callers (words on the stack that point into text);
-int3: ip (of the byte that trapped); return: value, ip (where the CPU will go on), trap (ip at entry);
+and by kind: window: site, from, to, seq, task, targets; write and hold: addr, len, src (hex), own, irqs (bool), and
+where the module has not announced it before (hex: eight bytes at addr) and callers (words on the stack that point into
+text); int3: ip (of the byte that trapped); return: value, ip (where the CPU will go on), trap (ip at entry);
 stopper: own (stop_machine() was called by the poker); cpus: cpus (where each CPU is, as Watch.cpus() tells), once a
 window, when something looks as if the report might want to show it. What is right and wrong the agent does not know.
 """
@@ -37,7 +37,7 @@ from pathlib import Path
 
 import gdb
 
-WINDOW = struct.Struct("<QIIQQQ8s8s")  # struct orch_window in guest/module/orch.h
+WINDOW = struct.Struct("<QIIQQQ8s8s2Q")  # struct orch_window in guest/module/orch.h
 PT_REGS_IP = 0x80  # offsetof(struct pt_regs, ip), the same on x86-64 since 2.6
 EFLAGS_IF = 0x200
 THREAD_SIZE = 0x4000  # of x86-64 since 3.15; 0x2000 before
@@ -271,7 +271,7 @@ class Watch:
     def look_at_window(self, cpu):
         """Read the module's orch_window, so that what follows is accounted to the poke under way, if any."""
         now = WINDOW.unpack(memory(self.symbols["orch_window"], WINDOW.size))
-        site, length, gated, seq, step, task, old, new = now
+        site, length, gated, seq, step, task, old, new, *targets = now
         if site and seq == self.seq:
             return
         self.end_window()
@@ -288,6 +288,7 @@ class Watch:
             seq=seq,
             task=task,
             gated=bool(gated),
+            targets=[target for target in targets if target],
             bytes=memory(site, length).hex(),
             **{"from": old[:length].hex(), "to": new[:length].hex()},
         )

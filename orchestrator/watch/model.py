@@ -347,9 +347,9 @@ class Watched:
 class Follower:
     """Runs the automata over the events of one step."""
 
-    def __init__(self, cpus: Iterable[int], targets: Iterable[int]) -> None:
+    def __init__(self, cpus: Iterable[int]) -> None:
         self.watched = Watched()
-        self._cpus, self._targets = frozenset(cpus), frozenset(targets)
+        self._cpus = frozenset(cpus)
         self._poke: Poke | None = None
         self._found: dict[int, Found] = {}  # by site, those that may still go on
 
@@ -366,7 +366,7 @@ class Follower:
                 new=bytes.fromhex(event["to"]),
                 seq=event["seq"],
                 cpus=self._cpus,
-                targets=self._targets,
+                targets=frozenset(event["targets"]),
             )
             self.watched.pokes.append(self._poke)
         elif kind == "write" and not event["own"]:
@@ -429,13 +429,9 @@ class Follower:
                 found.early.append(event)
 
 
-def follow(events: Iterable[Event], cpus: Iterable[int], targets: Iterable[int]) -> Watched:
-    """Run the automata over the events of one step.
-
-    cpus: those online, which must take part in each round. targets: where a CPU may be resumed that met the int3 of an
-    announced poke; none where that is not known.
-    """
-    follower = Follower(cpus, targets)
+def follow(events: Iterable[Event], cpus: Iterable[int]) -> Watched:
+    """Run the automata over the events of one step. cpus: those online, which must take part in each round."""
+    follower = Follower(cpus)
     for event in events:
         follower.feed(event)
     return follower.watched

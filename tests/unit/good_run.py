@@ -11,7 +11,6 @@ import copy
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +85,8 @@ class Run:
 
     # -- what comes of it
 
-    def watched(self, seq: int, targets: Callable[[int], tuple[int, ...]] | None = None) -> model.Watched:
-        return model.follow(self.poke(seq), self.cpus, targets(seq) if targets else targets_of(seq))
+    def watched(self, seq: int) -> model.Watched:
+        return model.follow(self.poke(seq), self.cpus)
 
     def violations(self, seq: int) -> list[str]:
         """The claims that are broken, each once, in the order in which they were seen to be."""
@@ -101,9 +100,7 @@ class Run:
             guest = report.step(step.number)
             watched = None
             if step.eyed:
-                text = guest.values.get("targets", "") if guest else ""
-                targets = tuple(int(word, 16) for word in text.split(",") if word)
-                watched = model.follow(events.get(step.number, []), self.cpus, targets)
+                watched = model.follow(events.get(step.number, []), self.cpus)
             seen.append(StepSeen(step=step, guest=guest, watched=watched))
         total = Counter({(int(at, 16), int(cpu)): n for at, by_cpu in _LEDGER.items() for cpu, n in by_cpu.items()})
         gated_part = _qemu_gated()
@@ -124,9 +121,8 @@ class Run:
 
 
 def targets_of(seq: int) -> tuple[int, ...]:
-    """Where a CPU that meets int3 in this poke may go on, by the guest's report."""
-    step = ktap.parse(_KTAP).steps[seq - 1]
-    return tuple(int(word, 16) for word in step.values["targets"].split(","))
+    """Where a CPU that meets int3 in this poke may go on."""
+    return tuple(next(event for event in _EVENTS if event["kind"] == "window" and event["seq"] == seq)["targets"])
 
 
 def _qemu_gated() -> Counter[tuple[int, int]]:

@@ -6,7 +6,7 @@ import pytest
 from good_run import NOP5_ON, Run
 
 from orchestrator.errors import BootError, BuildError, InfraError, LostVM, OrchestratorError
-from orchestrator.machine.faults import GuestReset, TimedOut
+from orchestrator.machine.faults import GuestReset, KernelFault, TimedOut
 from orchestrator.verdict.console import OUTCOMES, Finding
 from orchestrator.verdict.outcome import KERNEL_FAILED, Verdict, judge
 
@@ -101,6 +101,21 @@ def test_what_the_kernel_reported_counts_though_the_machine_was_lost() -> None:
     run.findings = [finding("panic")]
     run.broken = LostVM("the guest is no longer running")
     assert judge(run.evidence()).outcome == "panic"
+
+
+def test_the_scenario_in_which_the_guest_went_down_is_named() -> None:
+    run = Run()
+    run.findings, run.broken = [finding("panic")], KernelFault("a step", finding("panic"), [finding("panic")])
+    del run.report[run.report.index(next(line for line in run.report if line.startswith("ok 3 "))):]
+    assert judge(run.evidence()).reason.startswith("the kernel reports: line 1 says panic, in scenario one")
+
+
+def test_where_a_cpu_must_go_on_is_known_though_the_guest_can_tell_nothing_any_more() -> None:
+    run = Run()
+    run.findings, run.broken = [finding("panic")], KernelFault("a step", finding("panic"), [finding("panic")])
+    run.report = run.report[:2]
+    run.find(NOP5_ON, "return").update(ip=0x1000)
+    assert "; consumed: CPU " in judge(run.evidence()).reason
 
 
 def test_a_broken_promise_is_named() -> None:
