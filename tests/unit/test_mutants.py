@@ -23,7 +23,7 @@ def test_each_says_what_is_broken_and_who_is_to_notice(mutant: Mutant) -> None:
     assert mutant.base in definition.names()
     assert mutant.title and mutant.violates
     known = {*CLAIMS, *(function.__name__ for function in CHECKS)}
-    known |= {f"guest/{entry.name}" for entry in scenario.load_all()}
+    known |= {f"{check}/{entry.name}" for check in ("guest", "console") for entry in scenario.load_all()}
     assert set(mutant.caught_by) <= known
     assert bool(mutant.caught_by) != bool(mutant.unseen)
     assert mutant.patch and "\n--- a/" in mutant.patch.read_text()
@@ -97,6 +97,8 @@ def test_the_failed_checks_of_a_verdict() -> None:
         ]
     }
     assert mutants.failed(verdict) == ("sync", "guest/held-off", "guest/nop5", "guest/hotplug", "guest")
+    oops = {"check": "console", "status": "fail", "details": [], "text": "the kernel reports: int3, in scenario jcc"}
+    assert mutants.failed({"checks": [oops]}) == ("console/jcc", "console")
 
 
 def test_a_result_is_kept_for_its_content_and_not_run_again(
