@@ -1,6 +1,6 @@
 """A real run of a healthy kernel, to be broken by the tests in one thing at a time.
 
-golden/pass-smp2.* were written by `orchestrator run --kernel debian:6.1 --smp 2 --duration 0.3 --scenario nop5
+golden/pass-smp2.* were written by `orchestrator run --kernel debian:6.1 --smp 2 --duration 0.5 --scenario nop5
 --scenario one --scenario key` (6.1.176, QEMU 10.0.2, TCG): what GDB saw, what the guest reported, what QEMU counted at
 the sites.
 """
@@ -35,11 +35,15 @@ NOP5_ON, NOP5_OFF, ONE_ON, ONE_OFF, KEY_ON, KEY_OFF = range(1, 7)
 
 
 class Run:
-    """events: of GDB. report: the guest's lines. The rest is as in Evidence. Change it, then ask for evidence()."""
+    """events: of GDB. report: the guest's lines. scenarios: what was asked for. The rest is as in Evidence.
+
+    Change it, then ask for evidence().
+    """
 
     def __init__(self) -> None:
         self.events: list[Event] = copy.deepcopy(_EVENTS)
         self.report = list(_KTAP)
+        self.scenarios = list(SCENARIOS)
         self.asked = 2
         self.cpus: tuple[int, ...] = (0, 1)
         self.points: tuple[str, ...] = ("write", "sync", "int3", "stopper")
@@ -83,6 +87,14 @@ class Run:
         else:
             self.report[at] = self.report[at].replace(old, new)
 
+    def code(self, name: str, *sentences: str, skip: str | None = None) -> None:
+        """Run the scenario in code `name` as step 10, reported as scenario.c does. sentences: what does not hold."""
+        self.scenarios += select([name])
+        self.report[self.report.index("1..9")] = "1..10"
+        self.report += [f"# step=10 name={name} seq=7", *(f"# {sentence}" for sentence in sentences)]
+        why = f" # SKIP {skip}" if skip and not sentences else ""
+        self.report += ["# announced=18 elapsed_ns=210000000", f"{'not ' if sentences else ''}ok 10 {name}.free{why}"]
+
     # -- what comes of it
 
     def watched(self, seq: int) -> model.Watched:
@@ -96,7 +108,7 @@ class Run:
         report = ktap.parse(self.report)
         events = model.by_step(self.events)
         seen = []
-        for step in plan(SCENARIOS, (0, 1), 0.3, 1):
+        for step in plan(self.scenarios, (0, 1), 0.5, 1):
             guest = report.step(step.number)
             watched = None
             if step.eyed:
