@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import pytest
 from good_run import GOLDEN, NOP5_OFF, NOP5_ON, ONE_ON, Run
 
 from orchestrator.errors import InfraError
-from orchestrator.verdict.checks import CHECKS, run_checks
+from orchestrator.guest import ktap
+from orchestrator.plan import plan
+from orchestrator.scenario import select
+from orchestrator.verdict.checks import CHECKS, Result, run_checks
 from orchestrator.verdict.console import Finding, scan
-from orchestrator.verdict.evidence import SKIP, Beside, Evidence
+from orchestrator.verdict.evidence import SKIP, Beside, Evidence, StepSeen
 from orchestrator.verdict.outcome import judge
 from orchestrator.watch.model import CLAIMS
 
@@ -88,6 +92,7 @@ FAULTS: dict[str, tuple[Callable[[Run], object], set[str]]] = {
     "one int3 more in QEMU, gated": (
         lambda run: run.qemu.update({(run.find(NOP5_ON, "window")["site"], 0): 1}), {"ledgers"}
     ),
+    "an int3 that only QEMU saw": (lambda run: run.qemu.update({(0x3000, 0): 1}), {"ledgers"}),
     "one int3 more running free": (lambda run: _one_more(run, 8, "int3"), {"ledgers"}),
     "what went on beside it": (
         lambda run: run.beside.update(nop5=Beside(1, "CPU 1 does not come online")), {"guest"}
@@ -128,6 +133,9 @@ UNSEEN: dict[str, tuple[Callable[[Run], object], Iterable[str]]] = {
     "a log that overflowed": (lambda run: setattr(run, "findings", _find("lost")), ["console"]),
     "the console": (lambda run: setattr(run, "unscanned", "no first line"), ["console"]),
     "a step that could not be run": (lambda run: run.say(9, "error=0", "error=-12"), ["guest"]),
+    "a step that failed because it could not be run": (
+        lambda run: [run.say(9, "error=0", "error=-12"), run.say(9, "ok 9 ", "not ok 9 ")], ["guest"]
+    ),
     "the last step": (lambda run: run.report.__setitem__(run.report.index("1..9"), "1..10"), ["watch"]),
     "the plan": (lambda run: run.report.remove("1..9"), ["watch"]),
     "what the agent failed at": (
@@ -192,6 +200,106 @@ def test_what_the_guest_lacks_for_what_goes_on_beside_is_skipped() -> None:
         None, None, "no CPU of this guest can be taken offline"
     ]  # fmt: skip
     assert judge(evidence).outcome == "pass"
+
+
+def guest(run: Run) -> Result:
+    return next(result for result in run_checks(run.evidence()) if result.check == "guest")
+
+
+SENTENCE = "in phase 2 of a poke a die notifier was called for 16 of 16 int3 on CPU 0, the last one of site nop5"
+
+
+def test_a_scenario_in_code_that_holds_is_counted() -> None:
+    run = Run()
+    run.code("int3-consumed")
+    assert not not_passed(run)
+    assert guest(run).text.endswith("each the way it must go; 1 scenarios in code hold")
+
+
+def test_a_scenario_in_code_that_fails_is_told_in_its_own_words() -> None:
+    run = Run()
+    run.code("int3-consumed", SENTENCE, "and another one")
+    assert not_passed(run) == {"guest": "fail"}
+    verdict = judge(run.evidence())
+    assert (verdict.outcome, verdict.exit_status) == ("fail", 1)
+    assert verdict.reason == (
+        f"guest: the guest's assertions do not hold in int3-consumed.free: {SENTENCE}; and another one"
+    )
+
+
+def test_a_scenario_in_code_that_the_kernel_lacks_something_for_proves_nothing() -> None:
+    run = Run()
+    run.code("int3-consumed", skip="this kernel has no kprobes")
+    evidence = run.evidence()
+    assert evidence.skipped(evidence.steps[9]) == "this kernel has no kprobes"
+    assert evidence.part("alone") == []
+    assert judge(evidence).outcome == "pass"
+    assert "in code" not in guest(run).text
+
+
+@pytest.mark.parametrize(
+    ("words", "told"), [("CPU 1 does not come online", "CPU 1 does not come online"), ("", "status 7")]
+)
+def test_what_failed_beside_a_scenario_is_told_in_its_last_words(words: str, told: str) -> None:
+    run = Run()
+    run.beside["nop5"] = Beside(7, words)
+    assert not any(map(run.evidence().skipped, run.evidence().steps))
+    assert guest(run).status == "fail"
+    assert guest(run).text == f"the guest's assertions do not hold in nop5: {told}"
+
+
+def test_what_went_well_beside_a_scenario_is_no_fault() -> None:
+    run = Run()
+    run.beside["nop5"] = Beside(0, "all CPUs were taken offline and back")
+    assert not not_passed(run)
+
+
+def test_what_the_guest_lacks_is_told_though_nobody_said_it() -> None:
+    run = Run()
+    run.beside["nop5"] = Beside(SKIP, "")
+    evidence = run.evidence()
+    assert [evidence.skipped(seen) for seen in evidence.steps if seen.step.part == "free"] == [
+        "the guest lacks something", None, None
+    ]  # fmt: skip
+
+
+def _with_watched_code(run: Run) -> Evidence:
+    """And a scenario in code that GDB watched, in which it saw once more what it saw of a poke."""
+    evidence = run.evidence()
+    step = next(step for step in plan(select(["keys-many"]), (0, 1), 0.5, 1) if step.part == "watched")
+    watched = run.watched(NOP5_ON)
+    account = ktap.Step(number=10, name="keys-many.watched", ok=True)
+    evidence.steps.append(StepSeen(step=replace(step, number=10), guest=account, watched=watched))
+    return evidence
+
+
+def test_what_gdb_watched_of_a_scenario_in_code_is_judged_too() -> None:
+    run = Run()
+    assert not list(_with_watched_code(run).violations())
+    run.drop(*(run.find(NOP5_ON, "sync", 0, cpu=cpu) for cpu in (0, 1)))
+    blamed = [(seen.scenario.name, violation.claim) for seen, _, violation in _with_watched_code(run).violations()]
+    assert blamed == [("nop5", "sync"), ("keys-many", "sync")]
+
+
+def test_int3_of_a_scenario_in_code_that_gdb_watched_are_in_its_ledger() -> None:
+    run = Run()
+    assert statuses(_with_watched_code(run))["ledgers"] == "fail"
+    run.qemu.update(run.watched(NOP5_ON).int3)
+    results = {result.check: result for result in run_checks(_with_watched_code(run))}
+    assert results["ledgers"].status == "pass"
+    assert "the same 20 int3 gated, and 4 more that GDB watched" in results["ledgers"].text
+
+
+@pytest.mark.parametrize("meanwhile", [{"beside": "true"}, {"nmi": 10}])
+def test_what_has_company_is_not_in_the_ledger_of_what_runs_free(meanwhile: dict[str, object]) -> None:
+    evidence = Run().evidence()
+    at = next(at for at, seen in enumerate(evidence.steps) if seen.step.part == "free")
+    seen = evidence.steps[at]
+    assert seen in evidence.free
+    with_company = seen.scenario.model_copy(update=meanwhile)
+    evidence.steps[at] = replace(seen, step=replace(seen.step, scenario=with_company))
+    assert evidence.steps[at] in evidence.part("free")
+    assert evidence.steps[at] not in evidence.free
 
 
 def test_without_qemus_ledger_the_two_others_must_agree() -> None:

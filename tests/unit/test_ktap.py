@@ -79,6 +79,22 @@ def test_a_failed_step_says_why() -> None:
     assert step.stale == {1: 3}
 
 
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "the kernel was booted with nokaslr=1 and has no site",
+        "CPU 1 saw key=on in phase 2",
+        "it says cpu=0 phase=1 and stale=3",
+        "a byte is =cc",
+    ],
+)
+def test_a_word_with_an_equals_sign_does_not_make_facts_of_a_sentence(sentence: str) -> None:
+    (step,) = ktap.parse(["# addr=10", f"# {sentence}", "not ok 1 x"]).steps
+    assert step.said == [sentence]
+    assert step.values == {"addr": "10"}
+    assert not step.counts and not step.stale
+
+
 def test_a_skipped_step_says_why() -> None:
     (step,) = ktap.parse(["ok 1 key.key.on # SKIP CONFIG_JUMP_LABEL is not set"]).steps
     assert step.ok

@@ -200,6 +200,31 @@ def test_an_agent_error_is_kept() -> None:
     assert run.watched(NOP5_ON).errors == ["MemoryError: no"]
 
 
+def test_a_look_at_the_cpus_is_kept() -> None:
+    run = Run()
+    run.insert(run.find(NOP5_ON, "end"), kind="cpus", cpu=-1, cpus=[{"cpu": 0, "rip": 0x1000, "stack": []}])
+    (look,) = run.watched(NOP5_ON).looks
+    assert look["cpus"][0]["rip"] == 0x1000
+
+
+def test_a_return_from_inside_the_instruction_is_none_of_the_sites() -> None:
+    run = Run()
+    site = run.find(NOP5_ON, "window")["site"]
+    run.insert(run.find(NOP5_ON, "end"), kind="return", cpu=1, trap=site + 1, value=0, ip=site + 2)
+    (poke,) = run.watched(NOP5_ON).pokes
+    assert not poke.violations
+    assert poke.returns == {0: 2, 1: 2}
+
+
+def test_what_comes_after_the_end_is_nobodys() -> None:
+    run = Run()
+    end = run.find(NOP5_ON, "end")
+    run.events.insert(run.index(end) + 1, {**_trap(run.find(NOP5_ON, "window")["site"], 0, 0)[0], "step": 1})
+    watched = run.watched(NOP5_ON)
+    assert watched.pokes[0].traps() == {0: 2, 1: 2}
+    assert len(watched.foreign_int3) == 1
+
+
 def test_without_its_end_a_poke_is_not_complete() -> None:
     run = Run()
     run.drop(run.find(KEY_OFF, "end"))
@@ -316,14 +341,148 @@ def test_a_lone_int3_is_a_kprobes_and_so_is_its_end() -> None:
     assert len(watched.foreign_int3) == 1
 
 
-def test_found_and_announced_pokes_do_not_disturb_each_other() -> None:
+def _beside(run: Run, batch: list[Event], *, kind: str, number: int = 0) -> None:
+    """Put a whole batch of others into the announced poke NOP5_ON, before one of its events."""
+    before = run.find(NOP5_ON, kind, number)
+    at = run.index(before)
+    run.events[at:at] = [{**event, "bytes": before["bytes"]} for event in batch]
+
+
+@pytest.mark.parametrize("kind", ["write", "end"], ids=["before its first write", "after its last round"])
+def test_found_and_announced_pokes_do_not_disturb_each_other(kind: str) -> None:
+    """text_mutex keeps them apart, but the window is open for longer than the poke lasts."""
     run = Run()
-    run.events[run.index(run.find(NOP5_ON, "end")):0] = []
-    at = run.index(run.find(NOP5_ON, "hold"))
-    run.events[at:at] = [{**event, "bytes": "cc1f440000"} for event in _batch()[:2]]
+    batch = _batch()
+    batch[2:2] = _trap(SITES[0], 1, SITES[0] + 5)
+    _beside(run, batch, kind=kind)
     watched = run.watched(NOP5_ON)
-    assert not run.violations(NOP5_ON)
+    assert [poke.seq for poke in watched.pokes] == [NOP5_ON]
+    assert [(poke.site, poke.announced) for poke in watched.found] == [(site, False) for site in SITES]
+    assert watched.all_pokes == [*watched.pokes, *watched.found]
+    assert not any(poke.violations for poke in watched.all_pokes)
+    assert watched.pokes[0].traps() == {0: 2, 1: 2}
+    assert [poke.traps() for poke in watched.found] == [{1: 1}, {}]
+    assert not watched.foreign_writes and not watched.foreign_int3
+
+
+def test_a_round_that_one_of_both_lacks_is_not_blamed_on_the_other() -> None:
+    run = Run()
+    _beside(run, _batch(rounds=(2, 3)), kind="write")
+    watched = run.watched(NOP5_ON)
+    assert [[v.claim for v in poke.violations] for poke in watched.all_pokes] == [[], ["sync"], ["sync"]]
+    assert all("a poke of the kernel's own" in poke.violations[0].text for poke in watched.found)
+
+    run = Run()
+    _drop_round(run, NOP5_ON, 2)
+    _beside(run, _batch(), kind="end")  # its syncs do not stand in for those of the poke before
+    watched = run.watched(NOP5_ON)
+    assert [[v.claim for v in poke.violations] for poke in watched.all_pokes] == [["sync"], [], []]
+    assert f"poke {NOP5_ON})" in watched.pokes[0].violations[0].text
+
+
+def test_a_found_poke_is_held_and_ended_by_nobody() -> None:
+    """Both are of the announced one."""
+    run = Run()
+    batch = _batch()
+    _beside(run, batch[: len(batch) - 4], kind="hold")  # without the last writes
+    for poke in run.watched(NOP5_ON).found:
+        assert not poke.violations
+        assert not poke.held
+        assert not poke.complete
+
+
+def test_a_site_is_found_each_time_that_it_is_poked() -> None:
+    there = _batch()
+    again = [{**event, "n": event["n"] + len(there)} for event in there]
+    watched = model.follow([*there, *again], (0, 1))
+    assert [poke.site for poke in watched.found] == [*SITES, *SITES]
+    assert not any(poke.violations for poke in watched.found)
+
+
+def test_a_found_poke_writes_with_interrupts_on_too() -> None:
+    events = _batch()
+    events[1].update(irqs=False)
+    assert _violations(events) == [[], ["irqs"]]
+
+
+def test_a_found_poke_whose_int3_stays_is_no_fault() -> None:
+    """A jump of a kprobe that is taken back ends so: arch/x86/kernel/kprobes/opt.c, arch_unoptimize_kprobe()."""
+    events = [event for event in _batch() if event.get("src") != NEW[:1].hex()]
+    assert _violations(events) == [[], []]
+
+
+def _write(address: int, data: str, before: str) -> Event:
+    common = {"n": 0, "t": 0.0, "step": 1, "kind": "write", "cpu": 0, "own": False, "irqs": True, "callers": []}
+    return {**common, "addr": address, "len": len(data) // 2, "src": data, "before": before}
+
+
+def test_text_that_is_written_over_a_site_later_is_no_part_of_its_poke() -> None:
+    """By whoever may do without int3: alternatives, a module's relocations."""
+    watched = model.follow([*_batch(), _write(SITES[0], OLD.hex(), NEW.hex() + "909090")], (0, 1))
+    assert [poke.violations for poke in watched.found] == [[], []]
+    assert len(watched.foreign_writes) == 1
+
+
+def test_a_poke_of_a_site_whose_int3_had_stayed_is_a_new_one() -> None:
+    stayed = [event for event in _batch() if event.get("src") != NEW[:1].hex()]
+    over = _batch()
+    for event in over:  # int3 is there already, and behind it what the poke before has written
+        if event.get("src") == "cc":
+            event["before"] = "cc" + NEW[1:].hex() + "909090"
+        elif event.get("src") == NEW[1:].hex():
+            event["before"] = NEW[1:].hex() + "90909090"
+    watched = model.follow([*stayed, *over], (0, 1))
+    assert [(poke.site, poke.written) for poke in watched.found] == [(site, n) for n in (2, 3) for site in SITES]
+    assert not any(poke.violations for poke in watched.found)
+
+
+def test_what_is_written_behind_a_kprobe_that_is_gone_is_no_tail() -> None:
+    begun = _batch()[0]
+    gone = _write(SITES[0], OLD[:1].hex(), "cc" + OLD[1:].hex() + "909090")
+    watched = model.follow([begun, gone, _write(SITES[0] + 1, "10", OLD[1:].hex() + "90909090")], (0, 1))
+    assert not watched.found
+    assert len(watched.foreign_writes) == 3
+
+
+@pytest.mark.parametrize("tail", ["", "10" * 8], ids=["nothing", "eight bytes"])
+def test_a_write_behind_a_kprobe_is_no_tail_unless_it_can_be_one(tail: str) -> None:
+    events = _batch()[:1]
+    behind = {**events[0], "addr": SITES[0] + 1, "src": tail, "len": len(tail) // 2}
+    watched = model.follow([*events, behind], (0, 1))
+    assert not watched.found
     assert len(watched.foreign_writes) == 2
+
+
+def test_the_bytes_of_the_announced_site_are_not_held_against_a_found_one() -> None:
+    events = _batch()
+    for event in events:
+        if event["kind"] == "sync":
+            event["bytes"] = "00"
+    assert _violations(events) == [[], []]
+
+
+def test_a_found_write_that_comes_upon_other_bytes() -> None:
+    events = _batch()
+    tail = next(event for event in events if event.get("addr") == SITES[0] + 1)
+    tail["before"] = "2f" + tail["before"][2:]  # not what the int3 write has seen there
+    last = [event for event in events if event.get("addr") == SITES[1]][-1]
+    last["before"] = OLD.hex() + last["before"][10:]  # the int3 is gone
+    assert _violations(events) == [["bytes"], ["bytes"]]
+
+
+def test_every_int3_is_counted_whosever_it_is() -> None:
+    """The ledger of GDB that QEMU's is compared with: announced, found, met before the tail, of nobody."""
+    run = Run()
+    batch = _batch()
+    met = next(n for n, event in enumerate(batch) if event.get("addr") == SITES[1] + 1) + 1
+    batch[met:met] = _trap(SITES[1], 1, SITES[1] + 5)
+    batch[2:2] = _trap(SITES[0], 1, SITES[0] + 5) + _trap(0x3000, 0, 0x3001)
+    _beside(run, batch, kind="write")
+    site = run.find(NOP5_ON, "window")["site"]
+    watched = run.watched(NOP5_ON)
+    assert watched.int3 == {(site, 0): 2, (site, 1): 2, (SITES[0], 1): 1, (SITES[1], 1): 1, (0x3000, 1): 1}
+    assert [event["ip"] for event in watched.foreign_int3] == [0x3000]
+    assert watched.int3.total() == sum(e["kind"] == "int3" for e in run.poke(NOP5_ON))
 
 
 @pytest.mark.parametrize(
@@ -332,7 +491,12 @@ def test_found_and_announced_pokes_do_not_disturb_each_other() -> None:
         ("e910000000", {0x1005, 0x1015}),
         ("e8fbffffff", {0x1005, 0x1000}),
         ("ebfe", {0x1002, 0x1000}),
+        ("e9fbffffff", {0x1005, 0x1000}),
+        ("eb7f", {0x1002, 0x1081}),
+        ("0f8000010000", {0x1006, 0x1106}),
         ("0f8400010000", {0x1006, 0x1106}),
+        ("0f8ffaffffff", {0x1006, 0x1000}),
+        ("0f9000010000", {0x1006}),
         ("0f1f440000", {0x1005}),
         ("6690", {0x1002}),
         ("90", {0x1001}),

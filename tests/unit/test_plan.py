@@ -37,6 +37,20 @@ def test_first_what_gdb_watches_and_last_what_wants_the_guest_for_itself() -> No
     assert [step.eyed for step in steps] == [True] * 5 + [False] * 5
 
 
+def test_nmis_and_what_goes_on_beside_come_last_in_the_order_of_the_request() -> None:
+    asked = [scenario("nmi", site="nop2", nmi=10), ALL[0], *ALL[1:3]]
+    steps = plan(asked, CPUS, 1.0, 1)
+    assert order(steps) == [
+        *[("nmi", "gated")] * 2, *[("site", "gated")] * 2,
+        ("site", "free"), ("code", "alone"), ("nmi", "free"), ("hotplug", "free"),
+    ]  # fmt: skip
+
+
+def test_weights_of_parts_that_do_not_run_free_take_no_time() -> None:
+    steps = plan([scenario("a", site="nop5"), scenario("s", code=Path("s.c"), watched=True, weight=4)], CPUS, 2.0, 1)
+    assert {step.scenario.name: milliseconds(step) for step in steps if not step.eyed} == {"a": 400, "s": 1600}
+
+
 def milliseconds(step: Step) -> int:
     return int(step.command.split(" ms=")[1].split()[0])
 
