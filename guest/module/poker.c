@@ -181,6 +181,8 @@ static void poke_free(const struct orch_step *step, struct orch_outcome *out, co
 			end = jiffies;
 		if (step->gap_us)
 			usleep_range(step->gap_us, step->gap_us + step->gap_us / 2);
+		else if (num_online_cpus() == 1)	/* or the hammer never runs */
+			usleep_range(200, 300);
 	}
 }
 
