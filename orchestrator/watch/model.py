@@ -298,6 +298,12 @@ class Found(Poke):
         super()._on_return(event)
         self._returned.append(event)  # what the instruction becomes is not yet known
 
+    def over(self, event: Event) -> None:
+        """Another poke begins, so that this one has let go of text_mutex: its last round must be over."""
+        if self._written == len(self.plan):
+            self._check_round(event, "the next poke")
+            self._round_closed = True
+
     def _on_hold(self, event: Event) -> None:
         """That of the announced poke."""
 
@@ -371,13 +377,15 @@ class Follower:
             self.watched.pokes.append(self._poke)
         elif kind == "write" and not event["own"]:
             self._write_of_another(event)
+        elif kind == "write":
+            self._let_go(event)
+            if self._poke:
+                self._poke.feed(event)
         elif kind in ("int3", "return"):
             self._trap(event)
         else:
             if self._poke:
                 self._poke.feed(event)
-            if kind == "write":
-                return
             # The bytes in an event are those of the announced site.
             aside = {key: value for key, value in event.items() if key != "bytes"}
             for found in self._found.values():
@@ -385,7 +393,15 @@ class Follower:
             if kind == "end":
                 self._poke = None
 
+    def _let_go(self, event: Event) -> None:
+        """An int3 write begins a poke, or a batch of which no other site is further: those before it are over."""
+        if bytes.fromhex(event["src"]) == INT3:
+            for found in self._found.values():
+                if found.tailed:
+                    found.over(event)
+
     def _write_of_another(self, event: Event) -> None:
+        self._let_go(event)
         if self._poke:
             self._poke.feed(event)
         for site in range(event["addr"] - 1, event["addr"] + 1):

@@ -285,6 +285,15 @@ def test_a_round_that_a_batch_lacks_is_lacking_at_each_site(missing: int) -> Non
     assert _violations(_batch(rounds=tuple({1, 2, 3} - {missing}))) == [["sync"], ["sync"]]
 
 
+def test_the_last_round_of_a_batch_must_be_over_when_the_next_poke_begins() -> None:
+    lacking, whole = _batch(rounds=(1, 2)), _batch()
+    assert _violations([*whole, *whole]) == [[], [], [], []]
+    assert _violations([*lacking, *whole]) == [["sync"], ["sync"], [], []]
+    announced = Run()
+    _beside(announced, lacking, kind="write")
+    assert [[v.claim for v in p.violations] for p in announced.watched(NOP5_ON).all_pokes] == [[], ["sync"], ["sync"]]
+
+
 def test_a_cpu_that_a_batch_left_out() -> None:
     assert _violations(_batch(cpus=(0,))) == [["sync", "sync"]] * 2
 
