@@ -71,6 +71,8 @@ def _parser() -> Parser:
     run.add_argument("--duration", type=float, default=3.0, metavar="S", help="seconds of free-running pokes (3)")
     run.add_argument("--soak", type=_seconds, default=0.0, metavar="TIME", help="again and again for 90s, 30m, 8h")
     run.add_argument("--seed", type=int, default=1, metavar="N", help="fixes every random choice (1)")
+    run.add_argument("--edit-text", type=Path, metavar="FILE",
+                     help="change the kernel's code in memory before poking it (docs/mutants.md)")
     run.add_argument("--qemu", type=Path, metavar="PATH", help="the qemu-system-x86_64 to use")
     run.add_argument("--output", type=Path, metavar="DIR", help="keep the results there")
     run.add_argument("--keep", nargs="?", const="failure", choices=("failure", "always"), metavar="always",
@@ -161,6 +163,7 @@ def _run(options: argparse.Namespace) -> int:
         soak=options.soak,
         seed=options.seed,
         qemu=options.qemu,
+        edits=options.edit_text,
         directory=options.output,
     )
 

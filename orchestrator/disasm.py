@@ -20,7 +20,7 @@ def disassemble(data: bytes, address: int, name: Name | None = None) -> str:
 
     name: for the target of a branch, which is then shown as `jmp 0xffffffffa0000ad2 <orch_nop5_new>`.
     """
-    return next(_instructions(data, address, name), (BAD, 0))[0]
+    return next(instructions(data, address, name), (BAD, 0))[0]
 
 
 def describe(data: bytes, address: int, old: bytes, new: bytes, name: Name | None = None) -> str:
@@ -67,13 +67,13 @@ def _mixture(data: bytes, old: bytes, new: bytes) -> str | None:
 def _all(data: bytes, address: int, name: Name | None) -> str:
     """`data` from its first to its last byte."""
     parts, done = [], 0
-    for text, length in _instructions(data, address, name):
+    for text, length in instructions(data, address, name):
         parts.append(text)
         done += length
     return "; ".join([*parts, BAD] if done < len(data) or not parts else parts)
 
 
-def _instructions(data: bytes, address: int, name: Name | None) -> Iterator[tuple[str, int]]:
+def instructions(data: bytes, address: int, name: Name | None) -> Iterator[tuple[str, int]]:
     """Text and length of one instruction after the other, up to the first bytes that do not decode."""
     machine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
     machine.syntax = capstone.CS_OPT_SYNTAX_ATT

@@ -57,6 +57,11 @@ def note_symbols(machine: Machine, kernel: Kernel, directory: Path, *, fetch: bo
     (directory / SYMBOLS).write_text(json.dumps(content, indent=1) + "\n")
 
 
+def kernel_symbols(directory: Path) -> Path:
+    """The file with the kernel's symbols that the symbols.json in `directory` names."""
+    return Path(json.loads((directory / SYMBOLS).read_text())["kernel"])
+
+
 def _from_guest(machine: Machine, kernel: Kernel, *, fetch: bool) -> Path:
     """A file with the kernel's own symbols. They are the same at each boot (nokaslr), so it is made once a kernel."""
     directory = cache_dir() / "symbols" / kernel.digest

@@ -11,6 +11,9 @@ went down in a scenario, console/SCENARIO. Any one of them will do; a mutant tha
 not counted as caught. Cannot-be-seen in its place gives the reason why no test of this kind could tell the difference;
 such mutants are listed and not counted.
 
+kernels/mutants/stock/NAME.yaml is a fault in kernels that nobody here builds: edits of their code in the guest's memory
+(textedit.py), and beside them title, violates, caught-by and kernels, the names of those that have it.
+
 Each is run by `orchestrator run` in a process of its own, like any kernel. Nothing in a check knows of mutants.
 """
 
@@ -29,7 +32,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
-from orchestrator import proc
+from orchestrator import proc, textedit
 from orchestrator.errors import EXIT_KERNEL_FAILED, EXIT_PASS, UsageError, nearest
 from orchestrator.kernel import definition
 from orchestrator.paths import PROJECT, state_dir
@@ -48,11 +51,12 @@ untested: no verdict on the kernel. healthy: nothing was broken, and it passed; 
 
 @dataclass(frozen=True)
 class Mutant:
-    """One fault. base: the kernel that it is in. caught_by: the checks that name it. unseen: why none could."""
+    """One fault. base: the kernel that it is in. fault: its file, None when nothing is broken. caught_by: the checks
+    that name it. unseen: why none could."""
 
     base: str
     name: str
-    patch: Path | None
+    fault: Path | None
     title: str
     violates: str = ""
     caught_by: tuple[str, ...] = ()
@@ -82,7 +86,7 @@ def read(patch: Path) -> Mutant:
     return Mutant(
         base=patch.parent.name,
         name=patch.stem,
-        patch=patch,
+        fault=patch,
         title=fields.get("Subject", patch.stem),
         violates=fields.get("Violates", ""),
         caught_by=caught_by,
@@ -90,9 +94,20 @@ def read(patch: Path) -> Mutant:
     )
 
 
+def read_edits(path: Path) -> list[Mutant]:
+    """Those in the file of edits `path`, one for each kernel."""
+    head = textedit.load(path)
+    try:
+        kernels, caught_by = head["kernels"], tuple(head["caught-by"])
+        return [Mutant(kernel, path.stem, path, head["title"], head["violates"], caught_by) for kernel in kernels]
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{path}: say title, violates, caught-by (a list) and kernels (a list): {error}") from error
+
+
 def select(only: Sequence[str] = (), kernel: str | None = None) -> list[Mutant]:
     """Those whose name matches one of the patterns `only`, of one base kernel or all."""
     known = [read(patch) for patch in sorted(DIRECTORY.glob("*/*.patch"))]
+    known += [mutant for edits in sorted(DIRECTORY.glob("stock/*.yaml")) for mutant in read_edits(edits)]
     bases = sorted({mutant.base for mutant in known})
     if kernel and kernel not in bases:
         raise UsageError(f"there are no mutants of {kernel}{nearest(kernel, bases)}; there are of {', '.join(bases)}")
@@ -106,7 +121,7 @@ def select(only: Sequence[str] = (), kernel: str | None = None) -> list[Mutant]:
 def healthy(kernels: Iterable[str], count: int) -> list[Mutant]:
     """The opposite proof: unbroken kernels, `count` times each with different seeds."""
     return [
-        Mutant(base=kernel, name=f"healthy-{seed}", patch=None, title=f"nothing is broken, seed {seed}")
+        Mutant(base=kernel, name=f"healthy-{seed}", fault=None, title=f"nothing is broken, seed {seed}")
         for kernel in kernels
         for seed in range(1, count + 1)
     ]
@@ -146,7 +161,7 @@ def _identity(mutant: Mutant) -> str:
     folder = definition.DEFINITIONS
     base = sorted([*(folder / mutant.base).glob("**/*"), folder / f"{mutant.base}.yaml"])
     digest = hashlib.sha256(repr((mutant.base, mutant.name, RUN)).encode())
-    for file in [*([mutant.patch] if mutant.patch else []), *base, *program]:
+    for file in [*([mutant.fault] if mutant.fault else []), *base, *program]:
         if file.is_file() and file.name != Path(__file__).name:
             digest.update(file.read_bytes())
     return f"{mutant.base.replace(':', '-')}-{mutant.name}-{digest.hexdigest()[:16]}"
@@ -154,9 +169,11 @@ def _identity(mutant: Mutant) -> str:
 
 def _run(mutant: Mutant, directory: Path) -> Result:
     proc.run(["rm", "-rf", directory])
-    seed = mutant.name.rpartition("-")[2] if mutant.patch is None else "1"
+    seed = mutant.name.rpartition("-")[2] if mutant.fault is None else "1"
     command = [sys.executable, "-m", "orchestrator", "run", "--kernel", mutant.base, "--seed", seed, *RUN]
-    command += ["--output", str(directory), *(["--patch", str(mutant.patch)] if mutant.patch else [])]
+    command += ["--output", str(directory)]
+    if mutant.fault:
+        command += ["--patch" if mutant.fault.suffix == ".patch" else "--edit-text", str(mutant.fault)]
     start = time.monotonic()
     try:
         subprocess.run(
@@ -189,7 +206,7 @@ def failed(verdict: dict[str, Any]) -> tuple[str, ...]:
 
 def judge(mutant: Mutant, status: int, outcome: str, checks: tuple[str, ...]) -> Standing:
     """What one run of a mutant comes to."""
-    if mutant.patch is None:
+    if mutant.fault is None:
         return "healthy" if status == EXIT_PASS else "blamed" if status == EXIT_KERNEL_FAILED else "untested"
     if status == EXIT_PASS:
         return "missed"

@@ -41,7 +41,7 @@ class Observer:
     ledger: QEMU's count of int3. duration: seconds of the free-running part. seed: of the random choices. directory:
     receives guest.ktap, events.jsonl and, when the guest does not go on, cpus.json. vmlinux: names its functions.
     again: asked when all scenarios were run and `evidence` is complete; true for once more, with evidence made anew.
-    loaded: called when the test module is loaded and nothing was poked.
+    loaded: called when the test module is loaded and nothing was poked. attached: called after that, when GDB is there.
     """
 
     machine: Machine
@@ -54,6 +54,7 @@ class Observer:
     vmlinux: Path | None = None
     again: Callable[[], bool] = lambda: False
     loaded: Callable[[], None] = lambda: None
+    attached: Callable[[Watch], None] = lambda _: None
 
     def prepare(self) -> tuple[dict[str, int], list[str]]:
         """Boot, and load the test module. Returns what _load_module() does. Raises BootError."""
@@ -73,6 +74,7 @@ class Observer:
         """Raises BootError when nothing could be poked, else what ended the run early, if anything did."""
         addresses, of_module = self.prepare()
         with Watch(self.machine, addresses, self.directory) as watch:
+            self.attached(watch)
             for cycle in itertools.count():
                 try:
                     self._poke_everything(watch, self.seed + cycle)

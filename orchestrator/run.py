@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from orchestrator import interactive, tools, ui
+from orchestrator import interactive, textedit, tools, ui
 from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.guest import initramfs, module
 from orchestrator.kernel.model import Kernel, KernelRequest
@@ -33,6 +33,8 @@ from orchestrator.soak import Soaking
 from orchestrator.verdict.evidence import Evidence
 from orchestrator.verdict.outcome import Verdict, judge
 from orchestrator.watch.ledger import Ledger
+from orchestrator.watch.symbols import of_vmlinux
+from orchestrator.watch.watch import Watch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,8 @@ class RunSpec:
     smp: CPUs. accel: one of machine.accel.CHOICES. cpu: QEMU's model, None for the accelerator's. memory: MiB.
     scenarios: names or shell patterns, none for all. duration: seconds of the free-running part, all scenarios
     together. soak: seconds for which all of it is done again and again, 0 for once. seed: fixes every random choice.
-    qemu: a binary to use instead of our own. directory: for the results.
+    qemu: a binary to use instead of our own. edits: a file of edits of the kernel's text (textedit.py). directory: for
+    the results.
     """
 
     kernel: KernelRequest = field(default_factory=KernelRequest)
@@ -55,6 +58,7 @@ class RunSpec:
     soak: float = 0.0
     seed: int = 1
     qemu: Path | None = None
+    edits: Path | None = None
     directory: Path | None = None
 
     def __post_init__(self) -> None:
@@ -96,6 +100,7 @@ def run(spec: RunSpec, keep: Callable[[RunResult, Machine | None], None] | None 
 
     keep: called with the result, and the machine if one was started, which ends when it returns.
     """
+    edits = textedit.read(spec.edits) if spec.edits else []
     cell = _cell(spec)
     evidence = cell.evidence
     ui.durations.clear()
@@ -104,6 +109,8 @@ def run(spec: RunSpec, keep: Callable[[RunResult, Machine | None], None] | None 
         try:
             observer = guest.enter_context(_guest(cell, attachable=keep is not None))
             machine = observer.machine
+            if edits:
+                observer = replace(observer, attached=lambda watch: _edit_text(edits, watch, cell))
             if spec.soak:
                 observer = replace(observer, again=Soaking(spec.soak, machine, evidence))
             try:
@@ -158,7 +165,7 @@ def _guest(cell: _Cell, *, attachable: bool) -> Iterator[Observer]:
     with Machine(cell.machine, directory, keys, attachable=attachable) as machine:
         yield Observer(
             machine, ledger, scenarios, spec.duration, spec.seed, directory, evidence, kernel.vmlinux,
-            loaded=lambda: interactive.note_symbols(machine, kernel, directory, fetch=attachable),
+            loaded=lambda: interactive.note_symbols(machine, kernel, directory, fetch=attachable or bool(spec.edits)),
         )
 
 
@@ -241,6 +248,19 @@ def _machine_spec(
     return machine, ledger
 
 
+# -- while the guest runs
+
+
+def _edit_text(edits: Sequence[textedit.Edit], watch: Watch, cell: _Cell) -> None:
+    """Change the kernel's code in memory. The verdict says so: it is about the kernel as it is then."""
+    lines = of_vmlinux(interactive.kernel_symbols(cell.directory))
+    with watch.memory() as (read, write):
+        for change in textedit.locate(edits, lines, read):
+            write(change.address, change.new)
+            cell.evidence.edited.append(f"{change.text} ({change.old.hex(' ')} -> {change.new.hex(' ')})")
+            ui.say(f"edited: {cell.evidence.edited[-1]}")
+
+
 # -- after the guest
 
 
@@ -254,6 +274,7 @@ def _write_verdict(result: RunResult) -> None:
         if result.kernel is None
         else {"name": result.kernel.name, "release": result.kernel.release, "digest": result.kernel.digest}
         | {"origin": result.kernel.origin},
+        "edited": result.evidence.edited,
         "stuck": result.evidence.stuck,
         "soak": asdict(result.evidence.soak) if result.evidence.soak else None,
         "checks": [asdict(check) for check in verdict.results],

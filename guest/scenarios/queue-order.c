@@ -7,7 +7,9 @@
  * order: 320
  * symbols: [text_poke_queue, text_poke_finish, smp_text_poke_batch_add, smp_text_poke_batch_finish]
  */
+#include <linux/cpumask.h>
 #include <linux/delay.h>
+#include <linux/irqflags.h>
 #include <linux/mutex.h>
 #include <linux/string.h>
 #include "compat.h"
@@ -16,6 +18,8 @@
 /* More than a batch has room for: TP_VEC_MAX, TEXT_POKE_ARRAY_MAX are 256. */
 #define SITES	260
 #define SPACING	16
+/* Looks at memory, of 1 us and more each. */
+#define A_WHILE	300
 
 /*
  * A function of @SITES jumps of five bytes, each to the next: a pass goes
@@ -56,16 +60,40 @@ static queue_t queue;
 static queue_t single;
 static finish_t finish;
 static bool hammering;
+/* The first that is written of those to be poked. */
+static u8 *first;
 
 static u8 *site(unsigned int i)
 {
 	return orch_queue_sites + i * SPACING;
 }
 
+/*
+ * With interrupts off this CPU holds up the round that comes after the int3. So
+ * when the first of them is there it has but to wait for the others, and meets
+ * them all.
+ */
+static void pass_in_round(void)
+{
+	unsigned int spins;
+
+	local_irq_disable();
+	for (spins = 0; spins < A_WHILE && READ_ONCE(*READ_ONCE(first)) != 0xcc; spins++)
+		cpu_relax();
+	if (spins < A_WHILE)
+		for (spins = 0; spins < A_WHILE; spins++)
+			cpu_relax();
+	orch_queue_pass();
+	local_irq_enable();
+}
+
 static int hammer(struct orch_run *run, int cpu, void *arg)
 {
 	while (READ_ONCE(hammering)) {
-		orch_queue_pass();
+		if (cpu == cpumask_first(cpu_online_mask))
+			pass_in_round();
+		else
+			orch_queue_pass();
 		usleep_range(20, 50);
 	}
 	return 0;
@@ -85,6 +113,7 @@ static void expect_all(struct orch_run *run, const u8 *bytes, unsigned int from,
 /* The high address waits in the queue while a low one is poked: 2aebf5ee43bf. */
 static void high_then_low(struct orch_run *run, struct mutex *lock, const u8 *to)
 {
+	WRITE_ONCE(first, site(200));
 	mutex_lock(lock);
 	queue(site(200), to, 5, jump);
 	single(site(10), to, 5, jump);
@@ -98,6 +127,7 @@ static void descending(struct orch_run *run, struct mutex *lock, const u8 *to)
 {
 	int i;
 
+	WRITE_ONCE(first, site(40));
 	mutex_lock(lock);
 	for (i = 40; i > 30; i--)
 		queue(site(i), to, 5, jump);
@@ -110,6 +140,7 @@ static void overflowing(struct orch_run *run, struct mutex *lock, const u8 *to)
 {
 	int i;
 
+	WRITE_ONCE(first, site(0));
 	mutex_lock(lock);
 	for (i = 0; i < SITES; i++)
 		queue(site(i), to, 5, jump);
@@ -130,6 +161,7 @@ ORCH_SCENARIO(queue_order)
 		return orch_skip(run, "this kernel pokes one site at a time and has no queue");
 
 	hammering = true;
+	first = site(0);
 	hammers = orch_workers_start(run, cpu_online_mask, hammer, NULL);
 	do {
 		high_then_low(run, lock, nop);

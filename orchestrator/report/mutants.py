@@ -43,8 +43,8 @@ def show(pairs: Pairs, seconds: float, console: Console) -> None:
 def score(pairs: Pairs, seconds: float) -> str:
     """One sentence."""
     counted = [(mutant, result) for mutant, result in pairs if not mutant.unseen]
-    broken = Counter(result.standing for mutant, result in counted if mutant.patch)
-    whole = Counter(result.standing for mutant, result in counted if not mutant.patch)
+    broken = Counter(result.standing for mutant, result in counted if mutant.fault)
+    whole = Counter(result.standing for mutant, result in counted if not mutant.fault)
     parts = []
     if broken:
         rest = ", ".join(f"{count} {word}" for word, count in broken.items() if word != "caught")
@@ -59,7 +59,7 @@ def score(pairs: Pairs, seconds: float) -> str:
 
 def write(pairs: Pairs, seconds: float, directory: Path) -> None:
     """mutants.json, mutants.html and mutants.md in `directory`."""
-    rows = [{**asdict(mutant), "patch": str(mutant.patch or ""), **asdict(result)} for mutant, result in pairs]
+    rows = [{**asdict(mutant), "fault": str(mutant.fault or ""), **asdict(result)} for mutant, result in pairs]
     told = score(pairs, seconds)
     content = {"score": told, "seconds": round(seconds), "results": rows}
     (directory / "mutants.json").write_text(json.dumps(content, indent=1) + "\n")
@@ -80,14 +80,14 @@ def write(pairs: Pairs, seconds: float, directory: Path) -> None:
 def _markdown(pairs: Pairs, told: str) -> str:
     lines = [told, "", "| kernel | mutant | what is broken | caught by | s |", "|---|---|---|---|---|"]
     for mutant, result in pairs:
-        if not mutant.patch:
+        if not mutant.fault:
             continue
         named = ", ".join(f"`{check}`" for check in result.checks if check in mutant.caught_by)
         by = named if result.standing == "caught" else result.standing
         by = f"not counted: {mutant.unseen}" if mutant.unseen else by
         title = mutant.title.partition(": ")[2] or mutant.title
         lines.append(f"| {mutant.base} | {mutant.name} | {title} | {by} | {result.seconds:.0f} |")
-    whole = Counter((mutant.base, result.standing) for mutant, result in pairs if not mutant.patch)
+    whole = Counter((mutant.base, result.standing) for mutant, result in pairs if not mutant.fault)
     lines += ["", *(f"{base}, not broken: {count} x {standing}" for (base, standing), count in sorted(whole.items()))]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -99,7 +99,8 @@ class Evidence:
     proves nothing, empty if it does. stuck: where each CPU was when the guest did not go on, a line each. untrusted:
     why this machine's emulator could itself be what failed, None where it is not known to be. names: functions by
     address, as far as they were asked for. others: how many pokes were the kernel's own, by the function behind them.
-    soak: the rounds of a run that goes on for long; the rest is the last round's.
+    soak: the rounds of a run that goes on for long; the rest is the last round's. edited: what was changed in the
+    kernel's code before anything was poked.
     """
 
     asked: int
@@ -120,6 +121,7 @@ class Evidence:
     names: Symbols = field(default_factory=lambda: Symbols([]))
     others: Counter[str] = field(default_factory=Counter)
     soak: Soak | None = None
+    edited: list[str] = field(default_factory=list)
 
     def look_at(self, scanner: Scanner) -> None:
         """Take what the console's scan has found up to now."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,21 @@ class Watch:
         yield
         with self._stopped():
             self._gdb.console("python WATCH.close()")
+
+    @contextlib.contextmanager
+    def memory(self) -> Iterator[tuple[Callable[[int, int], bytes], Callable[[int, bytes], None]]]:
+        """With the guest stopped: functions that read bytes of its memory, and that write them, its code included."""
+
+        def read(address: int, size: int) -> bytes:
+            said = self._gdb.console(f"python print(bytes({inferior}.read_memory({address}, {size})).hex())")
+            return bytes.fromhex(said)
+
+        def write(address: int, data: bytes) -> None:
+            self._gdb.console(f"python {inferior}.write_memory({address}, bytes.fromhex('{data.hex()}'))")
+
+        inferior = "gdb.selected_inferior()"
+        with self._stopped():
+            yield read, write
 
     def tend(self) -> None:
         """Called while the run waits for the guest: have it go on when it stopped though nobody wanted that."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import mutants, scenario
+from orchestrator import mutants, scenario, textedit
 from orchestrator.errors import UsageError
 from orchestrator.kernel import definition
 from orchestrator.mutants import Mutant, Result
@@ -20,29 +20,31 @@ ALL = mutants.select()
 
 @pytest.mark.parametrize("mutant", ALL, ids=lambda mutant: f"{mutant.base}/{mutant.name}")
 def test_each_says_what_is_broken_and_who_is_to_notice(mutant: Mutant) -> None:
-    assert mutant.base in definition.names()
+    assert mutant.base in definition.names() or mutant.base.startswith("debian:")
     assert mutant.title and mutant.violates
     known = {*CLAIMS, *(function.__name__ for function in CHECKS)}
     known |= {f"{check}/{entry.name}" for check in ("guest", "console") for entry in scenario.load_all()}
     assert set(mutant.caught_by) <= known
     assert bool(mutant.caught_by) != bool(mutant.unseen)
-    assert mutant.patch and "\n--- a/" in mutant.patch.read_text()
+    assert mutant.fault
+    assert textedit.read(mutant.fault) if mutant.fault.suffix == ".yaml" else "\n--- a/" in mutant.fault.read_text()
 
 
 def test_there_are_enough_of_both_algorithms() -> None:
     counted = [mutant.base for mutant in ALL if not mutant.unseen]
     assert len(counted) >= 40
     assert min(counted.count(base) for base in ("6.1-int3", "6.1-plain")) >= 15
+    assert min(counted.count(base) for base in ("debian:6.12", "debian:7.3")) >= 8
 
 
 def test_select_by_pattern_and_kernel() -> None:
-    assert {mutant.name for mutant in mutants.select(["sync-after-*"])} == {
+    assert {mutant.name for mutant in mutants.select(["sync-after-*"], "6.1-int3")} == {
         "sync-after-int3-missing", "sync-after-tail-missing", "sync-after-first-byte-missing"
     }  # fmt: skip
     assert {mutant.base for mutant in mutants.select((), "6.1-plain")} == {"6.1-plain"}
     with pytest.raises(UsageError, match="did you mean no-int3"):
         mutants.select(["no-int4"])
-    with pytest.raises(UsageError, match=r"there are of 6\.1-int3, 6\.1-plain"):
+    with pytest.raises(UsageError, match=r"there are of 6\.1-int3, 6\.1-plain, debian"):
         mutants.select((), "6.2")
 
 
@@ -60,8 +62,8 @@ def test_a_head_that_does_not_say_it_is_wrong(tmp_path: Path, head: str, said: s
         mutants.read(patch)
 
 
-BROKEN = Mutant(base="k", name="m", patch=Path("m.patch"), title="t", caught_by=("sync", "guest/held-off"))
-WHOLE = Mutant(base="k", name="healthy-1", patch=None, title="t")
+BROKEN = Mutant(base="k", name="m", fault=Path("m.patch"), title="t", caught_by=("sync", "guest/held-off"))
+WHOLE = Mutant(base="k", name="healthy-1", fault=None, title="t")
 
 
 @pytest.mark.parametrize(
@@ -113,7 +115,7 @@ def test_a_result_is_kept_for_its_content_and_not_run_again(
         return Result(mutant.base, mutant.name, standing, ("sync",), "why", 1.0, str(directory))
 
     monkeypatch.setattr(mutants, "_run", run)
-    chosen = [Mutant(base="k", name=name, patch=None, title="t") for name in ("a", "b", "infra")]
+    chosen = [Mutant(base="k", name=name, fault=None, title="t") for name in ("a", "b", "infra")]
     came: list[str] = []
     for _ in range(2):
         results = mutants.run_all(chosen, 2, False, lambda mutant, result: came.append(mutant.name))
@@ -126,7 +128,7 @@ def test_a_result_is_kept_for_its_content_and_not_run_again(
 
 
 def test_the_table_counts_what_can_be_counted(tmp_path: Path) -> None:
-    unseen = Mutant(base="k", name="barrier", patch=Path("b"), title="t", unseen="strong <order>")
+    unseen = Mutant(base="k", name="barrier", fault=Path("b"), title="t", unseen="strong <order>")
     pairs = [
         (BROKEN, Result("k", "m", "caught", ("sync",), "r", 10.0, "")),
         (BROKEN, Result("k", "m2", "missed", (), "r", 10.0, "")),
