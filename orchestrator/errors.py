@@ -49,6 +49,10 @@ class InfraError(OrchestratorError):
     outcome = "infra"
 
 
+class GuestRefused(InfraError):
+    """The test module did not understand a command that is right: either of them is broken, or the guest's memory is."""
+
+
 class LostVM(OrchestratorError):
     """The virtual machine went away in mid-run (QEMU died, the guest reset itself)."""
 

@@ -13,7 +13,7 @@ from operator import itemgetter
 from pathlib import Path
 
 from orchestrator import ui
-from orchestrator.errors import BootError, InfraError, OrchestratorError
+from orchestrator.errors import BootError, GuestRefused, OrchestratorError
 from orchestrator.guest import ktap, module
 from orchestrator.machine.faults import KernelFault, TimedOut
 from orchestrator.machine.machine import Machine
@@ -169,7 +169,7 @@ class Observer:
         with self._not_silent(patience):
             status, said = self.machine.ssh.run("steps", timeout, stdin=lines.encode())
         if status:
-            raise InfraError(f"the test module refused a command: {' '.join(said.split())}")
+            raise GuestRefused(f"the test module refused a command: {' '.join(said.split())}")
         return said
 
     @contextlib.contextmanager

@@ -31,7 +31,9 @@ extern u8 orch_call_old[], orch_call_new[], orch_call_int3[], orch_call_handler[
 
 /*
  * A NOP that becomes a jump to the pad behind it, and back. The comparison
- * before it leaves the zero flag set, for a jump that asks for it.
+ * before it leaves the zero flag set, for a jump that asks for it. The pad is
+ * 11 bytes away, as the first byte of the NOP before the rest of that jump is
+ * ud2 then (0f 0b): who executes it says so at once, and writes nowhere.
  */
 #define DEFINE_NOP_SITE(name, nop, where)					\
 PASS enum orch_result orch_pass_##name(void)					\
@@ -42,7 +44,9 @@ PASS enum orch_result orch_pass_##name(void)					\
 		 where								\
 		 GLOBAL(orch_##name##_site)					\
 		 ".byte " nop "\n\t"						\
-		 "jmp %l[l_old]\n"						\
+		 ".byte 0xe9\n\t"						\
+		 ".long %l[l_old] - (. + 4)\n\t"				\
+		 ".skip 6, 0x90\n"						\
 		 GLOBAL(orch_##name##_new)					\
 		 "jmp %l[l_new]\n"						\
 		 GLOBAL(orch_##name##_int3)					\

@@ -20,6 +20,7 @@
 #define SPACING	16
 /* Looks at memory, of 1 us and more each. */
 #define A_WHILE	300
+#define TRIES	20
 
 /*
  * A function of @SITES jumps of five bytes, each to the next: a pass goes
@@ -62,6 +63,8 @@ static finish_t finish;
 static bool hammering;
 /* The first that is written of those to be poked. */
 static u8 *first;
+/* How often a CPU went through with all of them in place. */
+static unsigned int met;
 
 static u8 *site(unsigned int i)
 {
@@ -80,9 +83,11 @@ static void pass_in_round(void)
 	local_irq_disable();
 	for (spins = 0; spins < A_WHILE && READ_ONCE(*READ_ONCE(first)) != 0xcc; spins++)
 		cpu_relax();
-	if (spins < A_WHILE)
+	if (spins < A_WHILE) {
 		for (spins = 0; spins < A_WHILE; spins++)
 			cpu_relax();
+		WRITE_ONCE(met, met + 1);
+	}
 	orch_queue_pass();
 	local_irq_enable();
 }
@@ -149,6 +154,18 @@ static void overflowing(struct orch_run *run, struct mutex *lock, const u8 *to)
 	expect_all(run, to, 0, SITES, "one batch and more");
 }
 
+/* There and back, until a CPU was there in time. */
+static void until_met(struct orch_run *run, struct mutex *lock,
+		      void (*poke)(struct orch_run *run, struct mutex *lock, const u8 *to))
+{
+	unsigned int before = READ_ONCE(met), tries;
+
+	for (tries = 0; tries < TRIES && READ_ONCE(met) == before; tries++) {
+		poke(run, lock, nop);
+		poke(run, lock, jump);
+	}
+}
+
 ORCH_SCENARIO(queue_order)
 {
 	struct mutex *lock = (struct mutex *)orch_symbol("text_mutex");
@@ -164,12 +181,9 @@ ORCH_SCENARIO(queue_order)
 	first = site(0);
 	hammers = orch_workers_start(run, cpu_online_mask, hammer, NULL);
 	do {
-		high_then_low(run, lock, nop);
-		high_then_low(run, lock, jump);
-		descending(run, lock, nop);
-		descending(run, lock, jump);
-		overflowing(run, lock, nop);
-		overflowing(run, lock, jump);
+		until_met(run, lock, high_then_low);
+		until_met(run, lock, descending);
+		until_met(run, lock, overflowing);
 	} while (orch_go_on(run));
 	WRITE_ONCE(hammering, false);
 	orch_workers_join(hammers);

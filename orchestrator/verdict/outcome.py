@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator.errors import EXIT_KERNEL_FAILED, EXIT_PASS, EXIT_UNTESTABLE, BootError, LostVM
+from orchestrator.errors import EXIT_KERNEL_FAILED, EXIT_PASS, EXIT_UNTESTABLE, BootError, GuestRefused, LostVM
 from orchestrator.verdict.checks import KERNEL_FAILED, Result, kernel_faults, run_checks
 from orchestrator.verdict.evidence import Evidence
 from orchestrator.watch.model import CLAIMS
@@ -55,8 +55,8 @@ def _judge(evidence: Evidence, results: tuple[Result, ...]) -> Verdict:
                 where = f", in scenario {evidence.running.scenario.name}" if evidence.running and finding.fatal else ""
                 reason = f"the kernel reports: {finding.text}{where}{f'; {claim}' if claim else ''}"
                 return Verdict(kind, reason, results)
-    # What was seen of a poke before the machine went away stands, and may well be why it went.
-    if isinstance(broken, LostVM) and claim:
+    # What was seen of a poke before the machine went away, or mad, stands, and may well be why.
+    if isinstance(broken, LostVM | GuestRefused) and claim:
         return Verdict("fail", f"{claim}; and then {broken}", results)
     if broken is not None and broken.outcome not in KERNEL_FAILED:
         return Verdict(broken.outcome, str(broken), results)

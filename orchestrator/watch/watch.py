@@ -123,6 +123,7 @@ class Watch:
     def look(self) -> list[dict[str, Any]]:
         """Where each CPU is: cpu, rip, rsp, eflags, stack (words that may be return addresses, innermost first)."""
         with self._stopped():
+            self._gdb.console("python WATCH.see_returns()")  # the last before a panic: no stop has come since
             return list(json.loads(self._gdb.console("python print(json.dumps(WATCH.cpus()))")))
 
     def survey(self, seconds: float) -> list[dict[str, int]]:
