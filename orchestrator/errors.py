@@ -50,7 +50,7 @@ class InfraError(OrchestratorError):
 
 
 class GuestRefused(InfraError):
-    """The test module did not understand a command that is right: either of them is broken, or the guest's memory is."""
+    """The test module did not understand a command that is right: either is broken, or the guest's memory is."""
 
 
 class LostVM(OrchestratorError):

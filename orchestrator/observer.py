@@ -254,8 +254,9 @@ class Observer:
         if not wanted:
             return
         lines = symbols.of_vmlinux(self.vmlinux)
-        if not lines and evidence.broken is None:
+        if not lines:
             with contextlib.suppress(OrchestratorError):
+                self.machine.check()  # or there is nobody to ask
                 pattern = "|".join(symbols.prefixes(wanted))
                 _, text = self.machine.ssh.run(f"grep -E '^({pattern})' /proc/kallsyms")
                 lines = text.splitlines()
