@@ -14,6 +14,7 @@ number: which of several matches counts, from 1; without it there must be just o
 
     nop             nothing
     always          for a conditional jump: the jump
+    call NAME       for a call of five bytes: a call of that function
     .. .. 00        bytes, where .. keeps the one that is there
 """
 
@@ -35,6 +36,7 @@ from orchestrator.watch.symbols import TEXT, Symbols
 Read = Callable[[int, int], bytes]
 """Address and number of bytes of the guest's memory to what is there."""
 NOPS = {1: "90", 2: "6690", 3: "0f1f00", 4: "0f1f4000", 5: "0f1f440000", 6: "660f1f440000", 7: "0f1f8000000000"}
+PUT = r"nop|always|call \w+|(([0-9a-f]{2}|\.\.)( |$))+"
 FIELDS = frozenset({"function", "find", "after", "number", "put"})
 
 
@@ -90,8 +92,8 @@ def _edit(path: Path, entry: Any) -> Edit:
             re.compile(pattern)
         except re.error as error:
             raise UsageError(f"{path}: {pattern!r} is no regular expression: {error}") from error
-    if entry["put"] not in ("nop", "always") and not re.fullmatch(r"(([0-9a-f]{2}|\.\.)( |$))+", entry["put"]):
-        raise UsageError(f"{path}: put is nop, always, or bytes such as '.. 00', not {entry['put']!r}")
+    if not re.fullmatch(PUT, entry["put"]):
+        raise UsageError(f"{path}: put is nop, always, call NAME, or bytes such as '.. 00', not {entry['put']!r}")
     return Edit(tuple(functions), entry["find"], entry["put"], entry.get("after", ""), number)
 
 
@@ -127,7 +129,8 @@ def _change(
         raise UsageError(f"{function} of this kernel has {which} that matches {edit.find!r}")
     offset, size, text = found[(edit.number or 1) - 1]
     old = code[offset : offset + size]
-    return Change(start + offset, old, _new(edit, old, text), f"{function}+{offset:#x}: {text}")
+    new = _called(edit, start + offset, old, text, starts) if edit.put.startswith("call ") else _new(edit, old, text)
+    return Change(start + offset, old, new, f"{function}+{offset:#x}: {text}")
 
 
 def _matches(edit: Edit, code: bytes, start: int, names: Symbols) -> Iterator[tuple[int, int, str]]:
@@ -142,6 +145,13 @@ def _matches(edit: Edit, code: bytes, start: int, names: Symbols) -> Iterator[tu
 
 def _plain(name: str | None) -> str | None:
     return name.removesuffix("+0x0") if name else None
+
+
+def _called(edit: Edit, address: int, old: bytes, text: str, starts: Mapping[str, int]) -> bytes:
+    name = edit.put.removeprefix("call ")
+    if old[:1] != b"\xe8" or name not in starts:
+        raise UsageError(f"`{text}` cannot become a call of {name}: it is no call, or the kernel has no such function")
+    return b"\xe8" + (starts[name] - (address + 5)).to_bytes(4, "little", signed=True)
 
 
 def _new(edit: Edit, old: bytes, text: str) -> bytes:

@@ -30,25 +30,28 @@ extern u8 orch_call_site[];
 extern u8 orch_call_old[], orch_call_new[], orch_call_int3[], orch_call_handler[];
 
 /*
- * A NOP that becomes a jump to the pad behind it, and back. The comparison
- * before it leaves the zero flag set, for a jump that asks for it. The pad is
- * 11 bytes away, as the first byte of the NOP before the rest of that jump is
- * ud2 then (0f 0b): who executes it says so at once, and writes nowhere.
+ * A NOP that becomes a jump to a pad, and back. The comparison before it leaves
+ * the zero flag set, for a jump that asks for it. The pad is 11 bytes behind, or
+ * 245 before the end of the NOP, as the first byte of the NOP and the rest of
+ * that jump are ud2 then (0f 0b): who executes it says so at once, and writes
+ * nowhere.
  */
-#define DEFINE_NOP_SITE(name, nop, where)					\
+#define PAD(name)	GLOBAL(orch_##name##_new) "jmp %l[l_new]\n"
+#define PAD_BEHIND(name) ".skip 6, 0x90\n" PAD(name)
+#define PAD_BEFORE(name) PAD(name) ".org orch_" #name "_new + 240, 0xcc\n"
+
+#define DEFINE_NOP_SITE(name, nop, before, behind)				\
 PASS enum orch_result orch_pass_##name(void)					\
 {										\
 	asm goto(NEVER								\
 		 "jne orch_" #name "_new\n\t"					\
 		 "jne orch_" #name "_int3\n\t"					\
-		 where								\
+		 before								\
 		 GLOBAL(orch_##name##_site)					\
 		 ".byte " nop "\n\t"						\
 		 ".byte 0xe9\n\t"						\
 		 ".long %l[l_old] - (. + 4)\n\t"				\
-		 ".skip 6, 0x90\n"						\
-		 GLOBAL(orch_##name##_new)					\
-		 "jmp %l[l_new]\n"						\
+		 behind								\
 		 GLOBAL(orch_##name##_int3)					\
 		 "jmp %l[l_int3]\n"						\
 		 : : : "cc", "memory" : l_old, l_new, l_int3);			\
@@ -61,25 +64,25 @@ l_int3:										\
 }
 
 /* nop5 <-> jmp32 and nop2 <-> jmp8: what jump labels do (two bytes since 5.15). */
-DEFINE_NOP_SITE(nop5, "0x0f, 0x1f, 0x44, 0x00, 0x00", "")
-DEFINE_NOP_SITE(nop2, "0x66, 0x90", "")
+DEFINE_NOP_SITE(nop5, "0x0f, 0x1f, 0x44, 0x00, 0x00", "", PAD_BEHIND(nop5))
+DEFINE_NOP_SITE(nop2, "0x66, 0x90", "", PAD_BEHIND(nop2))
 
 /*
  * jne <-> je, with the zero flag set. Conditional jumps of six bytes are patched
  * since 6.3 (static calls that are tail calls) into each other only: 6.1 takes
  * the 0x0f before them for granted (text_poke_bp_batch()).
  */
-DEFINE_NOP_SITE(jcc, "0x0f, 0x85\n\t.long orch_jcc_int3 - (. + 4)", "")
+DEFINE_NOP_SITE(jcc, "0x0f, 0x85\n\t.long orch_jcc_int3 - (. + 4)", "", PAD_BEHIND(jcc))
 
 /*
  * The first byte is the last one of a cache line, or three of the five are on
  * one page and two on the next: each with its own write, and no write in both
- * is atomic.
+ * is atomic. On both pages each byte changes, so that none can be missed.
  */
 DEFINE_NOP_SITE(line, "0x0f, 0x1f, 0x44, 0x00, 0x00",
-		"jmp orch_line_site\n\t.balign 64, 0xcc\n\t.skip 63, 0xcc\n")
+		"jmp orch_line_site\n\t.balign 64, 0xcc\n\t.skip 63, 0xcc\n", PAD_BEHIND(line))
 DEFINE_NOP_SITE(page, "0x0f, 0x1f, 0x44, 0x00, 0x00",
-		"jmp orch_page_site\n\t.balign 4096, 0xcc\n\t.skip 4093, 0xcc\n")
+		"jmp orch_page_site\n\t.balign 4096, 0xcc\n\t.skip 4093 - 240, 0xcc\n" PAD_BEFORE(page), "")
 
 /*
  * jmp32 <-> jmp32 with displacements 0x140 and 0x280: the first byte is the

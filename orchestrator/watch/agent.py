@@ -20,11 +20,12 @@ One JSON object a line goes to the events file, written through at once:
     cpu    number of the virtual CPU that stopped
     bytes  the site's bytes at that moment, hex, while a window is open
 
-and by kind: window: site, from, to, seq, task, targets; write and hold: addr, len, src (hex), own, irqs (bool), and
-where the module has not announced it before (hex: eight bytes at addr) and callers (words on the stack that point into
-text); int3: ip (of the byte that trapped); return: value, ip (where the CPU will go on), trap (ip at entry);
-stopper: own (stop_machine() was called by the poker); cpus: cpus (where each CPU is, as Watch.cpus() tells), once a
-window, when something looks as if the report might want to show it. What is right and wrong the agent does not know.
+and by kind: window: site, from, to, seq, task, targets; write and hold: addr, len, src (hex), own, irqs (bool), owner
+(task that holds text_mutex, 0 for none; left out until it is known where the mutex says so), and where the module has
+not announced it before (hex: eight bytes at addr) and callers (words on the stack that point into text); int3: ip (of
+the byte that trapped); return: value, ip (where the CPU will go on), trap (ip at entry); stopper: own (stop_machine()
+was called by the poker); cpus: cpus (where each CPU is, as Watch.cpus() tells), once a window, when something looks as
+if the report might want to show it. What is right and wrong the agent does not know.
 """
 
 from __future__ import annotations
@@ -150,10 +151,10 @@ def text_words(stack, count):
 class Watch:
     """The points of one window, the gate, and what both have seen.
 
-    config: symbols (name -> address) with at least `write`, `sync`, `int3`, `orch_window`, `orch_gate_stub`,
-    `orch_gate_resume`, `orch_slots`, `orch_returns`, `orch_return_stubs`; `stopper` optional. limit: how many
-    breakpoints there are. regs: how the handler gets its pt_regs: `rdi`, or `die_args` for a die notifier (third
-    argument, struct die_args, whose first member is regs). events: path of the file.
+    config: symbols (name -> address) with at least `write`, `sync`, `int3`, `text_mutex`, `orch_window`,
+    `orch_gate_stub`, `orch_gate_resume`, `orch_slots`, `orch_returns`, `orch_return_stubs`; `stopper` optional. limit:
+    how many breakpoints there are. regs: how the handler gets its pt_regs: `rdi`, or `die_args` for a die notifier
+    (third argument, struct die_args, whose first member is regs). events: path of the file.
     """
 
     def __init__(self, config):
@@ -164,6 +165,7 @@ class Watch:
         self.points = []
         self.traps = {}  # cpu -> (address of pt_regs, ip of the trap), of those whose handler has not returned
         self.write_style = None
+        self.owner_at = None
         self.count = 0
         self.step = 0
         self.window = None
@@ -280,7 +282,7 @@ class Watch:
             return
         self.forget()
         self.seq = seq
-        self.window = {"site": site, "len": length, "gated": bool(gated), "to": new[:length]}
+        self.window = {"site": site, "len": length, "gated": bool(gated), "to": new[:length], "task": task}
         self.emit(
             "window",
             cpu,
@@ -307,6 +309,18 @@ class Watch:
         style = 1 if self.write_style is None else self.write_style
         return registers[style : style + 3]
 
+    def owner(self):
+        """The task that holds text_mutex, 0 for none; None while it is not known which of its words tells.
+
+        That differs by version and configuration (kernel/locking/mutex.h, rtmutex_common.h), and is found at the first
+        poke of which the module has said who does it. The lowest bits are flags.
+        """
+        words = struct.unpack("<4Q", memory(self.symbols["text_mutex"], 32))
+        if self.owner_at is None and self.window:
+            owners = [at for at, word in enumerate(words) if word & ~7 == self.window["task"]]
+            self.owner_at = owners[0] if owners else None
+        return None if self.owner_at is None else words[self.owner_at] & ~7
+
     def on_write(self, cpu, frame):
         self.look_at_window(cpu)
         address, source, length = self.arguments(frame)
@@ -319,6 +333,8 @@ class Watch:
             "irqs": bool(register(frame, "eflags") & EFLAGS_IF),
         }
         stack = register(frame, "rsp")
+        if (owner := self.owner()) is not None:
+            fields["owner"] = owner
         if not own:
             fields["before"] = memory(address, 8).hex()
             fields["callers"] = text_words(stack, 32)[:CALLERS]

@@ -45,6 +45,7 @@ CLAIMS = {
     "int3": "a CPU traps on the site only while int3 is in place",
     "consumed": "the poke handler takes every int3 of the site and resumes at the poke's target",
     "irqs": "text is written by a thread with interrupts on",
+    "lock": "text is written under text_mutex",
     "stopper": "no poke goes through stop_machine()",
 }
 
@@ -198,6 +199,8 @@ class Poke:
             self._blame("writes", event, f"a write of {data.hex()} at +{offset} follows the last one")
         if not event["irqs"]:
             self._blame("irqs", event, f"write {self._written + 1} runs with interrupts off")
+        if event.get("owner") == 0:
+            self._blame("lock", event, f"write {self._written + 1} is done while nobody holds text_mutex")
         self._written += 1
         self._round_judged = False
         self.rounds.setdefault(self.phase, set())
@@ -334,7 +337,7 @@ class Watched:
 
     pokes: announced. found: those of others, with a tail. foreign_writes: what belongs to neither (kprobes' lone int3,
     text of modules). foreign_int3: at no site of a poke under way. int3: all of them, by (address, cpu).
-    looks: at where the CPUs were (events of the kind `cpus`).
+    looks: at where the CPUs were (events of the kind `cpus`). owners: whether it was seen who held text_mutex.
     """
 
     pokes: list[Poke] = field(default_factory=list)
@@ -344,6 +347,7 @@ class Watched:
     looks: list[Event] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     int3: Counter[tuple[int, int]] = field(default_factory=Counter)
+    owners: bool = False
 
     @property
     def all_pokes(self) -> list[Poke]:
@@ -361,6 +365,7 @@ class Follower:
 
     def feed(self, event: Event) -> None:
         kind = event["kind"]
+        self.watched.owners |= "owner" in event
         if kind == "error":
             self.watched.errors.append(event["what"])
         elif kind == "cpus":

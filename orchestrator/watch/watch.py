@@ -27,7 +27,9 @@ SYNC = "do_sync_core"
 STOPPER = "multi_cpu_stop"
 MODULE = ("orch_window", "orch_gate_stub", "orch_gate_resume", "orch_slots", "orch_returns", "orch_return_stubs")
 
-SYMBOLS = (*HANDLERS, *WRITERS, SYNC, STOPPER, *MODULE)
+LOCK = "text_mutex"
+
+SYMBOLS = (*HANDLERS, *WRITERS, SYNC, STOPPER, LOCK, *MODULE)
 """What the watch wants to know the addresses of, where they exist."""
 
 
@@ -52,6 +54,7 @@ class Watch:
         _first(symbols, (SYNC,), "function that syncs a core")
         roles = {"write": self.writer, "sync": SYNC, "int3": self.handler, "stopper": STOPPER}
         addresses = {role: symbols[name] for role, name in roles.items() if name in symbols}
+        addresses[LOCK] = symbols[_first(symbols, (LOCK,), "lock for text pokes")]
         addresses |= {name: symbols[_first(symbols, (name,), "symbol of the test module")] for name in MODULE}
         self.events = directory / "events.jsonl"
         self.config = directory / "watch.json"

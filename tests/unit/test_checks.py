@@ -37,6 +37,13 @@ def test_the_real_run_passes() -> None:
     assert all(result.text for result in results)
 
 
+def test_a_kernel_that_does_not_say_who_holds_the_lock_is_not_judged_by_it() -> None:
+    run = Run()
+    for event in run.events:
+        event.pop("owner", None)
+    assert [result.check for result in run_checks(run.evidence())] == [name for name in NAMES if name != "lock"]
+
+
 # -- the kernel's faults, and what fails for each: that, and nothing else
 
 
@@ -79,6 +86,7 @@ FAULTS: dict[str, tuple[Callable[[Run], object], set[str]]] = {
     ),
     "int3 not taken": (lambda run: run.find(NOP5_ON, "return").update(value=0), {"consumed"}),
     "resumed elsewhere": (lambda run: run.find(ONE_ON, "return").update(ip=0x1000), {"consumed"}),
+    "no lock": (lambda run: run.find(NOP5_ON, "write").update(owner=0), {"lock"}),
     "interrupts off": (lambda run: run.find(NOP5_ON, "write").update(irqs=False), {"irqs"}),
     "stop_machine()": (
         lambda run: run.insert(run.find(NOP5_ON, "hold"), kind="stopper", cpu=0, own=True, bytes="cc1f440000"),

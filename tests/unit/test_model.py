@@ -81,6 +81,8 @@ DEFECTS: dict[str, tuple[Callable[[Run], None], list[str]]] = {
         lambda run: _int3(run, run.find(NOP5_ON, "hold"), bytes="cc1f440000", ip=targets_of(NOP5_ON)[0] - 8), ["int3"]
     ),
     "interrupts are off": (lambda run: run.find(NOP5_ON, "write", 0).update(irqs=False), ["irqs"]),
+    "nobody holds text_mutex": (lambda run: run.find(NOP5_ON, "write", 1).update(owner=0), ["lock"]),
+    "somebody holds text_mutex": (lambda run: run.find(NOP5_ON, "write", 1).update(owner=1 << 63), []),
     "stop_machine() is used": (lambda run: _stopper(run, True), ["stopper"]),
     "the poke ends too early": (
         lambda run: run.drop(*(e for e in run.poke(NOP5_ON)[run.poke(NOP5_ON).index(run.find(NOP5_ON, "write", 2)):]

@@ -67,6 +67,13 @@ def test_a_conditional_jump_becomes_one_to_the_same_place() -> None:
         _located("ret.*", "always")
 
 
+def test_a_call_becomes_one_of_another_function() -> None:
+    assert _located("call.* <sync>", "call behind", number=1).new == bytes.fromhex("e818000000")
+    for find, name in (("je .*", "behind"), ("call.* <sync>", "nowhere")):
+        with pytest.raises(UsageError, match=f"cannot become a call of {name}"):
+            _located(find, f"call {name}", number=1)
+
+
 def test_a_kernel_without_the_function_is_no_kernel_to_edit() -> None:
     with pytest.raises(UsageError, match="the kernel has no function foo or bar"):
         textedit.locate([Edit(("foo", "bar"), "ret", "nop")], LINES, _memory)
@@ -79,7 +86,7 @@ def test_a_kernel_without_the_function_is_no_kernel_to_edit() -> None:
         ("edits: []", "a list called edits"),
         ("edits: [{function: f, find: r, put: nop, where: x}]", "an edit has function, find, put"),
         ("edits: [{function: f, find: '(', put: nop}]", "is no regular expression"),
-        ("edits: [{function: f, find: r, put: jump}]", "put is nop, always, or bytes"),
+        ("edits: [{function: f, find: r, put: jump}]", "put is nop, always, call NAME, or bytes"),
         ("edits: [{function: f, find: r, put: 90}]", "in quotes where YAML needs them"),
         ("edits: [{function: f, find: r, put: nop, number: 0}]", "number counts matches from 1"),
         ("edits: [", "while parsing"),
