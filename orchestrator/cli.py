@@ -113,6 +113,13 @@ def _parser() -> Parser:
     mutants.add_argument("--output", type=Path, metavar="DIR", help="where mutants.json and mutants.html go")
     mutants.set_defaults(command=_mutants)
 
+    past = commands.add_parser("history", help="earlier runs on this machine, and what is flaky")
+    past.add_argument("--kernel", default="*", metavar="GLOB", help="only kernels of that name or release")
+    past.add_argument("--failed", metavar="GLOB", help="only runs in which this scenario or claim failed")
+    past.add_argument("--flaky", action="store_true", help="what both passed and failed on one and the same kernel")
+    past.add_argument("--count", type=int, default=20, metavar="N", help="the newest N (20)")
+    past.set_defaults(command=_history)
+
     doctor = commands.add_parser("doctor", help="what this host has, what is missing, and what that means")
     doctor.set_defaults(command=_doctor)
     return parser
@@ -199,8 +206,14 @@ def _gdb(options: argparse.Namespace) -> int:
 
 
 def _report(result: RunResult) -> None:
-    from orchestrator.report import terminal
+    from orchestrator import history
+    from orchestrator.report import files, page, terminal
 
+    files.write(result)
+    page.write(result)
+    history.record(result)
+    for annotation in files.github(result):
+        print(annotation)
     with (result.directory / "report.txt").open("w") as file:
         terminal.show(result, Console(file=file, width=120))
     try:
@@ -261,6 +274,19 @@ def _mutants(options: argparse.Namespace) -> int:
     print(f"kept in: {output}/mutants.html, {output}/mutants.json")
     bad = [result for mutant, result in pairs if not mutant.unseen and result.standing not in report.GOOD]
     return EXIT_PASS if not bad else EXIT_KERNEL_FAILED
+
+
+def _history(options: argparse.Namespace) -> int:
+    from orchestrator import history
+
+    if options.flaky:
+        for found in history.flaky(kernel=options.kernel):
+            cell = f"{found.kernel} ({found.digest[:12]}) smp{found.smp} {found.accel}"
+            print(f"{cell}: {found.kind} {found.name} passed {found.passed} times, failed {found.failed}")
+        return EXIT_PASS
+    for line in history.table(history.past(kernel=options.kernel, scenario=options.failed, count=options.count)):
+        print(line)
+    return EXIT_PASS
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -364,6 +364,8 @@ class Watch:
         go_to(self.symbols["orch_gate_stub"])
 
     def on_sync(self, cpu, frame):
+        if self.window:
+            self.look_at_window(cpu)  # a round that nobody has waited for goes on when the poke has returned
         self.synced.add(cpu)
         self.emit("sync", cpu)
 

@@ -1,0 +1,230 @@
+"""What other programs get of a run: cases, JUnit, KTAP, GitHub's annotations, the page, the history."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sqlite3
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from good_run import NOP5_ON, Run
+
+from orchestrator import history
+from orchestrator.errors import InfraError
+from orchestrator.guest import ktap
+from orchestrator.kernel.model import KernelRequest
+from orchestrator.report import files, page
+from orchestrator.report.cases import Case, cases
+from orchestrator.run import RunResult, RunSpec
+from orchestrator.verdict.console import Finding
+from orchestrator.verdict.evidence import Evidence
+from orchestrator.verdict.outcome import judge
+
+
+def result_of(run: Run, directory: Path, evidence: Evidence | None = None) -> RunResult:
+    evidence = evidence or run.evidence()
+    return RunResult(
+        spec=RunSpec(kernel=KernelRequest(selector="debian:6.1"), smp=2),
+        directory=directory,
+        kernel=None,
+        machine=None,
+        evidence=evidence,
+        verdict=judge(evidence),
+        seconds={"booting": 3.5, "free": 1.25},
+    )
+
+
+def broken() -> Run:
+    run = Run()
+    run.find(NOP5_ON, "write").update(irqs=False)
+    return run
+
+
+def by_name(run: Run, tmp_path: Path) -> dict[str, Case]:
+    return {f"{case.group}.{case.name}": case for case in cases(result_of(run, tmp_path))}
+
+
+def test_of_a_healthy_run_every_case_passes(tmp_path: Path) -> None:
+    told = by_name(Run(), tmp_path)
+    assert {case.status for case in told.values()} == {"pass"}
+    assert {"run.verdict", "claim.sync", "claim.ledgers", "scenario.nop5", "scenario.key"} <= told.keys()
+
+
+def test_a_fault_fails_its_claim_its_scenario_and_the_verdict_and_nothing_else(tmp_path: Path) -> None:
+    told = by_name(broken(), tmp_path)
+    failed = {name for name, case in told.items() if case.status != "pass"}
+    assert failed == {"run.verdict", "claim.irqs", "scenario.nop5"}
+    assert all(told[name].status == "fail" for name in failed)
+
+
+def test_a_run_that_says_nothing_is_an_error_and_no_failure(tmp_path: Path) -> None:
+    run = Run()
+    run.broken = InfraError("GDB ended")
+    run.report = run.report[:3]
+    told = by_name(run, tmp_path)
+    assert told["run.verdict"].status == "error"
+    assert "fail" not in {case.status for case in told.values()}
+    assert told["scenario.nop5"] == Case("scenario", "nop5", "error", "the run ended in it: GDB ended")
+
+
+def test_a_scenario_in_which_the_kernel_went_down_has_failed(tmp_path: Path) -> None:
+    run = Run()
+    run.broken = InfraError("the guest is gone")
+    run.report = run.report[:3]
+    run.findings = [Finding("oops", 7, "Oops: int3: 0000 [#1]", 9)]
+    assert by_name(run, tmp_path)["scenario.nop5"].status == "fail"
+
+
+# -- JUnit
+
+
+def test_junit_tells_failures_errors_and_skips_apart() -> None:
+    told = [
+        Case("claim", "a", "pass", "well"),
+        Case("claim", "b", "fail", "not <well> \x1b[31m", ("first & last", "second")),
+        Case("claim", "c", "error", "unknown"),
+        Case("scenario", "d", "skip", "no tracefs"),
+    ]
+    suite = ET.fromstring(files.junit("6.1 smp2", told, 4.5)).find("testsuite")
+    assert suite is not None
+    assert [suite.get(name) for name in ("name", "tests", "failures", "errors", "skipped")] == [
+        "6.1 smp2", "4", "1", "1", "1"
+    ]  # fmt: skip
+    a, b, c, d = suite.findall("testcase")
+    assert (a.get("classname"), a.get("time"), b.get("time")) == ("orchestrator.claim", "4.5", "0.0")
+    failure = b.find("failure")
+    assert failure is not None
+    assert (failure.get("message"), failure.text) == ("not <well> ?[31m", "first & last\nsecond")
+    assert c.find("error") is not None and d.find("skipped") is not None
+
+
+# -- KTAP
+
+
+def test_our_own_parser_reads_the_ktap(tmp_path: Path) -> None:
+    told = [*cases(result_of(broken(), tmp_path)), Case("scenario", "jcc", "skip", "this kernel has no # of them")]
+    report = ktap.parse(files.ktap("6.1 smp2", told).splitlines())
+    assert report.planned == len(told)
+    assert [step.number for step in report.steps] == [*range(1, len(told) + 1)]
+    failed = {step.name for step in report.steps if not step.ok}
+    assert failed == {"run.verdict", "claim.irqs", "scenario.nop5"}
+    assert report.steps[-1].skip
+
+
+def test_what_has_no_verdict_is_not_ok_in_ktap() -> None:
+    assert "not ok 1 claim.c # ERROR un known\n" in files.ktap("t", [Case("claim", "c", "error", "un\nknown")])
+
+
+# -- GitHub
+
+
+def test_github_gets_a_summary_and_annotations_only_there(tmp_path: Path) -> None:
+    result = result_of(broken(), tmp_path)
+    assert files.github(result, {}) == []
+    summary = tmp_path / "summary.md"
+    said = files.github(result, {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(summary)})
+    assert [line.split("::")[1] for line in said] == [
+        "error title=debian%3A6.1 smp2%3A irqs", "error title=debian%3A6.1 smp2%3A nop5"
+    ]  # fmt: skip
+    assert summary.read_text().startswith("### ❌ debian:6.1 smp2\n")
+
+
+def test_what_is_said_to_github_stays_one_command() -> None:
+    assert files._data("50 %\nof it") == "50 %25%0Aof it"
+
+
+# -- the page
+
+
+class _Balance(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.text: list[str] = []
+        self.outside: list[str] = []
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.outside += [value or "" for name, value in attrs if name in ("src", "href")]
+
+
+def test_the_page_stands_alone_and_marks_the_fault(tmp_path: Path) -> None:
+    run = broken()
+    run.findings = [Finding("oops", 2, "Oops: <int3>", 3)]
+    (tmp_path / "console.log").write_text("fine\nOops: <int3>\nRIP\nfine again\n")
+    text = page.render(result_of(run, tmp_path))
+    parser = _Balance()
+    parser.feed(text)
+    assert not parser.outside
+    assert '<mark id="line2">Oops: &lt;int3&gt;</mark><mark id="line3">RIP</mark>fine again' in text
+    words = "".join(parser.text)
+    assert "write 1 runs with interrupts off" in words and "Coverage" in words and "OOPS" in words
+
+
+def test_the_page_of_a_run_that_never_came_to_a_guest(tmp_path: Path) -> None:
+    evidence = Evidence(asked=2, broken=InfraError("no QEMU"))
+    text = page.render(result_of(Run(), tmp_path, evidence))
+    assert "no QEMU" in text and "Coverage" not in text and "Console" not in text
+
+
+# -- the history
+
+
+def test_the_history_gives_back_what_was_recorded(tmp_path: Path) -> None:
+    path = tmp_path / "history.sqlite"
+    history.record(result_of(Run(), tmp_path), path)
+    history.record(result_of(broken(), tmp_path), path)
+    newest, older = history.past(path=path)
+    assert (newest.outcome, newest.failed, older.outcome) == ("fail", ("irqs", "nop5"), "pass")
+    assert [run.outcome for run in history.past(scenario="nop*", path=path)] == ["fail"]
+    assert history.past(kernel="debian:6.12*", path=path) == []
+    assert len(history.past(count=1, path=path)) == 1
+    assert "irqs, nop5" in next(history.table([newest]))
+
+
+def test_what_passed_and_failed_on_the_same_kernel_is_flaky(tmp_path: Path) -> None:
+    path = tmp_path / "history.sqlite"
+    for run in (Run(), Run(), broken()):
+        history.record(result_of(run, tmp_path), path)
+    assert history.flaky(path=path) == []  # no digest, so nobody knows whether it was the same kernel
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE run SET digest = 'abc'")
+    found = {(one.kind, one.name): (one.passed, one.failed) for one in history.flaky(path=path)}
+    assert found == {("run", "verdict"): (2, 1), ("claim", "irqs"): (2, 1), ("scenario", "nop5"): (2, 1)}
+
+
+def test_a_history_that_cannot_be_written_spoils_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "history.sqlite"
+    path.write_text("no database, but long enough that it is taken for one that is damaged")
+    history.record(result_of(Run(), tmp_path), path)
+    assert "this run is not in the history" in "".join(capsys.readouterr())
+
+
+def _record_many(directory: Path, count: int) -> None:
+    result = result_of(Run(), directory)
+    for _ in range(count):
+        history.record(result, directory / "history.sqlite")
+
+
+def test_writers_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_record_many, args=(tmp_path, 10)) for _ in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0] * 4
+    assert len(history.past(count=100, path=tmp_path / "history.sqlite")) == 40
+
+
+def test_a_second_look_at_the_same_result_is_the_same(tmp_path: Path) -> None:
+    result = result_of(Run(), tmp_path)
+    files.write(result)
+    first = (tmp_path / "junit.xml").read_text()
+    files.write(replace(result))
+    assert (tmp_path / "junit.xml").read_text() == first
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["junit.xml", "results.ktap"]
