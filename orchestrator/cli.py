@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 from rich.console import Console
 
 from orchestrator import __version__, scenario
+from orchestrator.bisect import command as bisect_command
 from orchestrator.errors import (
     EXIT_INTERRUPTED,
     EXIT_KERNEL_FAILED,
@@ -110,6 +111,10 @@ def _parser() -> Parser:
     mutants.add_argument("--again", action="store_true", help="also those that have a result for this very content")
     mutants.add_argument("--output", type=Path, metavar="DIR", help="where mutants.json and mutants.html go")
     mutants.set_defaults(command=_mutants)
+
+    bisect = commands.add_parser("bisect", help="find the first bad one of many kernels, also when it rarely fails")
+    bisect_command.add_options(bisect)
+    bisect.set_defaults(command=bisect_command.main)
 
     doctor = commands.add_parser("doctor", help="what this host has, what is missing, and what that means")
     doctor.set_defaults(command=_doctor)
