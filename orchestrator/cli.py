@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 from rich.console import Console
 
 from orchestrator import __version__, scenario
+from orchestrator.bisect import command as bisect_command
 from orchestrator.errors import (
     EXIT_INTERRUPTED,
     EXIT_KERNEL_FAILED,
@@ -119,6 +120,9 @@ def _parser() -> Parser:
     past.add_argument("--flaky", action="store_true", help="what both passed and failed on one and the same kernel")
     past.add_argument("--count", type=int, default=20, metavar="N", help="the newest N (20)")
     past.set_defaults(command=_history)
+    bisect = commands.add_parser("bisect", help="find the first bad one of many kernels, also when it rarely fails")
+    bisect_command.add_options(bisect)
+    bisect.set_defaults(command=bisect_command.main)
 
     doctor = commands.add_parser("doctor", help="what this host has, what is missing, and what that means")
     doctor.set_defaults(command=_doctor)

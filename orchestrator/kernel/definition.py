@@ -22,6 +22,7 @@ import pydantic
 import yaml
 
 from orchestrator.errors import UsageError, nearest
+from orchestrator.kernel import patches
 from orchestrator.paths import PROJECT
 
 DEFINITIONS = PROJECT / "kernels"
@@ -66,16 +67,7 @@ class Definition(_Strict):
 
     def patch_files(self) -> tuple[Path, ...]:
         """The patches in the order in which they apply."""
-        listed: list[Path] = []
-        if self.series:
-            series = self._folder / self.series
-            for number, line in enumerate(series.read_text().splitlines(), 1):
-                if name := line.partition("#")[0].strip():
-                    places = (series.parent / name, series.parent / "patches" / name)
-                    found = next((place for place in places if place.is_file()), None)
-                    if not found:
-                        raise UsageError(f"{series}:{number}: there is no patch {name}")
-                    listed.append(found)
+        listed = patches.listed(self._folder / self.series) if self.series else []
         return (*listed, *(self._folder / name for name in self.patches))
 
 

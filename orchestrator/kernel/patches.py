@@ -11,6 +11,21 @@ from orchestrator import proc
 from orchestrator.errors import BuildError, UsageError
 
 
+def listed(series: Path) -> list[Path]:
+    """The patches that the file `series` lists, one a line (quilt): beside it or in patches/ beside it."""
+    if not series.is_file():
+        raise UsageError(f"there is no series {series}")
+    found: list[Path] = []
+    for number, line in enumerate(series.read_text().splitlines(), 1):
+        if name := line.partition("#")[0].strip():
+            places = (series.parent / name, series.parent / "patches" / name)
+            patch = next((place for place in places if place.is_file()), None)
+            if not patch:
+                raise UsageError(f"{series}:{number}: there is no patch {name}")
+            found.append(patch)
+    return found
+
+
 def read(files: Iterable[Path]) -> list[tuple[Path, str]]:
     """The patches' texts, in order. A file that is none is wrong usage."""
     texts = []

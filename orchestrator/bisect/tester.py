@@ -1,0 +1,160 @@
+"""One run of one candidate, in a process of its own, and what it said as far as a bisection wants to know."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from orchestrator import proc
+from orchestrator.bisect.candidates import Candidates
+from orchestrator.errors import EXIT_USAGE, UsageError
+from orchestrator.kernel.model import KernelRequest
+from orchestrator.verdict.checks import KERNEL_FAILED
+from orchestrator.watch.model import CLAIMS
+
+
+@dataclass(frozen=True)
+class Told:
+    """outcome: the verdict's word. signatures: of all that failed, the one to look for first. reason: a sentence.
+    seconds: it took. directory: of the run. passed: checks that held."""
+
+    outcome: str
+    signatures: tuple[str, ...] = ()
+    reason: str = ""
+    seconds: float = 0.0
+    directory: str = ""
+    passed: tuple[str, ...] = ()
+
+
+class Tester(Protocol):
+    """What a bisection runs. Called from several threads at once."""
+
+    def test(self, number: int, attempt: int) -> Told:
+        """Run candidate `number` for the `attempt`th time (from 0), to its end."""
+
+    def stop(self) -> None:
+        """End what is under way; test() returns soon after."""
+
+
+def signatures(verdict: dict[str, Any]) -> tuple[str, ...]:
+    """Fingerprints of what failed in a verdict.json: equal for the same fault in another run.
+
+    A broken claim of the phase model is named by the claim alone: which CPU, site and scenario show it differs from run
+    to run. Whatever else failed is its check with numbers and addresses left out, a console finding each on its own.
+    """
+    found: list[str] = []
+    for check in verdict["checks"]:
+        if check["status"] != "fail":
+            continue
+        if check["check"] in CLAIMS:
+            found.append(check["check"])
+        elif check["check"] == "console":
+            found += [f"console: {_plain(re.sub(r'^line [0-9]+: ', '', line))}" for line in check["details"]]
+        else:
+            found.append(f"{check['check']}: {_plain(check['text'])}")
+    if not found and verdict["outcome"] in KERNEL_FAILED:  # a hang that only our deadline noticed
+        found.append(f"{verdict['outcome']}: {_plain(verdict['reason'])}")
+    return tuple(dict.fromkeys(found))
+
+
+def _plain(text: str) -> str:
+    """`text` without what differs between two runs of one fault: numbers, addresses, offsets."""
+    return re.sub(r"\b(0x)?[0-9a-f]*[0-9][0-9a-f]*\b", "#", text)
+
+
+@dataclass
+class ChildTester:
+    """`orchestrator run` in a child each. options: its options apart from the kernel, --seed and --output.
+
+    seed: of each candidate's first run; the next has the next one, for a fault that one seed hides. directory: where
+    the runs keep what they saw.
+    """
+
+    candidates: Candidates
+    options: Sequence[str]
+    directory: Path
+    seed: int = 1
+    program: Sequence[str] = (sys.executable, "-m", "orchestrator")
+    _children: set[subprocess.Popen[bytes]] = field(default_factory=set)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _stopped: bool = False
+
+    def test(self, number: int, attempt: int) -> Told:
+        directory = self._new_directory(number)
+        start = time.monotonic()
+        with self.candidates.request(number) as request:
+            command = [*self.program, "run", *_kernel_options(request), *self.options]
+            command += ["--seed", str(self.seed + attempt), "--output", str(directory / "run")]
+            status = self._run(command, directory / "log")
+        seconds = time.monotonic() - start
+        try:
+            verdict = json.loads((directory / "run" / "verdict.json").read_text())
+        except (OSError, ValueError):
+            last = (directory / "log").read_text(errors="replace").strip().splitlines()[-1:]
+            said = last[0].removeprefix("orchestrator: ") if last else f"it ended with status {status}"
+            # A request that is wrong for this candidate alone: its kernel has fewer CPUs, or is not in the mirror.
+            outcome = "build-error" if status == EXIT_USAGE else "infra"
+            return Told(outcome, reason=said, seconds=round(seconds, 1), directory=str(directory))
+        return Told(
+            verdict["outcome"],
+            signatures(verdict),
+            verdict["reason"],
+            round(seconds, 1),
+            str(directory / "run"),
+            tuple(check["check"] for check in verdict["checks"] if check["status"] == "pass"),
+        )
+
+    def stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+            for child in self._children:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGINT)
+
+    def _run(self, command: Sequence[str], log: Path) -> int:
+        with log.open("wb") as sink:
+            with self._lock:
+                if self._stopped:
+                    raise UsageError("the bisection was stopped")
+                child = subprocess.Popen(
+                    proc.mortal(command),
+                    stdin=subprocess.DEVNULL,
+                    stdout=sink,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+                self._children.add(child)
+            try:
+                return child.wait()
+            finally:
+                with self._lock:
+                    self._children.discard(child)
+
+    def _new_directory(self, number: int) -> Path:
+        """A folder that no run before had, also not one that was cut short."""
+        name = re.sub(r"[^\w.]+", "-", self.candidates.candidates[number].name)
+        for attempt in range(100_000):
+            directory = self.directory / f"{number}-{name}.{attempt}"
+            with contextlib.suppress(FileExistsError):
+                directory.mkdir(parents=True)
+                return directory
+        raise AssertionError("more runs than anybody would do")
+
+
+def _kernel_options(request: KernelRequest) -> list[str]:
+    options = ["--tree", str(request.tree)] if request.tree else ["--kernel", request.selector]
+    for option, values in (("--patch", request.patches), ("--config", request.fragments), ("--set", request.settings)):
+        for value in values:
+            options += [option, str(value)]
+    return options
