@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from orchestrator.guest import ktap
-from orchestrator.paths import PROJECT
+from orchestrator.paths import PROJECT, cache_dir
 
 pytestmark = pytest.mark.vm
 
@@ -69,6 +69,19 @@ def test_every_scenario_holds_or_says_what_the_kernel_lacks(tmp_path: Path, kern
         assert "the kernel's own" in next(c["text"] for c in verdict["checks"] if c["check"] == "watch")
 
 
+def test_the_kernels_own_parser_reads_the_results(tmp_path: Path) -> None:
+    status, _ = run(tmp_path / "run", "--smp", "2", "--scenario", "nop5", "--scenario", "emulation", "--duration", "0.2")
+    assert status == 0
+    parsers = sorted(cache_dir().glob("sources/*/tools/testing/kunit/kunit.py"))  # the default kernel is built of one
+    told = (tmp_path / "run" / "results.ktap").read_text()
+    parse = [sys.executable, str(parsers[-1]), "parse"]
+    done = subprocess.run(parse, input=told, capture_output=True, text=True, timeout=60)
+    print(done.stdout, done.stderr)
+    planned = int(re.findall(r"^1\.\.(\d+)$", told, re.MULTILINE)[0])
+    assert re.search(rf"Ran {planned} tests: passed: {planned - 1}, skipped: 1$", done.stdout, re.MULTILINE)
+    assert done.returncode == 0
+
+
 def test_one_cpu_is_a_machine_too(tmp_path: Path) -> None:
     status, verdict = run(tmp_path / "run", "--smp", "1", "--duration", "0.5")
     assert (status, verdict["outcome"]) == (0, "pass")
@@ -78,7 +91,7 @@ SAMPLE = (
     "sync-after-tail-missing", "sync-not-waited-for", "last-write-too-wide", "handler-misses-modules",
     "batch-sync-one-left-out", "emulate-jcc-inverted", "handler-takes-user-int3",
 )  # fmt: skip
-"""Mutants of each kind; all of them take `orchestrator mutants` some twenty minutes."""
+"""Mutants of each kind, of stock kernels too; all of them take `orchestrator mutants` some twenty minutes."""
 
 
 def test_kernels_that_are_broken_fail_for_the_reason_that_they_are_broken(tmp_path: Path) -> None:
@@ -98,7 +111,7 @@ def test_a_failure_is_shown_with_its_moment(tmp_path: Path) -> None:
     report = (tmp_path / "run" / "report.txt").read_text()
     assert "what went wrong first: sync, in nop5.direct.on, phase 2" in report
     assert "0f 1f 44 00 00          the old instruction (nopl (%rax, %rax))" in report
-    assert re.search(r"e9 02 00 00 00 {10}the new instruction \(jmp .*orch_nop5_new", report)
+    assert re.search(r"e9 0b 00 00 00 {10}the new instruction \(jmp .*orch_nop5_new", report)
     for cpu in range(4):
         assert re.search(rf"^ +CPU {cpu}: \w+\+0x[0-9a-f]+", report, re.MULTILINE), report
     assert "__text_poke" in report  # the poker, at its next write
