@@ -70,7 +70,8 @@ def test_every_scenario_holds_or_says_what_the_kernel_lacks(tmp_path: Path, kern
 
 
 def test_the_kernels_own_parser_reads_the_results(tmp_path: Path) -> None:
-    status, _ = run(tmp_path / "run", "--smp", "2", "--scenario", "nop5", "--scenario", "emulation", "--duration", "0.2")
+    options = ["--scenario", "nop5", "--scenario", "emulation", "--duration", "0.2"]
+    status, _ = run(tmp_path / "run", "--smp", "2", *options)
     assert status == 0
     parsers = sorted(cache_dir().glob("sources/*/tools/testing/kunit/kunit.py"))  # the default kernel is built of one
     told = (tmp_path / "run" / "results.ktap").read_text()
