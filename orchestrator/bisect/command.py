@@ -69,7 +69,8 @@ def main(options: argparse.Namespace) -> int:
     candidates = _candidates(options)
     Search(len(candidates.candidates), confidence=options.confidence)  # a wrong --confidence, before anything is done
     runs = _run_options(options)
-    key = hashlib.sha256(repr((candidates.identity, runs)).encode(errors="surrogateescape")).hexdigest()[:16]
+    files = [path.read_bytes() for path in (*options.patch, *options.config) if path.is_file()]
+    key = hashlib.sha256(repr((candidates.identity, runs, files)).encode(errors="surrogateescape")).hexdigest()[:16]
     directory = state_dir() / "bisections" / key
 
     def refuse() -> None:

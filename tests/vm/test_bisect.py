@@ -1,0 +1,145 @@
+"""A bisection of a real git history, every candidate built and run: nothing of it is played."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.kernel import definition, sources
+from orchestrator.paths import cache_dir
+
+pytestmark = pytest.mark.vm
+
+LEFT_OUT = re.compile(
+    r"(arch/(?!x86/)[^/]+|sound|samples|tools/(perf|testing)"
+    r"|drivers/(clk|crypto|gpu|infiniband|iio|input|media|mtd|net/(ethernet|wireless)|pinctrl|scsi|staging|usb|video))"
+    r"/(?!(.*/)?(Kconfig|Makefile|Kbuild))"
+)
+"""Four fifths of a kernel tree that our configuration compiles nothing of."""
+
+COMMITS = 26
+CULPRIT = 18
+UNBUILDABLE = range(12, 15)
+"""Where a bisection looks first."""
+TOUCHED = ("arch/x86/kernel/alternative.c", "arch/x86/kernel/jump_label.c", "arch/x86/kernel/traps.c")
+
+SYNC = "\t\ton_each_cpu(do_sync_core, NULL, 1);\n"
+"""That after the tail: the only one two tabs deep."""
+ALWAYS = ("", "")
+AT_TIMES = (
+    "\t\tif (!hasty)\n\t" + SYNC,
+    "static bool hasty;\n\nstatic int __init decide(void)\n{\n\thasty = (rdtsc() >> 8) % 3 == 0;\n\treturn 0;\n}\n"
+    "early_initcall(decide);\n\n",
+)
+"""In place of the sync, and before the function: what a boot in three does without."""
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The user's cache, but with kernels and workspaces of our own: those of a tree that goes away stay nobody's."""
+    real, ours = cache_dir(), tmp_path / "cache" / "orchestrator"
+    ours.mkdir(parents=True)
+    for entry in real.iterdir():
+        if entry.name not in ("bisect", "kernels", "work"):
+            (ours / entry.name).symlink_to(entry)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(ours.parent))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    yield
+    shutil.rmtree(ours)
+
+
+@pytest.fixture
+def tree(tmp_path: Path, cache: None) -> Iterator[Path]:
+    """A repository of one commit: 6.1-int3's source, patched."""
+    chosen = definition.load("6.1-int3")
+    source = sources.from_debian(chosen.source.debian_source, workspace=chosen.name)
+    tree = tmp_path / "linux"
+    for path in source.manifest:
+        if not LEFT_OUT.match(path):
+            (tree / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source.root / path, tree / path, follow_symlinks=False)
+    git(tree, "init", "-q", "-b", "main")
+    git(tree, "config", "core.compression", "0")
+    git(tree, "config", "user.name", "A Developer")
+    git(tree, "config", "user.email", "developer@example.org")
+    for patch in chosen.patch_files():
+        git(tree, "apply", str(patch))
+    git(tree, "add", "-A", "-f")
+    git(tree, "commit", "-q", "-m", "Linux 6.1, with the patches")
+    git(tree, "tag", "good")
+    yield tree
+    shutil.rmtree(tree)
+
+
+def git(tree: Path, *arguments: str) -> str:
+    return subprocess.run(["git", "-C", tree, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def develop(tree: Path, instead: str, before: str) -> list[str]:
+    """Commit 1 to COMMITS on top; the hashes of all, the first one's included."""
+    hashes = [git(tree, "rev-parse", "HEAD").strip()]
+    poke = tree / TOUCHED[0]
+    for number in range(1, COMMITS + 1):
+        file, title = tree / TOUCHED[number % len(TOUCHED)], f"note {number}"
+        if number == CULPRIT:
+            text = poke.read_text()
+            start = text.index("void *text_poke_bp(")
+            assert text.count(SYNC, start) == 1
+            poke.write_text(text[:start] + before + text[start:].replace(SYNC, instead))
+            title = "x86/alternative: do with fewer IPIs"
+        elif number == UNBUILDABLE.start:
+            poke.write_text(poke.read_text() + "\nstatic void half_done(void)\n{\n")
+            title = "x86/alternative: begin something"
+        elif number == UNBUILDABLE.stop:
+            poke.write_text(poke.read_text().replace("\nstatic void half_done(void)\n{\n", ""))
+            title = "x86/alternative: give it up"
+        elif number % 2:
+            file.write_text(f"{file.read_text()}\n/* note {number} */\n")
+        else:
+            file.write_text(f'{file.read_text()}\nstatic const char note_{number}[] __used = "note {number}";\n')
+        git(tree, "commit", "-q", "-a", "-m", title)
+        hashes.append(git(tree, "rev-parse", "HEAD").strip())
+    return hashes
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(ALWAYS, id="always"),
+        pytest.param(
+            AT_TIMES, id="one-boot-in-three",
+            marks=pytest.mark.skipif("ORCHESTRATOR_TEST_LONG" not in os.environ, reason="needs ORCHESTRATOR_TEST_LONG"),
+        ),
+    ],
+)  # fmt: skip
+def test_the_commit_that_breaks_the_protocol_is_found(tmp_path: Path, tree: Path, fault: tuple[str, str]) -> None:
+    hashes = develop(tree, *fault)
+    which = ["--tree", str(tree), "--good", "good", "--bad", "main"]
+    how = ["--smp", "2", "--scenario", "nop5", "--duration", "0.2"]
+    command = [sys.executable, "-m", "orchestrator", "bisect", *which, *how]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=6000)
+    print(done.stderr[-6000:], done.stdout[-6000:])
+    assert done.returncode == 0
+    assert f'the first bad one is {hashes[CULPRIT][:12]} ("x86/alternative: do with fewer IPIs")' in done.stdout
+    assert "signature:   sync" in done.stdout
+    (log,) = (tmp_path / "state").rglob("log.jsonl")
+    entries = [json.loads(line) for line in log.read_text().splitlines()[1:]]
+    unbuildable = {entry["candidate"] for entry in entries if entry["seen"] == "untestable"}
+    assert unbuildable, "no commit that does not build was met"
+    assert unbuildable <= {hashes[number][:12] for number in UNBUILDABLE}
+    assert git(tree, "status", "--porcelain", "--ignored") == ""
+    # The first builds everything; each other one compiles what its commit changed and links.
+    firsts: dict[str, float] = {}
+    for entry in entries:
+        if entry["seen"] in ("pass", "fail"):
+            firsts.setdefault(entry["candidate"], entry["told"]["seconds"])
+    took = list(firsts.values())[1:]
+    assert took and max(took) < 120, took
