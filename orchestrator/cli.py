@@ -143,7 +143,8 @@ def _kernel_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kernel", default=KernelRequest.selector, metavar="NAME",
                         help=f"a kernel of kernels/ or debian:VERSION ({KernelRequest.selector})")
     parser.add_argument("--tree", type=Path, metavar="PATH", help="build this source tree (never written into)")
-    parser.add_argument("--patch", type=Path, action="append", default=[], metavar="FILE", help="apply it first")
+    parser.add_argument("--patch", type=Path, action="append", default=[], metavar="FILE",
+                        help="apply it first: a diff, a mail, or an mbox with a series (repeatable)")
     parser.add_argument("--config", type=Path, action="append", default=[], metavar="FILE", help="config fragment")
     parser.add_argument("--set", action="append", default=[], metavar="CONFIG_X=y", help="one config option")
 

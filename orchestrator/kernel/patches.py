@@ -9,6 +9,7 @@ from pathlib import Path
 
 from orchestrator import proc
 from orchestrator.errors import BuildError, UsageError
+from orchestrator.kernel import mails
 
 
 def listed(series: Path) -> list[Path]:
@@ -26,16 +27,19 @@ def listed(series: Path) -> list[Path]:
     return found
 
 
-def read(files: Iterable[Path]) -> list[tuple[Path, str]]:
-    """The patches' texts, in order. A file that is none is wrong usage."""
-    texts = []
+def read(files: Iterable[Path]) -> list[tuple[str, str]]:
+    """(name, diff) of each patch, in order. A mail's name has its subject. A file without any is wrong usage."""
+    texts: list[tuple[str, str]] = []
     for file in files:
         if not file.is_file():
             raise UsageError(f"there is no patch {file}")
-        text = file.read_text(errors="surrogateescape")
-        if not re.search(r"^(\+\+\+ |diff --git |rename from )", text, re.MULTILINE):
+        sent = mails.diffs(file)
+        if sent is None:
+            text = file.read_text(errors="surrogateescape")
+            sent = [("", text)] if mails.DIFF.search(text) else []
+        if not sent:
             raise UsageError(f"{file} is not a patch: it has no `+++ b/FILE` line")
-        texts.append((file, text))
+        texts += [(f"{file} ({subject})" if subject else str(file), text) for subject, text in sent]
     return texts
 
 
@@ -58,7 +62,8 @@ def apply(patches: Iterable[Path], original: Callable[[str], Path | None], scrat
     texts = read(patches)
     scratch.mkdir(parents=True, exist_ok=True)
     fetched: set[str] = set()
-    for file, text in texts:
+    letter = scratch.with_name(f"{scratch.name}.patch")
+    for name, text in texts:
         for path in touched(text) - fetched:
             fetched.add(path)
             source = original(path)
@@ -68,9 +73,11 @@ def apply(patches: Iterable[Path], original: Callable[[str], Path | None], scrat
         # The scratch folder may lie inside somebody's repository, which would make git skip "untracked" files.
         env = {"GIT_CEILING_DIRECTORIES": str(scratch.resolve().parent)}
         command = [git, "apply", "-p1", "--whitespace=nowarn"]
-        if proc.run([*command, file.resolve()], cwd=scratch, env=env, check=False).returncode:
-            said = proc.run([*command, "--reject", "--verbose", file.resolve()], cwd=scratch, env=env, check=False)
-            raise BuildError(f"{file} does not apply: {explain(said.stdout)}")
+        letter.write_text(text, errors="surrogateescape")
+        if proc.run([*command, letter.resolve()], cwd=scratch, env=env, check=False).returncode:
+            said = proc.run([*command, "--reject", "--verbose", letter.resolve()], cwd=scratch, env=env, check=False)
+            raise BuildError(f"{name} does not apply: {explain(said.stdout)}")
+    letter.unlink(missing_ok=True)
     changed: dict[str, Path | None] = {}
     present = {str(path.relative_to(scratch)) for path in scratch.rglob("*") if path.is_file()}
     for path in sorted(fetched | present):

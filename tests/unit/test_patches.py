@@ -119,3 +119,62 @@ def test_what_is_no_patch(source: Path, tmp_path: Path) -> None:
 
 def test_paths_outside_the_tree_are_not_touched() -> None:
     assert patches.touched("--- a/../../etc/passwd\n+++ b/kernel/a.c\n") == {"kernel/a.c"}
+
+
+# -- mails
+
+
+GOLDEN = Path(__file__).with_name("golden")
+SERIES = GOLDEN / "series-out-of-order-with-cover-and-reply.mbox"
+
+
+def test_a_series_in_an_mbox_applies_in_its_own_order(source: Path, tmp_path: Path) -> None:
+    names = [name.partition("(")[2] for name, _ in patches.read([SERIES])]
+    assert names == ["[PATCH v2 1/3] kernel: first)", "[PATCH v2 2/3] kernel: second)", "[PATCH v2 3/3] kernel: third)"]
+    changed = _apply([SERIES], source, tmp_path / "scratch")
+    assert changed.keys() == {"kernel/a.c"}
+    assert (tmp_path / "scratch/kernel/a.c").read_text() == "third\n" + "".join(LINES[1:])
+    assert not list(tmp_path.glob("*.patch"))
+
+
+def test_a_patch_inline_in_a_mail(source: Path, tmp_path: Path) -> None:
+    _apply([GOLDEN / "patch-inline-in-a-mail.eml"], source, tmp_path / "scratch")
+    assert (tmp_path / "scratch/kernel/a.c").read_text() == "first\n" + "".join(LINES[1:])
+
+
+def test_the_mail_that_does_not_apply_is_named(source: Path, tmp_path: Path) -> None:
+    (source / "kernel/a.c").write_text("line 1\nline 2\n")
+    with pytest.raises(BuildError, match=r"\(\[PATCH v2 1/3\] kernel: first\) does not apply: kernel/a\.c: hunk #1"):
+        _apply([SERIES], source, tmp_path / "scratch")
+
+
+def _without(tmp_path: Path, word: str) -> Path:
+    mails = SERIES.read_text().split("From 1111")
+    file = tmp_path / "some.mbox"
+    file.write_text("From 1111".join(mail for mail in mails if word not in mail))
+    return file
+
+
+def test_a_series_with_a_gap_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"some\.mbox lacks patch 3 of the series"):
+        patches.read([_without(tmp_path, "v2 3/3]")])
+
+
+def test_two_versions_of_a_series_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "both.mbox"
+    file.write_text(SERIES.read_text() + SERIES.read_text().replace("PATCH v2", "PATCH v3"))
+    with pytest.raises(UsageError, match="more than one series, or one version of it"):
+        patches.read([file])
+
+
+def test_one_mail_of_a_series_is_a_patch_like_any_other(tmp_path: Path) -> None:
+    file = tmp_path / "one.mbox"
+    file.write_text("From 1111" + SERIES.read_text().split("From 1111")[3])
+    assert [name.partition(" ")[2] for name, _ in patches.read([file])] == ["([PATCH v2 1/3] kernel: first)"]
+
+
+def test_mails_without_a_patch_are_none(tmp_path: Path) -> None:
+    file = tmp_path / "cover.mbox"
+    file.write_text("From 1111" + SERIES.read_text().split("From 1111")[1])
+    with pytest.raises(UsageError, match="is not a patch"):
+        patches.read([file])
