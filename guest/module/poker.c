@@ -41,6 +41,7 @@ static void text_poke(const struct orch_poke *poke)
 	if (!function) {
 		text_mutex = (struct mutex *)orch_symbol("text_mutex");
 		function = (poke_t)(orch_symbol("smp_text_poke_single") ?: orch_symbol("text_poke_bp"));
+		orch_note("# poked_by=%ps\n", function);
 	}
 	mutex_lock(text_mutex);
 	function(poke->addr, poke->to, poke->len, TARGET(poke));

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, action="append", default=[], metavar="FILE", help="config fragment")
     parser.add_argument("--set", action="append", default=[], metavar="CONFIG_X=y", help="one config option")
     parser.add_argument("--signature", metavar="TEXT", help="what counts as bad (what the bad end shows first)")
+    parser.add_argument("--shows", metavar="REGEX", help="bad is what matches in console or report, no fault")
     parser.add_argument("--confidence", type=float, default=0.95, metavar="P", help="at which to stop (0.95)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (1)")
     parser.add_argument("--build-cost", type=float, metavar="RUNS", help="of one build (10 at first, then as measured)")
@@ -60,17 +62,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     from orchestrator.bisect.bisection import Bisection, explained
     from orchestrator.bisect.search import Search
-    from orchestrator.bisect.tester import ChildTester
+    from orchestrator.bisect.tester import ChildTester, property_signature
 
     if options.simulate:
         return _simulate(options)
     if options.jobs < 1:
         raise UsageError(f"--jobs takes 1 or more, not {options.jobs}")
+    try:
+        re.compile(options.shows or "")
+    except re.error as error:
+        raise UsageError(f"--shows takes a regular expression, not {options.shows}: {error}") from error
     candidates = _candidates(options)
     Search(len(candidates.candidates), confidence=options.confidence)  # a wrong --confidence, before anything is done
     runs = _run_options(options)
     files = [path.read_bytes() for path in (*options.patch, *options.config) if path.is_file()]
-    key = hashlib.sha256(repr((candidates.identity, runs, files)).encode(errors="surrogateescape")).hexdigest()[:16]
+    identity = repr((candidates.identity, runs, files, options.shows))
+    key = hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:16]
     directory = state_dir() / "bisections" / key
 
     def refuse() -> None:
@@ -81,10 +88,10 @@ def main(options: argparse.Namespace) -> int:
             shutil.rmtree(directory, ignore_errors=True)
         bisection = Bisection(
             candidates,
-            ChildTester(candidates, runs, directory, options.seed),
+            ChildTester(candidates, runs, directory, options.seed, options.shows),
             directory / "log.jsonl",
             confidence=options.confidence,
-            signature=options.signature,
+            signature=property_signature(options.shows) if options.shows else options.signature,
             jobs=options.jobs,
             build=options.build_cost,
         )

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -68,6 +68,20 @@ def signatures(verdict: dict[str, Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def property_signature(shows: str) -> str:
+    return f"shows: {shows}"
+
+
+def _shown(told: Told, shows: str, directory: Path) -> Told:
+    """`told` as if to show what matches `shows` were the only fault there is."""
+    for name in ("console.log", "guest.ktap"):
+        with contextlib.suppress(FileNotFoundError):
+            if match := re.search(f".*({shows}).*", (directory / name).read_text(errors="replace")):
+                return replace(told, outcome="fail", signatures=(property_signature(shows),), reason=match[0].strip())
+    # A crash may have come before it would have been shown, and stays one.
+    return replace(told, outcome="pass") if told.outcome in ("fail", "warn") else told
+
+
 def _plain(text: str) -> str:
     """`text` without what differs between two runs of one fault: numbers, addresses, offsets."""
     return re.sub(r"\b(0x)?[0-9a-f]*[0-9][0-9a-f]*\b", "#", text)
@@ -78,13 +92,15 @@ class ChildTester:
     """`orchestrator run` in a child each. options: its options apart from the kernel, --seed and --output.
 
     seed: of each candidate's first run; the next has the next one, for a fault that one seed hides. directory: where
-    the runs keep what they saw.
+    the runs keep what they saw. shows: what counts as bad in place of a fault: that the guest's console or report
+    matches this regular expression.
     """
 
     candidates: Candidates
     options: Sequence[str]
     directory: Path
     seed: int = 1
+    shows: str | None = None
     program: Sequence[str] = (sys.executable, "-m", "orchestrator")
     _children: set[subprocess.Popen[bytes]] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -106,7 +122,7 @@ class ChildTester:
             # A request that is wrong for this candidate alone: its kernel has fewer CPUs, or is not in the mirror.
             outcome = "build-error" if status == EXIT_USAGE else "infra"
             return Told(outcome, reason=said, seconds=round(seconds, 1), directory=str(directory))
-        return Told(
+        told = Told(
             verdict["outcome"],
             signatures(verdict),
             verdict["reason"],
@@ -114,6 +130,7 @@ class ChildTester:
             str(directory / "run"),
             tuple(check["check"] for check in verdict["checks"] if check["status"] == "pass"),
         )
+        return told if self.shows is None else _shown(told, self.shows, directory / "run")
 
     def stop(self) -> None:
         with self._lock:

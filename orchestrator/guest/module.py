@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 from pathlib import Path
 
@@ -43,7 +44,8 @@ def build(kernel: Kernel) -> Path:
         for name, text in sources().items():
             (directory / name).write_bytes(text)
         try:
-            proc.run([proc.need("make", "make"), "-C", str(kernel.kbuild), f"M={directory}", "modules"])
+            jobs = f"-j{len(os.sched_getaffinity(0))}"
+            proc.run([proc.need("make", "make"), jobs, "-C", str(kernel.kbuild), f"M={directory}", "modules"])
         except subprocess.CalledProcessError as error:
             lines = [line for line in error.output.splitlines() if "error" in line.lower() or "***" in line]
             kept = cache_dir() / "modules" / f"{digest}.log"

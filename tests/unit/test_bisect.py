@@ -16,7 +16,7 @@ import pytest
 from orchestrator import cli
 from orchestrator.bisect.bisection import Bisection, explained
 from orchestrator.bisect.candidates import Commits, Ready, Series
-from orchestrator.bisect.tester import ChildTester, Told, signatures
+from orchestrator.bisect.tester import ChildTester, Told, property_signature, signatures
 from orchestrator.errors import InfraError, UsageError
 from orchestrator.kernel.model import KernelRequest
 
@@ -191,6 +191,8 @@ check = {"check": "sync", "status": "fail", "text": "", "details": []}
 bad = number >= 6
 verdict = {"outcome": "fail" if bad else "pass", "reason": "r", "checks": [check] if bad else []}
 (output / "verdict.json").write_text(json.dumps(verdict))
+(output / "console.log").write_text("[    0.1] booting\\n")
+(output / "guest.ktap").write_text("KTAP version 1\\n" + ("# pokes by=new_name\\n" if number >= 4 else ""))
 sys.exit(bad)
 """
 
@@ -206,6 +208,17 @@ def test_real_children_are_run(tmp_path: Path, jobs: int) -> None:
     bisection = Bisection(candidates, tester, tmp_path / "log", jobs=jobs)
     assert bisection.run().first == 6
     assert all(Path(entry.told.directory).is_dir() for entry in bisection.entries)
+
+
+def test_a_property_is_bisected_as_a_fault_is(tmp_path: Path) -> None:
+    candidates, program = ready(9), tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    words = (sys.executable, str(program))
+    tester = ChildTester(candidates, [], tmp_path / "runs", shows="by=new|by=newer", program=words)
+    bisection = Bisection(candidates, tester, tmp_path / "log", signature=property_signature("by=new|by=newer"))
+    answer = bisection.run()
+    assert (answer.first, answer.last) == (3, 4), "3 cannot be tested; from 6 on the kernel fails as well"
+    assert "# pokes by=new_name" in explained(bisection, answer)
 
 
 def test_a_child_that_dies_is_infra_and_a_stop_ends_it(tmp_path: Path) -> None:
@@ -291,7 +304,8 @@ def test_a_series_is_its_prefixes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arguments",
     ["", "debian:6.1", "debian:6.1 debian:6.1", "--tree . --good HEAD", "--series nowhere", "a b --series c",
-     "a b --confidence 1", "a b --jobs 0", "a b --tree .", "--simulate --probability 0", "--simulate --times 0"],
+     "a b --confidence 1", "a b --jobs 0", "a b --tree .", "a b --shows (",
+     "--simulate --probability 0", "--simulate --times 0"],
 )  # fmt: skip
 def test_wrong_usage_is_129(
     arguments: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

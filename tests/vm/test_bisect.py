@@ -134,7 +134,7 @@ def test_the_commit_that_breaks_the_protocol_is_found(tmp_path: Path, tree: Path
     (log,) = (tmp_path / "state").rglob("log.jsonl")
     entries = [json.loads(line) for line in log.read_text().splitlines()[1:]]
     unbuildable = {entry["candidate"] for entry in entries if entry["seen"] == "untestable"}
-    assert unbuildable, "no commit that does not build was met"
+    assert unbuildable or fault is AT_TIMES, "no commit that does not build was met"
     assert unbuildable <= {hashes[number][:12] for number in UNBUILDABLE}
     assert git(tree, "status", "--porcelain", "--ignored") == ""
     # The first builds everything; each other one compiles what its commit changed and links.
