@@ -141,8 +141,8 @@ def _seconds(text: str) -> float:
 
 def _kernel_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kernel", default=KernelRequest.selector, metavar="NAME",
-                        help=f"a kernel of kernels/ or debian:VERSION ({KernelRequest.selector})")
-    parser.add_argument("--tree", type=Path, metavar="PATH", help="build this source tree (never written into)")
+                        help=f"of kernels/, debian:VERSION or git:WHERE@REF ({KernelRequest.selector})")
+    parser.add_argument("--tree", type=Path, metavar="PATH", help="build this source tree or tarball (never written)")
     parser.add_argument("--patch", type=Path, action="append", default=[], metavar="FILE",
                         help="apply it first: a diff, a mail, or an mbox with a series (repeatable)")
     parser.add_argument("--config", type=Path, action="append", default=[], metavar="FILE", help="config fragment")

@@ -15,6 +15,7 @@ from typing import Protocol
 from orchestrator import proc
 from orchestrator.errors import UsageError
 from orchestrator.kernel import patches
+from orchestrator.kernel.checkout import borrow, resolve, switch
 from orchestrator.kernel.model import KernelRequest
 from orchestrator.paths import cache_dir, locked
 
@@ -115,7 +116,7 @@ class Commits:
 
     def __post_init__(self) -> None:
         self.tree = self.tree.resolve()
-        good, bad = self._commit(self.good), self._commit(self.bad)
+        good, bad = resolve(self.tree, self.good), resolve(self.tree, self.bad)
         if self._git("merge-base", "--is-ancestor", good, bad, check=False).returncode:
             raise UsageError(f"{self.good} is not an ancestor of {self.bad}: a bisection goes from old and good to bad")
         if good == bad:
@@ -135,7 +136,8 @@ class Commits:
             name = hashlib.sha256(f"{self.tree}".encode()).hexdigest()[:16]
             checkout = cache_dir() / "bisect" / f"{name}-{slot}"
             with locked(checkout.with_name(f".{checkout.name}.lock")):
-                self._check_out(self._hashes[number], checkout)
+                borrow(self.tree, checkout)
+                switch(checkout, self._hashes[number], self.tree)
                 yield replace(self.request_base, tree=checkout)
         finally:
             self._free.put(slot)
@@ -144,27 +146,6 @@ class Commits:
         commit = self._hashes[number]
         shown = self._git("show", "--stat", "--no-color", "--no-ext-diff", "--no-show-signature", commit).stdout
         return f'Fixes: {commit[:12]} ("{self.candidates[number].title}")\n\n{shown}'
-
-    def _check_out(self, commit: str, checkout: Path) -> None:
-        git = proc.need("git", "git")
-        try:
-            if not (checkout / ".git" / "HEAD").is_file():
-                proc.run([git, "init", "-q", checkout])
-            objects = self._git("rev-parse", "--path-format=absolute", "--git-path", "objects").stdout.strip()
-            (checkout / ".git" / "objects" / "info" / "alternates").write_text(f"{objects}\n")
-            # What a killed checkout left; the folder's lock is ours.
-            (checkout / ".git" / "index.lock").unlink(missing_ok=True)
-            inside = [git, "-C", str(checkout), "-c", "core.hooksPath=/dev/null"]
-            proc.run([*inside, "checkout", "-q", "--force", "--detach", commit])
-            proc.run([*inside, "clean", "-q", "-ffdx"])
-        except subprocess.CalledProcessError as error:
-            raise UsageError(f"{commit} cannot be checked out from {self.tree}: {error.output.strip()}") from error
-
-    def _commit(self, name: str) -> str:
-        found = self._git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}", check=False)
-        if found.returncode:
-            raise UsageError(f"{self.tree} has no commit {name}, or is no git repository")
-        return found.stdout.strip().splitlines()[-1]
 
     def _git(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         safe = ["--no-optional-locks", "-c", "safe.directory=*", "-c", "core.fsmonitor=false"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator import ui
 from orchestrator.errors import UsageError
-from orchestrator.kernel import build, config, definition, patches, sources, stock, workspace
+from orchestrator.kernel import build, checkout, config, definition, patches, sources, stock, workspace
 from orchestrator.kernel.build import Recipe
 from orchestrator.kernel.model import Kernel, KernelRequest
 from orchestrator.kernel.sources import Source
@@ -29,6 +29,11 @@ def obtain(request: KernelRequest) -> Kernel:
     _check(request)
     if request.tree is not None:
         return _built(str(request.tree), sources.from_tree(request.tree), _tree_recipe(request), request.patches)
+    if request.selector.startswith(checkout.PREFIX):
+        with checkout.checked_out(request.selector) as tree:
+            source = sources.from_tree(tree)
+            origin = {**source.origin, "kind": "git", "tree": request.selector.removeprefix(checkout.PREFIX)}
+            return _built(request.selector, replace(source, origin=origin), _tree_recipe(request), request.patches)
     if request.selector.startswith("debian:"):
         return stock.obtain(request.selector)
     chosen = definition.load(request.selector)
@@ -83,6 +88,8 @@ def _check(request: KernelRequest) -> None:
             raise UsageError(f"{request.selector} is a finished image: patches and settings need a source (6.1-plain)")
     elif request.tree is not None:
         sources.check_tree(request.tree)
+    elif request.selector.startswith(checkout.PREFIX):
+        checkout.parse(request.selector)
 
 
 def _tree_recipe(request: KernelRequest) -> Recipe:

@@ -27,6 +27,7 @@ SIGNS = ("Makefile", "Kconfig", "arch/x86/kernel", "scripts/kconfig")
 """What every kernel tree since 2008 has."""
 INERT = re.compile(r"(Documentation/(?!.*(Kconfig|Makefile)$)|LICENSES/|tools/testing/|\.git/|\.mailmap$|MAINTAINERS$)")
 """Files of a tree that cannot change its kernel: left out, so that editing them does not build it again."""
+TARBALL = re.compile(r"\.(tar(\.(gz|xz|bz2|zst))?|tgz|txz)$")
 TOP = ("!/*", "/.*", "/vmlinux*", "/System.map", "/*.symvers", "/modules.*", "/*.o", "/*.a", "/*.patch", "/debian")
 """What to ignore at the top of a tree without git: the .gitignore in Debian's tarballs ignores `/*`, all of it."""
 
@@ -82,6 +83,8 @@ def from_tree(tree: Path) -> Source:
     """The kernel tree `tree` as it is now, uncommitted changes and new files included, build products left out."""
     tree = tree.resolve()
     check_tree(tree)
+    if tree.is_file():
+        return _from_tarball(tree)
     workspace = f"tree-{hashlib.sha256(str(tree).encode()).hexdigest()[:16]}"
     with ui.step(f"look at {tree}"):
         manifest = scan(tree, _listed(tree), cache_dir() / "work" / workspace / "scan.json")
@@ -97,10 +100,39 @@ def from_tree(tree: Path) -> Source:
     )
 
 
+def _from_tarball(file: Path) -> Source:
+    """The source in the tarball `file`, unpacked once for its content."""
+    with file.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    final = cache_dir() / "sources" / f"tarball-{digest[:24]}"
+
+    def make(partial: Path) -> None:
+        need_space(final.parent, 4000, f"unpacking {file.name} and building it")
+        with ui.step(f"unpack {file.name}"):
+            try:
+                proc.run(["tar", "-xf", file, "--strip-components=1", "--no-same-owner", "-C", partial])
+            except subprocess.CalledProcessError as error:
+                raise UsageError(f"{file} does not unpack: {error.output.strip()[-300:]}") from error
+        if missing := [sign for sign in SIGNS if not (partial / sign).exists()]:
+            raise UsageError(f"{file} holds no kernel source tree in one folder: it has no {missing[0]}")
+
+    cached_dir(final, make, lambda: ui.say("waiting for another run to unpack it"))
+    return Source(
+        root=final,
+        identity=f"tarball {digest}",
+        workspace=f"tarball-{digest[:16]}",
+        manifest=_walk(final),
+        frozen=True,
+        origin={"kind": "tarball", "tree": file.name, "content": digest},
+    )
+
+
 def check_tree(tree: Path) -> None:
-    """UsageError unless `tree` is the top of a kernel source tree."""
+    """UsageError unless `tree` is the top of a kernel source tree, or a tarball."""
+    if tree.is_file() and TARBALL.search(tree.name):
+        return
     if not tree.is_dir():
-        raise UsageError(f"{tree} is not a directory: --tree takes the top of a kernel source tree")
+        raise UsageError(f"{tree} is not a directory: --tree takes the top of a kernel source tree, or its tarball")
     missing = [sign for sign in SIGNS if not (tree / sign).exists()]
     if missing:
         raise UsageError(f"{tree} is not a kernel source tree: it has no {missing[0]}")

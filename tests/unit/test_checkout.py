@@ -1,0 +1,116 @@
+"""Sources that are no folder: commits of git repositories, and tarballs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import InfraError, UsageError
+from orchestrator.kernel import checkout, sources
+
+FAKE = Path(__file__).parent / "fakekernel"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+
+
+def git(tree: Path, *words: str) -> str:
+    identity = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
+    return subprocess.run(["git", *identity, "-C", tree, *words], check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """Two commits, the first one tagged v1, and changes that nobody has committed."""
+    tree = tmp_path / "linux"
+    tree.mkdir()
+    git(tree, "init", "-q", "-b", "main")
+    for number in ("one", "two"):
+        (tree / "version").write_text(number)
+        git(tree, "add", "-A")
+        git(tree, "commit", "-q", "-m", number)
+        git(tree, "tag", f"v-{number}")
+    (tree / "version").write_text("not committed")
+    return tree
+
+
+def test_where_and_ref_are_told_apart() -> None:
+    assert checkout.parse("git:/src/linux@v6.12") == ("/src/linux", "v6.12")
+    assert checkout.parse("git:git@example.org:linux.git@main") == ("git@example.org:linux.git", "main")
+
+
+@pytest.mark.parametrize("selector", ["git:", "git:/src/linux", "git:/src/linux@", "git:@v1", "git:--upload-pack=x@v1"])
+def test_what_names_no_commit_is_wrong_usage(selector: str) -> None:
+    with pytest.raises(UsageError, match="write git:URL-or-path@REF"):
+        checkout.parse(selector)
+
+
+def test_a_commit_of_a_local_repository(repository: Path) -> None:
+    before = git(repository, "status", "--porcelain")
+    for ref, content in (("v-one", "one"), ("main", "two"), (git(repository, "rev-parse", "v-one").strip(), "one")):
+        with checkout.checked_out(f"git:{repository}@{ref}") as tree:
+            assert (tree / "version").read_text() == content
+            (tree / "leftover.o").touch()
+    assert git(repository, "status", "--porcelain") == before
+    assert (repository / "version").read_text() == "not committed"
+    assert git(repository, "worktree", "list").count("\n") == 1
+
+
+def test_what_a_build_left_in_a_checkout_goes(repository: Path) -> None:
+    with checkout.checked_out(f"git:{repository}@v-one") as tree:
+        (tree / "leftover.o").touch()
+    with checkout.checked_out(f"git:{repository}@main") as tree:
+        assert sorted(path.name for path in tree.iterdir()) == [".git", "version"]
+
+
+def test_a_commit_of_a_repository_elsewhere(repository: Path) -> None:
+    with checkout.checked_out(f"git:file://{repository}@v-one") as tree:
+        assert (tree / "version").read_text() == "one"
+        assert git(tree, "rev-list", "--count", "HEAD").strip() == "1"
+
+
+def test_a_ref_that_is_not_there(repository: Path, tmp_path: Path) -> None:
+    for where in (repository, f"file://{repository}"):
+        with pytest.raises(UsageError, match=r"has no .*v-three"), checkout.checked_out(f"git:{where}@v-three"):
+            pass
+    with (
+        pytest.raises(InfraError, match="git cannot fetch main of file:"),
+        checkout.checked_out(f"git:file://{tmp_path}/nowhere@main"),
+    ):
+        pass
+
+
+# -- tarballs
+
+
+def _pack(file: Path, folder: Path) -> Path:
+    subprocess.run(["tar", "-caf", file, "-C", folder.parent, folder.name], check=True)
+    return file
+
+
+def test_a_tarball_is_unpacked_once_for_its_content(tmp_path: Path) -> None:
+    first = sources.from_tree(_pack(tmp_path / "linux-1.tar.gz", FAKE))
+    assert (first.root / "Kconfig").read_text() == (FAKE / "Kconfig").read_text()
+    assert "Makefile" in first.manifest
+    again = tmp_path / "other-name.tar.gz"
+    again.write_bytes((tmp_path / "linux-1.tar.gz").read_bytes())
+    assert sources.from_tree(again).root == first.root
+    assert sources.from_tree(again).identity == first.identity
+
+
+def test_a_tarball_of_something_else_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "text").touch()
+    with pytest.raises(UsageError, match="holds no kernel source tree in one folder: it has no Makefile"):
+        sources.from_tree(_pack(tmp_path / "notes.tar", tmp_path / "notes"))
+    broken = tmp_path / "linux.tar.gz"
+    broken.write_bytes(b"no gzip")
+    with pytest.raises(UsageError, match="does not unpack"):
+        sources.from_tree(broken)
+    assert not list((tmp_path / "cache").glob("orchestrator/sources/tarball-*"))
