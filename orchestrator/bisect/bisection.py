@@ -87,6 +87,10 @@ class Bisection:
                 self.tester.stop()
         return self.search.answer()
 
+    def reason(self, candidate: str) -> str:
+        """What the last run of `candidate` told."""
+        return next(entry.told.reason for entry in reversed(self.entries) if entry.candidate == candidate)
+
     # -- one run
 
     def _finish(self, number: int, told: Told) -> None:
@@ -151,9 +155,7 @@ class Bisection:
         )
         for is_so, which, end, what in wrong:
             if is_so:
-                name = names[end].name
-                why = next(entry.told.reason for entry in reversed(self.entries) if entry.candidate == name)
-                raise UsageError(f"the {which} end {name} {what}: {why}")
+                raise UsageError(f"the {which} end {names[end].name} {what}: {self.reason(names[end].name)}")
         if not bad.failed and bad.passed >= 1 / MIN_P:
             raise UsageError(
                 f"the bad end {names[-1].name} passed {bad.passed} runs: a fault that shows so rarely cannot be "
@@ -205,9 +207,12 @@ def explained(bisection: Bisection, answer: Answer) -> str:
     bad = [tally for number, tally in enumerate(search.tallies) if number >= answer.last]
     failed, usable = sum(tally.failed for tally in bad), sum(tally.usable for tally in bad)
     lines += [f"it shows in  {failed} of {usable} runs from there on", ""]
-    lines += [bisection.candidates.reference(answer.last).rstrip(), "", "runs:", *_table(bisection, answer)]
+    if answer.first == answer.last:
+        lines += [bisection.candidates.reference(answer.last).rstrip(), ""]
+    lines += ["runs:", *_table(bisection, answer)]
     if failure := next((entry for entry in reversed(bisection.entries) if entry.seen is Seen.FAIL), None):
-        lines += ["", f"a run that fails, of {failure.candidate}: {failure.told.reason}", f"  {failure.told.directory}"]
+        lines += ["", f"a run that shows it, of {failure.candidate}: {failure.told.reason}"]
+        lines += [f"  {failure.told.directory}"]
     return "\n".join(lines) + "\n"
 
 
@@ -229,7 +234,8 @@ def _table(bisection: Bisection, answer: Answer) -> Iterator[str]:
             if count
         ]  # fmt: skip
         if tally.untestable:
-            told.append("cannot be tested")
+            lines = bisection.reason(names[number].name).split("\n")
+            told.append(f"cannot be tested: {next((line for line in lines if 'error:' in line), lines[0])}")
         if told:
             told += ["first bad"] if number == answer.first == answer.last else []
             yield f"  {names[number].name:<{width}} {100 * posterior[number]:5.1f} %  {', '.join(told)}"

@@ -87,7 +87,7 @@ def test_what_does_not_build_is_narrowed_around(tmp_path: Path) -> None:
     bisection = Bisection(ready(16), fake, tmp_path / "log")
     answer = bisection.run()
     assert (answer.first, answer.last) == (7, 10)
-    assert "cannot be tested" in explained(bisection, answer)
+    assert "cannot be tested: does not build" in explained(bisection, answer)
     assert "one of these" in explained(bisection, answer)
 
 
