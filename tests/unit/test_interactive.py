@@ -238,7 +238,7 @@ def test_what_is_kept_when(
         return result
 
     monkeypatch.setattr("orchestrator.run.run", run)
-    monkeypatch.setattr("orchestrator.report.terminal.show", lambda result, console: None)
+    monkeypatch.setattr(cli, "_report", lambda result: None)
     monkeypatch.setattr(interactive, "keep", lambda machine, directory: kept.append(directory))
     assert cli.main(["run", option]) == exit_status
     assert kept == [tmp_path] * is_kept
