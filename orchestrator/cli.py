@@ -22,8 +22,7 @@ from orchestrator.errors import (
     EXIT_USAGE,
     OrchestratorError,
 )
-from orchestrator.kernel.model import KernelRequest
-from orchestrator.machine import accel
+from orchestrator.options import kernel_options, kernel_request, machine_options, poking_options
 
 if TYPE_CHECKING:
     from orchestrator.run import RunResult
@@ -63,18 +62,13 @@ def _parser() -> Parser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
 
     run = commands.add_parser("run", help="boot a kernel, poke it on every CPU, and say what became of it")
-    _kernel_options(run)
-    run.add_argument("--smp", type=int, default=8, metavar="N", help="CPUs of the guest (8)")
-    run.add_argument("--accel", choices=accel.CHOICES, default="auto", help="KVM where it works, else TCG (auto)")
-    run.add_argument("--cpu", metavar="MODEL", help="QEMU's CPU model (host under KVM, max under TCG)")
-    run.add_argument("--memory", type=int, default=1024, metavar="MIB", help="memory of the guest (1024)")
-    run.add_argument("--scenario", action="append", default=[], metavar="NAME", help="only these; wildcards (all)")
-    run.add_argument("--duration", type=float, default=3.0, metavar="S", help="seconds of free-running pokes (3)")
+    kernel_options(run)
+    machine_options(run)
+    poking_options(run)
     run.add_argument("--soak", type=_seconds, default=0.0, metavar="TIME", help="again and again for 90s, 30m, 8h")
     run.add_argument("--seed", type=int, default=1, metavar="N", help="fixes every random choice (1)")
     run.add_argument("--edit-text", type=Path, metavar="FILE",
                      help="change the kernel's code in memory before poking it (docs/mutants.md)")
-    run.add_argument("--qemu", type=Path, metavar="PATH", help="the qemu-system-x86_64 to use")
     run.add_argument("--output", type=Path, metavar="DIR", help="keep the results there")
     run.add_argument("--keep", nargs="?", const="failure", choices=("failure", "always"), metavar="always",
                      help="keep the guest for `orchestrator gdb` when it does not pass (or always)")
@@ -84,12 +78,8 @@ def _parser() -> Parser:
     which = gdb.add_mutually_exclusive_group()
     which.add_argument("run", nargs="?", metavar="RUN", help="a run's name or directory (the newest one kept)")
     which.add_argument("--now", action="store_true", help="boot a guest for it, as the options below say")
-    _kernel_options(gdb)
-    gdb.add_argument("--smp", type=int, default=8, metavar="N", help="CPUs of the guest (8)")
-    gdb.add_argument("--accel", choices=accel.CHOICES, default="auto", help="KVM where it works, else TCG (auto)")
-    gdb.add_argument("--cpu", metavar="MODEL", help="QEMU's CPU model (host under KVM, max under TCG)")
-    gdb.add_argument("--memory", type=int, default=1024, metavar="MIB", help="memory of the guest (1024)")
-    gdb.add_argument("--qemu", type=Path, metavar="PATH", help="the qemu-system-x86_64 to use")
+    kernel_options(gdb)
+    machine_options(gdb)
     gdb.add_argument("--output", type=Path, metavar="DIR", help="keep logs there")
     gdb.set_defaults(command=_gdb)
 
@@ -98,7 +88,7 @@ def _parser() -> Parser:
     kernels_list = kernels_commands.add_parser("list", help="kernels by name, and which are in the cache")
     kernels_list.set_defaults(command=_kernels_list)
     build = kernels_commands.add_parser("build", help="fetch and build a kernel, and say where it is")
-    _kernel_options(build)
+    kernel_options(build)
     build.set_defaults(command=_kernels_build)
 
     scenarios = commands.add_parser("scenarios", help="what a run does, and what the kernel promises in each")
@@ -139,33 +129,13 @@ def _seconds(text: str) -> float:
         raise argparse.ArgumentTypeError(f"write a time such as 90s, 30m or 8h, not {text}") from None
 
 
-def _kernel_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--kernel", default=KernelRequest.selector, metavar="NAME",
-                        help=f"of kernels/, debian:VERSION or git:WHERE@REF ({KernelRequest.selector})")
-    parser.add_argument("--tree", type=Path, metavar="PATH", help="build this source tree or tarball (never written)")
-    parser.add_argument("--patch", type=Path, action="append", default=[], metavar="FILE",
-                        help="apply it first: a diff, a mail, or an mbox with a series (repeatable)")
-    parser.add_argument("--config", type=Path, action="append", default=[], metavar="FILE", help="config fragment")
-    parser.add_argument("--set", action="append", default=[], metavar="CONFIG_X=y", help="one config option")
-
-
-def _request(options: argparse.Namespace) -> KernelRequest:
-    return KernelRequest(
-        selector=options.kernel,
-        tree=options.tree,
-        patches=tuple(options.patch),
-        fragments=tuple(options.config),
-        settings=tuple(options.set),
-    )
-
-
 def _run(options: argparse.Namespace) -> int:
     from orchestrator import interactive
     from orchestrator.machine.machine import Machine
     from orchestrator.run import RunSpec, run
 
     spec = RunSpec(
-        kernel=_request(options),
+        kernel=kernel_request(options),
         smp=options.smp,
         accel=options.accel,
         cpu=options.cpu,
@@ -199,7 +169,7 @@ def _gdb(options: argparse.Namespace) -> int:
         return interactive.attach(options.run)
     return debug(
         RunSpec(
-            kernel=_request(options),
+            kernel=kernel_request(options),
             smp=options.smp,
             accel=options.accel,
             cpu=options.cpu,
@@ -239,7 +209,7 @@ def _kernels_list(options: argparse.Namespace) -> int:
 def _kernels_build(options: argparse.Namespace) -> int:
     from orchestrator.kernel.obtain import obtain
 
-    kernel = obtain(_request(options))
+    kernel = obtain(kernel_request(options))
     print(f"{kernel.name} {kernel.release} {kernel.digest}\n{kernel.bzimage}")
     return 0
 

@@ -80,6 +80,20 @@ def cached_dir(final: Path, make: Callable[[Path], None], waiting: Callable[[], 
     return final
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write `path` whole or not at all; of two processes that do so at once, one has written it in the end."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    fresh = Path(name)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        fresh.chmod(0o644)
+        fresh.replace(path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+
+
 def need_space(where: Path, mebibytes: int, what: str) -> None:
     """Raise InfraError when the filesystem of `where` has less than `mebibytes` MiB free."""
     where.mkdir(parents=True, exist_ok=True)
