@@ -28,7 +28,7 @@ from orchestrator.machine.qemu import MAX_SMP, MachineSpec
 from orchestrator.machine.ssh import Keys
 from orchestrator.observer import Observer
 from orchestrator.paths import state_dir
-from orchestrator.scenario import Scenario, select
+from orchestrator.scenario import Scenario, select, suited
 from orchestrator.soak import Soaking
 from orchestrator.verdict.evidence import Evidence
 from orchestrator.verdict.outcome import Verdict, judge
@@ -155,16 +155,20 @@ def _guest(cell: _Cell, *, attachable: bool) -> Iterator[Observer]:
     spec, evidence, scenarios, directory = cell.spec, cell.evidence, cell.scenarios, cell.directory
     kernel = cell.kernel = obtain(spec.kernel)
     _check_cpus(spec, kernel)
+    scenarios = suited(scenarios, asked=bool(spec.scenarios), headers=kernel.kbuild is not None)
+    bare = all(one.sysctls for one in scenarios)
+    if bare:
+        ui.say("without the test module: what the kernel does is watched, but nobody can hold it in a phase")
     with ui.step("building the guest image"):
         keys = Keys.fresh()
-        image = _guest_image(kernel, keys, scenarios, directory)
+        image = _guest_image(kernel, keys, scenarios, directory, bare)
     with ui.step("choosing the accelerator"):
         cell.machine, ledger = _machine_spec(spec, kernel, image, scenarios, directory)
     evidence.untrusted = cell.machine.accel.untrusted
     ui.say(f"accelerator: {cell.machine.accel.option} ({cell.machine.accel.why})")
     with Machine(cell.machine, directory, keys, attachable=attachable) as machine:
         yield Observer(
-            machine, ledger, scenarios, spec.duration, spec.seed, directory, evidence, kernel.vmlinux,
+            machine, ledger, scenarios, spec.duration, spec.seed, directory, evidence, kernel.vmlinux, bare,
             loaded=lambda: interactive.note_symbols(machine, kernel, directory, fetch=attachable or bool(spec.edits)),
         )
 
@@ -219,8 +223,8 @@ def _check_cpus(spec: RunSpec, kernel: Kernel) -> None:
         raise UsageError(f"{kernel.name} is built for {limit} CPUs (CONFIG_NR_CPUS): use --smp {limit} or less")
 
 
-def _guest_image(kernel: Kernel, keys: Keys, scenarios: Sequence[Scenario], directory: Path) -> Path:
-    files: dict[str, bytes | Path] = {**keys.guest_files(), **module.files(kernel)}
+def _guest_image(kernel: Kernel, keys: Keys, scenarios: Sequence[Scenario], directory: Path, bare: bool) -> Path:
+    files: dict[str, bytes | Path] = {**keys.guest_files(), **({} if bare else module.files(kernel))}
     files |= {f"/scenarios/{s.name}": s.beside.encode() for s in scenarios if s.beside}
     return initramfs.build(
         directory / "initramfs.cpio", busybox=tools.busybox(), dropbear=tools.dropbear(), files=files

@@ -65,7 +65,7 @@ def _coverage(evidence: Evidence) -> dict[int, list[tuple[int, int, bool]]]:
     passes: Counter[tuple[int, int]] = Counter()
     wanted: Counter[tuple[int, int]] = Counter()
     met: Counter[tuple[int, int]] = Counter()
-    for seen in evidence.gated:
+    for seen in evidence.covering:
         counted, expected = seen_coverage(seen), expected_coverage(evidence, seen)
         passes.update(counted)
         wanted.update(expected)

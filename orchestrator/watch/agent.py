@@ -4,7 +4,8 @@ GDB loads this file with `source`; nothing else of the program is importable the
 only. A stop that only counts is answered here and never crosses MI: that is what makes watching every one affordable.
 
 What becomes of an int3 is learnt without a second stop: its handler is made to return through a stub in the module
-(guest/module/gate.c), which notes it down; the `return` event comes with the next stop.
+(guest/module/gate.c), which notes it down; the `return` event comes with the next stop. Where there is no module there
+is a second stop, where the handler returns to; and no poke is announced.
 
 Only hardware breakpoints are used. Under KVM a software breakpoint would write 0xcc into the very text under test;
 under TCG both kinds write nothing. All lie on functions of the kernel that run once a write, a sync round and CPU, or
@@ -71,7 +72,7 @@ class Point(gdb.Breakpoint):
         self.silent = True
         self._seen = seen
         self._address = address
-        self._next = following(address) or copied(address, slot)
+        self._next = following(address) or (copied(address, slot) if slot else None)
 
     def stop(self):
         """Never stops the guest for good."""
@@ -151,10 +152,11 @@ def text_words(stack, count):
 class Watch:
     """The points of one window, the gate, and what both have seen.
 
-    config: symbols (name -> address) with at least `write`, `sync`, `int3`, `text_mutex`, `orch_window`,
-    `orch_gate_stub`, `orch_gate_resume`, `orch_slots`, `orch_returns`, `orch_return_stubs`; `stopper` optional. limit:
-    how many breakpoints there are. regs: how the handler gets its pt_regs: `rdi`, or `die_args` for a die notifier
-    (third argument, struct die_args, whose first member is regs). events: path of the file.
+    config: symbols (name -> address) with at least `write`, `sync`, `int3` and `text_mutex`; `stopper` optional; with
+    the test module `orch_window`, `orch_gate_stub`, `orch_gate_resume`, `orch_slots`, `orch_returns`,
+    `orch_return_stubs`. limit: how many breakpoints there are. regs: how the handler gets its pt_regs: `rdi`, or
+    `die_args` for a die notifier (third argument, struct die_args, whose first member is regs). events: path of the
+    file.
     """
 
     def __init__(self, config):
@@ -163,7 +165,10 @@ class Watch:
         self.limit = config["limit"]
         self.events = Path(config["events"])
         self.points = []
+        self.module = "orch_window" in self.symbols
         self.traps = {}  # cpu -> (address of pt_regs, ip of the trap), of those whose handler has not returned
+        self.stacks = {}  # cpu -> stack pointer when that handler will have returned
+        self.way_back = None  # without a module: the point where handlers return to
         self.write_style = None
         self.owner_at = None
         self.count = 0
@@ -190,7 +195,7 @@ class Watch:
 
     # -- opening and closing, while the guest is stopped
 
-    def open(self):
+    def open(self, step=0):
         """Set the points, the most telling first, as many as the machine has breakpoints for; their names.
 
         The events file begins anew: a run that goes on for hours keeps the last round's.
@@ -202,14 +207,17 @@ class Watch:
             "int3": self.on_int3,
             "stopper": self.on_stopper,
         }
-        wanted = [name for name in seen if name in self.symbols][: self.limit]
+        wanted = [name for name in seen if name in self.symbols][: self.limit - (not self.module)]
+        self.step = step
         self.points = [self.point(name, seen[name]) for name in wanted]
         self.forget()
         return wanted
 
     def point(self, name, seen):
         """A breakpoint on the symbol `name`, with the slot of its own."""
-        slot = self.symbols["orch_slots"] + SLOT * ("write", "sync", "int3", "stopper").index(name)
+        slot = None
+        if self.module:
+            slot = self.symbols["orch_slots"] + SLOT * ("write", "sync", "int3", "stopper").index(name)
         return Point(self.symbols[name], seen, slot)
 
     def survey(self):
@@ -249,9 +257,9 @@ class Watch:
         return seen
 
     def close(self):
-        for point in self.points:
+        for point in [*self.points, *([self.way_back] if self.way_back else [])]:
             point.delete()
-        self.points = []
+        self.points, self.way_back = [], None
         self.see_returns()
         self.end_window()
 
@@ -272,6 +280,8 @@ class Watch:
 
     def look_at_window(self, cpu):
         """Read the module's orch_window, so that what follows is accounted to the poke under way, if any."""
+        if not self.module:
+            return
         now = WINDOW.unpack(memory(self.symbols["orch_window"], WINDOW.size))
         site, length, gated, seq, step, task, old, new, *targets = now
         if site and seq == self.seq:
@@ -380,13 +390,26 @@ class Watch:
         if cpu not in self.traps:  # one within another (in an NMI) goes back by itself
             self.traps[cpu] = (regs, ip)
             stack, inferior = register(frame, "rsp"), gdb.selected_inferior()
+            if not self.module:
+                self.stacks[cpu] = stack + 8
+                if not self.way_back:  # the handler has one caller, so one place to return to
+                    self.way_back = Point(quad(stack), self.on_way_back, None)
+                return
             noted = RETURN.pack(regs, quad(stack), 0, 0, 0)
             inferior.write_memory(self.symbols["orch_returns"] + cpu * RETURN.size, noted)
             stub = self.symbols["orch_return_stubs"] + cpu * RETURN_STUB
             inferior.write_memory(stack, struct.pack("<Q", stub))
 
+    def on_way_back(self, cpu, frame):
+        if cpu in self.traps and register(frame, "rsp") == self.stacks[cpu]:
+            regs, trap = self.traps.pop(cpu)
+            value = register(frame, "rax") & 0xFFFFFFFF
+            self.emit("return", cpu, value=value, ip=quad(regs + PT_REGS_IP), trap=trap)
+
     def see_returns(self):
         """Tell of the handlers that have returned since the last stop."""
+        if not self.module:
+            return
         for cpu, (_, trap) in list(self.traps.items()):
             noted = memory(self.symbols["orch_returns"] + cpu * RETURN.size, RETURN.size)
             _, _, ip, value, done = RETURN.unpack(noted)
