@@ -13,6 +13,8 @@ def kernel_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kernel", default=KernelRequest.selector, metavar="NAME",
                         help=f"of kernels/, debian:VERSION or git:WHERE@REF ({KernelRequest.selector})")
     parser.add_argument("--tree", type=Path, metavar="PATH", help="build this source tree or tarball (never written)")
+    parser.add_argument("--bzimage", type=Path, metavar="FILE", help="a kernel that is built already")
+    parser.add_argument("--headers", type=Path, metavar="DIR", help="its headers or build tree, for the test module")
     kernel_changes(parser)
 
 
@@ -28,6 +30,8 @@ def kernel_request(options: argparse.Namespace) -> KernelRequest:
     return KernelRequest(
         selector=options.kernel,
         tree=options.tree,
+        bzimage=options.bzimage,
+        headers=options.headers,
         patches=tuple(options.patch),
         fragments=tuple(options.config),
         settings=tuple(options.set),

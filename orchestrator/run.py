@@ -183,7 +183,8 @@ def _cell(spec: RunSpec) -> _Cell:
 
 def _run_directory(spec: RunSpec) -> Path:
     """A new directory for the run, with what is asked and a script that asks it again."""
-    name = re.sub(r"[^\w.]+", "-", spec.kernel.tree.resolve().name if spec.kernel.tree else spec.kernel.selector)
+    given = spec.kernel.bzimage or spec.kernel.tree
+    name = re.sub(r"[^\w.]+", "-", given.resolve().name if given else spec.kernel.selector)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     directory = spec.directory or state_dir() / "runs" / f"{stamp}-{name}-smp{spec.smp}-{secrets.token_hex(2)}"
     if directory.exists() and any(directory.iterdir()):
@@ -216,6 +217,8 @@ def _forget(directory: Path) -> None:
 
 
 def _check_cpus(spec: RunSpec, kernel: Kernel) -> None:
+    if kernel.config is None:  # the guest will say how many CPUs came up
+        return
     if kernel.option("SMP") != "y" and spec.smp > 1:
         raise UsageError(f"{kernel.name} is built without CONFIG_SMP: use --smp 1, or another kernel")
     limit = int(kernel.option("NR_CPUS") or "1")

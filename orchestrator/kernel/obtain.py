@@ -10,7 +10,7 @@ from pathlib import Path
 
 from orchestrator import ui
 from orchestrator.errors import UsageError
-from orchestrator.kernel import build, checkout, config, definition, patches, sources, stock, workspace
+from orchestrator.kernel import build, checkout, config, definition, image, patches, sources, stock, workspace
 from orchestrator.kernel.build import Recipe
 from orchestrator.kernel.model import Kernel, KernelRequest
 from orchestrator.kernel.sources import Source
@@ -27,6 +27,8 @@ def obtain(request: KernelRequest) -> Kernel:
     (mirror, disk, missing programs).
     """
     _check(request)
+    if request.bzimage is not None:
+        return image.obtain(request.bzimage, request.headers)
     if request.tree is not None:
         return _built(str(request.tree), sources.from_tree(request.tree), _tree_recipe(request), request.patches)
     if request.selector.startswith(checkout.PREFIX):
@@ -83,9 +85,14 @@ def _check(request: KernelRequest) -> None:
     patches.read(request.patches)
     _texts(request.fragments)
     config.settings(request.settings)
-    if request.tree is None and request.selector.startswith("debian:"):
+    if request.bzimage and request.tree:
+        raise UsageError("--bzimage is a kernel that is built, --tree one to build: give one of them")
+    if request.headers and not request.bzimage:
+        raise UsageError("--headers belongs to --bzimage: a tree and a package bring their own")
+    if request.bzimage or (request.tree is None and request.selector.startswith("debian:")):
         if request.patches or request.fragments or request.settings:
-            raise UsageError(f"{request.selector} is a finished image: patches and settings need a source (6.1-plain)")
+            what = request.bzimage or request.selector
+            raise UsageError(f"{what} is a finished image: patches and settings need a source (6.1-plain)")
     elif request.tree is not None:
         sources.check_tree(request.tree)
     elif request.selector.startswith(checkout.PREFIX):

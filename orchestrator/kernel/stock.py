@@ -118,7 +118,6 @@ def _unpacked(selector: str, image: Package, headers: Package | None) -> Kernel:
         bzimage=bzimage,
         config=_only(prefix, ("boot/config-*", "usr/lib/modules/*/config", "lib/modules/*/config"), "configuration"),
         kbuild=_only(prefix, ("usr/src/linux-headers-*amd64",), "headers") if headers else None,
-        modules=_only(prefix, ("lib/modules/*/kernel", "usr/lib/modules/*/kernel"), "modules"),
         origin=origin,
     )
 

@@ -278,7 +278,10 @@ def ledgers(evidence: Evidence) -> Result:
             return Result("ledgers", "skip", f"only GDB counts int3: no test module, and {evidence.no_qemu_ledger}")
     if evidence.no_qemu_ledger is None:
         everywhere = {address for address, _ in by_site | evidence.qemu_gated}
-        differ += _differences("watched", "GDB", by_site, evidence.qemu_gated, everywhere, evidence.qemu_by_cpu)
+        qemu = _of_sites(evidence.qemu_gated, everywhere, evidence.qemu_by_cpu)
+        if evidence.bare:  # GDB does not look at all of them; none that it saw may be missing in QEMU's count
+            qemu &= _of_sites(by_site, everywhere, evidence.qemu_by_cpu)
+        differ += _differences("watched", "GDB", by_site, qemu, everywhere, evidence.qemu_by_cpu)
         running = _free_by_site(evidence)
         free = sum(running.values())
         sites = {address for address, _ in running}
@@ -288,8 +291,8 @@ def ledgers(evidence: Evidence) -> Result:
     if not held:
         return Result("ledgers", "blind", "no int3 was counted in the gated part")
     if evidence.bare:
-        more = f"{evidence.qemu_free.total():,} more running free"
-        text = f"GDB and QEMU count the same {held} int3 (QEMU {more}); no module counts in the guest"
+        counted = f"{evidence.qemu_gated.total():,}, and {evidence.qemu_free.total():,} running free"
+        text = f"the {held} int3 that GDB looked at are in QEMU's count ({counted}); no module counts in the guest"
     elif evidence.no_qemu_ledger:
         text = f"the guest and GDB count the same {held} int3; QEMU has no count: {evidence.no_qemu_ledger}"
     else:

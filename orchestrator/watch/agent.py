@@ -55,6 +55,10 @@ CALLERS = 8
 SLOT = 32
 """Bytes of a slot in orch_slots (guest/module/gate.c)."""
 RETURN = struct.Struct("<5Q")  # struct orch_return in guest/module/gate.c
+ENOUGH = 4
+"""int3 of each CPU in a phase that are looked at where nobody holds the poker, and MOST on average of a single one: stops
+take longer than the guest has between two ticks, and a scheduler that only traps gets no work done."""
+MOST = 16
 RETURN_STUB = 64
 """Bytes from one CPU's stub in orch_return_stubs to the next."""
 
@@ -169,6 +173,9 @@ class Watch:
         self.traps = {}  # cpu -> (address of pt_regs, ip of the trap), of those whose handler has not returned
         self.stacks = {}  # cpu -> stack pointer when that handler will have returned
         self.way_back = None  # without a module: the point where handlers return to
+        self.handler = None  # the point on it, of a window
+        self.met = {}  # cpu -> int3 looked at since the last sync round
+        self.round_seen = False
         self.write_style = None
         self.owner_at = None
         self.count = 0
@@ -210,6 +217,7 @@ class Watch:
         wanted = [name for name in seen if name in self.symbols][: self.limit - (not self.module)]
         self.step = step
         self.points = [self.point(name, seen[name]) for name in wanted]
+        self.handler = dict(zip(wanted, self.points, strict=True)).get("int3")
         self.forget()
         return wanted
 
@@ -333,6 +341,9 @@ class Watch:
 
     def on_write(self, cpu, frame):
         self.look_at_window(cpu)
+        if self.round_seen:
+            self.round_seen, self.met = False, {}
+            self.look_at_int3(True)
         address, source, length = self.arguments(frame)
         own = bool(self.window) and 0 <= address - self.window["site"] < self.window["len"]
         fields = {
@@ -377,6 +388,7 @@ class Watch:
         if self.window:
             self.look_at_window(cpu)  # a round that nobody has waited for goes on when the poke has returned
         self.synced.add(cpu)
+        self.round_seen = True
         self.emit("sync", cpu)
 
     def on_int3(self, cpu, frame):
@@ -394,6 +406,11 @@ class Watch:
                 self.stacks[cpu] = stack + 8
                 if not self.way_back:  # the handler has one caller, so one place to return to
                     self.way_back = Point(quad(stack), self.on_way_back, None)
+                self.way_back.enabled = True
+                self.met[cpu] = self.met.get(cpu, 0) + 1
+                cpus = len(gdb.selected_inferior().threads())
+                if sum(count >= ENOUGH for count in self.met.values()) == cpus or max(self.met.values()) >= MOST * cpus:
+                    self.look_at_int3(False)
                 return
             noted = RETURN.pack(regs, quad(stack), 0, 0, 0)
             inferior.write_memory(self.symbols["orch_returns"] + cpu * RETURN.size, noted)
@@ -405,6 +422,12 @@ class Watch:
             regs, trap = self.traps.pop(cpu)
             value = register(frame, "rax") & 0xFFFFFFFF
             self.emit("return", cpu, value=value, ip=quad(regs + PT_REGS_IP), trap=trap)
+            self.way_back.enabled = bool(self.traps) or self.handler.enabled
+
+    def look_at_int3(self, wanted):
+        """Whether handlers are stopped in from now on."""
+        if not self.module and self.handler.enabled != wanted:
+            self.handler.enabled = wanted
 
     def see_returns(self):
         """Tell of the handlers that have returned since the last stop."""

@@ -456,5 +456,5 @@ def test_without_the_module_a_cpu_that_met_no_int3_is_no_coverage() -> None:
 
 def test_ledgers_of_gdb_and_qemu_must_agree_without_the_module_too() -> None:
     evidence = bare()
-    evidence.qemu_gated[0xFFFFFFFF81000000, 0] += 1
+    evidence.qemu_gated[0xFFFFFFFF81000000, 0] -= 1
     assert statuses(evidence)["ledgers"] == "fail"
