@@ -55,10 +55,9 @@ CALLERS = 8
 SLOT = 32
 """Bytes of a slot in orch_slots (guest/module/gate.c)."""
 RETURN = struct.Struct("<5Q")  # struct orch_return in guest/module/gate.c
-ENOUGH = 4
-"""int3 of each CPU in a phase that are looked at where nobody holds the poker, and MOST on average of a single one: stops
-take longer than the guest has between two ticks, and a scheduler that only traps gets no work done."""
-MOST = 16
+ENOUGH, MOST = 4, 16
+"""int3 of each CPU in a phase that are looked at where nobody holds the poker, and the most of one of them on average.
+Stops take longer than the guest has between two ticks, and a scheduler that only traps gets no work done."""
 RETURN_STUB = 64
 """Bytes from one CPU's stub in orch_return_stubs to the next."""
 
