@@ -40,7 +40,7 @@ class Config(Strict):
     """What is configured: the base and what is merged on it."""
 
     base: str = "tinyconfig"
-    fragments: list[str] = pydantic.Field([])
+    fragments: list[str] = pydantic.Field(default=[])
 
 
 class Definition(Strict):
@@ -51,8 +51,8 @@ class Definition(Strict):
     source: Source
     config: Config = Config()
     series: str | None = None
-    patches: list[str] = pydantic.Field([])
-    make: Mapping[str, str] = pydantic.Field({})
+    patches: list[str] = pydantic.Field(default=[])
+    make: Mapping[str, str] = pydantic.Field(default={})
     _folder: Path = pydantic.PrivateAttr(default=DEFINITIONS)
 
     def fragment_files(self) -> tuple[Path, ...]:

@@ -42,7 +42,7 @@ def obtain(request: KernelRequest) -> Kernel:
     if request.selector.startswith("debian:"):
         return stock.obtain(request.selector)
     if request.selector.startswith(BUILT):
-        return _cached(_place(request.selector.removeprefix(BUILT)), request.selector.removeprefix(BUILT))
+        return _cached(place(request.selector.removeprefix(BUILT)), request.selector.removeprefix(BUILT))
     chosen = definition.load(request.selector)
     # One workspace a definition: a header that one's patches change would have all others' objects made again.
     source = sources.from_debian(chosen.source.debian_source, workspace=chosen.name)
@@ -70,7 +70,7 @@ def identify(request: KernelRequest) -> tuple[str, Path]:
         identity = sources.debian_identity(sources.debian_package(chosen.source.debian_source))
         series = (*chosen.patch_files(), *request.patches)
         digest = _digest(identity, _definition_recipe(chosen, request), series)
-    return digest, _place(digest)
+    return digest, place(digest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ def _check(request: KernelRequest) -> None:
         checkout.parse(request.selector)
     elif request.selector.startswith(BUILT):
         digest = request.selector.removeprefix(BUILT)
-        if not re.fullmatch("[0-9a-f]{64}", digest) or not _place(digest).is_dir():
+        if not re.fullmatch("[0-9a-f]{64}", digest) or not place(digest).is_dir():
             raise UsageError(f"{request.selector}: the cache has no kernel of that digest")
         if request.patches or request.fragments or request.settings:
             raise UsageError(f"{request.selector} is built: patches and settings need a source (6.1-plain)")
@@ -157,7 +157,7 @@ def _texts(fragments: tuple[Path, ...]) -> tuple[tuple[str, str], ...]:
 def _built(name: str, source: Source, recipe: Recipe, series: tuple[Path, ...]) -> Kernel:
     """The kernel of `source` with `series` applied, by `recipe`; built when the cache does not have it."""
     digest = _digest(source.identity, recipe, series)
-    final = _place(digest)
+    final = place(digest)
 
     def original(path: str) -> Path | None:
         return source.root / path if path in source.manifest else None
@@ -190,7 +190,8 @@ def _digest(source: str, recipe: Recipe, series: tuple[Path, ...]) -> str:
     return hashlib.sha256(repr((source, texts, recipe.identity())).encode(errors="surrogateescape")).hexdigest()
 
 
-def _place(digest: str) -> Path:
+def place(digest: str) -> Path:
+    """Where the cache keeps a kernel that was built, by its digest."""
     return cache_dir() / "kernels" / digest[:24]
 
 

@@ -42,6 +42,7 @@ Word = Annotated[str, pydantic.Field(min_length=1)]
 Accel = Literal["auto", "kvm", "tcg", "tcg-multi", "tcg-single"]
 Smp = Annotated[int, pydantic.Field(ge=1, le=MAX_SMP)]
 DEFAULT = "default"
+USUAL = ("", "auto", DEFAULT, "*")
 
 
 class KernelEntry(Strict):
@@ -50,9 +51,9 @@ class KernelEntry(Strict):
     name: Word | None = None
     kernel: Word | None = None
     tree: Word | None = None
-    patches: list[Word] = pydantic.Field([])
-    config: list[Word] = pydantic.Field([])
-    set: list[Word] = pydantic.Field([])
+    patches: list[Word] = pydantic.Field(default=[])
+    config: list[Word] = pydantic.Field(default=[])
+    set: list[Word] = pydantic.Field(default=[])
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -93,15 +94,15 @@ class Matrix(Strict):
     """The file."""
 
     kernels: list[KernelEntry] = pydantic.Field(min_length=1)
-    smp: list[Smp] = pydantic.Field([8], min_length=1)
-    accel: list[Accel] = pydantic.Field(["auto"], min_length=1)
-    cpu: list[Word] = pydantic.Field([DEFAULT], min_length=1)
-    scenarios: list[Word] = pydantic.Field(["*"], min_length=1)
-    repeats: int = pydantic.Field(1, ge=1)
-    seed: int = pydantic.Field(1, ge=0)
-    duration: float = pydantic.Field(3.0, gt=0, allow_inf_nan=False)
-    memory: int = pydantic.Field(1024, ge=128)
-    exclude: list[Exclusion] = pydantic.Field([])
+    smp: list[Smp] = pydantic.Field(default=[8], min_length=1)
+    accel: list[Accel] = pydantic.Field(default=["auto"], min_length=1)
+    cpu: list[Word] = pydantic.Field(default=[DEFAULT], min_length=1)
+    scenarios: list[Word] = pydantic.Field(default=["*"], min_length=1)
+    repeats: int = pydantic.Field(default=1, ge=1)
+    seed: int = pydantic.Field(default=1, ge=0)
+    duration: float = pydantic.Field(default=3.0, gt=0, allow_inf_nan=False)
+    memory: int = pydantic.Field(default=1024, ge=128)
+    exclude: list[Exclusion] = pydantic.Field(default=[])
 
 
 INNER: Mapping[str, type[pydantic.BaseModel]] = {"kernels": KernelEntry, "exclude": Exclusion}
@@ -127,8 +128,9 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Tells it from all others of its sweep."""
-        return f"{self.kernel} {' '.join(self.shape)} seed{self.seed}"
+        """Tells it from all others of its sweep: what is not as it is by default."""
+        words = [word for word, usual in zip(self.shape, USUAL, strict=True) if word != usual]
+        return " ".join((self.kernel, *words, f"seed{self.seed}"))
 
     def arguments(self) -> list[str]:
         """The options of `orchestrator run` for it, those that name the kernel apart."""
