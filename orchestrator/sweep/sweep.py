@@ -90,6 +90,7 @@ class Sweep:
         self._attempts: dict[Cell, int] = {}
         self._took: dict[Cell, float] = {}
         self._told = time.monotonic()
+        self._width = 1  # cells at a time
         self._waiting = self._ordered([cell for cell in plan.cells if again or not self._kept(cell)])
         if self.results:
             ui.say(f"{len(self.results)} of {len(plan.cells)} cells are known from an earlier call (--again runs all)")
@@ -112,6 +113,7 @@ class Sweep:
                     for cell in pick(ready, self.place.need, self.place.room(), used):
                         self._waiting.remove(cell)
                         running[self._start(cell)] = _Running(cell, self.place.need(cell))
+                    self._width = len(running)
                     if not running:
                         time.sleep(0.5)  # a kernel is being built, or the cluster has no workers
                     for future in wait(running, timeout=1, return_when=FIRST_COMPLETED).done:
@@ -276,7 +278,7 @@ class Sweep:
         if None in ahead or None in under_way:
             return said
         rest = [max(1.0, (left or 0) - (now - run.since)) for left, run in zip(under_way, running, strict=True)]
-        total = max(sum((*rest, *(left or 0 for left in ahead))) / max(1, len(running)), *rest, 0.0)
+        total = max(sum((*rest, *(left or 0 for left in ahead))) / max(1, self._width), *rest, 0.0)
         return f"{said}: about {total / 60:.0f} min" if total >= 90 else f"{said}: about {total:.0f} s"
 
 
