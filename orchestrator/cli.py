@@ -23,6 +23,7 @@ from orchestrator.errors import (
     OrchestratorError,
 )
 from orchestrator.options import kernel_options, kernel_request, machine_options, poking_options
+from orchestrator.sweep import command as sweep_command
 
 if TYPE_CHECKING:
     from orchestrator.run import RunResult
@@ -113,6 +114,10 @@ def _parser() -> Parser:
     bisect = commands.add_parser("bisect", help="find the first bad one of many kernels, also when it rarely fails")
     bisect_command.add_options(bisect)
     bisect.set_defaults(command=bisect_command.main)
+
+    sweep = commands.add_parser("sweep", help="run every cell of a matrix of kernels and machines")
+    sweep_command.add_options(sweep)
+    sweep.set_defaults(command=sweep_command.main)
 
     doctor = commands.add_parser("doctor", help="what this host has, what is missing, and what that means")
     doctor.set_defaults(command=_doctor)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 import sqlite3
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -120,6 +121,22 @@ def past(*, kernel: str = "*", scenario: str | None = None, count: int = 20, pat
             )
             for row in rows
         ]
+
+
+def expected(digest: str, kernel: str, smp: int, path: Path | None = None) -> tuple[float | None, bool]:
+    """How long a run of a kernel on `smp` CPUs takes, in seconds (None: nobody knows), and whether the last one failed.
+
+    The median of the last runs that came to a verdict: of the kernel of this digest, else of those called `kernel`,
+    which may be others.
+    """
+    query = "SELECT seconds, outcome FROM run WHERE {} = ? AND smp = ? AND exit_status IN (0, 1) AND NOT edited"
+    with _opened(path) as connection:
+        for column, value in (("digest", digest), ("kernel", kernel)):
+            rows = connection.execute(f"{query.format(column)} ORDER BY ended DESC LIMIT 5", (value, smp)).fetchall()
+            if rows:
+                failed = column == "digest" and rows[0]["outcome"] in KERNEL_FAILED
+                return statistics.median(row["seconds"] for row in rows), failed
+    return None, False
 
 
 def flaky(*, kernel: str = "*", path: Path | None = None) -> list[Flaky]:

@@ -22,9 +22,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import subprocess
-import sys
-import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -33,7 +30,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator import proc, textedit
-from orchestrator.errors import EXIT_KERNEL_FAILED, EXIT_PASS, UsageError, nearest
+from orchestrator.child import Children
+from orchestrator.errors import EXIT_KERNEL_FAILED, EXIT_PASS, EXIT_UNTESTABLE, UsageError, nearest
 from orchestrator.kernel import definition
 from orchestrator.paths import PROJECT, state_dir
 
@@ -138,7 +136,7 @@ def run_all(mutants: Sequence[Mutant], jobs: int, again: bool, done: Any) -> lis
         if kept.exists() and not again:
             result = Result(**{**json.loads(kept.read_text()), "checks": tuple(json.loads(kept.read_text())["checks"])})
         else:
-            result = _run(mutant, kept.with_suffix(""))
+            result = _run(mutant, kept.with_suffix(""), children)
             if result.standing != "untested":
                 kept.with_suffix(".new").write_text(json.dumps(asdict(result), indent=1) + "\n")
                 kept.with_suffix(".new").replace(kept)
@@ -146,12 +144,14 @@ def run_all(mutants: Sequence[Mutant], jobs: int, again: bool, done: Any) -> lis
         return result
 
     (state_dir() / "mutants").mkdir(exist_ok=True)
+    children = Children()
     with ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(one, mutant) for mutant in mutants]
         try:
             return [future.result() for future in futures]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            children.stop()
             raise
 
 
@@ -167,26 +167,22 @@ def _identity(mutant: Mutant) -> str:
     return f"{mutant.base.replace(':', '-')}-{mutant.name}-{digest.hexdigest()[:16]}"
 
 
-def _run(mutant: Mutant, directory: Path) -> Result:
+def _run(mutant: Mutant, directory: Path, children: Children) -> Result:
+    log = directory.with_name(f"{directory.name}.log")
     proc.run(["rm", "-rf", directory])
     seed = mutant.name.rpartition("-")[2] if mutant.fault is None else "1"
-    command = [sys.executable, "-m", "orchestrator", "run", "--kernel", mutant.base, "--seed", seed, *RUN]
-    command += ["--output", str(directory)]
+    arguments = ["--kernel", mutant.base, "--seed", seed, *RUN]
     if mutant.fault:
-        command += ["--patch" if mutant.fault.suffix == ".patch" else "--edit-text", str(mutant.fault)]
-    start = time.monotonic()
-    try:
-        subprocess.run(
-            proc.mortal(command), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            timeout=LONGEST, cwd=PROJECT, check=False,
-        )  # fmt: skip
-        verdict = json.loads((directory / "verdict.json").read_text())
-    except (subprocess.TimeoutExpired, OSError, ValueError) as error:
-        verdict = {"exit_status": 125, "outcome": "infra", "reason": f"no verdict: {error}", "checks": []}
+        arguments += ["--patch" if mutant.fault.suffix == ".patch" else "--edit-text", str(mutant.fault)]
+    ended = children.run(arguments, directory, log, cwd=PROJECT, longest=LONGEST)
+    verdict: dict[str, Any] = ended.verdict or {
+        "exit_status": EXIT_UNTESTABLE, "outcome": "infra", "reason": f"no verdict: {ended.why}", "checks": []
+    }  # fmt: skip
     checks = failed(verdict)
     standing = judge(mutant, verdict["exit_status"], verdict["outcome"], checks)
-    seconds = round(time.monotonic() - start, 1)
-    return Result(mutant.base, mutant.name, standing, checks, verdict["reason"], seconds, str(directory))
+    return Result(
+        mutant.base, mutant.name, standing, checks, verdict["reason"], round(ended.seconds, 1), str(directory)
+    )
 
 
 def failed(verdict: dict[str, Any]) -> tuple[str, ...]:

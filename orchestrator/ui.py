@@ -49,4 +49,4 @@ def step(name: str) -> Iterator[Step]:
 
 def say(text: str) -> None:
     """One line between the steps."""
-    console.print(f"           {text}", markup=False)
+    console.print(f"           {text}", markup=False, soft_wrap=True)

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from orchestrator import proc
 from orchestrator.bisect.candidates import Candidates
-from orchestrator.errors import EXIT_USAGE, UsageError
-from orchestrator.kernel.model import KernelRequest
+from orchestrator.child import PROGRAM, Children, Stopped, kernel_options
+from orchestrator.errors import EXIT_USAGE
 from orchestrator.verdict.checks import KERNEL_FAILED
 from orchestrator.watch.model import CLAIMS
 
@@ -101,62 +93,34 @@ class ChildTester:
     directory: Path
     seed: int = 1
     shows: str | None = None
-    program: Sequence[str] = (sys.executable, "-m", "orchestrator")
-    _children: set[subprocess.Popen[bytes]] = field(default_factory=set)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _stopped: bool = False
+    program: Sequence[str] = PROGRAM
+    _children: Children = field(default_factory=Children)
 
     def test(self, number: int, attempt: int) -> Told:
         directory = self._new_directory(number)
-        start = time.monotonic()
         with self.candidates.request(number) as request:
-            command = [*self.program, "run", *_kernel_options(request), *self.options]
-            command += ["--seed", str(self.seed + attempt), "--output", str(directory / "run")]
-            status = self._run(command, directory / "log")
-        seconds = time.monotonic() - start
-        try:
-            verdict = json.loads((directory / "run" / "verdict.json").read_text())
-        except (OSError, ValueError):
-            last = (directory / "log").read_text(errors="replace").strip().splitlines()[-1:]
-            said = last[0].removeprefix("orchestrator: ") if last else f"it ended with status {status}"
+            arguments = [*kernel_options(request), *self.options, "--seed", str(self.seed + attempt)]
+            try:
+                ended = self._children.run(arguments, directory / "run", directory / "log", program=self.program)
+            except Stopped:
+                return Told("infra", reason="the bisection was stopped", directory=str(directory))
+        seconds, verdict = round(ended.seconds, 1), ended.verdict
+        if verdict is None:
             # A request that is wrong for this candidate alone: its kernel has fewer CPUs, or is not in the mirror.
-            outcome = "build-error" if status == EXIT_USAGE else "infra"
-            return Told(outcome, reason=said, seconds=round(seconds, 1), directory=str(directory))
+            outcome = "build-error" if ended.status == EXIT_USAGE else "infra"
+            return Told(outcome, reason=ended.why, seconds=seconds, directory=str(directory))
         told = Told(
             verdict["outcome"],
             signatures(verdict),
             verdict["reason"],
-            round(seconds, 1),
+            seconds,
             str(directory / "run"),
             tuple(check["check"] for check in verdict["checks"] if check["status"] == "pass"),
         )
         return told if self.shows is None else _shown(told, self.shows, directory / "run")
 
     def stop(self) -> None:
-        with self._lock:
-            self._stopped = True
-            for child in self._children:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(child.pid, signal.SIGINT)
-
-    def _run(self, command: Sequence[str], log: Path) -> int:
-        with log.open("wb") as sink:
-            with self._lock:
-                if self._stopped:
-                    raise UsageError("the bisection was stopped")
-                child = subprocess.Popen(
-                    proc.mortal(command),
-                    stdin=subprocess.DEVNULL,
-                    stdout=sink,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-                self._children.add(child)
-            try:
-                return child.wait()
-            finally:
-                with self._lock:
-                    self._children.discard(child)
+        self._children.stop()
 
     def _new_directory(self, number: int) -> Path:
         """A folder that no run before had, also not one that was cut short."""
@@ -167,11 +131,3 @@ class ChildTester:
                 directory.mkdir(parents=True)
                 return directory
         raise AssertionError("more runs than anybody would do")
-
-
-def _kernel_options(request: KernelRequest) -> list[str]:
-    options = ["--tree", str(request.tree)] if request.tree else ["--kernel", request.selector]
-    for option, values in (("--patch", request.patches), ("--config", request.fragments), ("--set", request.settings)):
-        for value in values:
-            options += [option, str(value)]
-    return options

@@ -19,34 +19,31 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pydantic
-import yaml
 
+from orchestrator import strict
 from orchestrator.errors import UsageError, nearest
 from orchestrator.kernel import patches
 from orchestrator.paths import PROJECT
+from orchestrator.strict import Strict
 
 DEFINITIONS = PROJECT / "kernels"
 BASES = ("tinyconfig", "defconfig")
 
 
-class _Strict(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=False)
-
-
-class Source(_Strict):
+class Source(Strict):
     """Where the source comes from. debian_source: the series of a Debian linux-source package, as text."""
 
     debian_source: str = pydantic.Field(alias="debian-source", pattern=r"^\d+\.\d+$")
 
 
-class Config(_Strict):
+class Config(Strict):
     """What is configured: the base and what is merged on it."""
 
     base: str = "tinyconfig"
-    fragments: list[str] = []
+    fragments: list[str] = pydantic.Field(default=[])
 
 
-class Definition(_Strict):
+class Definition(Strict):
     """One kernels/*.yaml. `folder` is where its paths start."""
 
     name: str
@@ -54,8 +51,8 @@ class Definition(_Strict):
     source: Source
     config: Config = Config()
     series: str | None = None
-    patches: list[str] = []
-    make: Mapping[str, str] = {}
+    patches: list[str] = pydantic.Field(default=[])
+    make: Mapping[str, str] = pydantic.Field(default={})
     _folder: Path = pydantic.PrivateAttr(default=DEFINITIONS)
 
     def fragment_files(self) -> tuple[Path, ...]:
@@ -69,6 +66,9 @@ class Definition(_Strict):
         """The patches in the order in which they apply."""
         listed = patches.listed(self._folder / self.series) if self.series else []
         return (*listed, *(self._folder / name for name in self.patches))
+
+
+INNER: Mapping[str, type[pydantic.BaseModel]] = {"source": Source, "config": Config}
 
 
 def names() -> list[str]:
@@ -94,18 +94,11 @@ def load(selector: str) -> Definition:
 
 def read(file: Path) -> Definition:
     """The definition in `file`, checked: types, names, and that every file it mentions is there."""
-    try:
-        data = yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = getattr(error, "problem_mark", None)
-        line = f":{where.line + 1}" if where else ""
-        raise UsageError(f"{file}{line}: not YAML: {getattr(error, 'problem', error)}") from error
-    if not isinstance(data, dict):
-        raise UsageError(f"{file}: a kernel definition is a mapping (name: ..., source: ...)")
+    data = strict.mapping(file, "a kernel definition is a mapping (name: ..., source: ...)")
     try:
         definition = Definition.model_validate(data)
     except pydantic.ValidationError as error:
-        raise UsageError(f"{file}: {_explained(error)}") from error
+        raise UsageError(f"{file}: {strict.explained(error, Definition, INNER)}") from error
     definition._folder = file.resolve().parent
     if definition.name != file.stem:
         raise UsageError(f"{file}: name: is {definition.name}, must be {file.stem} as the file")
@@ -122,19 +115,3 @@ def read(file: Path) -> Definition:
             raise UsageError(f"{file}: {key}: there is no file {path}{also}")
     definition.patch_files()
     return definition
-
-
-def _explained(error: pydantic.ValidationError) -> str:
-    """One problem as `key: sentence`: a misspelt key before the key that is missing for it."""
-    first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        models: dict[str, type[pydantic.BaseModel]] = {"source": Source, "config": Config}
-        model = models.get(str(first["loc"][0])) if len(first["loc"]) > 1 else Definition
-        known = [field.alias or name for name, field in (model or Definition).model_fields.items()]
-        return f"{key}: unknown key{nearest(str(first['loc'][-1]), known)}; known are {', '.join(known)}"
-    if first["type"] == "missing":
-        return f"{key}: is missing"
-    if first["type"] == "string_type" and isinstance(first["input"], int | float):
-        return f'{key}: {first["input"]} is a number to YAML, write it in quotes: "{first["input"]}"'
-    return f"{key}: {first['msg']}, not {first['input']!r}"

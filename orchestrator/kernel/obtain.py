@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,10 @@ from orchestrator.paths import cache_dir, cached_dir, need_space
 
 TREE_FRAGMENT = definition.DEFINITIONS / "6.1-int3" / "trim.config"
 """What a tree is configured with on top of tinyconfig. Trees of other versions may lack some of it, which is told."""
+
+
+BUILT = "built:"
+"""`built:DIGEST` is a kernel that the cache has already: how sweep names one that another machine has built."""
 
 
 def obtain(request: KernelRequest) -> Kernel:
@@ -38,17 +43,39 @@ def obtain(request: KernelRequest) -> Kernel:
             return _built(request.selector, replace(source, origin=origin), _tree_recipe(request), request.patches)
     if request.selector.startswith("debian:"):
         return stock.obtain(request.selector)
+    if request.selector.startswith(BUILT):
+        return _cached(place(request.selector.removeprefix(BUILT)), request.selector.removeprefix(BUILT))
     chosen = definition.load(request.selector)
-    base = chosen.base()
-    recipe = Recipe(
-        base=base.read_text() if isinstance(base, Path) else base,
-        fragments=_texts((*chosen.fragment_files(), *request.fragments)),
-        settings=request.settings,
-        make=chosen.make,
-    )
     # One workspace a definition: a header that one's patches change would have all others' objects made again.
     source = sources.from_debian(chosen.source.debian_source, workspace=chosen.name)
+    recipe = _definition_recipe(chosen, request)
     return _built(request.selector, source, recipe, (*chosen.patch_files(), *request.patches))
+
+
+def identify(request: KernelRequest) -> tuple[str, Path]:
+    """The digest of the kernel that obtain() would give now, and the directory that the cache has it in, or will.
+
+    Nothing is built, and of packages no more than lists is fetched. Errors as those of obtain().
+    """
+    _check(request)
+    if request.bzimage is not None:
+        given = image.obtain(request.bzimage, request.headers)
+        return given.digest, given.bzimage.parent
+    if request.tree is not None:
+        digest = _digest(sources.from_tree(request.tree).identity, _tree_recipe(request), request.patches)
+    elif request.selector.startswith(checkout.PREFIX):
+        with checkout.checked_out(request.selector) as tree:
+            digest = _digest(sources.from_tree(tree).identity, _tree_recipe(request), request.patches)
+    elif request.selector.startswith("debian:"):
+        return stock.identify(request.selector)
+    elif request.selector.startswith(BUILT):
+        digest = request.selector.removeprefix(BUILT)
+    else:
+        chosen = definition.load(request.selector)
+        identity = sources.debian_identity(sources.debian_package(chosen.source.debian_source))
+        series = (*chosen.patch_files(), *request.patches)
+        digest = _digest(identity, _definition_recipe(chosen, request), series)
+    return digest, place(digest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +124,22 @@ def _check(request: KernelRequest) -> None:
         sources.check_tree(request.tree)
     elif request.selector.startswith(checkout.PREFIX):
         checkout.parse(request.selector)
+    elif request.selector.startswith(BUILT):
+        digest = request.selector.removeprefix(BUILT)
+        if not re.fullmatch("[0-9a-f]{64}", digest) or not place(digest).is_dir():
+            raise UsageError(f"{request.selector}: the cache has no kernel of that digest")
+        if request.patches or request.fragments or request.settings:
+            raise UsageError(f"{request.selector} is built: patches and settings need a source (6.1-plain)")
+
+
+def _definition_recipe(chosen: definition.Definition, request: KernelRequest) -> Recipe:
+    base = chosen.base()
+    return Recipe(
+        base=base.read_text() if isinstance(base, Path) else base,
+        fragments=_texts((*chosen.fragment_files(), *request.fragments)),
+        settings=request.settings,
+        make=chosen.make,
+    )
 
 
 def _tree_recipe(request: KernelRequest) -> Recipe:
@@ -123,9 +166,8 @@ def _texts(fragments: tuple[Path, ...]) -> tuple[tuple[str, str], ...]:
 
 def _built(name: str, source: Source, recipe: Recipe, series: tuple[Path, ...]) -> Kernel:
     """The kernel of `source` with `series` applied, by `recipe`; built when the cache does not have it."""
-    texts = [text for _, text in patches.read(series)]
-    digest = hashlib.sha256(repr((source.identity, texts, recipe.identity())).encode(errors="surrogateescape"))
-    final = cache_dir() / "kernels" / digest.hexdigest()[:24]
+    digest = _digest(source.identity, recipe, series)
+    final = place(digest)
 
     def original(path: str) -> Path | None:
         return source.root / path if path in source.manifest else None
@@ -149,11 +191,27 @@ def _built(name: str, source: Source, recipe: Recipe, series: tuple[Path, ...]) 
         (partial / "kernel.json").write_text(json.dumps(told, indent=1))
 
     cached_dir(final, make, lambda: ui.console.print(f"  … waiting for another run's {name}", markup=False))
+    return _cached(final, digest, name)
+
+
+def _digest(source: str, recipe: Recipe, series: tuple[Path, ...]) -> str:
+    """What identifies the kernel of a source with this identity, with `series` applied, by `recipe`."""
+    texts = [text for _, text in patches.read(series)]
+    return hashlib.sha256(repr((source, texts, recipe.identity())).encode(errors="surrogateescape")).hexdigest()
+
+
+def place(digest: str) -> Path:
+    """Where the cache keeps a kernel that was built, by its digest."""
+    return cache_dir() / "kernels" / digest[:24]
+
+
+def _cached(final: Path, digest: str, name: str | None = None) -> Kernel:
+    """The kernel in `final`. name: as the user asks for it, None for what it was built as."""
     told = json.loads((final / "kernel.json").read_text())
     return Kernel(
-        name=name,
+        name=name or told["name"],
         release=told["release"],
-        digest=digest.hexdigest(),
+        digest=digest,
         bzimage=final / "bzImage",
         config=final / "config",
         kbuild=final / "kbuild",

@@ -50,7 +50,7 @@ class Source:
 
 def from_debian(series: str, workspace: str) -> Source:
     """The newest linux-source-`series` of the mirror, unpacked in the cache (about 1.5 GB, 15 s the first time)."""
-    package = debian.newest(f"linux-source-{series}", stock.SUITES.get(series, stock.NEWER))
+    package = debian_package(series)
     final = cache_dir() / "sources" / f"linux-{package.version.replace(':', '_')}"
 
     def make(partial: Path) -> None:
@@ -72,12 +72,21 @@ def from_debian(series: str, workspace: str) -> Source:
     cached_dir(final, make, lambda: ui.console.print("  … waiting for another run to unpack it", markup=False))
     return Source(
         root=final,
-        identity=f"{package.name} {package.version}",
+        identity=debian_identity(package),
         workspace=workspace,
         manifest=_walk(final),
         frozen=True,
         origin={"kind": "Debian source package", "package": package.name, "version": package.version},
     )
+
+
+def debian_package(series: str) -> debian.Package:
+    """The newest linux-source-`series` of the mirror."""
+    return debian.newest(f"linux-source-{series}", stock.SUITES.get(series, stock.NEWER))
+
+
+def debian_identity(package: debian.Package) -> str:
+    return f"{package.name} {package.version}"
 
 
 def from_tree(tree: Path) -> Source:

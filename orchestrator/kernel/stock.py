@@ -51,6 +51,21 @@ def obtain(selector: str) -> Kernel:
 
     A series means its newest version that still has headers, as without them nothing can be tested but the boot.
     """
+    package, headers = _chosen(selector)
+    if not headers:
+        ui.console.print(
+            f"  ! {package.name} has no headers in the mirror: no module can be built for it", markup=False
+        )
+    return _unpacked(selector, package, headers)
+
+
+def identify(selector: str) -> tuple[str, Path]:
+    """The digest of the kernel that obtain() gives for `selector`, and the directory in the cache that is its own."""
+    return _identity(*_chosen(selector))
+
+
+def _chosen(selector: str) -> tuple[Package, Package | None]:
+    """The image package that `selector` names, and its headers."""
     match = re.fullmatch(r"debian:(?P<series>\d+\.\d+)(?P<point>\.\d+)?(?:-(?P<flavour>\w+))?", selector)
     if not match or (match["flavour"] or "amd64") not in FLAVOURS:
         raise UsageError(f"{selector}: write debian:VERSION, as debian:6.1, debian:6.1.192 or debian:6.12-cloud")
@@ -65,13 +80,14 @@ def obtain(selector: str) -> Kernel:
         )
     for package in reversed(wanted):
         if headers := _headers(package):
-            break
-    else:
-        package, headers = wanted[-1], None
-        ui.console.print(
-            f"  ! {package.name} has no headers in the mirror: no module can be built for it", markup=False
-        )
-    return _unpacked(selector, package, headers)
+            return package, headers
+    return wanted[-1], None
+
+
+def _identity(image: Package, headers: Package | None) -> tuple[str, Path]:
+    identity = f"{image.name} {image.version} {headers is not None} layout {LAYOUT}"
+    digest = hashlib.sha256(identity.encode()).hexdigest()
+    return digest, cache_dir() / "stock" / f"{image.upstream}-{digest[:16]}"
 
 
 def _headers(image: Package) -> Package | None:
@@ -83,9 +99,7 @@ def _headers(image: Package) -> Package | None:
 
 def _unpacked(selector: str, image: Package, headers: Package | None) -> Kernel:
     """Unpack `image`, `headers` and the kernel packages these need below one prefix in the cache."""
-    identity = f"{image.name} {image.version} {headers is not None} layout {LAYOUT}"
-    digest = hashlib.sha256(identity.encode()).hexdigest()
-    prefix = cache_dir() / "stock" / f"{image.upstream}-{digest[:16]}"
+    digest, prefix = _identity(image, headers)
     origin = {
         "kind": "Debian binary package",
         "package": image.name,

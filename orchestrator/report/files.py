@@ -43,20 +43,26 @@ def name(result: RunResult) -> str:
 
 def junit(title: str, told: Iterable[Case], seconds: float) -> str:
     """One test suite. seconds: of the run, given to its first case, as the cases share one guest."""
+    return suites("orchestrator", {title: [(case, 0.0 if number else seconds) for number, case in enumerate(told)]})
+
+
+def suites(title: str, told: Mapping[str, Iterable[tuple[Case, float]]]) -> str:
+    """A document of test suites by their names, each with its cases and the seconds that these took."""
     notes = {"fail": junitparser.Failure, "error": junitparser.Error, "skip": junitparser.Skipped}
-    suite: Any = junitparser.TestSuite(title)
-    for number, case in enumerate(told):
-        entry: Any = junitparser.TestCase(case.name, f"orchestrator.{case.group}", 0.0 if number else round(seconds, 3))
-        if case.status == "pass":
-            entry.system_out = UNPRINTABLE.sub("?", case.text)
-        else:
-            note: Any = notes[case.status](UNPRINTABLE.sub("?", case.text))
-            note.text = UNPRINTABLE.sub("?", "\n".join(case.details)) or None
-            entry.result = [note]
-        suite.add_testcase(entry)
-    document: Any = junitparser.JUnitXml("orchestrator")
-    document.add_testsuite(suite)
-    suite.update_statistics()
+    document: Any = junitparser.JUnitXml(title)
+    for name, timed in told.items():
+        suite: Any = junitparser.TestSuite(name)
+        for case, seconds in timed:
+            entry: Any = junitparser.TestCase(case.name, f"orchestrator.{case.group}", round(seconds, 3))
+            if case.status == "pass":
+                entry.system_out = UNPRINTABLE.sub("?", case.text)
+            else:
+                note: Any = notes[case.status](UNPRINTABLE.sub("?", case.text))
+                note.text = UNPRINTABLE.sub("?", "\n".join(case.details)) or None
+                entry.result = [note]
+            suite.add_testcase(entry)
+        document.add_testsuite(suite)
+        suite.update_statistics()
     document.update_statistics()
     content = document.tostring()
     return content.decode() if isinstance(content, bytes) else str(content)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import mutants, scenario, textedit
+from orchestrator.child import Children
 from orchestrator.errors import UsageError
 from orchestrator.kernel import definition
 from orchestrator.mutants import Mutant, Result
@@ -109,7 +110,7 @@ def test_a_result_is_kept_for_its_content_and_not_run_again(
     monkeypatch.setattr(mutants, "state_dir", lambda: tmp_path)
     ran: list[str] = []
 
-    def run(mutant: Mutant, directory: Path) -> Result:
+    def run(mutant: Mutant, directory: Path, children: Children) -> Result:
         ran.append(mutant.name)
         standing = "caught" if mutant.name != "infra" else "untested"
         return Result(mutant.base, mutant.name, standing, ("sync",), "why", 1.0, str(directory))

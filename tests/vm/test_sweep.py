@@ -1,0 +1,168 @@
+"""A sweep on two workers of a real dask cluster, one of which is killed in mid-run, and the same sweep on this host."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.paths import PROJECT, cache_dir
+
+pytestmark = pytest.mark.vm
+pytest.importorskip("distributed", reason="dask is not installed: pip install 'orchestrator[dask]'")
+
+MUTANT = "sync-after-tail-missing.patch"
+KINDS = ("apt", "debs", "helpers", "initramfs", "ledger", "modules", "sources", "stock", "symbols", "tools")
+MATRIX = f"""
+kernels:
+  - 6.1-int3
+  - debian:6.1
+  - name: broken
+    kernel: 6.1-int3
+    patches: [{PROJECT}/kernels/mutants/6.1-int3/{MUTANT}]
+smp: [2]
+scenarios: [nop5 one]
+duration: 0.5
+"""
+
+
+def sweep(directory: Path, *options: str) -> tuple[int, dict[str, dict[str, Any]]]:
+    """Exit status, and by cell what sweep.json has."""
+    matrix = directory.with_suffix(".yaml")
+    matrix.write_text(MATRIX)
+    command = [sys.executable, "-m", "orchestrator", "sweep", str(matrix), "--output", str(directory), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1500)
+    print(done.stdout[-3000:], done.stderr[-3000:])
+    told = json.loads((directory / "sweep.json").read_text())
+    return done.returncode, {cell["cell"]: cell for cell in told["cells"]}
+
+
+def processes(word: str, scratch: Path) -> dict[int, int]:
+    """Those whose command line has both words: process ids, and their parents'."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, IndexError):
+            line = (entry / "cmdline").read_bytes()
+            if word.encode() in line and str(scratch).encode() in line:
+                found[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Also where nobody reaps orphans, a zombie is not alive."""
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def _cache(other: Path) -> None:
+    for name in ("kernels", *KINDS):
+        (cache_dir() / name).mkdir(exist_ok=True)
+    (other / "kernels").mkdir(parents=True)
+    for name in KINDS:
+        (other / name).symlink_to(cache_dir() / name)
+    for kernel in (cache_dir() / "kernels").glob("[!.]*"):
+        if MUTANT not in (kernel / "kernel.json").read_text():
+            (other / "kernels" / kernel.name).symlink_to(kernel)
+
+
+@contextlib.contextmanager
+def cluster(scratch: Path) -> Iterator[str]:
+    """A scheduler and two workers, as docs/sweep.md starts them. Each has a cache of its own that lacks the kernel with
+    the patch, and has all else that is here."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    dask = str(Path(sys.executable).with_name("dask"))
+    here = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    commands = {"scheduler": ["--host", "127.0.0.1", "--port", address.rpartition(":")[2], "--no-dashboard"]}
+    for name in ("one", "two"):
+        _cache(scratch / name / "cache" / "orchestrator")
+        commands[name] = [address, "--nthreads", "1", "--no-dashboard", "--local-directory", str(scratch / name)]
+    started = []
+    try:
+        for name, options in commands.items():
+            own = {f"XDG_{which}_HOME": str(scratch / name / which.lower()) for which in ("CACHE", "STATE")}
+            word, environment = (name, here) if name == "scheduler" else ("worker", {**here, **own})
+            with (scratch / f"dask-{name}.log").open("w") as log:
+                command = [dask, word, *options]
+                started.append(
+                    subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+                )
+        yield address
+    finally:
+        for child in reversed(started):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+        for log in sorted(scratch.glob("dask-*.log")):
+            print(log.name, log.read_text()[-1500:])
+
+
+def kill_a_worker_in_mid_run(scratch: Path) -> list[int]:
+    """Wait for a guest, and kill the worker that has it. Returns what is to die with it."""
+    deadline = time.monotonic() + 600
+    while time.monotonic() < deadline:
+        name = next((name for name in ("one", "two") if processes("qemu-system-x86_64\0", scratch / name)), "")
+        if name:
+            break
+        time.sleep(0.2)
+    else:
+        pytest.fail("no guest came up on the worker")
+    time.sleep(1)
+    guests, runs = processes("qemu-system-x86_64\0", scratch / name), processes("\0run\0", scratch / name)
+    assert guests and len(runs) == 1
+    os.kill(*runs.values(), signal.SIGKILL)
+    return [*runs, *guests]
+
+
+def test_a_cluster_tells_what_this_host_tells_also_when_a_worker_is_killed(tmp_path: Path) -> None:
+    status, here = sweep(tmp_path / "here")
+    assert status == 1
+    assert {name: cell["outcome"] for name, cell in here.items()} == {
+        "6.1-int3 smp2 nop5 one seed1": "pass",
+        "debian:6.1 smp2 nop5 one seed1": "pass",
+        "broken smp2 nop5 one seed1": "fail",
+    }
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    killed: list[int] = []
+    with cluster(scratch) as address:
+        matrix = tmp_path / "there.yaml"
+        matrix.write_text(MATRIX)
+        command = [sys.executable, "-m", "orchestrator", "sweep", str(matrix), "--output", str(tmp_path / "there")]
+        with (tmp_path / "there.log").open("w") as log:
+            child = subprocess.Popen([*command, "--scheduler", address], stdout=log, stderr=log)
+        try:
+            killed = kill_a_worker_in_mid_run(scratch)
+            time.sleep(1)
+            assert not [pid for pid in killed if alive(pid)], "a run or its guest outlived its worker"
+            assert child.wait(timeout=1200) == 1
+        finally:
+            child.kill()
+            child.wait()
+            print((tmp_path / "there.log").read_text())
+    told = json.loads((tmp_path / "there" / "sweep.json").read_text())
+    there = {cell["cell"]: cell for cell in told["cells"]}
+    for key in ("outcome", "exit_status", "failed", "kernel", "release"):
+        assert {name: cell[key] for name, cell in there.items()} == {name: cell[key] for name, cell in here.items()}
+    for cell in there.values():
+        assert (Path(cell["directory"]) / "report.html").is_file(), "the submitter has what the worker saw"
+        assert Path(cell["directory"]).is_relative_to(tmp_path / "there")
+    sent = f"cache/orchestrator/kernels/{there['broken smp2 nop5 one seed1']['kernel'][:24]}/bzImage"
+    assert any((scratch / name / sent).is_file() for name in ("one", "two")), "what a worker lacks it is sent"
+
+    # What is known is not run again.
+    status, again = sweep(tmp_path / "here")
+    assert status == 1 and all(cell["kept"] for cell in again.values())
