@@ -130,7 +130,7 @@ def _unpacked(selector: str, image: Package, headers: Package | None) -> Kernel:
         release=_release(bzimage),
         digest=digest,
         bzimage=bzimage,
-        config=_only(prefix, ("boot/config-*", "usr/lib/modules/*/config", "lib/modules/*/config"), "configuration"),
+        config=_first(prefix, ("boot/config-*", "usr/lib/modules/*/config", "lib/modules/*/config")),
         kbuild=_only(prefix, ("usr/src/linux-headers-*amd64",), "headers") if headers else None,
         origin=origin,
     )
@@ -154,6 +154,9 @@ def _with_depends(package: Package, pattern: str) -> list[Path]:
                 continue
             found = debian.candidates(re.escape(name), (package.suite,))
             exact = [other for other in found if other.version == (version or package.version)]
+            if not found and name.startswith(("linux-base-", "linux-modules-")):
+                ui.say(f"{name} is gone from the mirror; it has nothing that a run cannot do without")
+                continue
             if not found:
                 raise InfraError(f"{package.name} depends on {name}, which {package.suite} of the mirror does not have")
             debs[name] = debian.download(debian.newest_of(exact or found))
@@ -193,8 +196,12 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
+def _first(prefix: Path, patterns: tuple[str, ...]) -> Path | None:
+    return next((file for pattern in patterns for file in sorted(prefix.glob(pattern))), None)
+
+
 def _only(prefix: Path, patterns: tuple[str, ...], what: str) -> Path:
-    for pattern in patterns:
-        if found := sorted(prefix.glob(pattern)):
-            return found[0]
-    raise InfraError(f"{prefix} holds no {what}: this package's layout is not known")
+    found = _first(prefix, patterns)
+    if found is None:
+        raise InfraError(f"{prefix} holds no {what}: this package's layout is not known")
+    return found

@@ -144,12 +144,21 @@ def quad(address):
 
 
 def text_words(stack, count):
-    """Those of the `count` words on the stack that lie in the kernel's or its modules' text."""
+    """Those of the `count` words on the stack that lead into the kernel's or its modules' text, behind a call there."""
     try:
         words = struct.unpack(f"<{count}Q", memory(stack, 8 * count))
     except gdb.MemoryError:
         return []
-    return [word for word in words if word >> 31 == 0x1FFFFFFFF]
+    return [word for word in words if word >> 31 == 0x1FFFFFFFF and behind_call(word)]
+
+
+def behind_call(address):
+    """Whether there is a call before `address`: of a function (e8), or by a register (ff d0 to ff d7)."""
+    try:
+        code = memory(address - 5, 5)
+    except gdb.MemoryError:
+        return False
+    return code[0] == 0xE8 or (code[3] == 0xFF and code[4] & 0xF8 == 0xD0)
 
 
 class Watch:
