@@ -47,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("orchestrator: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader (`| head`) has gone, and has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PASS
     except OSError as error:  # the disk is full, a directory must not be written
         print(f"orchestrator: {error}", file=sys.stderr)
         return EXIT_UNTESTABLE
@@ -86,11 +89,22 @@ def _parser() -> Parser:
 
     kernels = commands.add_parser("kernels", help="which kernels there are; build or fetch one")
     kernels_commands = kernels.add_subparsers(required=True, metavar="ACTION", parser_class=Parser)
-    kernels_list = kernels_commands.add_parser("list", help="kernels by name, and which are in the cache")
+    kernels_list = kernels_commands.add_parser("list", help="what can be had by name, and what is in the cache")
     kernels_list.set_defaults(command=_kernels_list)
     build = kernels_commands.add_parser("build", help="fetch and build a kernel, and say where it is")
     kernel_options(build)
     build.set_defaults(command=_kernels_build)
+    shown = kernels_commands.add_parser("show", help="look at a kernel: how does it patch its code?")
+    kernel_options(shown)
+    shown.set_defaults(command=_kernels_show)
+    fetched = kernels_commands.add_parser("fetch", help="get packages and sources, and build nothing")
+    fetched.add_argument("kernels", nargs="+", metavar="KERNEL", help="by name, as for run --kernel")
+    fetched.set_defaults(command=_kernels_fetch)
+    cleaned = kernels_commands.add_parser("clean", help="what the cache takes; remove what was not used for long")
+    cleaned.add_argument("--older-than", type=_seconds, metavar="TIME", help="remove what was not used for 30d, 12h")
+    cleaned.add_argument("--keep", type=float, metavar="GIB", help="remove the longest unused until so much is left")
+    cleaned.add_argument("--dry-run", action="store_true", help="only say what would go")
+    cleaned.set_defaults(command=_kernels_clean)
 
     scenarios = commands.add_parser("scenarios", help="what a run does, and what the kernel promises in each")
     scenarios.set_defaults(command=_scenarios)
@@ -204,10 +218,67 @@ def _report(result: RunResult) -> None:
 
 
 def _kernels_list(options: argparse.Namespace) -> int:
-    from orchestrator.kernel.obtain import available
+    from orchestrator.kernel import shelf
 
-    for entry in available():
-        print(f"{'cached' if entry.ready else '':<7} {entry.selector:<24} {entry.description}")
+    cached = shelf.kernels()
+    by_name = {one.name for one in cached}
+    print("from kernels/, built from source:")
+    for name, description in shelf.definitions().items():
+        patched = sum(1 for one in cached if one.name == name)
+        print(f"  {name:<24} {f'{patched} in the cache' if patched else '':<16} {description}")
+    print("\nDebian's images, as this machine's mirror has them (debian:6.1 is the newest 6.1 that has headers):")
+    for selector, (suite, headers) in shelf.offered().items():
+        state = "in the cache" if selector in by_name else ""
+        print(f"  {selector:<24} {state:<16} {suite}{'' if headers else ', no headers: without the test module'}")
+    others = [one for one in cached if one.name not in shelf.definitions() and not one.name.startswith("debian:")]
+    if others:
+        print("\nin the cache, from elsewhere:")
+    for one in others:
+        print(f"  {one.name:<24} {one.release:<16} {len(one.patches)} patches")
+    print("\nand --tree PATH, --kernel git:WHERE@REF, --bzimage FILE; `orchestrator kernels show` looks at one")
+    return 0
+
+
+def _kernels_show(options: argparse.Namespace) -> int:
+    from orchestrator.run import look
+
+    kernel, found = look(kernel_request(options))
+    about = {"release": kernel.release, "digest": kernel.digest[:24], "image": str(kernel.bzimage)}
+    about |= {name: text for name, text in kernel.origin.items() if text not in ("", "none")}
+    about["modules for it"] = "can be built" if kernel.kbuild else "cannot be built: no headers"
+    print(kernel.name)
+    for name, text in (about | found).items():
+        print(f"  {name + ':':<18} {text}")
+    return 0
+
+
+def _kernels_fetch(options: argparse.Namespace) -> int:
+    from orchestrator.kernel.obtain import fetch
+
+    for selector in options.kernels:
+        print(f"{selector}: {fetch(selector)}")
+    return 0
+
+
+def _kernels_clean(options: argparse.Namespace) -> int:
+    from collections import Counter
+
+    from orchestrator.kernel import shelf
+
+    sizes: Counter[str] = Counter()
+    if options.older_than is None and options.keep is None:
+        for item in shelf.items():
+            sizes[item.kind] += item.size
+        for kind, size in sizes.most_common():
+            print(f"{size / (1 << 30):7.2f} GiB  {kind}")
+        print(f"{sizes.total() / (1 << 30):7.2f} GiB  in all; say --older-than 30d, or --keep 10 (GiB), to free some")
+        return 0
+    keep = None if options.keep is None else int(options.keep * (1 << 30))
+    for item in shelf.clean(older=options.older_than, keep=keep, dry=options.dry_run):
+        sizes[item.kind] += item.size
+        print(f"{item.size / (1 << 20):9.1f} MiB  {item.kind}/{item.path.name}")
+    verb = "would be" if options.dry_run else "were"
+    print(f"{sizes.total() / (1 << 30):.2f} GiB {verb} freed")
     return 0
 
 

@@ -58,10 +58,13 @@ def cached_dir(final: Path, make: Callable[[Path], None], waiting: Callable[[], 
     interrupted or failed `make` leaves nothing that could be taken for a result, and two processes that want the same
     directory make it once. What a killed process left behind is removed by the next one, under the lock.
     """
+    lock = final.parent / f".{final.name}.lock"
     if final.is_dir():
+        with contextlib.suppress(OSError):  # a cache of another user's, or without room, is fine to read
+            lock.touch()  # tells when it was last used
         return final
     final.parent.mkdir(parents=True, exist_ok=True)
-    with locked(final.parent / f".{final.name}.lock", waiting):
+    with locked(lock, waiting):
         if final.is_dir():
             return final
         for stale in final.parent.glob(f".{final.name}.partial-*"):

@@ -12,12 +12,13 @@ import re
 import secrets
 import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from orchestrator import interactive, textedit, tools, ui
+from orchestrator import facts, interactive, textedit, tools, ui
 from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.guest import initramfs, module
 from orchestrator.kernel.model import Kernel, KernelRequest
@@ -27,7 +28,7 @@ from orchestrator.machine.machine import Machine
 from orchestrator.machine.qemu import MAX_SMP, MachineSpec
 from orchestrator.machine.ssh import Keys
 from orchestrator.observer import Observer
-from orchestrator.paths import state_dir
+from orchestrator.paths import cache_dir, state_dir, write_whole
 from orchestrator.scenario import Scenario, select, suited
 from orchestrator.soak import Soaking
 from orchestrator.verdict.evidence import Evidence
@@ -109,6 +110,8 @@ def run(spec: RunSpec, keep: Callable[[RunResult, Machine | None], None] | None 
         try:
             observer = guest.enter_context(_guest(cell, attachable=keep is not None))
             machine = observer.machine
+            if observer.bare:
+                ui.say("without the test module: what the kernel does is watched, but nobody can hold it in a phase")
             if edits:
                 observer = replace(observer, attached=lambda watch: _edit_text(edits, watch, cell))
             if spec.soak:
@@ -149,6 +152,27 @@ def debug(spec: RunSpec) -> int:
         raise
 
 
+def look(request: KernelRequest) -> tuple[Kernel, dict[str, str]]:
+    """A kernel, and what its code for patching live text is like (facts.py): booted once, and remembered.
+
+    Errors: those of obtain(), BootError.
+    """
+    kernel = obtain(request)
+    known = cache_dir() / "facts" / f"{kernel.digest}.json"
+    with contextlib.suppress(OSError, ValueError):
+        return kernel, dict(json.loads(known.read_text()))
+    with tempfile.TemporaryDirectory() as directory:
+        spec = RunSpec(kernel=request, smp=1, scenarios=("sysctl",), directory=Path(directory))
+        cell = _cell(spec)
+        with _guest(cell, attachable=True) as observer:
+            addresses, _ = observer.prepare()
+            with Watch(observer.machine, addresses, cell.directory, module=False) as watch, watch.memory() as (read, _):
+                found = facts.facts(of_vmlinux(interactive.kernel_symbols(cell.directory)), read)
+    known.parent.mkdir(exist_ok=True)
+    write_whole(known, json.dumps(found, indent=1) + "\n")
+    return kernel, found
+
+
 @contextlib.contextmanager
 def _guest(cell: _Cell, *, attachable: bool) -> Iterator[Observer]:
     """The guest for `cell`, not booted yet, and who is to observe it. attachable: by a person's GDB, too."""
@@ -157,8 +181,6 @@ def _guest(cell: _Cell, *, attachable: bool) -> Iterator[Observer]:
     _check_cpus(spec, kernel)
     scenarios = suited(scenarios, asked=bool(spec.scenarios), headers=kernel.kbuild is not None)
     bare = all(one.sysctls for one in scenarios)
-    if bare:
-        ui.say("without the test module: what the kernel does is watched, but nobody can hold it in a phase")
     with ui.step("building the guest image"):
         keys = Keys.fresh()
         image = _guest_image(kernel, keys, scenarios, directory, bare)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from orchestrator import ui
@@ -52,6 +52,21 @@ def obtain(request: KernelRequest) -> Kernel:
     return _built(request.selector, source, recipe, (*chosen.patch_files(), *request.patches))
 
 
+def fetch(selector: str) -> Path:
+    """Get what the kernel called `selector` is made from, and build nothing; the directory that has it.
+
+    Errors as those of obtain().
+    """
+    _check(KernelRequest(selector=selector))
+    if selector.startswith("debian:"):
+        return stock.obtain(selector).bzimage.parent
+    if selector.startswith(checkout.PREFIX):
+        with checkout.checked_out(selector) as tree:
+            return tree
+    chosen = definition.load(selector)
+    return sources.from_debian(chosen.source.debian_source, workspace=chosen.name).root
+
+
 def identify(request: KernelRequest) -> tuple[str, Path]:
     """The digest of the kernel that obtain() would give now, and the directory that the cache has it in, or will.
 
@@ -76,35 +91,6 @@ def identify(request: KernelRequest) -> tuple[str, Path]:
         series = (*chosen.patch_files(), *request.patches)
         digest = _digest(identity, _definition_recipe(chosen, request), series)
     return digest, place(digest)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Available:
-    """A line of `orchestrator kernels list`. ready: in the cache, so that using it needs neither network nor build."""
-
-    selector: str
-    description: str
-    ready: bool
-    where: Path | None = None
-
-
-def available() -> list[Available]:
-    """All definitions and whatever kernels the cache holds."""
-    cached: list[Available] = []
-    for note in sorted(cache_dir().glob("*/*/kernel.json")):
-        told = json.loads(note.read_text())
-        origin = told["origin"]
-        parts = [told["release"], origin.get("package") or origin.get("tree", ""), origin.get("version", "")]
-        if origin.get("patches", "none") != "none":
-            parts.append(f"with {origin['patches']}")
-        words = " ".join(part for part in parts if part)
-        cached.append(Available(selector=told["name"], description=words, ready=True, where=note.parent))
-    built = {one.selector for one in cached}
-    definitions = []
-    for name in definition.names():
-        described = definition.load(name).description
-        definitions.append(Available(selector=name, description=described, ready=name in built))
-    return definitions + cached
 
 
 def _check(request: KernelRequest) -> None:
@@ -218,8 +204,3 @@ def _cached(final: Path, digest: str, name: str | None = None) -> Kernel:
         vmlinux=final / "vmlinux",
         origin=told["origin"],
     )
-
-
-def forget(where: Path) -> None:
-    """Remove one cached kernel (`Available.where`)."""
-    shutil.rmtree(where, ignore_errors=True)

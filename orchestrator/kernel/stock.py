@@ -120,7 +120,7 @@ def _unpacked(selector: str, image: Package, headers: Package | None) -> Kernel:
         if headers:
             with ui.step(f"adapt {headers.name} to this machine"):
                 newer.adapt(partial, prefix, image.suite)
-        told = {"name": f"debian:{image.upstream}", "release": _release(_bzimage(partial)), "origin": origin}
+        told = {"name": exactly(image), "release": _release(_bzimage(partial)), "origin": origin}
         (partial / "kernel.json").write_text(json.dumps(told, indent=1))
 
     cached_dir(prefix, make, lambda: ui.console.print(f"  … waiting for another run's {image.name}", markup=False))
@@ -134,6 +134,12 @@ def _unpacked(selector: str, image: Package, headers: Package | None) -> Kernel:
         kbuild=_only(prefix, ("usr/src/linux-headers-*amd64",), "headers") if headers else None,
         origin=origin,
     )
+
+
+def exactly(image: Package) -> str:
+    """The selector that names this image and no other."""
+    match = IMAGE.fullmatch(image.name)
+    return "-".join(filter(None, (f"debian:{image.upstream}", match["flavour"] if match else None)))
 
 
 def _bzimage(prefix: Path) -> Path:
