@@ -11,6 +11,7 @@ class KernelRequest:
     """Which kernel the user wants. `bzimage` and `tree` win over `selector`.
 
     selector: the name of a definition in kernels/ (`6.1-int3`), or `debian:VERSION` (`debian:6.1`, `debian:6.1.192`).
+    Also `debian-source:SERIES`, built from Debian's linux-source-SERIES, and `git:WHERE@REF`.
     tree: a kernel source tree, built out of tree and never written into.
     bzimage: an image that somebody else built; headers: what modules for it are built with, None without.
     patches: applied in order on top of the source. fragments: config fragments merged last. settings: CONFIG_X=y lines.

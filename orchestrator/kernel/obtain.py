@@ -21,6 +21,7 @@ TREE_FRAGMENT = definition.DEFINITIONS / "6.1-int3" / "trim.config"
 """What a tree is configured with on top of tinyconfig. Trees of other versions may lack some of it, which is told."""
 
 
+SOURCE = "debian-source:"
 BUILT = "built:"
 """`built:DIGEST` is a kernel that the cache has already: how sweep names one that another machine has built."""
 
@@ -43,6 +44,9 @@ def obtain(request: KernelRequest) -> Kernel:
             return _built(request.selector, replace(source, origin=origin), _tree_recipe(request), request.patches)
     if request.selector.startswith("debian:"):
         return stock.obtain(request.selector)
+    if request.selector.startswith(SOURCE):
+        source = sources.from_debian(_series(request.selector), workspace=request.selector.replace(":", "-"))
+        return _built(request.selector, source, _tree_recipe(request), request.patches)
     if request.selector.startswith(BUILT):
         return _cached(place(request.selector.removeprefix(BUILT)), request.selector.removeprefix(BUILT))
     chosen = definition.load(request.selector)
@@ -63,8 +67,8 @@ def fetch(selector: str) -> Path:
     if selector.startswith(checkout.PREFIX):
         with checkout.checked_out(selector) as tree:
             return tree
-    chosen = definition.load(selector)
-    return sources.from_debian(chosen.source.debian_source, workspace=chosen.name).root
+    series = _series(selector) if selector.startswith(SOURCE) else definition.load(selector).source.debian_source
+    return sources.from_debian(series, workspace=selector.replace(":", "-")).root
 
 
 def identify(request: KernelRequest) -> tuple[str, Path]:
@@ -83,6 +87,9 @@ def identify(request: KernelRequest) -> tuple[str, Path]:
             digest = _digest(sources.from_tree(tree).identity, _tree_recipe(request), request.patches)
     elif request.selector.startswith("debian:"):
         return stock.identify(request.selector)
+    elif request.selector.startswith(SOURCE):
+        identity = sources.debian_identity(sources.debian_package(_series(request.selector)))
+        digest = _digest(identity, _tree_recipe(request), request.patches)
     elif request.selector.startswith(BUILT):
         digest = request.selector.removeprefix(BUILT)
     else:
@@ -110,12 +117,22 @@ def _check(request: KernelRequest) -> None:
         sources.check_tree(request.tree)
     elif request.selector.startswith(checkout.PREFIX):
         checkout.parse(request.selector)
+    elif request.selector.startswith(SOURCE):
+        _series(request.selector)
     elif request.selector.startswith(BUILT):
         digest = request.selector.removeprefix(BUILT)
         if not re.fullmatch("[0-9a-f]{64}", digest) or not place(digest).is_dir():
             raise UsageError(f"{request.selector}: the cache has no kernel of that digest")
         if request.patches or request.fragments or request.settings:
             raise UsageError(f"{request.selector} is built: patches and settings need a source (6.1-plain)")
+
+
+def _series(selector: str) -> str:
+    """`6.12` of `debian-source:6.12`."""
+    series = selector.removeprefix(SOURCE)
+    if not re.fullmatch(r"\d+\.\d+", series):
+        raise UsageError(f"{selector}: Debian's source packages are named by series, such as {SOURCE}6.12")
+    return series
 
 
 def _definition_recipe(chosen: definition.Definition, request: KernelRequest) -> Recipe:
