@@ -11,7 +11,7 @@ from orchestrator.machine import accel
 
 def kernel_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kernel", default=KernelRequest.selector, metavar="NAME",
-                        help=f"of kernels/, debian:VERSION, debian-source:SERIES, git:WHERE@REF ({KernelRequest.selector})")
+                        help="of kernels/, debian:VERSION, debian-source:SERIES, git:WHERE@REF (6.1-int3)")
     parser.add_argument("--tree", type=Path, metavar="PATH", help="build this source tree or tarball (never written)")
     parser.add_argument("--bzimage", type=Path, metavar="FILE", help="a kernel that is built already")
     parser.add_argument("--headers", type=Path, metavar="DIR", help="its headers or build tree, for the test module")
