@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +22,8 @@ BESIDE_GUEST = 512
 """MiB that a run needs apart from its guest's memory: QEMU with its translations, GDB and orchestrator itself."""
 CONNECT = 10.0
 """Seconds for a dask scheduler to answer."""
+
+ADDRESS = re.compile(r"(?:(?:tcp|tls|ws|wss|ucx)://)?[^/\s]+:\d+")
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,8 @@ class Cluster:
             import distributed
         except ImportError:
             raise UsageError("--scheduler needs dask: pip install 'orchestrator[dask]'") from None
+        if not ADDRESS.fullmatch(address):
+            raise UsageError(f"--scheduler takes what `dask scheduler` says, tcp://HOST:PORT, not {address}")
         try:
             connect: Any = distributed.Client  # it has types, but no complete ones
             self._client: Any = connect(address, timeout=CONNECT, set_as_default=False)
