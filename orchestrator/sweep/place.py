@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -109,6 +110,10 @@ class Cluster:
             raise UsageError("--scheduler needs dask: pip install 'orchestrator[dask]'") from None
         if not ADDRESS.fullmatch(address):
             raise UsageError(f"--scheduler takes what `dask scheduler` says, tcp://HOST:PORT, not {address}")
+        # What it logs of lost connections says less than we do.
+        for name in ("distributed", "distributed.client"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        self._address = address
         try:
             connect: Any = distributed.Client  # it has types, but no complete ones
             self._client: Any = connect(address, timeout=CONNECT, set_as_default=False)
@@ -121,7 +126,12 @@ class Cluster:
             ui.say(f"{address} has no worker yet: start `dask worker {address}` where cells are to run")
 
     def room(self) -> Room:
-        return Room(sum(self._client.nthreads().values()), 0)
+        try:
+            return Room(sum(self._client.nthreads().values()), 0)
+        except OSError as error:
+            raise InfraError(
+                f"the dask scheduler at {self._address} is gone: with another one the same command goes on from here"
+            ) from error
 
     def need(self, cell: Cell) -> Room:
         return Room(1, 0)
