@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import re
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +23,8 @@ BESIDE_GUEST = 512
 """MiB that a run needs apart from its guest's memory: QEMU with its translations, GDB and orchestrator itself."""
 CONNECT = 10.0
 """Seconds for a dask scheduler to answer."""
+
+ADDRESS = re.compile(r"(?:(?:tcp|tls|ws|wss|ucx)://)?[^/\s]+:\d+")
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,12 @@ class Cluster:
             import distributed
         except ImportError:
             raise UsageError("--scheduler needs dask: pip install 'orchestrator[dask]'") from None
+        if not ADDRESS.fullmatch(address):
+            raise UsageError(f"--scheduler takes what `dask scheduler` says, tcp://HOST:PORT, not {address}")
+        # What it logs of lost connections says less than we do.
+        for name in ("distributed", "distributed.client"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        self._address = address
         try:
             connect: Any = distributed.Client  # it has types, but no complete ones
             self._client: Any = connect(address, timeout=CONNECT, set_as_default=False)
@@ -116,7 +126,12 @@ class Cluster:
             ui.say(f"{address} has no worker yet: start `dask worker {address}` where cells are to run")
 
     def room(self) -> Room:
-        return Room(sum(self._client.nthreads().values()), 0)
+        try:
+            return Room(sum(self._client.nthreads().values()), 0)
+        except OSError as error:
+            raise InfraError(
+                f"the dask scheduler at {self._address} is gone: with another one the same command goes on from here"
+            ) from error
 
     def need(self, cell: Cell) -> Room:
         return Room(1, 0)

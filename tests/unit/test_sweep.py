@@ -446,6 +446,13 @@ def test_without_dask_and_without_a_scheduler_there_is_one_sentence(monkeypatch:
         Cluster("tcp://127.0.0.1:1")
 
 
+def test_an_address_is_one_of_dasks() -> None:
+    pytest.importorskip("distributed")
+    for wrong in ("nonsense", "http://host:8786", "tcp://host"):
+        with pytest.raises(UsageError, match=f"tcp://HOST:PORT, not {wrong}"):
+            Cluster(wrong)
+
+
 # -- what is told
 
 

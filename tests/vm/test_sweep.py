@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,16 +110,20 @@ def cluster(scratch: Path) -> Iterator[str]:
             print(log.name, log.read_text()[-1500:])
 
 
+def wait_for(condition: Callable[[], object], otherwise: str, seconds: float = 600) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, otherwise
+        time.sleep(0.2)
+
+
 def kill_a_worker_in_mid_run(scratch: Path) -> list[int]:
     """Wait for a guest, and kill the worker that has it. Returns what is to die with it."""
-    deadline = time.monotonic() + 600
-    while time.monotonic() < deadline:
-        name = next((name for name in ("one", "two") if processes("qemu-system-x86_64\0", scratch / name)), "")
-        if name:
-            break
-        time.sleep(0.2)
-    else:
-        pytest.fail("no guest came up on the worker")
+    def busy() -> str:
+        return next((name for name in ("one", "two") if processes("qemu-system-x86_64\0", scratch / name)), "")
+
+    wait_for(busy, "no guest came up on a worker")
+    name = busy()
     time.sleep(1)
     guests, runs = processes("qemu-system-x86_64\0", scratch / name), processes("\0run\0", scratch / name)
     assert guests and len(runs) == 1
@@ -153,6 +157,14 @@ def test_a_cluster_tells_what_this_host_tells_also_when_a_worker_is_killed(tmp_p
             child.kill()
             child.wait()
             print((tmp_path / "there.log").read_text())
+
+        # A sweep that is killed leaves nothing behind on the workers either.
+        command[-1] = str(tmp_path / "killed")
+        child = subprocess.Popen([*command, "--scheduler", address], stderr=subprocess.DEVNULL)
+        wait_for(lambda: processes("qemu-system-x86_64\0", scratch), "no guest came up on a worker")
+        child.kill()
+        child.wait()
+        wait_for(lambda: not processes("qemu-system-x86_64\0", scratch), "guests outlived their sweep", seconds=30)
     told = json.loads((tmp_path / "there" / "sweep.json").read_text())
     there = {cell["cell"]: cell for cell in told["cells"]}
     for key in ("outcome", "exit_status", "failed", "kernel", "release"):
