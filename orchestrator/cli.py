@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
 
-from orchestrator import __version__, scenario
+from orchestrator import __version__, nightly, scenario
 from orchestrator.bisect import command as bisect_command
 from orchestrator.errors import (
     EXIT_INTERRUPTED,
@@ -132,6 +132,9 @@ def _parser() -> Parser:
     sweep = commands.add_parser("sweep", help="run every cell of a matrix of kernels and machines")
     sweep_command.add_options(sweep)
     sweep.set_defaults(command=sweep_command.main)
+    night = commands.add_parser("nightly", help="a sweep of what changed since the last one, and what is new about it")
+    nightly.add_options(night)
+    night.set_defaults(command=nightly.main)
 
     doctor = commands.add_parser("doctor", help="what this host has, what is missing, and what that means")
     doctor.set_defaults(command=_doctor)
