@@ -73,6 +73,8 @@ def candidates(pattern: str, suites: Iterable[str]) -> list[Package]:
     failures: list[InfraError] = []
     asked = 0
     for suite in suites:
+        if suite.endswith("-security") and _mirrors()[1] is None:
+            continue  # a machine without a security mirror just has fewer versions to choose from
         try:
             state = _state((suite,))
         except InfraError as error:
@@ -80,8 +82,8 @@ def candidates(pattern: str, suites: Iterable[str]) -> list[Package]:
             continue
         asked += 1
         found += _matching(state, pattern, suite)
-    if not asked and failures:
-        raise failures[0]
+    if not asked:
+        raise failures[0] if failures else InfraError("this machine's apt sources name no mirror for security updates")
     for failure in failures:
         ui.console.print(f"  ! skipped: {failure}", markup=False)
     return found
@@ -200,7 +202,7 @@ def _configure(state: Path) -> None:
     suites = state.name.split("+")
     for suite in suites:
         uri = security if suite.endswith("-security") else archive
-        if uri:  # a machine without a security mirror just has fewer versions to choose from
+        if uri:
             lines.append(f"deb [arch=amd64 signed-by={KEYRING}] {uri} {suite} main\n")
     if not lines:
         raise InfraError(f"this machine's apt sources name no mirror for {', '.join(suites)}")

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import shutil
+import subprocess
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import yaml
 
-from orchestrator import nightly
+from orchestrator import cli, nightly
 from orchestrator.kernel.model import KernelRequest
 from orchestrator.nightly import Seen, bisection, compare, exit_status, last, told
+from orchestrator.paths import PROJECT
 from orchestrator.sweep import command as sweep_command
 from orchestrator.sweep.matrix import Cell, Plan
 from orchestrator.sweep.sweep import Result
@@ -125,3 +130,34 @@ def test_a_damaged_record_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "2.json").write_text("{")
     assert last(tmp_path) == {"c": PASS}
     assert last(tmp_path / "none") == {}
+
+
+DOCS = PROJECT / "docs" / "nightly"
+
+
+def test_the_workflow_calls_what_there_is() -> None:
+    workflow = yaml.safe_load((DOCS / "workflow.yaml").read_text())
+    steps = workflow["jobs"]["nightly"]["steps"]
+    (line,) = [step["run"] for step in steps if " nightly " in step.get("run", "")]
+    _, words = line.split(" ", 1)
+    options = cli._parser().parse_args(words.split())
+    assert options.command is nightly.main and options.matrix == Path("matrix.yaml")
+    assert any("setup" in step.get("run", "") for step in steps)
+    assert re.search("^setup:", (PROJECT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_the_service_calls_what_there_is() -> None:
+    service = (DOCS / "orchestrator-nightly.service").read_text()
+    words = re.findall(r"^ExecStart=\S+/orchestrator (.*)$", service, re.MULTILINE)
+    assert cli._parser().parse_args(words[0].split()).command is nightly.main
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not installed")
+def test_systemd_takes_both_units(tmp_path: Path) -> None:
+    for file in DOCS.glob("orchestrator-nightly.*"):
+        text = re.sub(r"/opt/orchestrator/\.venv/bin/orchestrator", "/bin/true", file.read_text())
+        (tmp_path / file.name).write_text(text)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", *map(str, sorted(tmp_path.iterdir()))], capture_output=True, text=True
+    )
+    assert "orchestrator-nightly" not in done.stderr, done.stderr
