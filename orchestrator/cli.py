@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
 
-from orchestrator import __version__, scenario
+from orchestrator import __version__, nightly, scenario
 from orchestrator.bisect import command as bisect_command
 from orchestrator.errors import (
     EXIT_INTERRUPTED,
@@ -22,8 +22,7 @@ from orchestrator.errors import (
     EXIT_USAGE,
     OrchestratorError,
 )
-from orchestrator.kernel.model import KernelRequest
-from orchestrator.machine import accel
+from orchestrator.options import kernel_options, kernel_request, machine_options, poking_options
 from orchestrator.sweep import command as sweep_command
 
 if TYPE_CHECKING:
@@ -48,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("orchestrator: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader (`| head`) has gone, and has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PASS
     except OSError as error:  # the disk is full, a directory must not be written
         print(f"orchestrator: {error}", file=sys.stderr)
         return EXIT_UNTESTABLE
@@ -64,18 +66,13 @@ def _parser() -> Parser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
 
     run = commands.add_parser("run", help="boot a kernel, poke it on every CPU, and say what became of it")
-    _kernel_options(run)
-    run.add_argument("--smp", type=int, default=8, metavar="N", help="CPUs of the guest (8)")
-    run.add_argument("--accel", choices=accel.CHOICES, default="auto", help="KVM where it works, else TCG (auto)")
-    run.add_argument("--cpu", metavar="MODEL", help="QEMU's CPU model (host under KVM, max under TCG)")
-    run.add_argument("--memory", type=int, default=1024, metavar="MIB", help="memory of the guest (1024)")
-    run.add_argument("--scenario", action="append", default=[], metavar="NAME", help="only these; wildcards (all)")
-    run.add_argument("--duration", type=float, default=3.0, metavar="S", help="seconds of free-running pokes (3)")
+    kernel_options(run)
+    machine_options(run)
+    poking_options(run)
     run.add_argument("--soak", type=_seconds, default=0.0, metavar="TIME", help="again and again for 90s, 30m, 8h")
     run.add_argument("--seed", type=int, default=1, metavar="N", help="fixes every random choice (1)")
     run.add_argument("--edit-text", type=Path, metavar="FILE",
                      help="change the kernel's code in memory before poking it (docs/mutants.md)")
-    run.add_argument("--qemu", type=Path, metavar="PATH", help="the qemu-system-x86_64 to use")
     run.add_argument("--output", type=Path, metavar="DIR", help="keep the results there")
     run.add_argument("--keep", nargs="?", const="failure", choices=("failure", "always"), metavar="always",
                      help="keep the guest for `orchestrator gdb` when it does not pass (or always)")
@@ -85,22 +82,29 @@ def _parser() -> Parser:
     which = gdb.add_mutually_exclusive_group()
     which.add_argument("run", nargs="?", metavar="RUN", help="a run's name or directory (the newest one kept)")
     which.add_argument("--now", action="store_true", help="boot a guest for it, as the options below say")
-    _kernel_options(gdb)
-    gdb.add_argument("--smp", type=int, default=8, metavar="N", help="CPUs of the guest (8)")
-    gdb.add_argument("--accel", choices=accel.CHOICES, default="auto", help="KVM where it works, else TCG (auto)")
-    gdb.add_argument("--cpu", metavar="MODEL", help="QEMU's CPU model (host under KVM, max under TCG)")
-    gdb.add_argument("--memory", type=int, default=1024, metavar="MIB", help="memory of the guest (1024)")
-    gdb.add_argument("--qemu", type=Path, metavar="PATH", help="the qemu-system-x86_64 to use")
+    kernel_options(gdb)
+    machine_options(gdb)
     gdb.add_argument("--output", type=Path, metavar="DIR", help="keep logs there")
     gdb.set_defaults(command=_gdb)
 
     kernels = commands.add_parser("kernels", help="which kernels there are; build or fetch one")
     kernels_commands = kernels.add_subparsers(required=True, metavar="ACTION", parser_class=Parser)
-    kernels_list = kernels_commands.add_parser("list", help="kernels by name, and which are in the cache")
+    kernels_list = kernels_commands.add_parser("list", help="what can be had by name, and what is in the cache")
     kernels_list.set_defaults(command=_kernels_list)
     build = kernels_commands.add_parser("build", help="fetch and build a kernel, and say where it is")
-    _kernel_options(build)
+    kernel_options(build)
     build.set_defaults(command=_kernels_build)
+    shown = kernels_commands.add_parser("show", help="look at a kernel: how does it patch its code?")
+    kernel_options(shown)
+    shown.set_defaults(command=_kernels_show)
+    fetched = kernels_commands.add_parser("fetch", help="get packages and sources, and build nothing")
+    fetched.add_argument("kernels", nargs="+", metavar="KERNEL", help="by name, as for run --kernel")
+    fetched.set_defaults(command=_kernels_fetch)
+    cleaned = kernels_commands.add_parser("clean", help="what the cache takes; remove what was not used for long")
+    cleaned.add_argument("--older-than", type=_seconds, metavar="TIME", help="remove what was not used for 30d, 12h")
+    cleaned.add_argument("--keep", type=float, metavar="GIB", help="remove the longest unused until so much is left")
+    cleaned.add_argument("--dry-run", action="store_true", help="only say what would go")
+    cleaned.set_defaults(command=_kernels_clean)
 
     scenarios = commands.add_parser("scenarios", help="what a run does, and what the kernel promises in each")
     scenarios.set_defaults(command=_scenarios)
@@ -128,6 +132,9 @@ def _parser() -> Parser:
     sweep = commands.add_parser("sweep", help="run every cell of a matrix of kernels and machines")
     sweep_command.add_options(sweep)
     sweep.set_defaults(command=sweep_command.main)
+    night = commands.add_parser("nightly", help="a sweep of what changed since the last one, and what is new about it")
+    nightly.add_options(night)
+    night.set_defaults(command=nightly.main)
 
     doctor = commands.add_parser("doctor", help="what this host has, what is missing, and what that means")
     doctor.set_defaults(command=_doctor)
@@ -144,33 +151,13 @@ def _seconds(text: str) -> float:
         raise argparse.ArgumentTypeError(f"write a time such as 90s, 30m or 8h, not {text}") from None
 
 
-def _kernel_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--kernel", default=KernelRequest.selector, metavar="NAME",
-                        help=f"of kernels/, debian:VERSION or git:WHERE@REF ({KernelRequest.selector})")
-    parser.add_argument("--tree", type=Path, metavar="PATH", help="build this source tree or tarball (never written)")
-    parser.add_argument("--patch", type=Path, action="append", default=[], metavar="FILE",
-                        help="apply it first: a diff, a mail, or an mbox with a series (repeatable)")
-    parser.add_argument("--config", type=Path, action="append", default=[], metavar="FILE", help="config fragment")
-    parser.add_argument("--set", action="append", default=[], metavar="CONFIG_X=y", help="one config option")
-
-
-def _request(options: argparse.Namespace) -> KernelRequest:
-    return KernelRequest(
-        selector=options.kernel,
-        tree=options.tree,
-        patches=tuple(options.patch),
-        fragments=tuple(options.config),
-        settings=tuple(options.set),
-    )
-
-
 def _run(options: argparse.Namespace) -> int:
     from orchestrator import interactive
     from orchestrator.machine.machine import Machine
     from orchestrator.run import RunSpec, run
 
     spec = RunSpec(
-        kernel=_request(options),
+        kernel=kernel_request(options),
         smp=options.smp,
         accel=options.accel,
         cpu=options.cpu,
@@ -204,7 +191,7 @@ def _gdb(options: argparse.Namespace) -> int:
         return interactive.attach(options.run)
     return debug(
         RunSpec(
-            kernel=_request(options),
+            kernel=kernel_request(options),
             smp=options.smp,
             accel=options.accel,
             cpu=options.cpu,
@@ -234,17 +221,74 @@ def _report(result: RunResult) -> None:
 
 
 def _kernels_list(options: argparse.Namespace) -> int:
-    from orchestrator.kernel.obtain import available
+    from orchestrator.kernel import shelf
 
-    for entry in available():
-        print(f"{'cached' if entry.ready else '':<7} {entry.selector:<24} {entry.description}")
+    cached = shelf.kernels()
+    by_name = {one.name for one in cached}
+    print("from kernels/, built from source:")
+    for name, description in shelf.definitions().items():
+        patched = sum(1 for one in cached if one.name == name)
+        print(f"  {name:<24} {f'{patched} in the cache' if patched else '':<16} {description}")
+    print("\nDebian's images, as this machine's mirror has them (debian:6.1 is the newest 6.1 that has headers):")
+    for selector, (suite, headers) in shelf.offered().items():
+        state = "in the cache" if selector in by_name else ""
+        print(f"  {selector:<24} {state:<16} {suite}{'' if headers else ', no headers: without the test module'}")
+    others = [one for one in cached if one.name not in shelf.definitions() and not one.name.startswith("debian:")]
+    if others:
+        print("\nin the cache, from elsewhere:")
+    for one in others:
+        print(f"  {one.name:<24} {one.release:<16} {len(one.patches)} patches")
+    print("\nand --tree PATH, --kernel git:WHERE@REF, --bzimage FILE; `orchestrator kernels show` looks at one")
+    return 0
+
+
+def _kernels_show(options: argparse.Namespace) -> int:
+    from orchestrator.run import look
+
+    kernel, found = look(kernel_request(options))
+    about = {"release": kernel.release, "digest": kernel.digest[:24], "image": str(kernel.bzimage)}
+    about |= {name: text for name, text in kernel.origin.items() if text not in ("", "none")}
+    about["modules for it"] = "can be built" if kernel.kbuild else "cannot be built: no headers"
+    print(kernel.name)
+    for name, text in (about | found).items():
+        print(f"  {name + ':':<18} {text}")
+    return 0
+
+
+def _kernels_fetch(options: argparse.Namespace) -> int:
+    from orchestrator.kernel.obtain import fetch
+
+    for selector in options.kernels:
+        print(f"{selector}: {fetch(selector)}")
+    return 0
+
+
+def _kernels_clean(options: argparse.Namespace) -> int:
+    from collections import Counter
+
+    from orchestrator.kernel import shelf
+
+    sizes: Counter[str] = Counter()
+    if options.older_than is None and options.keep is None:
+        for item in shelf.items():
+            sizes[item.kind] += item.size
+        for kind, size in sizes.most_common():
+            print(f"{size / (1 << 30):7.2f} GiB  {kind}")
+        print(f"{sizes.total() / (1 << 30):7.2f} GiB  in all; say --older-than 30d, or --keep 10 (GiB), to free some")
+        return 0
+    keep = None if options.keep is None else int(options.keep * (1 << 30))
+    for item in shelf.clean(older=options.older_than, keep=keep, dry=options.dry_run):
+        sizes[item.kind] += item.size
+        print(f"{item.size / (1 << 20):9.1f} MiB  {item.kind}/{item.path.name}")
+    verb = "would be" if options.dry_run else "were"
+    print(f"{sizes.total() / (1 << 30):.2f} GiB {verb} freed")
     return 0
 
 
 def _kernels_build(options: argparse.Namespace) -> int:
     from orchestrator.kernel.obtain import obtain
 
-    kernel = obtain(_request(options))
+    kernel = obtain(kernel_request(options))
     print(f"{kernel.name} {kernel.release} {kernel.digest}\n{kernel.bzimage}")
     return 0
 

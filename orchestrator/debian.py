@@ -23,7 +23,7 @@ from pathlib import Path
 
 from orchestrator import proc, ui
 from orchestrator.errors import InfraError
-from orchestrator.paths import cache_dir, locked, need_space
+from orchestrator.paths import cache_dir, locked, need_space, write_whole
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 MIRROR_VARIABLE = "ORCHESTRATOR_DEBIAN_MIRROR"
@@ -282,9 +282,7 @@ def _matching(state: Path, pattern: str, suite: str) -> list[Package]:
                     found.append(Package(fields[0], fields[1], suite))
         if found or attempt == 2 or _age(state) < RETRY_AFTER:
             known[pattern] = [[package.name, package.version, package.suite] for package in found]
-            fresh = memory.with_suffix(f".{os.getpid()}")
-            fresh.write_text(json.dumps(known))
-            fresh.replace(memory)
+            write_whole(memory, json.dumps(known))
             break
         with locked(state / "lock"):
             _refresh(state)

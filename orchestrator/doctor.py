@@ -253,9 +253,9 @@ class Host:
     @cached_property
     def ready(self) -> list[str]:
         """The kernels that can be run at once."""
-        from orchestrator.kernel.obtain import available
+        from orchestrator.kernel import shelf
 
-        return sorted({kernel.selector for kernel in available() if kernel.ready})
+        return sorted({kernel.name for kernel in shelf.kernels()})
 
     @property
     def default_ready(self) -> bool:

@@ -103,10 +103,10 @@ def load(symbols):
         quietly(f'{"file" if symbols["code"] else "symbol-file"} "{kernel}"')
     else:
         gdb.write("The kernel's own symbols are not there: it has no vmlinux, and was never kept.\n")
-    if Path(module).exists():
+    if module and Path(module).exists():
         sections = " ".join(f"-s {name} {address}" for name, address in symbols["sections"].items())
         quietly(f'add-symbol-file "{module}" {sections}')
-    else:
+    elif module:
         gdb.write(f"The test module's symbols are not there any more ({module}).\n")
 
 

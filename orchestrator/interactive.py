@@ -40,18 +40,18 @@ A_DAY = 86400.0
 
 
 def note_symbols(machine: Machine, kernel: Kernel, directory: Path, *, fetch: bool) -> None:
-    """Write symbols.json for the guest, whose test module is loaded: which files have symbols, and for which addresses.
+    """Write symbols.json: which files have symbols, of the guest and of its test module, and for which addresses.
 
     fetch: where there is no vmlinux, read the guest's symbol table, which takes seconds, unless the cache has it.
     """
-    _, text = machine.ssh.run("grep -r . /sys/module/orch/sections")
-    pairs = (line.rpartition("/")[2].split(":") for line in text.splitlines())
+    status, text = machine.ssh.run("grep -r . /sys/module/orch/sections")
+    pairs = (line.rpartition("/")[2].split(":") for line in (text.splitlines() if status == 0 else ()))
     # What is needed for loading only is gone, and other things may be there now.
     sections = {name: address for name, address in pairs if not name.startswith((".init", ".exit"))}
     content = {
         "kernel": str(kernel.vmlinux or _from_guest(machine, kernel, fetch=fetch)),
         "code": kernel.vmlinux is not None,
-        "module": str(module.build(kernel)),
+        "module": str(module.build(kernel)) if sections else None,
         "sections": sections,
     }
     (directory / SYMBOLS).write_text(json.dumps(content, indent=1) + "\n")

@@ -40,8 +40,9 @@ class Observer:
 
     ledger: QEMU's count of int3. duration: seconds of the free-running part. seed: of the random choices. directory:
     receives guest.ktap, events.jsonl and, when the guest does not go on, cpus.json. vmlinux: names its functions.
-    again: asked when all scenarios were run and `evidence` is complete; true for once more, with evidence made anew.
-    loaded: called when the test module is loaded and nothing was poked. attached: called after that, when GDB is there.
+    bare: whether to do without the test module; then what the guest says is in guest/init/flip. again: asked when all
+    scenarios were run and `evidence` is complete; true for once more, with evidence made anew. loaded: called when
+    the test module is loaded, if any, and nothing was poked. attached: called after that, when GDB is there.
     """
 
     machine: Machine
@@ -52,6 +53,7 @@ class Observer:
     directory: Path
     evidence: Evidence
     vmlinux: Path | None = None
+    bare: bool = False
     again: Callable[[], bool] = lambda: False
     loaded: Callable[[], None] = lambda: None
     attached: Callable[[Watch], None] = lambda _: None
@@ -63,7 +65,7 @@ class Observer:
                 self.machine.cont()
                 self.machine.wait_ready(BOOT_SECONDS)
                 self.evidence.cpus = self._online()
-            with ui.step("loading the test module"):
+            with ui.step("looking at its symbols" if self.bare else "loading the test module"):
                 found = self._load_module()
                 self.loaded()
         except (TimedOut, KernelFault) as error:
@@ -73,7 +75,7 @@ class Observer:
     def observe(self) -> None:
         """Raises BootError when nothing could be poked, else what ended the run early, if anything did."""
         addresses, of_module = self.prepare()
-        with Watch(self.machine, addresses, self.directory) as watch:
+        with Watch(self.machine, addresses, self.directory, module=not self.bare) as watch:
             self.attached(watch)
             for cycle in itertools.count():
                 try:
@@ -116,6 +118,8 @@ class Observer:
         poke = next((name for name in POKE if name in hidden), None)
         if poke is None or "text_mutex" not in hidden:
             raise BootError(f"this kernel has none of {', '.join(POKE)} or no text_mutex: there is nothing to test")
+        if self.bare:
+            return hidden, []
         # Hexadecimal without 0x: the kernel's sscanf() and 1024 bytes for a parameter.
         given = ",".join(f"{name}:{hidden[name]:x}" for name in dict.fromkeys(wanted) if name in hidden)
         status, said = self.machine.ssh.run(f"insmod /{module.NAME} symbols={given}")
@@ -135,9 +139,11 @@ class Observer:
         evidence.no_qemu_ledger, evidence.qemu_by_cpu = ledger.why_not, ledger.by_cpu
         self._give(f"- plan {len(steps)}\n", PART_SECONDS)
         before = ledger.read()
-        with ui.step("under GDB's eyes: holding the poker in each phase"), watch.window():
+        eyed = [step for step in steps if step.eyed]
+        doing = "switching sysctls" if self.bare else "holding the poker in each phase"
+        with ui.step(f"under GDB's eyes: {doing}"), watch.window(eyed[0].number if self.bare else 0):
             evidence.points = tuple(watch.points)
-            self._tell([step for step in steps if step.eyed])
+            self._tell(eyed)
         between = ledger.read()
         evidence.qemu_gated = between - before
         with ui.step("free: poking as fast as it goes"):
@@ -228,7 +234,7 @@ class Observer:
         """Put together what the guest and GDB saw of each step; a guest that is gone has said it on the console."""
         try:
             self.machine.check()  # a guest that has gone down does not answer; paramiko would wait for it
-            text = self.machine.ssh.get("/dev/orchestrator", timeout=30).decode()
+            text = self.machine.ssh.get("/run/flips" if self.bare else "/dev/orchestrator", timeout=30).decode()
         except OrchestratorError:
             text = "\n".join(self.machine.console.lines)
         (self.directory / "guest.ktap").write_text(text)

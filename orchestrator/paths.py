@@ -58,10 +58,13 @@ def cached_dir(final: Path, make: Callable[[Path], None], waiting: Callable[[], 
     interrupted or failed `make` leaves nothing that could be taken for a result, and two processes that want the same
     directory make it once. What a killed process left behind is removed by the next one, under the lock.
     """
+    lock = final.parent / f".{final.name}.lock"
     if final.is_dir():
+        with contextlib.suppress(OSError):  # a cache of another user's, or without room, is fine to read
+            lock.touch()  # tells when it was last used
         return final
     final.parent.mkdir(parents=True, exist_ok=True)
-    with locked(final.parent / f".{final.name}.lock", waiting):
+    with locked(lock, waiting):
         if final.is_dir():
             return final
         for stale in final.parent.glob(f".{final.name}.partial-*"):
@@ -78,6 +81,20 @@ def cached_dir(final: Path, make: Callable[[Path], None], waiting: Callable[[], 
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return final
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write `path` whole or not at all; of two processes that do so at once, one has written it in the end."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    fresh = Path(name)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        fresh.chmod(0o644)
+        fresh.replace(path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
 
 
 def need_space(where: Path, mebibytes: int, what: str) -> None:

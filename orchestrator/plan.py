@@ -10,6 +10,8 @@ from orchestrator.scenario import Part, Scenario
 
 LEAST_MS = 50
 """Of a step that runs free."""
+FLIPS = 2
+"""Of each sysctl while GDB watches; every one writes dozens of sites. An even number leaves it as it was."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ def plan(scenarios: Sequence[Scenario], cpus: Sequence[int], duration: float, se
     for number, (part, scenario) in enumerate(sorted(parts, key=rank), 1):
         poker = dice.choice(cpus)
         ms = max(LEAST_MS, round(unit * scenario.weight))
+        if scenario.sysctls:
+            words = f"sysctl {scenario.name}.{part} {','.join(scenario.sysctls)}"
+            words += f" flips={FLIPS}" if part == "watched" else f" ms={ms}"
+            steps.append(Step(number, scenario, part, poker, words))
+            continue
         words = f"scenario {scenario.name}" if scenario.code else f"step site={scenario.site} how={scenario.how}"
         words += f" cpu={poker}"
         if part == "gated":

@@ -12,12 +12,13 @@ import re
 import secrets
 import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from orchestrator import interactive, textedit, tools, ui
+from orchestrator import facts, interactive, textedit, tools, ui
 from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.guest import initramfs, module
 from orchestrator.kernel.model import Kernel, KernelRequest
@@ -27,8 +28,8 @@ from orchestrator.machine.machine import Machine
 from orchestrator.machine.qemu import MAX_SMP, MachineSpec
 from orchestrator.machine.ssh import Keys
 from orchestrator.observer import Observer
-from orchestrator.paths import state_dir
-from orchestrator.scenario import Scenario, select
+from orchestrator.paths import cache_dir, state_dir, write_whole
+from orchestrator.scenario import Scenario, select, suited
 from orchestrator.soak import Soaking
 from orchestrator.verdict.evidence import Evidence
 from orchestrator.verdict.outcome import Verdict, judge
@@ -109,6 +110,8 @@ def run(spec: RunSpec, keep: Callable[[RunResult, Machine | None], None] | None 
         try:
             observer = guest.enter_context(_guest(cell, attachable=keep is not None))
             machine = observer.machine
+            if observer.bare:
+                ui.say("without the test module: what the kernel does is watched, but nobody can hold it in a phase")
             if edits:
                 observer = replace(observer, attached=lambda watch: _edit_text(edits, watch, cell))
             if spec.soak:
@@ -149,22 +152,45 @@ def debug(spec: RunSpec) -> int:
         raise
 
 
+def look(request: KernelRequest) -> tuple[Kernel, dict[str, str]]:
+    """A kernel, and what its code for patching live text is like (facts.py): booted once, and remembered.
+
+    Errors: those of obtain(), BootError.
+    """
+    kernel = obtain(request)
+    known = cache_dir() / "facts" / f"{kernel.digest}.json"
+    with contextlib.suppress(OSError, ValueError):
+        return kernel, dict(json.loads(known.read_text()))
+    with tempfile.TemporaryDirectory() as directory:
+        spec = RunSpec(kernel=request, smp=1, scenarios=("sysctl",), directory=Path(directory))
+        cell = _cell(spec)
+        with _guest(cell, attachable=True) as observer:
+            addresses, _ = observer.prepare()
+            with Watch(observer.machine, addresses, cell.directory, module=False) as watch, watch.memory() as (read, _):
+                found = facts.facts(of_vmlinux(interactive.kernel_symbols(cell.directory)), read)
+    known.parent.mkdir(exist_ok=True)
+    write_whole(known, json.dumps(found, indent=1) + "\n")
+    return kernel, found
+
+
 @contextlib.contextmanager
 def _guest(cell: _Cell, *, attachable: bool) -> Iterator[Observer]:
     """The guest for `cell`, not booted yet, and who is to observe it. attachable: by a person's GDB, too."""
     spec, evidence, scenarios, directory = cell.spec, cell.evidence, cell.scenarios, cell.directory
     kernel = cell.kernel = obtain(spec.kernel)
     _check_cpus(spec, kernel)
+    scenarios = suited(scenarios, asked=bool(spec.scenarios), headers=kernel.kbuild is not None)
+    bare = all(one.sysctls for one in scenarios)
     with ui.step("building the guest image"):
         keys = Keys.fresh()
-        image = _guest_image(kernel, keys, scenarios, directory)
+        image = _guest_image(kernel, keys, scenarios, directory, bare)
     with ui.step("choosing the accelerator"):
         cell.machine, ledger = _machine_spec(spec, kernel, image, scenarios, directory)
     evidence.untrusted = cell.machine.accel.untrusted
     ui.say(f"accelerator: {cell.machine.accel.option} ({cell.machine.accel.why})")
     with Machine(cell.machine, directory, keys, attachable=attachable) as machine:
         yield Observer(
-            machine, ledger, scenarios, spec.duration, spec.seed, directory, evidence, kernel.vmlinux,
+            machine, ledger, scenarios, spec.duration, spec.seed, directory, evidence, kernel.vmlinux, bare,
             loaded=lambda: interactive.note_symbols(machine, kernel, directory, fetch=attachable or bool(spec.edits)),
         )
 
@@ -179,7 +205,8 @@ def _cell(spec: RunSpec) -> _Cell:
 
 def _run_directory(spec: RunSpec) -> Path:
     """A new directory for the run, with what is asked and a script that asks it again."""
-    name = re.sub(r"[^\w.]+", "-", spec.kernel.tree.resolve().name if spec.kernel.tree else spec.kernel.selector)
+    given = spec.kernel.bzimage or spec.kernel.tree
+    name = re.sub(r"[^\w.]+", "-", given.resolve().name if given else spec.kernel.selector)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     directory = spec.directory or state_dir() / "runs" / f"{stamp}-{name}-smp{spec.smp}-{secrets.token_hex(2)}"
     if directory.exists() and any(directory.iterdir()):
@@ -212,6 +239,8 @@ def _forget(directory: Path) -> None:
 
 
 def _check_cpus(spec: RunSpec, kernel: Kernel) -> None:
+    if kernel.config is None:  # the guest will say how many CPUs came up
+        return
     if kernel.option("SMP") != "y" and spec.smp > 1:
         raise UsageError(f"{kernel.name} is built without CONFIG_SMP: use --smp 1, or another kernel")
     limit = int(kernel.option("NR_CPUS") or "1")
@@ -219,8 +248,8 @@ def _check_cpus(spec: RunSpec, kernel: Kernel) -> None:
         raise UsageError(f"{kernel.name} is built for {limit} CPUs (CONFIG_NR_CPUS): use --smp {limit} or less")
 
 
-def _guest_image(kernel: Kernel, keys: Keys, scenarios: Sequence[Scenario], directory: Path) -> Path:
-    files: dict[str, bytes | Path] = {**keys.guest_files(), **module.files(kernel)}
+def _guest_image(kernel: Kernel, keys: Keys, scenarios: Sequence[Scenario], directory: Path, bare: bool) -> Path:
+    files: dict[str, bytes | Path] = {**keys.guest_files(), **({} if bare else module.files(kernel))}
     files |= {f"/scenarios/{s.name}": s.beside.encode() for s in scenarios if s.beside}
     return initramfs.build(
         directory / "initramfs.cpio", busybox=tools.busybox(), dropbear=tools.dropbear(), files=files

@@ -1,7 +1,8 @@
 """Scenarios: what is done to a kernel, and what it promises about it. One file each in guest/scenarios/.
 
-A file NAME.yaml says which site of the test module is poked, and how. A file NAME.c is code for the test module, in
-whose first comment stands, in YAML too, what it is. Both may say what else goes on in the guest meanwhile.
+A file NAME.yaml says which site of the test module is poked, and how, or which sysctls flip keys of the kernel's own.
+A file NAME.c is code for the test module, in whose first comment stands, in YAML too, what it is. Each may say what
+else goes on in the guest meanwhile.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ OWNED = ("key", "static-call")
 
 Part = Literal["gated", "free", "watched", "alone"]
 """Of a run: `gated`: a site is poked once, held in each phase, under GDB's eyes. `free`: as often as time allows, with
-no breakpoint set. `watched`: code that GDB watches. `alone`: code with no breakpoint set."""
+no breakpoint set. `watched`: code or sysctls that GDB watches. `alone`: code with no breakpoint set."""
 
 
 class Scenario(BaseModel):
@@ -38,6 +39,10 @@ class Scenario(BaseModel):
     site: name of a site of the module. how: `direct` pokes it with text_poke_bp() or smp_text_poke_single(), with an
     int3 target of ours; `owner` has it changed by what owns it (a static key, a static call). passes: gated passes a
     phase and CPU. gated: whether it has a gated part.
+
+    sysctls: in place of site, paths below /proc/sys that take 0 and 1 and flip static keys. Needs no test module, and
+    is for kernels that none can be built for (the headers are gone): it is left out where there is one, unless asked
+    for.
 
     code: the C file, in place of site. watched: whether it is also run once under GDB's eyes. symbols: what it wants to
     know the addresses of, where the kernel has them (name of a function or variable).
@@ -57,6 +62,7 @@ class Scenario(BaseModel):
     how: Literal["direct", "owner"] = "direct"
     passes: int = Field(default=1, ge=1, le=1000)
     gated: bool = True
+    sysctls: tuple[str, ...] = ()
     code: Path | None = None
     watched: bool = False
     symbols: tuple[str, ...] = ()
@@ -67,8 +73,8 @@ class Scenario(BaseModel):
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Scenario:
-        if (self.site is None) == (self.code is None):
-            raise ValueError("a scenario has a site (NAME.yaml) or is code (NAME.c)")
+        if [self.site is None, self.code is None, not self.sysctls].count(False) != 1:
+            raise ValueError("a scenario has a site or sysctls (NAME.yaml) or is code (NAME.c)")
         if self.how == "owner" and self.site not in OWNED:
             raise ValueError(f"nothing in the kernel owns the site {self.site}, so it cannot be poked with how: owner")
         return self
@@ -78,6 +84,8 @@ class Scenario(BaseModel):
         """The steps that it takes part in, in the order of a run."""
         if self.code:
             return ("watched", "alone") if self.watched else ("alone",)
+        if self.sysctls:
+            return ("watched", "free")
         return ("gated", "gated", "free") if self.gated else ("free",)
 
     @property
@@ -112,6 +120,22 @@ def read(path: Path) -> Scenario:
         detail: Any = min(details, key=lambda problem: problem["type"] != "extra_forbidden")
         where = ".".join(map(str, detail["loc"])) or "the file"
         raise UsageError(f"{path.name}: {where}: {detail['msg']}") from error
+
+
+def suited(scenarios: Sequence[Scenario], *, asked: bool, headers: bool) -> list[Scenario]:
+    """Of the selected ones those that a kernel can be run with. asked: by name. headers: for the test module.
+
+    UsageError: asked are some that need the test module, where there is none, or together with one that does without.
+    """
+    bare = [scenario for scenario in scenarios if scenario.sysctls]
+    others = [scenario for scenario in scenarios if not scenario.sysctls]
+    if not asked:
+        return others if headers else bare
+    if others and not headers:
+        raise UsageError(f"{others[0].name} needs the test module, and there are no headers to build it with")
+    if others and bare:
+        raise UsageError(f"{bare[0].name} is run without the test module, so not together with {others[0].name}")
+    return list(scenarios)
 
 
 def select(patterns: Sequence[str]) -> list[Scenario]:

@@ -139,12 +139,22 @@ static void on_softirq(unsigned long unused)
 	pass();
 }
 
+/*
+ * With PREEMPT_RT softirqs are run by threads, and what other CPUs call must
+ * raise none (kernel/softirq.c, do_softirq_post_smp_call_flush()).
+ */
+static bool comes(enum context in)
+{
+	return in != SOFTIRQ || !IS_ENABLED(CONFIG_PREEMPT_RT);
+}
+
 static void on_interrupt(void *data)
 {
 	struct place *place = data;
 
 	pass();
-	tasklet_schedule(&place->tasklet);
+	if (comes(SOFTIRQ))
+		tasklet_schedule(&place->tasklet);
 	smp_mb();
 	WRITE_ONCE(place->called, false);
 }
@@ -180,6 +190,8 @@ static int missing(enum context in, enum orch_phase phase)
 {
 	int cpu;
 
+	if (!comes(in))
+		return -1;
 	for_each_online_cpu(cpu)
 		if (!READ_ONCE(places[cpu].held[in][phase]))
 			return cpu;
@@ -204,8 +216,9 @@ static bool covered(int cpu, enum orch_phase phase)
 
 		if (!READ_ONCE(place->held[NMI][phase]))
 			return false;
-		if (other != cpu && !(READ_ONCE(place->held[SOFTIRQ][phase]) &&
-				      READ_ONCE(place->held[HARDIRQ][phase])))
+		if (other != cpu && !READ_ONCE(place->held[HARDIRQ][phase]))
+			return false;
+		if (other != cpu && comes(SOFTIRQ) && !READ_ONCE(place->held[SOFTIRQ][phase]))
 			return false;
 	}
 	return true;

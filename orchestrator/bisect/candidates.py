@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import queue
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ from typing import Protocol
 from orchestrator import proc
 from orchestrator.errors import UsageError
 from orchestrator.kernel import patches
-from orchestrator.kernel.checkout import borrow, resolve, switch
+from orchestrator.kernel.checkout import borrow, git, resolve, switch
 from orchestrator.kernel.model import KernelRequest
 from orchestrator.paths import cache_dir, locked
 
@@ -117,11 +116,12 @@ class Commits:
     def __post_init__(self) -> None:
         self.tree = self.tree.resolve()
         good, bad = resolve(self.tree, self.good), resolve(self.tree, self.bad)
-        if self._git("merge-base", "--is-ancestor", good, bad, check=False).returncode:
+        if git(self.tree, "merge-base", "--is-ancestor", good, bad, check=False).returncode:
             raise UsageError(f"{self.good} is not an ancestor of {self.bad}: a bisection goes from old and good to bad")
         if good == bad:
             raise UsageError(f"{self.good} and {self.bad} are the same commit: there is nothing between them")
-        lines = [*self._git(*LOG, bad, f"^{good}").stdout.splitlines(), self._git(*LOG, "-1", good).stdout.strip()]
+        lines = git(self.tree, *LOG, bad, f"^{good}").stdout.splitlines()
+        lines += git(self.tree, *LOG, "-1", good).stdout.splitlines()
         self._hashes, titles = zip(*(line.partition(" ")[::2] for line in reversed(lines)), strict=True)
         self.candidates = [Candidate(commit[:12], title) for commit, title in zip(self._hashes, titles, strict=True)]
         self.identity = repr((self.request_base, str(self.tree), self._hashes))
@@ -144,9 +144,5 @@ class Commits:
 
     def reference(self, number: int) -> str:
         commit = self._hashes[number]
-        shown = self._git("show", "--stat", "--no-color", "--no-ext-diff", "--no-show-signature", commit).stdout
+        shown = git(self.tree, "show", "--stat", "--no-color", "--no-ext-diff", "--no-show-signature", commit).stdout
         return f'Fixes: {commit[:12]} ("{self.candidates[number].title}")\n\n{shown}'
-
-    def _git(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        safe = ["--no-optional-locks", "-c", "safe.directory=*", "-c", "core.fsmonitor=false"]
-        return proc.run([proc.need("git", "git"), *safe, "-C", self.tree, *words], check=check)

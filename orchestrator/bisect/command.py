@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.errors import EXIT_PASS, EXIT_UNTESTABLE, UsageError
 from orchestrator.kernel.model import KernelRequest
-from orchestrator.machine import accel
+from orchestrator.options import kernel_changes, machine_options, poking_options
 from orchestrator.paths import locked, state_dir
 
 if TYPE_CHECKING:  # numpy takes as long to import as all the rest together, and cli imports this for every command
@@ -34,22 +34,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bad", metavar="COMMIT", help="a later one that is bad")
     parser.add_argument("--kernel", default=None, metavar="NAME", help="the kernel that the series is for (6.1-plain)")
     parser.add_argument("--series", type=Path, metavar="FILE", help="a list of patches, quilt's")
-    parser.add_argument("--patch", type=Path, action="append", default=[], metavar="FILE", help="apply it first")
-    parser.add_argument("--config", type=Path, action="append", default=[], metavar="FILE", help="config fragment")
-    parser.add_argument("--set", action="append", default=[], metavar="CONFIG_X=y", help="one config option")
+    kernel_changes(parser)
     parser.add_argument("--signature", metavar="TEXT", help="what counts as bad (what the bad end shows first)")
     parser.add_argument("--shows", metavar="REGEX", help="bad is what matches in console or report, no fault")
     parser.add_argument("--confidence", type=float, default=0.95, metavar="P", help="at which to stop (0.95)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (1)")
     parser.add_argument("--build-cost", type=float, metavar="RUNS", help="of one build (10 at first, then as measured)")
     parser.add_argument("--restart", action="store_true", help="forget what is known of this bisection")
-    parser.add_argument("--smp", type=int, default=8, metavar="N", help="CPUs of the guest (8)")
-    parser.add_argument("--accel", choices=accel.CHOICES, default="auto", help="KVM where it works, else TCG (auto)")
-    parser.add_argument("--cpu", metavar="MODEL", help="QEMU's CPU model (host under KVM, max under TCG)")
-    parser.add_argument("--memory", type=int, default=1024, metavar="MIB", help="memory of the guest (1024)")
-    parser.add_argument("--scenario", action="append", default=[], metavar="NAME", help="only these; wildcards (all)")
-    parser.add_argument("--duration", type=float, default=3.0, metavar="S", help="seconds of free-running pokes (3)")
-    parser.add_argument("--qemu", type=Path, metavar="PATH", help="the qemu-system-x86_64 to use")
+    machine_options(parser)
+    poking_options(parser)
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the first run of each kernel (1)")
     played = parser.add_argument_group("no kernel at all")
     played.add_argument("--simulate", action="store_true", help="play faults through that are made up, and compare")

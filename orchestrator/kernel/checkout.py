@@ -49,7 +49,7 @@ def checked_out(selector: str) -> Iterator[Path]:
 def resolve(repository: Path, ref: str) -> str:
     """The commit that `ref` is in the local `repository`."""
     words = ["rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}"]
-    found = _git(repository, *words, check=False)
+    found = git(repository, *words, check=False)
     if found.returncode:
         raise UsageError(f"{repository} has no commit {ref}, or is no git repository")
     return found.stdout.strip().splitlines()[-1]
@@ -58,7 +58,7 @@ def resolve(repository: Path, ref: str) -> str:
 def borrow(repository: Path, folder: Path) -> None:
     """Make `folder` a repository without objects of its own: it takes them from `repository`."""
     _init(folder)
-    objects = _git(repository, "rev-parse", "--path-format=absolute", "--git-path", "objects").stdout.strip()
+    objects = git(repository, "rev-parse", "--path-format=absolute", "--git-path", "objects").stdout.strip()
     (folder / ".git" / "objects" / "info" / "alternates").write_text(f"{objects}\n")
 
 
@@ -67,8 +67,8 @@ def switch(folder: Path, commit: str, where: object) -> None:
     # What a killed checkout left; whoever calls holds a lock on the folder.
     (folder / ".git" / "index.lock").unlink(missing_ok=True)
     try:
-        _git(folder, "checkout", "-q", "--force", "--detach", commit)
-        _git(folder, "clean", "-q", "-ffdx")
+        git(folder, "checkout", "-q", "--force", "--detach", commit)
+        git(folder, "clean", "-q", "-ffdx")
     except subprocess.CalledProcessError as error:
         raise UsageError(f"{commit} cannot be checked out from {where}: {error.output.strip()}") from error
 
@@ -76,7 +76,7 @@ def switch(folder: Path, commit: str, where: object) -> None:
 def _fetch(url: str, ref: str, folder: Path) -> str:
     _init(folder)
     with ui.step(f"fetch {ref} of {url}"):
-        done = _git(folder, "fetch", "-q", "--depth=1", "--no-tags", "--end-of-options", url, ref, check=False)
+        done = git(folder, "fetch", "-q", "--depth=1", "--no-tags", "--end-of-options", url, ref, check=False)
     if done.returncode:
         said = done.stdout.strip().splitlines()
         if "couldn't find remote ref" in done.stdout or "not our ref" in done.stdout:
@@ -91,7 +91,8 @@ def _init(folder: Path) -> None:
         proc.run([proc.need("git", "git"), "init", "-q", folder])
 
 
-def _git(repository: Path, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+def git(repository: Path, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """git in `repository`, which may be another's: read, without its index being refreshed or its hooks being run."""
     # Nobody is there to type a password.
     env = {"GIT_TERMINAL_PROMPT": "0"}
     return proc.run([proc.need("git", "git"), *SAFE, "-C", repository, *words], env=env, check=check)

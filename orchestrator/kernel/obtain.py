@@ -6,12 +6,12 @@ import hashlib
 import json
 import re
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from orchestrator import ui
 from orchestrator.errors import UsageError
-from orchestrator.kernel import build, checkout, config, definition, patches, sources, stock, workspace
+from orchestrator.kernel import build, checkout, config, definition, image, patches, sources, stock, workspace
 from orchestrator.kernel.build import Recipe
 from orchestrator.kernel.model import Kernel, KernelRequest
 from orchestrator.kernel.sources import Source
@@ -21,6 +21,7 @@ TREE_FRAGMENT = definition.DEFINITIONS / "6.1-int3" / "trim.config"
 """What a tree is configured with on top of tinyconfig. Trees of other versions may lack some of it, which is told."""
 
 
+SOURCE = "debian-source:"
 BUILT = "built:"
 """`built:DIGEST` is a kernel that the cache has already: how sweep names one that another machine has built."""
 
@@ -32,6 +33,8 @@ def obtain(request: KernelRequest) -> Kernel:
     (mirror, disk, missing programs).
     """
     _check(request)
+    if request.bzimage is not None:
+        return image.obtain(request.bzimage, request.headers)
     if request.tree is not None:
         return _built(str(request.tree), sources.from_tree(request.tree), _tree_recipe(request), request.patches)
     if request.selector.startswith(checkout.PREFIX):
@@ -41,6 +44,9 @@ def obtain(request: KernelRequest) -> Kernel:
             return _built(request.selector, replace(source, origin=origin), _tree_recipe(request), request.patches)
     if request.selector.startswith("debian:"):
         return stock.obtain(request.selector)
+    if request.selector.startswith(SOURCE):
+        source = sources.from_debian(_series(request.selector), workspace=request.selector.replace(":", "-"))
+        return _built(request.selector, source, _tree_recipe(request), request.patches)
     if request.selector.startswith(BUILT):
         return _cached(place(request.selector.removeprefix(BUILT)), request.selector.removeprefix(BUILT))
     chosen = definition.load(request.selector)
@@ -50,12 +56,30 @@ def obtain(request: KernelRequest) -> Kernel:
     return _built(request.selector, source, recipe, (*chosen.patch_files(), *request.patches))
 
 
+def fetch(selector: str) -> Path:
+    """Get what the kernel called `selector` is made from, and build nothing; the directory that has it.
+
+    Errors as those of obtain().
+    """
+    _check(KernelRequest(selector=selector))
+    if selector.startswith("debian:"):
+        return stock.obtain(selector).bzimage.parent
+    if selector.startswith(checkout.PREFIX):
+        with checkout.checked_out(selector) as tree:
+            return tree
+    series = _series(selector) if selector.startswith(SOURCE) else definition.load(selector).source.debian_source
+    return sources.from_debian(series, workspace=selector.replace(":", "-")).root
+
+
 def identify(request: KernelRequest) -> tuple[str, Path]:
     """The digest of the kernel that obtain() would give now, and the directory that the cache has it in, or will.
 
     Nothing is built, and of packages no more than lists is fetched. Errors as those of obtain().
     """
     _check(request)
+    if request.bzimage is not None:
+        given = image.obtain(request.bzimage, request.headers)
+        return given.digest, given.bzimage.parent
     if request.tree is not None:
         digest = _digest(sources.from_tree(request.tree).identity, _tree_recipe(request), request.patches)
     elif request.selector.startswith(checkout.PREFIX):
@@ -63,6 +87,9 @@ def identify(request: KernelRequest) -> tuple[str, Path]:
             digest = _digest(sources.from_tree(tree).identity, _tree_recipe(request), request.patches)
     elif request.selector.startswith("debian:"):
         return stock.identify(request.selector)
+    elif request.selector.startswith(SOURCE):
+        identity = sources.debian_identity(sources.debian_package(_series(request.selector)))
+        digest = _digest(identity, _tree_recipe(request), request.patches)
     elif request.selector.startswith(BUILT):
         digest = request.selector.removeprefix(BUILT)
     else:
@@ -73,53 +100,39 @@ def identify(request: KernelRequest) -> tuple[str, Path]:
     return digest, place(digest)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Available:
-    """A line of `orchestrator kernels list`. ready: in the cache, so that using it needs neither network nor build."""
-
-    selector: str
-    description: str
-    ready: bool
-    where: Path | None = None
-
-
-def available() -> list[Available]:
-    """All definitions and whatever kernels the cache holds."""
-    cached: list[Available] = []
-    for note in sorted(cache_dir().glob("*/*/kernel.json")):
-        told = json.loads(note.read_text())
-        origin = told["origin"]
-        parts = [told["release"], origin.get("package") or origin.get("tree", ""), origin.get("version", "")]
-        if origin.get("patches", "none") != "none":
-            parts.append(f"with {origin['patches']}")
-        words = " ".join(part for part in parts if part)
-        cached.append(Available(selector=told["name"], description=words, ready=True, where=note.parent))
-    built = {one.selector for one in cached}
-    definitions = []
-    for name in definition.names():
-        described = definition.load(name).description
-        definitions.append(Available(selector=name, description=described, ready=name in built))
-    return definitions + cached
-
-
 def _check(request: KernelRequest) -> None:
     """Whatever can be said to be wrong before anything is fetched or built."""
     patches.read(request.patches)
     _texts(request.fragments)
     config.settings(request.settings)
-    if request.tree is None and request.selector.startswith("debian:"):
+    if request.bzimage and request.tree:
+        raise UsageError("--bzimage is a kernel that is built, --tree one to build: give one of them")
+    if request.headers and not request.bzimage:
+        raise UsageError("--headers belongs to --bzimage: a tree and a package bring their own")
+    if request.bzimage or (request.tree is None and request.selector.startswith("debian:")):
         if request.patches or request.fragments or request.settings:
-            raise UsageError(f"{request.selector} is a finished image: patches and settings need a source (6.1-plain)")
+            what = request.bzimage or request.selector
+            raise UsageError(f"{what} is a finished image: patches and settings need a source (6.1-plain)")
     elif request.tree is not None:
         sources.check_tree(request.tree)
     elif request.selector.startswith(checkout.PREFIX):
         checkout.parse(request.selector)
+    elif request.selector.startswith(SOURCE):
+        _series(request.selector)
     elif request.selector.startswith(BUILT):
         digest = request.selector.removeprefix(BUILT)
         if not re.fullmatch("[0-9a-f]{64}", digest) or not place(digest).is_dir():
             raise UsageError(f"{request.selector}: the cache has no kernel of that digest")
         if request.patches or request.fragments or request.settings:
             raise UsageError(f"{request.selector} is built: patches and settings need a source (6.1-plain)")
+
+
+def _series(selector: str) -> str:
+    """`6.12` of `debian-source:6.12`."""
+    series = selector.removeprefix(SOURCE)
+    if not re.fullmatch(r"\d+\.\d+", series):
+        raise UsageError(f"{selector}: Debian's source packages are named by series, such as {SOURCE}6.12")
+    return series
 
 
 def _definition_recipe(chosen: definition.Definition, request: KernelRequest) -> Recipe:
@@ -208,8 +221,3 @@ def _cached(final: Path, digest: str, name: str | None = None) -> Kernel:
         vmlinux=final / "vmlinux",
         origin=told["origin"],
     )
-
-
-def forget(where: Path) -> None:
-    """Remove one cached kernel (`Available.where`)."""
-    shutil.rmtree(where, ignore_errors=True)

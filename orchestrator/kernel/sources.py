@@ -18,7 +18,8 @@ from pathlib import Path
 from orchestrator import debian, proc, ui
 from orchestrator.errors import BuildError, InfraError, UsageError
 from orchestrator.kernel import stock
-from orchestrator.paths import cache_dir, cached_dir, need_space
+from orchestrator.kernel.checkout import git
+from orchestrator.paths import cache_dir, cached_dir, need_space, write_whole
 
 Manifest = dict[str, str]
 """Path relative to the source's root -> fingerprint of content, mode and kind; equal fingerprints are equal files."""
@@ -99,10 +100,10 @@ def from_tree(tree: Path) -> Source:
         manifest = scan(tree, _listed(tree), cache_dir() / "work" / workspace / "scan.json")
     identity = hashlib.sha256("".join(f"{path}\0{manifest[path]}\n" for path in sorted(manifest)).encode()).hexdigest()
     origin = {"kind": "tree", "tree": str(tree), "content": identity}
-    described = proc.run([*_git(tree), "describe", "--always", "--abbrev=12"], check=False)
+    described = git(tree, "describe", "--always", "--abbrev=12", check=False)
     if described.returncode == 0:
         # Not `describe --dirty`, which locks and writes the tree's index whatever it is told.
-        changes = proc.run([*_git(tree), "status", "--porcelain", "--untracked-files=no"], check=False).stdout
+        changes = git(tree, "status", "--porcelain", "--untracked-files=no", check=False).stdout
         origin["git"] = described.stdout.strip() + (" with changes" if changes.strip() else "")
     return Source(
         root=tree, identity=f"tree {identity}", workspace=workspace, manifest=manifest, frozen=False, origin=origin
@@ -175,9 +176,7 @@ def scan(root: Path, paths: Iterable[str], memory: Path) -> Manifest:
             remembered[path] = [*sign, printed]
     if remembered != known:
         memory.parent.mkdir(parents=True, exist_ok=True)
-        fresh = memory.with_name(f"{memory.name}.{os.getpid()}")
-        fresh.write_text(json.dumps(remembered))
-        fresh.replace(memory)
+        write_whole(memory, json.dumps(remembered))
     return manifest
 
 
@@ -200,18 +199,16 @@ def _walk(root: Path) -> Manifest:
             for name in (*files, *folders)
             if name in files or os.path.islink(f"{folder}/{name}")  # noqa: PTH114 (a link to a folder is a file here)
         ]
-        fresh = listing.with_suffix(f".{os.getpid()}")
-        fresh.write_text("\n".join(path for path in sorted(paths) if not INERT.match(path)))
-        fresh.replace(listing)
+        write_whole(listing, "\n".join(path for path in sorted(paths) if not INERT.match(path)))
     return dict.fromkeys(listing.read_text().splitlines(), "original")
 
 
 def _listed(tree: Path) -> list[str]:
     """The source files of `tree`: what git tracks or does not ignore; without git, what .gitignore files leave."""
-    inside = proc.run([*_git(tree), "rev-parse", "--is-inside-work-tree"], check=False)
+    inside = git(tree, "rev-parse", "--is-inside-work-tree", check=False)
     try:
         if inside.returncode == 0 and inside.stdout.strip() == "true":
-            listing = proc.run([*_git(tree), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]).stdout
+            listing = git(tree, "ls-files", "-z", "--cached", "--others", "--exclude-standard").stdout
         else:
             if not (tree / ".gitignore").is_file():
                 raise UsageError(f"{tree} has neither git nor a .gitignore to tell sources from build products")
@@ -223,18 +220,3 @@ def _listed(tree: Path) -> list[str]:
     except subprocess.CalledProcessError as error:
         raise BuildError(f"git cannot list the files of {tree}: {error.output.strip()[-300:]}") from error
     return sorted({path for path in listing.split("\0") if path})
-
-
-def _git(tree: Path) -> list[str]:
-    # A tree of another user's is fine to read, but none of its configuration may start a program. Without optional
-    # locks `status` does not write the index that it refreshed.
-    return [
-        proc.need("git", "git"),
-        "--no-optional-locks",
-        "-c",
-        "safe.directory=*",
-        "-c",
-        "core.fsmonitor=false",
-        "-C",
-        str(tree),
-    ]

@@ -120,7 +120,7 @@ def _unpacked(selector: str, image: Package, headers: Package | None) -> Kernel:
         if headers:
             with ui.step(f"adapt {headers.name} to this machine"):
                 newer.adapt(partial, prefix, image.suite)
-        told = {"name": f"debian:{image.upstream}", "release": _release(_bzimage(partial)), "origin": origin}
+        told = {"name": exactly(image), "release": _release(_bzimage(partial)), "origin": origin}
         (partial / "kernel.json").write_text(json.dumps(told, indent=1))
 
     cached_dir(prefix, make, lambda: ui.console.print(f"  … waiting for another run's {image.name}", markup=False))
@@ -130,11 +130,16 @@ def _unpacked(selector: str, image: Package, headers: Package | None) -> Kernel:
         release=_release(bzimage),
         digest=digest,
         bzimage=bzimage,
-        config=_only(prefix, ("boot/config-*", "usr/lib/modules/*/config", "lib/modules/*/config"), "configuration"),
+        config=_first(prefix, ("boot/config-*", "usr/lib/modules/*/config", "lib/modules/*/config")),
         kbuild=_only(prefix, ("usr/src/linux-headers-*amd64",), "headers") if headers else None,
-        modules=_only(prefix, ("lib/modules/*/kernel", "usr/lib/modules/*/kernel"), "modules"),
         origin=origin,
     )
+
+
+def exactly(image: Package) -> str:
+    """The selector that names this image and no other."""
+    match = IMAGE.fullmatch(image.name)
+    return "-".join(filter(None, (f"debian:{image.upstream}", match["flavour"] if match else None)))
 
 
 def _bzimage(prefix: Path) -> Path:
@@ -155,6 +160,9 @@ def _with_depends(package: Package, pattern: str) -> list[Path]:
                 continue
             found = debian.candidates(re.escape(name), (package.suite,))
             exact = [other for other in found if other.version == (version or package.version)]
+            if not found and name.startswith(("linux-base-", "linux-modules-")):
+                ui.say(f"{name} is gone from the mirror; it has nothing that a run cannot do without")
+                continue
             if not found:
                 raise InfraError(f"{package.name} depends on {name}, which {package.suite} of the mirror does not have")
             debs[name] = debian.download(debian.newest_of(exact or found))
@@ -194,8 +202,12 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
+def _first(prefix: Path, patterns: tuple[str, ...]) -> Path | None:
+    return next((file for pattern in patterns for file in sorted(prefix.glob(pattern))), None)
+
+
 def _only(prefix: Path, patterns: tuple[str, ...], what: str) -> Path:
-    for pattern in patterns:
-        if found := sorted(prefix.glob(pattern)):
-            return found[0]
-    raise InfraError(f"{prefix} holds no {what}: this package's layout is not known")
+    found = _first(prefix, patterns)
+    if found is None:
+        raise InfraError(f"{prefix} holds no {what}: this package's layout is not known")
+    return found

@@ -22,7 +22,7 @@ from pathlib import Path
 from orchestrator import ui
 from orchestrator.errors import InfraError
 from orchestrator.kernel.sources import Manifest, Source, fingerprint
-from orchestrator.paths import cache_dir
+from orchestrator.paths import cache_dir, write_whole
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class Workspace:
         if not removed and not changed:
             return
         # Whoever comes after an interruption must not believe that these are as they were.
-        _store(state, {path: printed for path, printed in present.items() if wanted.get(path) == printed})
+        certain = {path: printed for path, printed in present.items() if wanted.get(path) == printed}
+        write_whole(state, json.dumps(certain))
         for path in removed:
             (self.src / path).unlink(missing_ok=True)
             if path.endswith((".c", ".S")):  # make would go on using the object of a source that is gone
@@ -71,7 +72,7 @@ class Workspace:
                 (self.src / folder).mkdir(parents=True, exist_ok=True)
                 folders.add(folder)
             self._place(path, overlay.get(path) or source.root / path, wanted[path], source.frozen, path in overlay)
-        _store(state, wanted)
+        write_whole(state, json.dumps(wanted))
 
     def _place(self, path: str, file: Path, printed: str, frozen: bool, patched: bool) -> None:
         """Put `file` at `path` in src by renaming, so that what is linked to the old file keeps it."""
@@ -121,9 +122,3 @@ def _load(state: Path) -> Manifest:
     except (OSError, ValueError):
         return {}
     return loaded
-
-
-def _store(state: Path, manifest: Manifest) -> None:
-    fresh = state.with_suffix(".new")
-    fresh.write_text(json.dumps(manifest))
-    fresh.replace(state)

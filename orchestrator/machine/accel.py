@@ -18,7 +18,7 @@ from typing import Literal
 
 from orchestrator import proc
 from orchestrator.errors import InfraError, UsageError, nearest
-from orchestrator.paths import PROJECT, cache_dir, cached_dir, locked, state_dir
+from orchestrator.paths import PROJECT, cache_dir, cached_dir, locked, state_dir, write_whole
 from orchestrator.tools import Qemu
 
 CHOICES = ("auto", "kvm", "tcg", "tcg-multi", "tcg-single")
@@ -96,9 +96,7 @@ def kvm_trouble(qemu: Qemu, *, device: Path = Path("/dev/kvm"), memory: Path | N
             known = {}
         if not isinstance(known.get(key), str):
             known[key] = probe(qemu, "kvm", "host")
-            fresh = memory.with_name(f".{memory.name}.new")
-            fresh.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
-            fresh.replace(memory)
+            write_whole(memory, json.dumps(known, indent=1, sort_keys=True) + "\n")
         return str(known[key])
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import junitparser
 
+from orchestrator.paths import write_whole
 from orchestrator.report.cases import Case, cases
 from orchestrator.run import RunResult
 
@@ -29,8 +30,8 @@ def write(result: RunResult) -> None:
     """Write the files into the run's directory."""
     told = cases(result)
     title = name(result)
-    _replace(result.directory / "junit.xml", junit(title, told, sum(result.seconds.values())))
-    _replace(result.directory / "results.ktap", ktap(title, told))
+    write_whole(result.directory / "junit.xml", junit(title, told, sum(result.seconds.values())))
+    write_whole(result.directory / "results.ktap", ktap(title, told))
 
 
 def name(result: RunResult) -> str:
@@ -121,10 +122,3 @@ def _property(text: str) -> str:
 
 def _line(text: str) -> str:
     return " ".join(text.split()).replace("#", "\\#")
-
-
-def _replace(path: Path, content: str) -> None:
-    """Write `path` whole or not at all."""
-    partial = path.with_name(f".{path.name}.new")
-    partial.write_text(content)
-    partial.replace(path)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jinja2
 
+from orchestrator.paths import write_whole
 from orchestrator.report.cases import cases
 from orchestrator.report.failure import explain
 from orchestrator.report.files import name
@@ -34,10 +35,7 @@ class Bar:
 
 def write(result: RunResult) -> None:
     """Write report.html into the run's directory."""
-    path = result.directory / "report.html"
-    partial = path.with_name(f".{path.name}.new")
-    partial.write_text(render(result))
-    partial.replace(path)
+    write_whole(result.directory / "report.html", render(result))
 
 
 def render(result: RunResult) -> str:
@@ -67,7 +65,7 @@ def _coverage(evidence: Evidence) -> dict[int, list[tuple[int, int, bool]]]:
     passes: Counter[tuple[int, int]] = Counter()
     wanted: Counter[tuple[int, int]] = Counter()
     met: Counter[tuple[int, int]] = Counter()
-    for seen in evidence.gated:
+    for seen in evidence.covering:
         counted, expected = seen_coverage(seen), expected_coverage(evidence, seen)
         passes.update(counted)
         wanted.update(expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
@@ -14,6 +15,7 @@ from orchestrator.run import RunResult
 from orchestrator.soak import told
 from orchestrator.verdict.checks import expected_coverage, rate, seen_coverage
 from orchestrator.verdict.evidence import Evidence, StepSeen
+from orchestrator.watch.model import Poke
 
 MARKS = {
     "pass": ("ok", "green"),
@@ -97,20 +99,27 @@ def _sites(evidence: Evidence) -> Table:
         if skipped := next((why for seen in steps if (why := evidence.skipped(seen))), None):
             table.add_row(name, f"skipped: {skipped}")
             continue
-        gated, free = [s for s in steps if s.step.part == "gated"], [s for s in steps if s.step.part == "free"]
-        pokes = [poke for s in gated if s.watched for poke in s.watched.pokes]
+        gated, free = [s for s in steps if s in evidence.covering], [s for s in steps if s.step.part == "free"]
+        pokes = [poke for s in gated for poke in s.shown]
         expected = sum(len(expected_coverage(evidence, s)) for s in gated)
         seen = sum(len(expected_coverage(evidence, s) & seen_coverage(s).keys()) for s in gated)
         table.add_row(
             name,
-            f"{pokes[0].old.hex()}/{pokes[0].new.hex()}" if pokes else "?" if gated else "-",
-            str(sum(len(poke.held) for poke in pokes)) if gated else "-",
+            _bytes(pokes) if pokes else "?" if gated else "-",
+            str(sum(len(poke.held) for poke in pokes)) if gated and not evidence.bare else "-",
             str(sum(sum(s.gdb_hits.values()) for s in gated)) if gated else "-",
             f"{seen}/{expected}" if gated else "-",
             str(sum(s.guest.integer("pokes") for s in free if s.guest)),
             f"{sum(s.guest.total('int3') for s in free if s.guest):,}" if steps[0].scenario.how == "direct" else "-",
         )
     return table
+
+
+def _bytes(pokes: Sequence[Poke]) -> str:
+    """What the site held and holds; of many sites how many there were."""
+    if len({poke.site for poke in pokes}) > 1:
+        return f"{len(pokes)} pokes of {len({poke.site for poke in pokes})} sites"
+    return f"{pokes[0].old.hex()}/{pokes[0].new.hex()}"
 
 
 def _by_scenario(evidence: Evidence, *, code: bool) -> dict[str, list[StepSeen]]:
@@ -148,7 +157,9 @@ def _table(title: str) -> Table:
 def _cpus(evidence: Evidence) -> Table:
     """Passes of each CPU in each phase while the poker was held, and what it did running free."""
     gated: Counter[tuple[int, int]] = Counter()
-    for step in evidence.gated:
+    wanted: set[tuple[int, int]] = set()
+    for step in evidence.covering:
+        wanted |= expected_coverage(evidence, step)
         gated.update(seen_coverage(step))
     free: Counter[tuple[int, str]] = Counter()
     for step in evidence.free:
@@ -162,7 +173,10 @@ def _cpus(evidence: Evidence) -> Table:
     for column in ("old", "new", "int3", "torn"):
         table.add_column(column, justify="right")
     for cpu in evidence.cpus:
-        held = [str(gated[phase, cpu]) if gated[phase, cpu] else Text("none", "red") for phase in range(4)]
+        held = [
+            str(gated[phase, cpu] or "-") if gated[phase, cpu] or (phase, cpu) not in wanted else Text("none", "red")
+            for phase in range(4)
+        ]
         table.add_row(str(cpu), *held, *(f"{free[cpu, result]:,}" for result in ("old", "new", "int3", "torn")))
     return table
 

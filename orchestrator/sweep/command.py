@@ -6,9 +6,14 @@ import argparse
 import hashlib
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.errors import UsageError
 from orchestrator.paths import locked, state_dir
+
+if TYPE_CHECKING:
+    from orchestrator.sweep.matrix import Cell, Plan
+    from orchestrator.sweep.sweep import Result
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -21,12 +26,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
+    from orchestrator.sweep.sweep import exit_status
+
+    _, directory, results = perform(options, state_dir() / "sweeps")
+    print(f"kept in: {directory}/sweep.html, sweep.json, junit.xml")
+    return exit_status(results)
+
+
+def perform(options: argparse.Namespace, home: Path) -> tuple[Plan, Path, dict[Cell, Result]]:
+    """Run the sweep that `options` ask for and show its table. home: where its directory goes without --output."""
     from rich.console import Console
 
     from orchestrator.report import sweep as report
     from orchestrator.sweep.matrix import read
     from orchestrator.sweep.place import Cluster, Host, Place
-    from orchestrator.sweep.sweep import Sweep, exit_status
+    from orchestrator.sweep.sweep import Sweep
 
     if options.jobs is not None and options.jobs < 1:
         raise UsageError(f"--jobs takes 1 or more, not {options.jobs}")
@@ -35,7 +49,7 @@ def main(options: argparse.Namespace) -> int:
     plan = read(options.matrix)
     file = options.matrix.resolve()
     key = hashlib.sha256(str(file).encode(errors="surrogateescape")).hexdigest()[:8]
-    directory: Path = (options.output or state_dir() / "sweeps" / f"{file.stem}-{key}").resolve()
+    directory: Path = (options.output or home / f"{file.stem}-{key}").resolve()
     if directory.exists() and any(directory.iterdir()) and not (directory / "cells").is_dir():
         raise UsageError(f"{directory} is not empty, and no sweep's: name another directory")
 
@@ -49,5 +63,4 @@ def main(options: argparse.Namespace) -> int:
         seconds = time.monotonic() - start
         report.write(results, seconds, directory)
     report.show(results, seconds, Console())
-    print(f"kept in: {directory}/sweep.html, sweep.json, junit.xml")
-    return exit_status(results)
+    return plan, directory, results

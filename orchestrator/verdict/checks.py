@@ -7,13 +7,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from orchestrator.verdict.console import Finding
 from orchestrator.verdict.evidence import SKIP, Evidence, StepSeen
-from orchestrator.watch.model import CLAIMS
+from orchestrator.watch.model import CLAIMS, Poke
 
 KERNEL_FAILED = ("panic", "oops", "hang", "fail", "warn", "timeout")
 """Outcomes that are the kernel's doing, the gravest first. Every other one but pass says nothing about it."""
@@ -48,7 +48,7 @@ def run_checks(evidence: Evidence) -> list[Result]:
 
 def _owners(evidence: Evidence) -> bool:
     """Whether this kernel's text_mutex says who holds it. Before 4.10 that depends on its configuration."""
-    watched = [step.watched for step in evidence.eyed if step.watched and step.watched.pokes]
+    watched = [step.watched for step in evidence.covering if step.watched and step.shown]
     return not watched or any(seen.owners for seen in watched)
 
 
@@ -110,6 +110,8 @@ def guest(evidence: Evidence) -> Result:
             return Result("guest", "blind", f"the guest's counters of {seen.name} are not to be had")
         passes += sum(count for counts in seen.guest.counts.values() for count in counts.values())
     steps = sum(1 for seen in done if seen.scenario.site)
+    if flips := sum(seen.guest.integer("pokes") for seen in done if seen.guest and seen.scenario.sysctls):
+        return Result("guest", "pass", f"{flips} times a sysctl was switched, and said so each time")
     text = f"{passes:,} passes through {steps} steps, none torn, none stale, each the way it must go"
     if code := {seen.scenario.name for seen in done if seen.scenario.code}:
         text += f"; {len(code)} scenarios in code hold"
@@ -137,20 +139,21 @@ def _claim(evidence: Evidence, claim: str) -> Result:
         step, first = broken[0]
         lines = tuple(f"{step.scenario.name}: {v.text} [event {v.event}]" for step, v in broken)
         return Result(claim, "fail", f"{first.text}, in scenario {step.scenario.name}", lines)
-    if not any(step.watched.pokes for step in evidence.gated if step.watched):
+    if not any(step.shown for step in evidence.covering):
         return Result(claim, "blind", f"no poke was watched, so nothing shows that {CLAIMS[claim]}")
-    unseen = [f"{step.name}: {why}" for step in evidence.gated if (why := _unseen(step, claim))]
+    unseen = [f"{step.name}: {why}" for step in evidence.covering if (why := _unseen(step, claim))]
     if unseen:
         return Result(claim, "blind", f"nothing shows that {CLAIMS[claim]}: {unseen[0]}", tuple(unseen))
     return Result(claim, "pass", CLAIMS[claim])
 
 
 def _unseen(step: StepSeen, claim: str) -> str | None:
-    """What was not observed of a gated step, so that it cannot show the claim."""
-    pokes = step.watched.pokes if step.watched else []
-    if not pokes:
+    """What was not observed of a step, so that it cannot show the claim."""
+    if not step.shown:
         return "no poke was watched"
-    for poke in pokes:
+    if step.scenario.sysctls:
+        return _unseen_of_found(step.shown, claim)
+    for poke in step.shown:
         if not poke.complete:
             return "the poke was not watched to its end"
         if claim == "irqs" and not poke.written:
@@ -165,6 +168,21 @@ def _unseen(step: StepSeen, claim: str) -> str | None:
             return "the guest did not say where a CPU that met int3 is to go on"
         if claim == "consumed" and poke.returns != poke.traps():
             return f"{poke.traps().total()} int3 entered the handler, and {poke.returns.total()} were seen to return"
+    return None
+
+
+def _unseen_of_found(pokes: Sequence[Poke], claim: str) -> str | None:
+    """The same for pokes that nobody announced: all of them together must have met every kind of moment."""
+    if unfinished := sum(1 for poke in pokes if poke.written < len(poke.plan)):
+        return f"{unfinished} of {len(pokes)} pokes were not watched to their end"
+    traps, returns = Counter[int](), Counter[int]()
+    for poke in pokes:
+        traps.update(poke.traps())
+        returns.update(poke.returns)
+    if claim in ("int3", "consumed") and not traps:
+        return "no CPU met int3"
+    if claim == "consumed" and returns != traps:
+        return f"{traps.total()} int3 entered the handler, and {returns.total()} were seen to return"
     return None
 
 
@@ -193,7 +211,9 @@ def rate(evidence: Evidence) -> tuple[int, float]:
 
 
 def expected_coverage(evidence: Evidence, step: StepSeen) -> set[tuple[int, int]]:
-    """The (phase, CPU) that a gated step is to reach."""
+    """The (phase, CPU) that a step is to reach. Without the test module only int3 tells where a CPU is."""
+    if step.scenario.sysctls:
+        return {(phase, cpu) for phase in (1, 2) for cpu in evidence.cpus}
     length = step.guest.integer("len") if step.guest else 0
     phases = (0, 1, 3) if length == 1 else (0, 1, 2, 3)
     return {(phase, cpu) for phase in phases for cpu in evidence.cpus}
@@ -213,7 +233,7 @@ def seen_coverage(step: StepSeen) -> Counter[tuple[int, int]]:
 def coverage(evidence: Evidence) -> Result:
     """Every CPU was seen in every phase of every gated poke."""
     wanted, missing = 0, []
-    for step in evidence.gated:
+    for step in evidence.covering:
         expected, seen = expected_coverage(evidence, step), seen_coverage(step)
         wanted += len(expected)
         for phase in sorted({phase for phase, _ in expected}):
@@ -225,7 +245,8 @@ def coverage(evidence: Evidence) -> Result:
     if missing:
         text = f"not every CPU was seen in every phase, so a pass would mean nothing: {missing[0]}"
         return Result("coverage", "blind", text, tuple(missing))
-    return Result("coverage", "pass", f"all {wanted} (step, phase, CPU) were seen: every CPU in every phase")
+    phases = "both phases with int3" if evidence.bare else "every phase"
+    return Result("coverage", "pass", f"all {wanted} (step, phase, CPU) were seen: every CPU in {phases}")
 
 
 @check
@@ -233,7 +254,8 @@ def ledgers(evidence: Evidence) -> Result:
     """Guest, GDB and QEMU count the same int3: gated all three, running free the guest and QEMU."""
     differ, held, free = [], 0, 0
     absent = [step.name for step in evidence.gated if not (step.guest and step.guest.counts and step.watched)]
-    absent += [step.name for step in evidence.free if not (step.guest and step.guest.counts)]
+    if not evidence.bare:
+        absent += [step.name for step in evidence.free if not (step.guest and step.guest.counts)]
     if evidence.broken or absent:
         whose = f"those of {absent[0]} are missing" if absent else "the run was cut short"
         return Result("ledgers", "blind", f"the counts cannot be compared: {whose}", tuple(absent))
@@ -250,9 +272,16 @@ def ledgers(evidence: Evidence) -> Result:
                     f"{step.guest.name}: phase {phase}, CPU {cpu}: the guest counts {theirs[phase, cpu]} int3, "
                     f"GDB {ours[phase, cpu]}"
                 )
+    if evidence.bare:
+        held = by_site.total()
+        if evidence.no_qemu_ledger:
+            return Result("ledgers", "skip", f"only GDB counts int3: no test module, and {evidence.no_qemu_ledger}")
     if evidence.no_qemu_ledger is None:
         everywhere = {address for address, _ in by_site | evidence.qemu_gated}
-        differ += _differences("watched", "GDB", by_site, evidence.qemu_gated, everywhere, evidence.qemu_by_cpu)
+        qemu = _of_sites(evidence.qemu_gated, everywhere, evidence.qemu_by_cpu)
+        if evidence.bare:  # GDB does not look at all of them; none that it saw may be missing in QEMU's count
+            qemu &= _of_sites(by_site, everywhere, evidence.qemu_by_cpu)
+        differ += _differences("watched", "GDB", by_site, qemu, everywhere, evidence.qemu_by_cpu)
         running = _free_by_site(evidence)
         free = sum(running.values())
         sites = {address for address, _ in running}
@@ -261,7 +290,10 @@ def ledgers(evidence: Evidence) -> Result:
         return Result("ledgers", "fail", f"the observers disagree: {differ[0]}", tuple(differ))
     if not held:
         return Result("ledgers", "blind", "no int3 was counted in the gated part")
-    if evidence.no_qemu_ledger:
+    if evidence.bare:
+        counted = f"{evidence.qemu_gated.total():,}, and {evidence.qemu_free.total():,} running free"
+        text = f"the {held} int3 that GDB looked at are in QEMU's count ({counted}); no module counts in the guest"
+    elif evidence.no_qemu_ledger:
         text = f"the guest and GDB count the same {held} int3; QEMU has no count: {evidence.no_qemu_ledger}"
     else:
         others = f", and {by_site.total() - held} more that GDB watched" if by_site.total() > held else ""

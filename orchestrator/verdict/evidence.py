@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 
 from orchestrator.errors import OrchestratorError
@@ -39,6 +39,13 @@ class StepSeen:
         return self.step.scenario
 
     @property
+    def shown(self) -> Sequence[Poke]:
+        """The pokes by which a step is to show the claims: those announced; of sysctls, which announce none, all."""
+        if self.watched is None:
+            return ()
+        return self.watched.found if self.scenario.sysctls else self.watched.pokes
+
+    @property
     def name(self) -> str:
         return self.guest.name if self.guest else self.scenario.name
 
@@ -51,7 +58,7 @@ class StepSeen:
     def gdb_hits(self) -> Counter[tuple[int, int]]:
         """int3 at the site by (phase, cpu) as GDB saw them."""
         hits: Counter[tuple[int, int]] = Counter()
-        for poke in self.watched.pokes if self.watched else []:
+        for poke in self.shown:
             hits.update(poke.hits)
         return hits
 
@@ -152,6 +159,16 @@ class Evidence:
     @property
     def gated(self) -> list[StepSeen]:
         return self.part("gated")
+
+    @property
+    def bare(self) -> bool:
+        """Whether the kernel was run without the test module: then nobody held the poker, or counted in the guest."""
+        return any(seen.scenario.sysctls for seen in self.steps)
+
+    @property
+    def covering(self) -> list[StepSeen]:
+        """Those in which every CPU is to be seen in every phase, and each claim to be shown."""
+        return [seen for seen in self.eyed if seen.step.part == "gated" or seen.scenario.sysctls]
 
     @property
     def eyed(self) -> list[StepSeen]:

@@ -67,4 +67,7 @@ def _judge(evidence: Evidence, results: tuple[Result, ...]) -> Verdict:
     for result in results:
         if result.status == "blind":
             return Verdict("infra", f"no verdict: {result.text}", results)
+    if evidence.bare:
+        reason = "what can be seen without the test module held, and every CPU was seen in both phases with int3"
+        return Verdict("pass", reason, results)
     return Verdict("pass", "every promise held, and every CPU was seen in every phase", results)

@@ -4,7 +4,8 @@ GDB loads this file with `source`; nothing else of the program is importable the
 only. A stop that only counts is answered here and never crosses MI: that is what makes watching every one affordable.
 
 What becomes of an int3 is learnt without a second stop: its handler is made to return through a stub in the module
-(guest/module/gate.c), which notes it down; the `return` event comes with the next stop.
+(guest/module/gate.c), which notes it down; the `return` event comes with the next stop. Where there is no module there
+is a second stop, where the handler returns to; and no poke is announced.
 
 Only hardware breakpoints are used. Under KVM a software breakpoint would write 0xcc into the very text under test;
 under TCG both kinds write nothing. All lie on functions of the kernel that run once a write, a sync round and CPU, or
@@ -54,6 +55,9 @@ CALLERS = 8
 SLOT = 32
 """Bytes of a slot in orch_slots (guest/module/gate.c)."""
 RETURN = struct.Struct("<5Q")  # struct orch_return in guest/module/gate.c
+ENOUGH, MOST = 4, 16
+"""int3 of each CPU in a phase that are looked at where nobody holds the poker, and the most of one of them on average.
+Stops take longer than the guest has between two ticks, and a scheduler that only traps gets no work done."""
 RETURN_STUB = 64
 """Bytes from one CPU's stub in orch_return_stubs to the next."""
 
@@ -71,7 +75,7 @@ class Point(gdb.Breakpoint):
         self.silent = True
         self._seen = seen
         self._address = address
-        self._next = following(address) or copied(address, slot)
+        self._next = following(address) or (copied(address, slot) if slot else None)
 
     def stop(self):
         """Never stops the guest for good."""
@@ -140,21 +144,31 @@ def quad(address):
 
 
 def text_words(stack, count):
-    """Those of the `count` words on the stack that lie in the kernel's or its modules' text."""
+    """Those of the `count` words on the stack that lead into the kernel's or its modules' text, behind a call there."""
     try:
         words = struct.unpack(f"<{count}Q", memory(stack, 8 * count))
     except gdb.MemoryError:
         return []
-    return [word for word in words if word >> 31 == 0x1FFFFFFFF]
+    return [word for word in words if word >> 31 == 0x1FFFFFFFF and behind_call(word)]
+
+
+def behind_call(address):
+    """Whether there is a call before `address`: of a function (e8), or by a register (ff d0 to ff d7)."""
+    try:
+        code = memory(address - 5, 5)
+    except gdb.MemoryError:
+        return False
+    return code[0] == 0xE8 or (code[3] == 0xFF and code[4] & 0xF8 == 0xD0)
 
 
 class Watch:
     """The points of one window, the gate, and what both have seen.
 
-    config: symbols (name -> address) with at least `write`, `sync`, `int3`, `text_mutex`, `orch_window`,
-    `orch_gate_stub`, `orch_gate_resume`, `orch_slots`, `orch_returns`, `orch_return_stubs`; `stopper` optional. limit:
-    how many breakpoints there are. regs: how the handler gets its pt_regs: `rdi`, or `die_args` for a die notifier
-    (third argument, struct die_args, whose first member is regs). events: path of the file.
+    config: symbols (name -> address) with at least `write`, `sync`, `int3` and `text_mutex`; `stopper` optional; with
+    the test module `orch_window`, `orch_gate_stub`, `orch_gate_resume`, `orch_slots`, `orch_returns`,
+    `orch_return_stubs`. limit: how many breakpoints there are. regs: how the handler gets its pt_regs: `rdi`, or
+    `die_args` for a die notifier (third argument, struct die_args, whose first member is regs). events: path of the
+    file.
     """
 
     def __init__(self, config):
@@ -163,7 +177,13 @@ class Watch:
         self.limit = config["limit"]
         self.events = Path(config["events"])
         self.points = []
+        self.module = "orch_window" in self.symbols
         self.traps = {}  # cpu -> (address of pt_regs, ip of the trap), of those whose handler has not returned
+        self.stacks = {}  # cpu -> stack pointer when that handler will have returned
+        self.way_back = None  # without a module: the point where handlers return to
+        self.handler = None  # the point on it, of a window
+        self.met = {}  # cpu -> int3 looked at since the last sync round
+        self.round_seen = False
         self.write_style = None
         self.owner_at = None
         self.count = 0
@@ -190,7 +210,7 @@ class Watch:
 
     # -- opening and closing, while the guest is stopped
 
-    def open(self):
+    def open(self, step=0):
         """Set the points, the most telling first, as many as the machine has breakpoints for; their names.
 
         The events file begins anew: a run that goes on for hours keeps the last round's.
@@ -202,14 +222,18 @@ class Watch:
             "int3": self.on_int3,
             "stopper": self.on_stopper,
         }
-        wanted = [name for name in seen if name in self.symbols][: self.limit]
+        wanted = [name for name in seen if name in self.symbols][: self.limit - (not self.module)]
+        self.step = step
         self.points = [self.point(name, seen[name]) for name in wanted]
+        self.handler = dict(zip(wanted, self.points, strict=True)).get("int3")
         self.forget()
         return wanted
 
     def point(self, name, seen):
         """A breakpoint on the symbol `name`, with the slot of its own."""
-        slot = self.symbols["orch_slots"] + SLOT * ("write", "sync", "int3", "stopper").index(name)
+        slot = None
+        if self.module:
+            slot = self.symbols["orch_slots"] + SLOT * ("write", "sync", "int3", "stopper").index(name)
         return Point(self.symbols[name], seen, slot)
 
     def survey(self):
@@ -249,9 +273,9 @@ class Watch:
         return seen
 
     def close(self):
-        for point in self.points:
+        for point in [*self.points, *([self.way_back] if self.way_back else [])]:
             point.delete()
-        self.points = []
+        self.points, self.way_back = [], None
         self.see_returns()
         self.end_window()
 
@@ -272,6 +296,8 @@ class Watch:
 
     def look_at_window(self, cpu):
         """Read the module's orch_window, so that what follows is accounted to the poke under way, if any."""
+        if not self.module:
+            return
         now = WINDOW.unpack(memory(self.symbols["orch_window"], WINDOW.size))
         site, length, gated, seq, step, task, old, new, *targets = now
         if site and seq == self.seq:
@@ -323,6 +349,9 @@ class Watch:
 
     def on_write(self, cpu, frame):
         self.look_at_window(cpu)
+        if self.round_seen:
+            self.round_seen, self.met = False, {}
+            self.look_at_int3(True)
         address, source, length = self.arguments(frame)
         own = bool(self.window) and 0 <= address - self.window["site"] < self.window["len"]
         fields = {
@@ -367,6 +396,7 @@ class Watch:
         if self.window:
             self.look_at_window(cpu)  # a round that nobody has waited for goes on when the poke has returned
         self.synced.add(cpu)
+        self.round_seen = True
         self.emit("sync", cpu)
 
     def on_int3(self, cpu, frame):
@@ -380,13 +410,37 @@ class Watch:
         if cpu not in self.traps:  # one within another (in an NMI) goes back by itself
             self.traps[cpu] = (regs, ip)
             stack, inferior = register(frame, "rsp"), gdb.selected_inferior()
+            if not self.module:
+                self.stacks[cpu] = stack + 8
+                if not self.way_back:  # the handler has one caller, so one place to return to
+                    self.way_back = Point(quad(stack), self.on_way_back, None)
+                self.way_back.enabled = True
+                self.met[cpu] = self.met.get(cpu, 0) + 1
+                cpus = len(gdb.selected_inferior().threads())
+                if sum(count >= ENOUGH for count in self.met.values()) == cpus or max(self.met.values()) >= MOST * cpus:
+                    self.look_at_int3(False)
+                return
             noted = RETURN.pack(regs, quad(stack), 0, 0, 0)
             inferior.write_memory(self.symbols["orch_returns"] + cpu * RETURN.size, noted)
             stub = self.symbols["orch_return_stubs"] + cpu * RETURN_STUB
             inferior.write_memory(stack, struct.pack("<Q", stub))
 
+    def on_way_back(self, cpu, frame):
+        if cpu in self.traps and register(frame, "rsp") == self.stacks[cpu]:
+            regs, trap = self.traps.pop(cpu)
+            value = register(frame, "rax") & 0xFFFFFFFF
+            self.emit("return", cpu, value=value, ip=quad(regs + PT_REGS_IP), trap=trap)
+            self.way_back.enabled = bool(self.traps) or self.handler.enabled
+
+    def look_at_int3(self, wanted):
+        """Whether handlers are stopped in from now on."""
+        if not self.module and self.handler.enabled != wanted:
+            self.handler.enabled = wanted
+
     def see_returns(self):
         """Tell of the handlers that have returned since the last stop."""
+        if not self.module:
+            return
         for cpu, (_, trap) in list(self.traps.items()):
             noted = memory(self.symbols["orch_returns"] + cpu * RETURN.size, RETURN.size)
             _, _, ip, value, done = RETURN.unpack(noted)

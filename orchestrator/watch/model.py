@@ -238,13 +238,12 @@ class Poke:
         if event["trap"] != self.site:
             return
         self.returns[event["cpu"]] += 1
+        self._judge_return(event)
+
+    def _judge_return(self, event: Event) -> None:
         if not event["value"]:
             self._blame("consumed", event, f"the handler did not take the int3 of CPU {event['cpu']}")
-        else:
-            self._check_target(event)
-
-    def _check_target(self, event: Event) -> None:
-        if event["value"] and self.targets and event["ip"] not in self.targets:
+        elif self.targets and event["ip"] not in self.targets:
             wanted = " or ".join(f"{target:x}" for target in sorted(self.targets))
             self._blame("consumed", event, f"CPU {event['cpu']} was resumed at {event['ip']:x}, not at {wanted}")
 
@@ -267,7 +266,8 @@ class Found(Poke):
 
     begun: the event of that. early: the int3 met before the tail, when it could still be a kprobe's. old: the eight
     bytes before it; shortened when the tail tells how long the instruction is. tailed: a tail was written, so that it
-    is a poke for certain.
+    is a poke for certain. What became of an int3 is judged when the last write has shown what the instruction becomes,
+    and that it is not a kprobe's jump which is taken back: that leaves int3 in place, and the kprobe handles it.
     """
 
     announced: bool = False
@@ -294,12 +294,17 @@ class Found(Poke):
             self.new = data[:1] + self.new[1:]
             self.targets = frozenset(ways_on(self.site, self.new))
             for earlier in self._returned:
-                self._check_target(earlier)
+                self._judge_return(earlier)
         super()._on_write({**event, "own": True, "bytes": before[: len(self.new)].hex()})
 
     def _on_return(self, event: Event) -> None:
-        super()._on_return(event)
-        self._returned.append(event)  # what the instruction becomes is not yet known
+        if self.returns[event["cpu"]] == self.traps()[event["cpu"]]:
+            return  # of an int3 that trapped before this poke began
+        self.returns[event["cpu"]] += 1
+        if self._written < 3:
+            self._returned.append(event)
+        else:
+            self._judge_return(event)
 
     def over(self, event: Event) -> None:
         """Another poke begins, so that this one has let go of text_mutex: its last round must be over."""
@@ -442,7 +447,7 @@ class Follower:
             self._poke.feed(event)
             return
         found = self._found.get(ip)
-        if found and (found.tailed or event["kind"] == "int3"):
+        if found:
             found.feed({key: value for key, value in event.items() if key != "bytes"})
         if event["kind"] == "int3" and not (found and found.tailed):
             self.watched.foreign_int3.append(event)

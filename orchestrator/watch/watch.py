@@ -44,10 +44,11 @@ class Watch:
     """GDB on one machine, with the agent loaded. Use it as a context manager.
 
     symbols: addresses by name (SYMBOLS, where they exist). directory: receives gdb.log, watch.json and events.jsonl.
+    module: whether the test module is loaded, which announces pokes and has room for the agent's stubs.
     Raises BootError when the kernel lacks a function that the watch must see.
     """
 
-    def __init__(self, machine: Machine, symbols: Mapping[str, int], directory: Path) -> None:
+    def __init__(self, machine: Machine, symbols: Mapping[str, int], directory: Path, *, module: bool = True) -> None:
         self._machine = machine
         self.handler = _first(symbols, tuple(HANDLERS), "int3 handler for text pokes")
         self.writer = _first(symbols, WRITERS, "function that writes text")
@@ -55,7 +56,8 @@ class Watch:
         roles = {"write": self.writer, "sync": SYNC, "int3": self.handler, "stopper": STOPPER}
         addresses = {role: symbols[name] for role, name in roles.items() if name in symbols}
         addresses[LOCK] = symbols[_first(symbols, (LOCK,), "lock for text pokes")]
-        addresses |= {name: symbols[_first(symbols, (name,), "symbol of the test module")] for name in MODULE}
+        if module:
+            addresses |= {name: symbols[_first(symbols, (name,), "symbol of the test module")] for name in MODULE}
         self.events = directory / "events.jsonl"
         self.config = directory / "watch.json"
         self.points: list[str] = []
@@ -90,10 +92,13 @@ class Watch:
         self._stack.close()
 
     @contextlib.contextmanager
-    def window(self) -> Iterator[None]:
-        """While the block runs GDB stops at every write, sync and int3; outside the guest runs free."""
+    def window(self, step: int = 0) -> Iterator[None]:
+        """While the block runs GDB stops at every write, sync and int3; outside the guest runs free.
+
+        step: number of the one under way, as long as the test module does not say.
+        """
         with self._stopped():
-            self.points = json.loads(self._gdb.console("python print(json.dumps(WATCH.open()))"))
+            self.points = json.loads(self._gdb.console(f"python print(json.dumps(WATCH.open({step})))"))
         yield
         with self._stopped():
             self._gdb.console("python WATCH.close()")

@@ -264,13 +264,6 @@ def test_finished_images_take_no_patches() -> None:
         obtain.obtain(KernelRequest(selector="debian:6.1", settings=("SMP=y",)))
 
 
-def test_available_lists_definitions_and_what_is_cached(git_tree: Path) -> None:
-    _obtain(git_tree)
-    listed = {one.selector: one for one in obtain.available()}
-    assert not listed["6.1-plain"].ready
-    assert listed[str(git_tree)].ready and listed[str(git_tree)].where
-
-
 LOG = """\
   CC      kernel/fork.o
 In file included from ../kernel/fork.c:12:

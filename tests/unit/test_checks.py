@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ from orchestrator.verdict.checks import CHECKS, Result, run_checks
 from orchestrator.verdict.console import Finding, scan
 from orchestrator.verdict.evidence import SKIP, Beside, Evidence, StepSeen
 from orchestrator.verdict.outcome import judge
-from orchestrator.watch.model import CLAIMS
+from orchestrator.watch.model import CLAIMS, follow
 
 NAMES = [*CLAIMS, *(function.__name__ for function in CHECKS)]
 
@@ -375,4 +376,85 @@ def test_without_its_cpus_qemu_is_compared_in_sum() -> None:
     evidence.qemu_by_cpu = False
     assert statuses(evidence)["ledgers"] == "pass"
     evidence.qemu_gated[site, 0] += 1
+    assert statuses(evidence)["ledgers"] == "fail"
+
+
+# -- a kernel without the test module
+
+
+def bare(*, cpus: tuple[int, ...] = (0, 1), drop: str = "", ledger: str | None = None) -> Evidence:
+    """Two switches of a sysctl of one site each, every CPU trapping in both phases. drop: a kind of event that is not
+    seen."""
+    site, old, new = 0xFFFFFFFF81000000, "0f1f440000", "e910000000"
+    seen: list[dict[str, object]] = []
+
+    def see(kind: str, cpu: int = 0, **fields: object) -> None:
+        if kind != drop:
+            seen.append({"n": len(seen) + 1, "t": 0.0, "step": 1, "kind": kind, "cpu": cpu, **fields})
+
+    def write(at: int, src: str, before: str) -> None:
+        before = (before + "90" * 8)[:16]
+        see("write", addr=site + at, len=len(src) // 2, src=src, own=False, irqs=True, callers=[], before=before)
+
+    for was, becomes in ((old, new), (new, old)):
+        for at, src, before in ((0, "cc", was), (1, becomes[2:], was[2:]), (0, becomes[:2], "cc" + becomes[2:])):
+            write(at, src, before)
+            for cpu in cpus:
+                see("sync", cpu)
+            if (at, src) != (0, becomes[:2]):
+                for cpu in cpus:
+                    see("int3", cpu, ip=site)
+                    see("return", cpu, value=1, ip=site + 5, trap=site)
+    (knobs,) = select(["sysctl"])
+    evidence = Evidence(asked=2, cpus=(0, 1), points=("write", "sync", "int3"), unscanned="", no_qemu_ledger=ledger)
+    lines = ["KTAP version 1", "1..2", "# pokes=2 elapsed_ns=1000", "ok 1 sysctl.watched"]
+    evidence.report = ktap.parse([*lines, "# pokes=9 elapsed_ns=1000", "ok 2 sysctl.free"])
+    evidence.steps = [
+        StepSeen(
+            step=step,
+            guest=evidence.report.step(step.number),
+            watched=follow(seen, (0, 1)) if step.eyed else None,
+        )
+        for step in plan([knobs], (0, 1), 1.0, 1)
+    ]
+    watched = evidence.steps[0].watched
+    evidence.qemu_gated = Counter(watched.int3 if watched else {})
+    return evidence
+
+
+def test_without_the_module_what_was_seen_of_the_kernels_own_pokes_counts() -> None:
+    verdict = judge(bare())
+    assert verdict.outcome == "pass"
+    assert "without the test module" in verdict.reason
+    assert {result.status for result in verdict.results} == {"pass"}
+    assert "lock" not in {result.check for result in verdict.results}
+
+
+def test_without_the_module_and_qemus_ledger_there_is_nothing_to_compare() -> None:
+    assert statuses(bare(ledger="KVM"))["ledgers"] == "skip"
+    assert judge(bare(ledger="KVM")).outcome == "pass"
+
+
+@pytest.mark.parametrize(
+    ("drop", "what"),
+    [
+        ("write", {claim: "blind" for claim in CLAIMS if claim != "lock"} | {"coverage": "blind"}),
+        ("int3", {"int3": "blind", "consumed": "blind", "coverage": "blind"}),
+        ("return", {"consumed": "blind"}),
+        ("sync", {"sync": "fail"}),
+    ],
+)
+def test_without_the_module_what_was_not_seen_is_no_pass_either(drop: str, what: dict[str, str]) -> None:
+    found = {check: status for check, status in statuses(bare(drop=drop)).items() if status != "pass"}
+    assert found.items() >= what.items()
+    assert judge(bare(drop=drop)).outcome in ("infra", "fail")
+
+
+def test_without_the_module_a_cpu_that_met_no_int3_is_no_coverage() -> None:
+    assert statuses(bare(cpus=(0,)))["coverage"] == "blind"
+
+
+def test_ledgers_of_gdb_and_qemu_must_agree_without_the_module_too() -> None:
+    evidence = bare()
+    evidence.qemu_gated[0xFFFFFFFF81000000, 0] -= 1
     assert statuses(evidence)["ledgers"] == "fail"

@@ -343,6 +343,29 @@ def test_an_int3_met_before_the_tail_is_the_pokes_once_there_is_one() -> None:
     assert watched.int3 == {(SITES[0], 1): 1}
 
 
+@pytest.mark.parametrize(("value", "ip", "claims"), [(1, 0x1006, ["consumed"]), (0, 0x1001, ["consumed"])])
+def test_what_became_of_an_int3_before_the_tail_is_judged_when_the_poke_is_done(
+    value: int, ip: int, claims: list[str]
+) -> None:
+    events = _batch()
+    at = next(n for n, event in enumerate(events) if event["kind"] == "sync")
+    events[at:at] = _trap(SITES[0], value, ip)
+    assert _violations(events) == [claims, []]
+
+
+def test_a_kprobes_jump_that_is_taken_back_leaves_int3_to_the_kprobe() -> None:
+    events = _batch()
+    last = next(n for n, event in enumerate(events) if event.get("addr") == SITES[0] and event["src"] != "cc")
+    events[last:] = _trap(SITES[0], 0, 0x1001)
+    assert _violations(events) == [[], []]
+
+
+def test_a_return_whose_int3_came_before_the_poke_is_not_its() -> None:
+    trap, back = _trap(SITES[0], 0, 0x1001)
+    events = _batch()
+    assert _violations([trap, events[0], back, *events[1:]]) == [[], []]
+
+
 def test_a_lone_int3_is_a_kprobes_and_so_is_its_end() -> None:
     events = _batch()[:1]
     gone = {**events[0], "src": OLD[:1].hex(), "before": (b"\xcc" + OLD[1:] + b"\x90" * 3).hex()}

@@ -81,3 +81,10 @@ def test_the_commands_are_those_of_the_module() -> None:
     assert by_part["key", "free"] == "step site=key how=owner cpu=2 ms=200"
     assert by_part["seen", "watched"].startswith("scenario seen cpu=2 watched=1 ms=1 seed=")
     assert by_part["code", "alone"].startswith("scenario code cpu=2 ms=200 seed=")
+
+
+def test_sysctls_are_switched_while_gdb_watches_and_then_as_fast_as_it_goes() -> None:
+    watched, free = plan([scenario("knobs", sysctls=("kernel/a", "net/b"))], CPUS, 2.0, 1)
+    assert watched.eyed and not free.eyed
+    assert watched.command.startswith("sysctl knobs.watched kernel/a,net/b flips=")
+    assert free.command == "sysctl knobs.free kernel/a,net/b ms=2000"

@@ -73,7 +73,7 @@ def test_order_then_name(directory: Path) -> None:
         ("", "the file"),
         ("- a list\n", "the file"),
         ("title: [\n", "the file"),
-        ("title: t\npromise: p\n", "has a site (NAME.yaml) or is code (NAME.c)"),
+        ("title: t\npromise: p\n", "has a site or sysctls (NAME.yaml) or is code (NAME.c)"),
         (GOOD + "sites: nop5\n", "sites: Extra inputs"),
         (GOOD + "name: other\n", "the file"),
         (GOOD.replace("nop5", "nop6"), "site: Input should be 'nop5'"),
@@ -126,7 +126,7 @@ def test_code_says_in_its_first_comment_what_it_is(directory: Path) -> None:
     [
         ("int x;\n", "its first comment must say what it is"),
         (CODE.replace("title", "titel"), "titel: Extra inputs"),
-        (CODE.replace(" * symbols", " * site: nop5\n * symbols"), "has a site (NAME.yaml) or is code (NAME.c)"),
+        (CODE.replace(" * symbols", " * site: nop5\n * symbols"), "a site or sysctls (NAME.yaml) or is code (NAME.c)"),
     ],
 )
 def test_code_that_is_wrong_is_named_too(directory: Path, text: str, said: str) -> None:
@@ -142,3 +142,28 @@ def test_two_files_of_one_name(directory: Path) -> None:
     (directory / "one.yaml").write_text(GOOD)
     with pytest.raises(UsageError, match="two scenarios called one"):
         scenario.load_all()
+
+
+def _named(*names: str) -> list[scenario.Scenario]:
+    return [one for one in scenario.load_all() if one.name in names]
+
+
+def test_sysctls_are_for_kernels_without_headers_and_for_who_asks() -> None:
+    everything = scenario.load_all()
+    with_module = scenario.suited(everything, asked=False, headers=True)
+    without = scenario.suited(everything, asked=False, headers=False)
+    assert without and all(one.sysctls for one in without)
+    assert len(with_module) + len(without) == len(everything) and not any(one.sysctls for one in with_module)
+    assert scenario.suited(_named("sysctl"), asked=True, headers=True) == _named("sysctl")
+
+
+@pytest.mark.parametrize(
+    ("names", "headers", "said"),
+    [
+        (("nop5",), False, "nop5 needs the test module, and there are no headers to build it with"),
+        (("nop5", "sysctl"), True, "sysctl is run without the test module, so not together with nop5"),
+    ],
+)
+def test_what_cannot_be_run_together_is_said(names: tuple[str, ...], headers: bool, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        scenario.suited(_named(*names), asked=True, headers=headers)

@@ -208,3 +208,13 @@ def wait_for(predicate: Any, seconds: float) -> None:
     while not predicate():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.1)
+
+
+def test_a_kernel_without_headers_is_tested_by_its_own_pokes(tmp_path: Path) -> None:
+    options = ("--kernel", "debian:6.12", "--scenario", "sysctl", "--smp", "2", "--duration", "1")
+    status, verdict = run(tmp_path / "healthy", *options)
+    assert (status, verdict["outcome"]) == (0, "pass")
+    assert set(statuses(verdict).values()) == {"pass"}
+    fault = PROJECT / "kernels" / "mutants" / "stock" / "sync-after-tail-missing.yaml"
+    status, verdict = run(tmp_path / "broken", *options, "--edit-text", str(fault))
+    assert (status, statuses(verdict)["sync"]) == (1, "fail")

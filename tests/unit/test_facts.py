@@ -1,0 +1,55 @@
+"""What is read off a kernel's symbols and memory."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+from orchestrator import facts
+
+TEXT, TABLE, QUEUE = 0xFFFFFFFF81000000, 0xFFFFFFFF82000000, 0xFFFFFFFF81000800
+NOP5, NOP2, JMP = bytes.fromhex("0f1f440000"), bytes.fromhex("6690"), bytes.fromhex("e910000000")
+NAMES = {
+    "_stext": TEXT, "text_poke_queue": QUEUE, "_etext": TEXT + 0x1000, "text_poke_bp": TEXT + 0x900,
+    "__text_poke": TEXT + 0xA00, "poke_int3_handler": TEXT + 0xB00, "do_sync_core": TEXT + 0xC00,
+    "arch_static_call_transform": TEXT + 0xD00, "ftrace_replace_code.part.0": TEXT + 0xE00,
+    "__start___jump_table": TABLE, "text_mutex": TABLE + 0x2000, "_end": TABLE + 0x4000,
+}  # fmt: skip
+
+
+def found(old: bool) -> dict[str, str]:
+    sites = {TEXT + 0x10: NOP5, TEXT + 0x20: NOP2, TEXT + 0x30: NOP5, TEXT + 0x40: JMP}
+    size = facts.OLD_ENTRY if old else facts.ENTRY
+    content: dict[int, bytes] = {site: code + b"\x90" * 8 for site, code in sites.items()}
+    memory = bytearray()
+    for number, site in enumerate(sites):
+        at = TABLE + number * size
+        memory += struct.pack("<3Q", site, 0, 0) if old else struct.pack("<iiq", site - at, 0, 0)
+    content[TABLE] = bytes(memory)
+    content[QUEUE] = bytes.fromhex("803d0000000001813d0000000000010000c3")  # cmpb $1; cmpl $0x100
+
+    def read(address: int, count: int) -> bytes:
+        start = max(at for at in content if at <= address)
+        return content[start][address - start : address - start + count]
+
+    names = {**NAMES, "__stop___jump_table": TABLE + size * len(sites)}
+    return facts.facts([f"{address:x} T {name}" for name, address in names.items()], read)
+
+
+def test_names_limit_and_sites_of_either_kind_of_table() -> None:
+    for old in (False, True):
+        told = found(old)
+        assert told["pokes one site"] == "text_poke_bp"
+        assert told["pokes a batch"] == "text_poke_queue, at most 256"
+        assert told["takes int3"] == "poke_int3_handler"
+        assert told["pokes for"] == "static calls, ftrace"
+        assert told["stops machines"] == "none"
+        assert told["jump labels"] == "4"
+        assert told["of 4 of them"] == "5 bytes 0f1f440000: 2, 2 bytes 6690: 1, 5 bytes jmp: 1"
+
+
+def test_a_kernel_of_2013() -> None:
+    nothing: Callable[[int, int], bytes] = lambda *_: b""  # noqa: E731
+    told = facts.facts(["ffffffff81000000 t int3_notify", "ffffffff81000100 T text_poke_bp"], nothing)
+    assert told["takes int3"] == "int3_notify (a die notifier)"
+    assert (told["pokes a batch"], told["jump labels"]) == ("none", "none")

@@ -1,0 +1,127 @@
+"""What is new of a night, and what is not."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from orchestrator import nightly
+from orchestrator.kernel.model import KernelRequest
+from orchestrator.nightly import Seen, bisection, compare, exit_status, last, told
+from orchestrator.sweep import command as sweep_command
+from orchestrator.sweep.matrix import Cell, Plan
+from orchestrator.sweep.sweep import Result
+
+PASS = Seen(kernel="debian:6.12", outcome="pass", exit_status=0, reason="held", version="6.12.107-1")
+FAIL = replace(PASS, outcome="fail", exit_status=1, reason="sync: no", signatures=("sync",), version="6.12.117-1",
+               arguments=("--smp", "8"), directory="/runs/1")
+INFRA = replace(PASS, outcome="infra", exit_status=125, reason="no mirror")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "what", "status"),
+    [
+        (PASS, PASS, None, 0),
+        (PASS, FAIL, "broken", 1),
+        (INFRA, FAIL, "broken", 1),
+        (None, FAIL, "broken", 1),
+        (FAIL, FAIL, None, 0),
+        (FAIL, replace(FAIL, signatures=("consumed", "sync")), None, 0),
+        (FAIL, replace(FAIL, signatures=("consumed",)), "differs", 1),
+        (FAIL, PASS, "fixed", 0),
+        (INFRA, PASS, "tested", 0),
+        (None, PASS, "new", 0),
+        (PASS, INFRA, "untested", 125),
+        (FAIL, INFRA, "untested", 125),
+        (INFRA, INFRA, None, 125),
+        (PASS, None, "gone", 125),
+    ],
+)
+def test_news_of_one_cell(before: Seen | None, now: Seen | None, what: str | None, status: int) -> None:
+    old, new = {"c": before} if before else {}, {"c": now} if now else {}
+    news = compare(old, new)
+    assert [one.what for one in news] == ([what] if what else [])
+    assert exit_status(news, new, strict=False) == status
+
+
+def test_strict_also_means_what_is_not_new() -> None:
+    assert exit_status([], {"c": FAIL}, strict=True) == 1
+    assert exit_status([], {"c": PASS, "d": INFRA}, strict=True) == 0
+
+
+def test_the_gravest_comes_first_and_the_rest_is_one_line() -> None:
+    before = {"a": FAIL, "b": PASS, "c": PASS, "d": FAIL}
+    now = {"a": PASS, "b": FAIL, "c": PASS, "d": FAIL}
+    lines = told(compare(before, now), now)
+    assert lines == [
+        "",
+        "fails now, and did not:",
+        "  b (6.12.107-1 -> 6.12.117-1): fail",
+        "      sync: no",
+        "      /runs/1",
+        "      orchestrator bisect debian:6.12.107 debian:6.12.117 --smp 8",
+        "",
+        "passes now, and did not:",
+        "  a (6.12.117-1 -> 6.12.107-1): pass",
+        "",
+        "4 cells: 2 pass, 2 fail, 0 without a verdict",
+    ]
+    assert told([], now)[0] == "nothing is new"
+
+
+def test_a_bisection_needs_two_ends_with_names(tmp_path: Path) -> None:
+    (broken,) = compare({"c": PASS}, {"c": FAIL})
+    git = f"git:{tmp_path}@main"
+    assert bisection(broken)
+    assert broken.before and broken.now
+    same = replace(broken, now=replace(broken.now, version=PASS.version))
+    elsewhere = replace(broken, now=replace(broken.now, kernel="git:https://example.org/linux.git@main"))
+    built = replace(broken, now=replace(broken.now, kernel="6.1-int3"))
+    new = replace(broken, before=None)
+    assert [bisection(one) for one in (same, elsewhere, built, new)] == [None] * 4
+    tree = replace(broken, before=replace(PASS, version="abc"), now=replace(FAIL, kernel=git, version="def"))
+    assert bisection(tree) == f"orchestrator bisect --tree {tmp_path} --good abc --bad def --smp 8"
+
+
+def cell(seed: int = 1) -> Cell:
+    return Cell(
+        kernel="6.1-int3", smp=2, accel="auto", cpu=None, scenarios=("*",), seed=seed, duration=1.0, memory=1024
+    )
+
+
+def night(directory: Path, monkeypatch: pytest.MonkeyPatch, name: str, outcome: str, status: int) -> int:
+    """One night with one cell, whose run is in the folder `name`."""
+    run = directory / "cells" / name / "run"
+    run.mkdir(parents=True, exist_ok=True)
+    check = {"check": "sync", "status": "fail" if status else "pass", "text": "t", "details": []}
+    verdict = {"outcome": outcome, "reason": "r", "checks": [check], "kernel": {"origin": {"version": name}}}
+    (run / "verdict.json").write_text(json.dumps(verdict))
+    plan = Plan({"6.1-int3": KernelRequest()}, (cell(),))
+    results = {cell(): Result(outcome, status, "r", directory=str(run))}
+    monkeypatch.setattr(sweep_command, "perform", lambda *_: (plan, directory, results))
+    monkeypatch.setattr("time.strftime", lambda _: f"2026-{name}")
+    return nightly.main(argparse.Namespace(strict=False))
+
+
+def test_nights_follow_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert night(tmp_path, monkeypatch, "1", "pass", 0) == 0
+    assert night(tmp_path, monkeypatch, "2", "fail", 1) == 1
+    assert "fails now, and did not" in (tmp_path / "news.txt").read_text()
+    assert {path.name for path in (tmp_path / "cells").iterdir()} == {"1", "2"}
+    assert night(tmp_path, monkeypatch, "3", "fail", 1) == 0
+    assert (tmp_path / "news.txt").read_text().startswith("nothing is new")
+    assert {path.name for path in (tmp_path / "cells").iterdir()} == {"2", "3"}
+    (seen,) = last(tmp_path / "nights").values()
+    assert (seen.signatures, seen.version, seen.exit_status) == (("sync",), "3", 1)
+    assert "--seed" not in seen.arguments and "--smp" in seen.arguments
+
+
+def test_a_damaged_record_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "1.json").write_text(json.dumps({"cells": {"c": asdict(PASS)}}))
+    (tmp_path / "2.json").write_text("{")
+    assert last(tmp_path) == {"c": PASS}
+    assert last(tmp_path / "none") == {}
