@@ -154,6 +154,9 @@ class Children:
 def kernel_options(request: KernelRequest) -> list[str]:
     """The options of `orchestrator run` that ask for `request`."""
     options = ["--tree", str(request.tree)] if request.tree else ["--kernel", request.selector]
+    if request.bzimage:
+        options = ["--bzimage", str(request.bzimage)]
+        options += ["--headers", str(request.headers)] if request.headers else []
     for option, values in (("--patch", request.patches), ("--config", request.fragments), ("--set", request.settings)):
         for value in values:
             options += [option, str(value)]

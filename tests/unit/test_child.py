@@ -70,3 +70,5 @@ def test_a_request_as_options() -> None:
     assert kernel_options(request) == (
         ["--tree", "/t", "--patch", "/p", "--patch", "/q", "--config", "/f", "--set", "CONFIG_X=y"]
     )
+    image = KernelRequest(bzimage=Path("/b"), headers=Path("/h"))
+    assert kernel_options(image) == ["--bzimage", "/b", "--headers", "/h"]

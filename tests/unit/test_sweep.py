@@ -20,6 +20,7 @@ from orchestrator.child import Children
 from orchestrator.errors import InfraError, UsageError
 from orchestrator.kernel.model import KernelRequest
 from orchestrator.kernel.obtain import place as place_of
+from orchestrator.paths import locked
 from orchestrator.report import sweep as report
 from orchestrator.sweep import matrix, sweep, task
 from orchestrator.sweep.matrix import Cell
@@ -38,7 +39,8 @@ with (pathlib.Path(__file__).parent / "ran").open("a") as log:
     log.write(f"{option['--kernel']} smp{option['--smp']} seed{option['--seed']}\\n")
 rule = rules.get(f"{option['--kernel']} smp{option['--smp']}", "pass")
 if rule == "usage":
-    sys.exit("orchestrator: it is built for 1 CPU")
+    print("orchestrator: it is built for 1 CPU", file=sys.stderr)
+    sys.exit(129)
 if rule == "sleep":
     time.sleep(60)
 status = {"pass": 0, "fail": 1}.get(rule, 125)
@@ -243,6 +245,24 @@ def test_a_sweep_goes_on_where_it_was_and_what_said_nothing_is_run_again(world: 
     assert outcomes(again) == outcomes(results)
     Sweep(cells(2, 4), world / "out", Host(2), again=True).run()
     assert len(ran(world)) == 4
+
+
+def test_a_cell_that_its_kernel_cannot_be_asked_for_is_no_verdict(world: Path) -> None:
+    rule(world, int3_smp4="usage")
+    results = Sweep(cells(2, 4), world / "out", Host(2)).run()
+    assert outcomes(results)["6.1-int3 smp4"] == "build-error" and exit_status(results) == 125
+    assert "it is built for 1 CPU" in [result.reason for result in results.values()]
+
+
+def test_a_sweep_is_not_run_twice_at_a_time(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (world / "m.yaml").write_text("kernels: [6.1-int3]\nsmp: [2]")
+    words = ["sweep", str(world / "m.yaml"), "--output", str(world / "out"), "--jobs", "1"]
+    with locked(world / "out" / "cells" / ".lock"):
+        assert cli.main(words) == 129
+    assert "the same sweep is under way in another process" in capsys.readouterr().err
+    assert cli.main(words) == 0
+    assert "1 of 1 cells passed" in capsys.readouterr().out
+    assert {"sweep.html", "sweep.json", "junit.xml"} <= {path.name for path in (world / "out").iterdir()}
 
 
 def test_another_kernel_or_program_is_another_cell(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
