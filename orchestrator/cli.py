@@ -136,6 +136,12 @@ def _parser() -> Parser:
     nightly.add_options(night)
     night.set_defaults(command=nightly.main)
 
+    export = commands.add_parser("export", help="runs in the format of others: KCIDB's")
+    export.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directories of runs")
+    export.add_argument("--kcidb", action="store_true", required=True, help="a report for KCIDB, schema 5.3, as JSON")
+    export.add_argument("--origin", required=True, metavar="NAME", help="of whoever submits it, as KCIDB knows it")
+    export.set_defaults(command=_export)
+
     doctor = commands.add_parser("doctor", help="what this host has, what is missing, and what that means")
     doctor.set_defaults(command=_doctor)
     return parser
@@ -340,6 +346,15 @@ def _history(options: argparse.Namespace) -> int:
         return EXIT_PASS
     for line in history.table(history.past(kernel=options.kernel, scenario=options.failed, count=options.count)):
         print(line)
+    return EXIT_PASS
+
+
+def _export(options: argparse.Namespace) -> int:
+    import json
+
+    from orchestrator.report import kcidb
+
+    print(json.dumps(kcidb.report(options.runs, options.origin), indent=1))
     return EXIT_PASS
 
 

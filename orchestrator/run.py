@@ -296,6 +296,7 @@ def _edit_text(edits: Sequence[textedit.Edit], watch: Watch, cell: _Cell) -> Non
 def _write_verdict(result: RunResult) -> None:
     verdict = result.verdict
     content = {
+        "schema": 1,  # report/verdict.schema.json
         "outcome": verdict.outcome,
         "reason": verdict.reason,
         "exit_status": verdict.exit_status,

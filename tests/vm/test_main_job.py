@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from orchestrator.guest import ktap
@@ -45,6 +46,7 @@ def test_a_healthy_kernel_passes_with_every_cpu_seen_in_every_phase(tmp_path: Pa
     status, verdict = run(tmp_path / "run", "--kernel", kernel, "--smp", str(smp), "--duration", "1")
     assert (status, verdict["outcome"]) == (0, "pass")
     assert set(statuses(verdict).values()) == {"pass"}
+    jsonschema.validate(verdict, json.loads((PROJECT / "orchestrator/report/verdict.schema.json").read_text()))
     report = (tmp_path / "run" / "guest.ktap").read_text()
     for cpu in range(smp):  # running free, too, each CPU met int3
         hits = [
