@@ -33,7 +33,7 @@ from orchestrator import proc, textedit
 from orchestrator.child import Children
 from orchestrator.errors import EXIT_KERNEL_FAILED, EXIT_PASS, EXIT_UNTESTABLE, UsageError, nearest
 from orchestrator.kernel import definition
-from orchestrator.paths import PROJECT, state_dir
+from orchestrator.paths import PROJECT, state_dir, write_whole
 
 DIRECTORY = PROJECT / "kernels" / "mutants"
 HEAD = re.compile(r"^([A-Z][\w-]+): (.*(?:\n[ \t].*)*)$", re.MULTILINE)
@@ -138,8 +138,7 @@ def run_all(mutants: Sequence[Mutant], jobs: int, again: bool, done: Any) -> lis
         else:
             result = _run(mutant, kept.with_suffix(""), children)
             if result.standing != "untested":
-                kept.with_suffix(".new").write_text(json.dumps(asdict(result), indent=1) + "\n")
-                kept.with_suffix(".new").replace(kept)
+                write_whole(kept, json.dumps(asdict(result), indent=1) + "\n")
         done(mutant, result)
         return result
 

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.errors import EXIT_KERNEL_FAILED, EXIT_PASS
+from orchestrator.paths import write_whole
 from orchestrator.report.cases import Case, Status
 from orchestrator.report.files import suites
 from orchestrator.sweep.matrix import Cell
@@ -60,8 +61,8 @@ def write(results: Results, seconds: float, directory: Path) -> None:
             {"cell": cell.name, "asked": asdict(cell), **asdict(result)} for cell, result in results.items()
         ],
     }
-    _replace(directory / "sweep.json", json.dumps(told, indent=1) + "\n")
-    _replace(directory / "junit.xml", suites("orchestrator sweep", _cases(results)))
+    write_whole(directory / "sweep.json", json.dumps(told, indent=1) + "\n")
+    write_whole(directory / "junit.xml", suites("orchestrator sweep", _cases(results)))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -79,7 +80,24 @@ def write(results: Results, seconds: float, directory: Path) -> None:
         },
         wrong=[(cell, result, status(result), _link(result, directory)) for cell, result in wrong(results)],
     )  # fmt: skip
-    _replace(directory / "sweep.html", page)
+    write_whole(directory / "sweep.html", page)
+    write_whole(directory / "sweep.md", markdown(results, score(results, seconds)))
+
+
+def markdown(results: Results, said: str) -> str:
+    """A table of kernels by machine shape, for a README or a mail, with what a pass was worth."""
+    columns = shapes(results)
+    lines = [said, "", "| kernel | release | " + " | ".join(columns.values()) + " | by |"]
+    lines.append("|---" * (len(columns) + 3) + "|")
+    for kernel in rows(results):
+        found = [_of(results, kernel, shape) for shape in columns]
+        all_of = [result for own in found for _, result in own]
+        cells = [kernel, *dict.fromkeys(result.release for result in all_of if result.release)][:2]
+        bare = any("without the test module" in result.reason for result in all_of)
+        seen = [f"{counted(own)}, {max(result.seconds for _, result in own):.0f} s" if own else "-" for own in found]
+        by = "its own pokes" if bare else "the test module"
+        lines.append("| " + " | ".join([*cells, *[""] * (2 - len(cells)), *seen, by]) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def score(results: Results, seconds: float) -> str:
@@ -145,10 +163,4 @@ def _link(result: Result, directory: Path) -> str:
     place = Path(result.directory)
     page = next((path for path in (place / "report.html", place / "log", place) if path.is_file()), place)
     return os.path.relpath(page, directory)
-
-
-def _replace(path: Path, content: str) -> None:
-    partial = path.with_name(f".{path.name}.new")
-    partial.write_text(content)
-    partial.replace(path)
 

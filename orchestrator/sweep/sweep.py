@@ -24,7 +24,7 @@ from orchestrator.errors import EXIT_KERNEL_FAILED, EXIT_PASS, EXIT_UNTESTABLE, 
 from orchestrator.kernel import definition, parcel
 from orchestrator.kernel.model import KernelRequest
 from orchestrator.kernel.obtain import identify
-from orchestrator.paths import PROJECT
+from orchestrator.paths import PROJECT, write_whole
 from orchestrator.sweep import task
 from orchestrator.sweep.matrix import Cell, Plan
 from orchestrator.sweep.place import Place, Room
@@ -205,9 +205,7 @@ class Sweep:
         if result.exit_status == EXIT_PASS:  # 12 MB that nobody will look at, and repeat.sh makes again
             (directory / task.RUN / "initramfs.cpio").unlink(missing_ok=True)
         if result.exit_status in (EXIT_PASS, EXIT_KERNEL_FAILED) and result.kernel == self._rows[cell.kernel].digest:
-            partial = directory / "result.new"
-            partial.write_text(json.dumps(asdict(result), indent=1) + "\n")
-            partial.replace(directory / "result.json")
+            write_whole(directory / "result.json", json.dumps(asdict(result), indent=1) + "\n")
         self._took[cell] = result.seconds
         self._record(cell, result, others)
         return None
