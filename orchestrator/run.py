@@ -179,7 +179,7 @@ def _guest(cell: _Cell, *, attachable: bool) -> Iterator[Observer]:
     spec, evidence, scenarios, directory = cell.spec, cell.evidence, cell.scenarios, cell.directory
     kernel = cell.kernel = obtain(spec.kernel)
     _check_cpus(spec, kernel)
-    scenarios = suited(scenarios, asked=bool(spec.scenarios), headers=kernel.kbuild is not None)
+    scenarios = suited(scenarios, spec.scenarios, headers=kernel.kbuild is not None)
     bare = all(one.sysctls for one in scenarios)
     with ui.step("building the guest image"):
         keys = Keys.fresh()

@@ -122,20 +122,21 @@ def read(path: Path) -> Scenario:
         raise UsageError(f"{path.name}: {where}: {detail['msg']}") from error
 
 
-def suited(scenarios: Sequence[Scenario], *, asked: bool, headers: bool) -> list[Scenario]:
-    """Of the selected ones those that a kernel can be run with. asked: by name. headers: for the test module.
+def suited(scenarios: Sequence[Scenario], patterns: Sequence[str], *, headers: bool) -> list[Scenario]:
+    """Of those that were selected by `patterns` the ones that a kernel can be run with.
 
-    UsageError: asked are some that need the test module, where there is none, or together with one that does without.
+    headers: whether there are any to build the test module with. Without a module all goes by sysctls; with it these are
+    left out, unless they were asked for by name. UsageError: what was asked for by name cannot be run, or nothing can.
     """
-    bare = [scenario for scenario in scenarios if scenario.sysctls]
-    others = [scenario for scenario in scenarios if not scenario.sysctls]
-    if not asked:
-        return others if headers else bare
+    bare = [scenario for scenario in scenarios if scenario.sysctls and (not headers or scenario.name in patterns)]
+    others = [scenario for scenario in scenarios if not scenario.sysctls and (headers or scenario.name in patterns)]
     if others and not headers:
         raise UsageError(f"{others[0].name} needs the test module, and there are no headers to build it with")
     if others and bare:
         raise UsageError(f"{bare[0].name} is run without the test module, so not together with {others[0].name}")
-    return list(scenarios)
+    if not bare and not others:
+        raise UsageError(f"{', '.join(patterns)}: all of these need the test module, and there are no headers for it")
+    return bare or others
 
 
 def select(patterns: Sequence[str]) -> list[Scenario]:

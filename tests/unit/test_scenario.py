@@ -148,22 +148,25 @@ def _named(*names: str) -> list[scenario.Scenario]:
     return [one for one in scenario.load_all() if one.name in names]
 
 
-def test_sysctls_are_for_kernels_without_headers_and_for_who_asks() -> None:
-    everything = scenario.load_all()
-    with_module = scenario.suited(everything, asked=False, headers=True)
-    without = scenario.suited(everything, asked=False, headers=False)
+@pytest.mark.parametrize("patterns", [(), ("*",)])
+def test_sysctls_are_for_kernels_without_headers_and_for_who_asks(patterns: tuple[str, ...]) -> None:
+    everything = scenario.select(patterns)
+    with_module = scenario.suited(everything, patterns, headers=True)
+    without = scenario.suited(everything, patterns, headers=False)
     assert without and all(one.sysctls for one in without)
     assert len(with_module) + len(without) == len(everything) and not any(one.sysctls for one in with_module)
-    assert scenario.suited(_named("sysctl"), asked=True, headers=True) == _named("sysctl")
+    assert scenario.suited(_named("sysctl"), ("sysctl",), headers=True) == _named("sysctl")
 
 
 @pytest.mark.parametrize(
-    ("names", "headers", "said"),
+    ("patterns", "headers", "said"),
     [
         (("nop5",), False, "nop5 needs the test module, and there are no headers to build it with"),
+        (("nop*",), False, "nop*: all of these need the test module, and there are no headers for it"),
         (("nop5", "sysctl"), True, "sysctl is run without the test module, so not together with nop5"),
     ],
 )
-def test_what_cannot_be_run_together_is_said(names: tuple[str, ...], headers: bool, said: str) -> None:
-    with pytest.raises(UsageError, match=said):
-        scenario.suited(_named(*names), asked=True, headers=headers)
+def test_what_cannot_be_run_together_is_said(patterns: tuple[str, ...], headers: bool, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        scenario.suited(scenario.select(patterns), patterns, headers=headers)
+    assert str(caught.value) == said

@@ -220,3 +220,28 @@ def test_a_kernel_without_headers_is_tested_by_its_own_pokes(tmp_path: Path) -> 
     fault = PROJECT / "kernels" / "mutants" / "stock" / "sync-after-tail-missing.yaml"
     status, verdict = run(tmp_path / "broken", *options, "--edit-text", str(fault))
     assert (status, statuses(verdict)["sync"]) == (1, "fail")
+
+
+def test_a_kernel_that_somebody_else_built(tmp_path: Path) -> None:
+    from orchestrator.kernel.model import KernelRequest
+    from orchestrator.kernel.obtain import obtain
+
+    built = obtain(KernelRequest(selector="6.1-plain"))
+    options = ("--bzimage", str(built.bzimage), "--smp", "2", "--duration", "0.5")
+    status, verdict = run(tmp_path / "with", *options, "--headers", str(built.kbuild), "--scenario", "nop5")
+    assert (status, verdict["outcome"], verdict["kernel"]["release"]) == (0, "pass", built.release)
+    status, verdict = run(tmp_path / "without", *options)
+    assert (status, verdict["outcome"]) == (0, "pass")
+    assert "without the test module" in verdict["reason"]
+
+
+def test_what_a_kernel_is_like_is_read_off_it() -> None:
+    shown = [sys.executable, "-m", "orchestrator", "kernels", "show", "--kernel"]
+    for kernel, poked, taken in (
+        ("6.1-int3", "text_poke_bp", "int3_notify (a die notifier)"),
+        ("debian:7.3", "smp_text_poke_single", "smp_text_poke_int3_handler"),
+    ):
+        said = subprocess.run([*shown, kernel], capture_output=True, text=True, timeout=600).stdout
+        told = {name.strip(): text.strip() for name, _, text in (line.partition(":") for line in said.splitlines())}
+        assert (told["pokes one site"], told["takes int3"], told["syncs a core"]) == (poked, taken, "do_sync_core")
+        assert int(told["jump labels"]) > 100
