@@ -135,7 +135,8 @@ def suited(scenarios: Sequence[Scenario], patterns: Sequence[str], *, headers: b
     if others and bare:
         raise UsageError(f"{bare[0].name} is run without the test module, so not together with {others[0].name}")
     if not bare and not others:
-        raise UsageError(f"{', '.join(patterns)}: all of these need the test module, and there are no headers for it")
+        asked = ", ".join(patterns)
+        raise UsageError(f"{asked}: all of these need the test module, and there are no headers for it")
     return bare or others
 
 
