@@ -125,8 +125,8 @@ def read(path: Path) -> Scenario:
 def suited(scenarios: Sequence[Scenario], patterns: Sequence[str], *, headers: bool) -> list[Scenario]:
     """Of those that were selected by `patterns` the ones that a kernel can be run with.
 
-    headers: whether there are any to build the test module with. Without a module all goes by sysctls; with it these are
-    left out, unless they were asked for by name. UsageError: what was asked for by name cannot be run, or nothing can.
+    headers: whether there are any to build the test module with. Without a module all goes by sysctls; with it these
+    are left out, unless asked for by name. UsageError: what was asked for by name cannot be run, or nothing can.
     """
     bare = [scenario for scenario in scenarios if scenario.sysctls and (not headers or scenario.name in patterns)]
     others = [scenario for scenario in scenarios if not scenario.sysctls and (headers or scenario.name in patterns)]
