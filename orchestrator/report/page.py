@@ -7,9 +7,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
-
 from orchestrator.paths import write_whole
+from orchestrator.report import html
 from orchestrator.report.cases import cases
 from orchestrator.report.failure import explain
 from orchestrator.report.files import name
@@ -39,15 +38,9 @@ def write(result: RunResult) -> None:
 
 
 def render(result: RunResult) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
     evidence = result.evidence
-    return environment.get_template(TEMPLATE).render(
+    return html.render(
+        TEMPLATE,
         title=name(result),
         result=result,
         cases=cases(result),

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import jinja2
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +16,7 @@ from rich.text import Text
 
 from orchestrator.errors import EXIT_KERNEL_FAILED, EXIT_PASS
 from orchestrator.paths import write_whole
+from orchestrator.report import html
 from orchestrator.report.cases import Case, Status
 from orchestrator.report.files import suites
 from orchestrator.sweep.matrix import Cell
@@ -63,14 +63,8 @@ def write(results: Results, seconds: float, directory: Path) -> None:
     }
     write_whole(directory / "sweep.json", json.dumps(told, indent=1) + "\n")
     write_whole(directory / "junit.xml", suites("orchestrator sweep", _cases(results)))
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    page = environment.get_template(TEMPLATE).render(
+    page = html.render(
+        TEMPLATE,
         score=told["score"],
         columns=columns.values(),
         rows={
