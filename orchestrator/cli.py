@@ -209,16 +209,25 @@ def _gdb(options: argparse.Namespace) -> int:
 
 
 def _report(result: RunResult) -> None:
+    import sqlite3
+
     from orchestrator import history
     from orchestrator.report import files, page, terminal
 
-    files.write(result)
-    page.write(result)
-    history.record(result)
-    for annotation in files.github(result):
-        print(annotation)
-    with (result.directory / "report.txt").open("w") as file:
-        terminal.show(result, Console(file=file, width=120))
+    def text(result: RunResult) -> None:
+        with (result.directory / "report.txt").open("w") as file:
+            terminal.show(result, Console(file=file, width=120))
+
+    def annotations(result: RunResult) -> None:
+        for annotation in files.github(result):
+            print(annotation)
+
+    reports = {"junit.xml and results.ktap": files.write, "report.html": page.write, "the history": history.record}
+    for name, write in (reports | {"report.txt": text, "GitHub's summary": annotations}).items():
+        try:
+            write(result)
+        except (OSError, sqlite3.Error) as error:  # the disk is full: the verdict stands all the same
+            print(f"orchestrator: {name} could not be written: {error}", file=sys.stderr)
     try:
         terminal.show(result, Console())
         sys.stdout.flush()

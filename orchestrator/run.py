@@ -213,21 +213,27 @@ def _run_directory(spec: RunSpec) -> Path:
         raise UsageError(f"{directory} is not empty: a run keeps its results in a directory of its own")
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "spec.json").write_text(json.dumps(asdict(spec), indent=1, default=str) + "\n")
-    words = sys.argv[1:]
-    taken = [at for at, word in enumerate(words) if word == "--output"]
-    arguments = [
-        word
-        for at, word in enumerate(words)
-        if at not in taken and at - 1 not in taken and not word.startswith("--output=")
-    ]
     script = directory / "repeat.sh"
     script.write_text(
         "#!/bin/sh\n# Repeats this run: the same kernel, machine, scenarios and seed.\n"
         f"cd {shlex.quote(str(Path.cwd()))} || exit\n"
-        f"exec {shlex.join([sys.executable, '-m', 'orchestrator', *arguments])}\n"
+        f"exec {shlex.join([sys.executable, '-m', 'orchestrator', *_repeatable(sys.argv[1:])])}\n"
     )
     script.chmod(0o755)
     return directory
+
+
+def _repeatable(words: Sequence[str]) -> list[str]:
+    """`words` of a command line without those that are for one run only: where it goes, and that its guest is kept."""
+    left, kept = iter(words), []
+    for word in left:
+        if word == "--output":
+            next(left, None)
+        elif not word.startswith(("--output=", "--keep")):
+            kept.append(word)
+        elif word == "--keep" and (following := next(left, None)) not in (None, "failure", "always"):
+            kept.append(str(following))
+    return kept
 
 
 def _forget(directory: Path) -> None:

@@ -8,7 +8,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from good_run import Run
@@ -16,7 +17,7 @@ from good_run import Run
 import orchestrator.run
 from orchestrator import cli, errors
 from orchestrator.kernel.model import KernelRequest
-from orchestrator.run import RunResult, RunSpec
+from orchestrator.run import RunResult, RunSpec, _repeatable
 from orchestrator.verdict.outcome import Verdict, judge
 
 
@@ -236,3 +237,31 @@ def test_the_script_that_repeats_the_run(output: list[str], tmp_path: Path, monk
     assert script.splitlines()[-1] == f"exec {sys.executable} -m orchestrator run --smp 2 --scenario 'key*'"
     assert os.access(directory / "repeat.sh", os.X_OK)
     assert '"smp": 2' in (directory / "spec.json").read_text()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "--smp", "2", "--output", "/x", "--keep", "--seed", "3"],
+        ["run", "--keep", "always", "--smp", "2", "--output=/x", "--seed", "3"],
+        ["run", "--smp", "2", "--seed", "3", "--keep=always"],
+        ["run", "--smp", "2", "--seed", "3", "--keep"],
+    ],
+)
+def test_a_run_is_repeated_without_what_was_for_it_alone(words: list[str]) -> None:
+    assert _repeatable(words) == ["run", "--smp", "2", "--seed", "3"]
+
+
+def test_a_report_that_cannot_be_written_leaves_the_verdict_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for name in ("report.files.write", "report.page.write", "history.record"):
+        monkeypatch.setattr(f"orchestrator.{name}", full)
+    monkeypatch.setattr("orchestrator.report.terminal.show", lambda *_: None)
+    monkeypatch.setattr("orchestrator.report.files.github", lambda *_: [])
+    cli._report(cast(RunResult, SimpleNamespace(directory=tmp_path)))
+    said = capsys.readouterr().err
+    assert "report.html could not be written" in said and "the history could not be written" in said
