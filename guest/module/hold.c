@@ -157,6 +157,8 @@ bool orch_poke_held(struct orch_run *run, const struct orch_poke *poke, int cpu,
 
 	memcpy(back.from, poke->to, ORCH_MAX_LEN);
 	memcpy(back.to, poke->from, ORCH_MAX_LEN);
+	/* what was there before may be nothing that a kernel emulates */
+	back.emulate = poke->emulate ? poke->emulate : poke->to;
 	if (!elsewhere(cpu)) {
 		orch_skip(run, "one CPU cannot hold another");
 		return false;
