@@ -11,7 +11,7 @@ from pathlib import Path
 
 from orchestrator import ui
 from orchestrator.errors import UsageError
-from orchestrator.kernel import build, checkout, config, definition, image, patches, sources, stock, workspace
+from orchestrator.kernel import build, checkout, compat, config, definition, image, patches, sources, stock, workspace
 from orchestrator.kernel.build import Recipe
 from orchestrator.kernel.model import Kernel, KernelRequest
 from orchestrator.kernel.sources import Source
@@ -36,17 +36,17 @@ def obtain(request: KernelRequest) -> Kernel:
     if request.bzimage is not None:
         return image.obtain(request.bzimage, request.headers)
     if request.tree is not None:
-        return _built(str(request.tree), sources.from_tree(request.tree), _tree_recipe(request), request.patches)
+        return _built_tree(str(request.tree), sources.from_tree(request.tree), request)
     if request.selector.startswith(checkout.PREFIX):
         with checkout.checked_out(request.selector) as tree:
             source = sources.from_tree(tree)
             origin = {**source.origin, "kind": "git", "tree": request.selector.removeprefix(checkout.PREFIX)}
-            return _built(request.selector, replace(source, origin=origin), _tree_recipe(request), request.patches)
+            return _built_tree(request.selector, replace(source, origin=origin), request)
     if request.selector.startswith("debian:"):
         return stock.obtain(request.selector)
     if request.selector.startswith(SOURCE):
         source = sources.from_debian(_series(request.selector), workspace=request.selector.replace(":", "-"))
-        return _built(request.selector, source, _tree_recipe(request), request.patches)
+        return _built_tree(request.selector, source, request)
     if request.selector.startswith(BUILT):
         return _cached(place(request.selector.removeprefix(BUILT)), request.selector.removeprefix(BUILT))
     chosen = definition.load(request.selector)
@@ -81,15 +81,16 @@ def identify(request: KernelRequest) -> tuple[str, Path]:
         given = image.obtain(request.bzimage, request.headers)
         return given.digest, given.bzimage.parent
     if request.tree is not None:
-        digest = _digest(sources.from_tree(request.tree).identity, _tree_recipe(request), request.patches)
+        digest = _tree_digest(sources.from_tree(request.tree), request)
     elif request.selector.startswith(checkout.PREFIX):
         with checkout.checked_out(request.selector) as tree:
-            digest = _digest(sources.from_tree(tree).identity, _tree_recipe(request), request.patches)
+            digest = _tree_digest(sources.from_tree(tree), request)
     elif request.selector.startswith("debian:"):
         return stock.identify(request.selector)
     elif request.selector.startswith(SOURCE):
         identity = sources.debian_identity(sources.debian_package(_series(request.selector)))
-        digest = _digest(identity, _tree_recipe(request), request.patches)
+        need = compat.needed(compat.pair(_series(request.selector)))
+        digest = _digest(identity, _tree_recipe(request, need), (*need.patches, *request.patches))
     elif request.selector.startswith(BUILT):
         digest = request.selector.removeprefix(BUILT)
     else:
@@ -145,13 +146,33 @@ def _definition_recipe(chosen: definition.Definition, request: KernelRequest) ->
     )
 
 
-def _tree_recipe(request: KernelRequest) -> Recipe:
+def _built_tree(name: str, source: Source, request: KernelRequest) -> Kernel:
+    """The kernel of a source that no definition describes."""
+    need = _needed(source)
+    if need.why:
+        source = replace(source, origin={**source.origin, "for today's compiler": "; ".join(need.why)})
+    return _built(name, source, _tree_recipe(request, need), (*need.patches, *request.patches))
+
+
+def _tree_digest(source: Source, request: KernelRequest) -> str:
+    need = _needed(source)
+    return _digest(source.identity, _tree_recipe(request, need), (*need.patches, *request.patches))
+
+
+def _needed(source: Source) -> compat.Compat:
+    return compat.needed(compat.version((source.root / "Makefile").read_text(errors="replace")))
+
+
+def _tree_recipe(request: KernelRequest, need: compat.Compat) -> Recipe:
     ours = tuple((f"our {who}", text) for who, text in _texts((TREE_FRAGMENT,)))
+    if need.config:
+        ours = (*ours, (f"our {compat.FILE.name}", need.config))
     return Recipe(
         base="tinyconfig",
         fragments=(*ours, *_texts(request.fragments)),
         settings=request.settings,
         wished=frozenset(who for who, _ in ours),
+        make=dict(need.make),
     )
 
 

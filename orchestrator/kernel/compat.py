@@ -1,0 +1,76 @@
+"""What older kernel trees need to be built with today's compiler, as data: kernels/compat.yaml says what and why."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pydantic
+import yaml
+
+from orchestrator.errors import InfraError
+from orchestrator.kernel import config, definition
+from orchestrator.strict import Strict
+
+FILE = definition.DEFINITIONS / "compat.yaml"
+
+
+class Entry(Strict):
+    """For kernels from `first` up to, and without, `before`. why: in a sentence. The rest as in definition.py."""
+
+    first: str = pydantic.Field(alias="from", pattern=r"^\d+\.\d+$")
+    before: str = pydantic.Field(pattern=r"^\d+\.\d+$")
+    why: str
+    make: Mapping[str, str] = pydantic.Field(default={})
+    config: list[str] = pydantic.Field(default=[])
+    patches: list[str] = pydantic.Field(default=[])
+
+
+@dataclass(frozen=True)
+class Compat:
+    """All that a kernel of one version needs. why: of each entry. config: as a fragment, empty when there is none."""
+
+    why: tuple[str, ...] = ()
+    make: tuple[tuple[str, str], ...] = ()
+    config: str = ""
+    patches: tuple[Path, ...] = ()
+
+
+@cache
+def entries(file: Path = FILE) -> tuple[Entry, ...]:
+    """What `file` has. InfraError when it is not what it must be: it is a part of this program."""
+    try:
+        return tuple(Entry.model_validate(entry) for entry in yaml.safe_load(file.read_text()))
+    except (OSError, yaml.YAMLError, pydantic.ValidationError, TypeError) as error:
+        raise InfraError(f"{file}: {' '.join(str(error).split())}") from error
+
+
+def version(makefile: str) -> tuple[int, int]:
+    """(VERSION, PATCHLEVEL) of the text of a tree's Makefile; (0, 0) where it has none."""
+    found = [re.search(rf"^{name}\s*=\s*(\d+)", makefile, re.MULTILINE) for name in ("VERSION", "PATCHLEVEL")]
+    major, minor = (int(match[1]) if match else 0 for match in found)
+    return major, minor
+
+
+def needed(of: tuple[int, int], known: Iterable[Entry] | None = None) -> Compat:
+    """What a kernel of the version `of` needs."""
+    fit = [entry for entry in (entries() if known is None else known) if pair(entry.first) <= of < pair(entry.before)]
+    make: dict[str, str] = {}
+    for entry in fit:
+        for name, value in entry.make.items():
+            make[name] = f"{make[name]} {value}" if name in make else value
+    return Compat(
+        why=tuple(entry.why for entry in fit),
+        make=tuple(make.items()),
+        config=config.render(config.settings([f"CONFIG_{option}" for entry in fit for option in entry.config])),
+        patches=tuple(FILE.parent / name for entry in fit for name in entry.patches),
+    )
+
+
+def pair(text: str) -> tuple[int, int]:
+    """(6, 12) of `6.12`."""
+    major, minor = text.split(".")
+    return int(major), int(minor)

@@ -1,0 +1,51 @@
+"""What older trees need to be built today: by version, and put together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import InfraError
+from orchestrator.kernel import compat
+from orchestrator.kernel.compat import Entry, needed
+
+KNOWN = [
+    Entry.model_validate({"from": "3.0", "before": "4.15", "why": "a", "make": {"KCFLAGS": "-w"}, "config": ["A=y"]}),
+    Entry.model_validate(
+        {"from": "4.4", "before": "5.1", "why": "b", "make": {"KCFLAGS": "-x", "V": "1"}, "config": ["B=n"]}
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("of", "why", "make", "config"),
+    [
+        ((2, 6), (), {}, ""),
+        ((3, 0), ("a",), {"KCFLAGS": "-w"}, "CONFIG_A=y"),
+        ((4, 14), ("a", "b"), {"KCFLAGS": "-w -x", "V": "1"}, "CONFIG_A=y\n# CONFIG_B is not set"),
+        ((4, 15), ("b",), {"KCFLAGS": "-x", "V": "1"}, "# CONFIG_B is not set"),
+        ((5, 1), (), {}, ""),
+    ],
+)
+def test_all_that_fit_a_version(of: tuple[int, int], why: tuple[str, ...], make: dict[str, str], config: str) -> None:
+    found = needed(of, KNOWN)
+    assert (found.why, dict(found.make), found.config.strip()) == (why, make, config)
+
+
+def test_the_version_is_the_makefiles() -> None:
+    assert compat.version("# SPDX\nVERSION = 4\nPATCHLEVEL = 19\nSUBLEVEL = 0\n") == (4, 19)
+    assert compat.version("all:\n") == (0, 0)
+
+
+def test_ours_is_sound() -> None:
+    assert compat.entries()
+    for entry in compat.entries():
+        assert compat.pair(entry.first) < compat.pair(entry.before) and entry.why
+        assert all((compat.FILE.parent / name).is_file() for name in entry.patches)
+
+
+def test_a_damaged_file_is_ours_to_mend(tmp_path: Path) -> None:
+    (tmp_path / "wrong.yaml").write_text("- {from: 3}\n")
+    with pytest.raises(InfraError, match=r"wrong\.yaml"):
+        compat.entries(tmp_path / "wrong.yaml")
