@@ -33,7 +33,7 @@ bool orch_emulates(void)
 }
 
 /* No kernel exports these to modules, so the host finds them in /proc/kallsyms. */
-static void text_poke(const struct orch_poke *poke)
+static void poke_text(const struct orch_poke *poke)
 {
 	static struct mutex *text_mutex;
 	static poke_t function;
@@ -71,7 +71,7 @@ void orch_window_close(void)
 void orch_poke(const struct orch_poke *poke)
 {
 	orch_window_open(poke->addr, poke->len, poke->from, poke->to, false, NULL, NULL);
-	text_poke(poke);
+	poke_text(poke);
 	orch_window_close();
 }
 
@@ -109,7 +109,7 @@ static void change(const struct orch_step *step, bool on)
 	if (step->how == ORCH_OWNER)
 		site->set(on);
 	else
-		text_poke(&poke);
+		poke_text(&poke);
 	if (step->gated)
 		orch_window_close();
 }
