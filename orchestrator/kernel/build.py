@@ -38,7 +38,8 @@ FOREIGN = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What to build, apart from the source. base: tinyconfig, defconfig or the text of a .config.
+    """What to build, apart from the source. base: one of make's targets tinyconfig, allnoconfig, defconfig, or
+    the text of a .config.
 
     fragments: (who asks, text), merged in order; settings: single options, merged last. wished: the names in
     `fragments` whose options may get lost (our own defaults on a tree of another version) instead of failing.
@@ -110,7 +111,7 @@ def _configure(work: Workspace, recipe: Recipe) -> list[config.Lost]:
         draft = work.root / "configure" / ".config"
         draft.parent.mkdir(exist_ok=True)
         draft.unlink(missing_ok=True)
-        if recipe.base in ("tinyconfig", "defconfig"):
+        if recipe.base in ("tinyconfig", "allnoconfig", "defconfig"):
             _make(work, recipe.make, [recipe.base], recipe.base, output=draft.parent)
         else:
             draft.write_text(recipe.base)

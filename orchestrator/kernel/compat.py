@@ -27,6 +27,7 @@ class Entry(Strict):
     make: Mapping[str, str] = pydantic.Field(default={})
     config: list[str] = pydantic.Field(default=[])
     patches: list[str] = pydantic.Field(default=[])
+    base: str | None = None
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Compat:
     make: tuple[tuple[str, str], ...] = ()
     config: str = ""
     patches: tuple[Path, ...] = ()
+    base: str = "tinyconfig"
 
 
 @cache
@@ -67,6 +69,7 @@ def needed(of: tuple[int, int], known: Iterable[Entry] | None = None) -> Compat:
         make=tuple(make.items()),
         config=config.render(config.settings([f"CONFIG_{option}" for entry in fit for option in entry.config])),
         patches=tuple(FILE.parent / name for entry in fit for name in entry.patches),
+        base=next((entry.base for entry in fit if entry.base), Compat.base),
     )
 
 

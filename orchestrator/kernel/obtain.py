@@ -168,7 +168,7 @@ def _tree_recipe(request: KernelRequest, need: compat.Compat) -> Recipe:
     if need.config:
         ours = (*ours, (f"our {compat.FILE.name}", need.config))
     return Recipe(
-        base="tinyconfig",
+        base=need.base,
         fragments=(*ours, *_texts(request.fragments)),
         settings=request.settings,
         wished=frozenset(who for who, _ in ours),
