@@ -1,4 +1,4 @@
-"""What older kernel trees need to be built with today's compiler, as data: kernels/compat.yaml says what and why."""
+"""What older kernel trees need to be built with today's compiler, as data: kernels/compat/compat.yaml says what and why."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orchestrator.errors import InfraError
 from orchestrator.kernel import config, definition
 from orchestrator.strict import Strict
 
-FILE = definition.DEFINITIONS / "compat.yaml"
+FILE = definition.DEFINITIONS / "compat" / "compat.yaml"
 
 
 class Entry(Strict):
