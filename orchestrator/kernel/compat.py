@@ -1,4 +1,4 @@
-"""What older kernel trees need to be built with today's compiler, as data: kernels/compat/compat.yaml says what and why."""
+"""What older kernel trees need to be built with today's compiler, as data: kernels/compat/compat.yaml says what."""
 
 from __future__ import annotations
 
