@@ -46,7 +46,9 @@ def build(kernel: Kernel) -> Path:
             (directory / name).write_bytes(text)
         try:
             jobs = f"-j{len(os.sched_getaffinity(0))}"
-            proc.run([proc.need("make", "make"), jobs, "-C", str(kernel.kbuild), f"M={directory}", "modules"])
+            variables = [f"{name}={value}" for name, value in kernel.make.items()]
+            command = [proc.need("make", "make"), jobs, "-C", str(kernel.kbuild), f"M={directory}", *variables]
+            proc.run([*command, "modules"])
         except subprocess.CalledProcessError as error:
             lines = [line for line in error.output.splitlines() if "error" in line.lower() or "***" in line]
             kept = cache_dir() / "modules" / f"{digest}.log"

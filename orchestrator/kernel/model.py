@@ -34,7 +34,8 @@ class Kernel:
     compiler), so whatever is derived from the kernel can be cached under it. bzimage: the bootable image. config: its
     .config, None where it is not to be had. kbuild: the directory that `make -C KBUILD M=...` takes (build tree or
     unpacked headers), None when modules cannot be built. vmlinux: ELF file with symbols, None when there is none.
-    origin: where it came from, in words and versions, for the report.
+    origin: where it came from, in words and versions, for the report. make: variables that make wants on its command
+    line for modules, too.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Kernel:
     kbuild: Path | None = None
     vmlinux: Path | None = None
     origin: dict[str, str] = field(default_factory=dict)
+    make: dict[str, str] = field(default_factory=dict)
 
     def option(self, name: str) -> str | None:
         """The value of CONFIG_`name` (`y`, `m`, `64`, `"text"`), or None where it is not set (or not known)."""

@@ -212,6 +212,7 @@ def _built(name: str, source: Source, recipe: Recipe, series: tuple[Path, ...]) 
             **({"options lost": ", ".join(one.option for one in lost)} if lost else {}),
         }
         told = {"name": name, "release": (partial / "release").read_text().strip(), "origin": origin}
+        told["make"] = dict(recipe.make)
         (partial / "kernel.json").write_text(json.dumps(told, indent=1))
 
     cached_dir(final, make, lambda: ui.console.print(f"  … waiting for another run's {name}", markup=False))
@@ -241,4 +242,5 @@ def _cached(final: Path, digest: str, name: str | None = None) -> Kernel:
         kbuild=final / "kbuild",
         vmlinux=final / "vmlinux",
         origin=told["origin"],
+        make=told.get("make", {}),
     )
