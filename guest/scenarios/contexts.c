@@ -160,7 +160,7 @@ static void on_interrupt(void *data)
 }
 
 /* By a call from another CPU: no clock is too coarse for it. Interrupts may be off. */
-static void interrupt(int cpu)
+static void interrupt_cpu(int cpu)
 {
 	struct place *place = &places[cpu];
 
@@ -238,7 +238,7 @@ static void in_phase(struct orch_run *run, enum orch_phase phase, void *arg)
 	WRITE_ONCE(hold, (hold & ~7) + 8 + phase * 2 + 1);
 	for_each_online_cpu(other)
 		if (other != cpu)
-			interrupt(other);
+			interrupt_cpu(other);
 	do {
 		pass();
 		if (++passes % 32 == 0)
@@ -317,7 +317,7 @@ static int hammer(struct orch_run *run, int cpu, void *arg)
 		next = cpumask_first(cpu_online_mask);
 	while (!READ_ONCE(stop)) {
 		if (next != cpu)
-			interrupt(next);
+			interrupt_cpu(next);
 		for (i = 0; i < 16; i++)
 			pass();
 		usleep_range(300, 400);
