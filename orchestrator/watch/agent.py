@@ -42,6 +42,7 @@ import gdb
 WINDOW = struct.Struct("<QIIQQQ8s8s2Q")  # struct orch_window in guest/module/orch.h
 PT_REGS_IP = 0x80  # offsetof(struct pt_regs, ip), the same on x86-64 since 2.6
 EFLAGS_IF = 0x200
+DIE_INT3 = 2  # enum die_val in arch/x86/include/asm/kdebug.h, since there is one
 THREAD_SIZE = 0x4000  # of x86-64 since 3.15; 0x2000 before
 MASK = (1 << 64) - 1
 
@@ -111,7 +112,10 @@ def copied(address, slot):
     code, length = bytearray(memory(address, decoded["length"])), decoded["length"]
     if re.match(r"(call|j\w+|loop|xbegin|\(bad\))", decoded["asm"]):
         return None
-    if target := re.search(r"\(%rip\)\s+# (0x[0-9a-f]+)", decoded["asm"]):
+    if "%rip" in decoded["asm"]:
+        target = re.search(r"\(%rip\)[^#]*# (0x[0-9a-f]+)", decoded["asm"])
+        if not target:
+            return None
         used = int(target[1], 16)
         at = code.find(struct.pack("<i", used - (address + length)))
         if at < 0:
@@ -400,6 +404,8 @@ class Watch:
         self.emit("sync", cpu)
 
     def on_int3(self, cpu, frame):
+        if self.regs == "die_args" and register(frame, "rsi") != DIE_INT3:
+            return  # a die notifier is told of everything else, too
         regs, ip = self.trap(frame)
         if self.traps.get(cpu) == (regs, ip):
             self.emit("again", cpu, ip=ip)  # the same trap: its handler has not returned
