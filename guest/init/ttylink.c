@@ -29,7 +29,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/random.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <termios.h>
 #include <unistd.h>
@@ -191,7 +193,8 @@ static void write_server(void)
 
 /*
  * getrandom() blocks until the kernel has collected entropy, which a guest without devices may never have (3.17 to 5.3).
- * The keys of a connection that never leaves this host need none, so claim that there is some.
+ * The keys of a connection that never leaves this host need none, so claim that there is some. Before 4.8 it has to
+ * overflow from one pool into another, in a work item for every 64 bits: so again and again, until nothing blocks.
  */
 static void claim_entropy(void)
 {
@@ -199,10 +202,18 @@ static void claim_entropy(void)
 		struct rand_pool_info info;
 		char bytes[64];
 	} pool = { .info = { .entropy_count = 512, .buf_size = 64 }, .bytes = "orchestrator" };
-	int fd = open("/dev/urandom", O_WRONLY | O_CLOEXEC);
+	int fd = open("/dev/urandom", O_WRONLY | O_CLOEXEC), tries;
+	char byte;
 
-	if (fd < 0 || ioctl(fd, RNDADDENTROPY, &pool))
-		fprintf(stderr, "ttylink: cannot add entropy: %s\n", strerror(errno));
+	for (tries = 0; tries < 1000; tries++) {
+		if (fd < 0 || ioctl(fd, RNDADDENTROPY, &pool)) {
+			fprintf(stderr, "ttylink: cannot add entropy: %s\n", strerror(errno));
+			break;
+		}
+		if (syscall(SYS_getrandom, &byte, 1, GRND_NONBLOCK) >= 0 || errno != EAGAIN)
+			break;
+		usleep(1000);
+	}
 	close(fd);
 }
 
