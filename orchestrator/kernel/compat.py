@@ -19,7 +19,10 @@ FILE = definition.DEFINITIONS / "compat" / "compat.yaml"
 
 
 class Entry(Strict):
-    """For kernels from `first` up to, and without, `before`. why: in a sentence. The rest as in definition.py."""
+    """For kernels from `first` up to, and without, `before`. why: in a sentence. The rest as in definition.py.
+
+    lacks: path in the tree -> text; only for trees that have the file, without the text.
+    """
 
     first: str = pydantic.Field(alias="from", pattern=r"^\d+\.\d+$")
     before: str = pydantic.Field(pattern=r"^\d+\.\d+$")
@@ -28,6 +31,7 @@ class Entry(Strict):
     config: list[str] = pydantic.Field(default=[])
     patches: list[str] = pydantic.Field(default=[])
     base: str | None = None
+    lacks: Mapping[str, str] = pydantic.Field(default={})
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,13 @@ def version(makefile: str) -> tuple[int, int]:
     return major, minor
 
 
-def needed(of: tuple[int, int], known: Iterable[Entry] | None = None) -> Compat:
-    """What a kernel of the version `of` needs."""
-    fit = [entry for entry in (entries() if known is None else known) if pair(entry.first) <= of < pair(entry.before)]
+def needed(of: tuple[int, int], root: Path | None = None, known: Iterable[Entry] | None = None) -> Compat:
+    """What a kernel of the version `of` needs. root: its tree, None for one that lacks nothing."""
+    fit = [
+        entry
+        for entry in (entries() if known is None else known)
+        if pair(entry.first) <= of < pair(entry.before) and _lacks(root, entry.lacks)
+    ]
     make: dict[str, str] = {}
     for entry in fit:
         for name, value in entry.make.items():
@@ -70,6 +78,14 @@ def needed(of: tuple[int, int], known: Iterable[Entry] | None = None) -> Compat:
         config=config.render(config.settings([f"CONFIG_{option}" for entry in fit for option in entry.config])),
         patches=tuple(FILE.parent / name for entry in fit for name in entry.patches),
         base=next((entry.base for entry in fit if entry.base), Compat.base),
+    )
+
+
+def _lacks(root: Path | None, texts: Mapping[str, str]) -> bool:
+    """Whether each of these files is in the tree, and lacks its text."""
+    files = {root / path: text for path, text in texts.items()} if root else {}
+    return len(files) == len(texts) and all(
+        file.is_file() and text not in file.read_text(errors="replace") for file, text in files.items()
     )
 
 

@@ -160,7 +160,8 @@ def _tree_digest(source: Source, request: KernelRequest) -> str:
 
 
 def _needed(source: Source) -> compat.Compat:
-    return compat.needed(compat.version((source.root / "Makefile").read_text(errors="replace")))
+    makefile = (source.root / "Makefile").read_text(errors="replace")
+    return compat.needed(compat.version(makefile), source.root)
 
 
 def _tree_recipe(request: KernelRequest, need: compat.Compat) -> Recipe:

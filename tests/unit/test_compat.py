@@ -29,8 +29,19 @@ KNOWN = [
     ],
 )
 def test_all_that_fit_a_version(of: tuple[int, int], why: tuple[str, ...], make: dict[str, str], config: str) -> None:
-    found = needed(of, KNOWN)
+    found = needed(of, known=KNOWN)
     assert (found.why, dict(found.make), found.config.strip()) == (why, make, config)
+
+
+def test_a_fix_that_a_stable_release_has_is_not_made_again(tmp_path: Path) -> None:
+    entry = {"from": "3.0", "before": "4.16", "why": "c", "lacks": {"arch/module.c": "PLT32"}}
+    known = [Entry.model_validate(entry)]
+    assert needed((4, 4), None, known).why == needed((4, 4), tmp_path, known).why == ()
+    (tmp_path / "arch").mkdir()
+    (tmp_path / "arch" / "module.c").write_text("case PC32:\n")
+    assert needed((4, 4), tmp_path, known).why == ("c",)
+    (tmp_path / "arch" / "module.c").write_text("case PC32:\ncase PLT32:\n")
+    assert needed((4, 4), tmp_path, known).why == ()
 
 
 def test_the_version_is_the_makefiles() -> None:
