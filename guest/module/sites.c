@@ -271,11 +271,9 @@ void orch_sites_init(void)
 	site->new[0] = 0xe8;
 	site->emulate[0] = 0xe8;
 
-#ifndef ORCH_EMULATES_JCC
-	if (ORCH_EMULATES) {
-		orch_sites[ORCH_SITE_JCC].len = 0;
-		orch_sites[ORCH_SITE_JCC].why_not = "this kernel does not patch conditional jumps";
-	}
+#if !defined(ORCH_EMULATES_JCC) && (ORCH_EMULATES || defined(ORCH_POKES_5))
+	orch_sites[ORCH_SITE_JCC].len = 0;
+	orch_sites[ORCH_SITE_JCC].why_not = "this kernel does not patch conditional jumps";
 #endif
 
 	orch_sites[ORCH_SITE_KEY].name = "key";
