@@ -31,6 +31,9 @@ INERT = re.compile(r"(Documentation/(?!.*(Kconfig|Makefile)$)|LICENSES/|tools/te
 TARBALL = re.compile(r"\.(tar(\.(gz|xz|bz2|zst))?|tgz|txz)$")
 TOP = ("!/*", "/.*", "/vmlinux*", "/System.map", "/*.symvers", "/modules.*", "/*.o", "/*.a", "/*.patch", "/debian")
 """What to ignore at the top of a tree without git: the .gitignore in Debian's tarballs ignores `/*`, all of it."""
+PRODUCTS = ("*.o", "*.a", "*.ko", ".*.cmd", ".*.d", "*.mod", "*.mod.c", "*.so", "*.so.dbg", "*.order", "*.symvers",
+            "bzImage", "/include/config", "/include/generated", "/arch/*/include/generated")  # fmt: skip
+"""What a build makes that must not be taken for a source, for trees without a .gitignore."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,12 +213,11 @@ def _listed(tree: Path) -> list[str]:
         if inside.returncode == 0 and inside.stdout.strip() == "true":
             listing = git(tree, "ls-files", "-z", "--cached", "--others", "--exclude-standard").stdout
         else:
-            if not (tree / ".gitignore").is_file():
-                raise UsageError(f"{tree} has neither git nor a .gitignore to tell sources from build products")
+            products = () if (tree / ".gitignore").is_file() else PRODUCTS
             with tempfile.TemporaryDirectory() as empty:  # a kernel's .gitignore files name all that a build makes
                 proc.run(["git", "init", "-q", "--bare", empty])
                 command = ["git", "--git-dir", empty, "--work-tree", str(tree), "-C", str(tree)]
-                ours = [word for pattern in TOP for word in ("-x", pattern)]
+                ours = [word for pattern in (*TOP, *products) for word in ("-x", pattern)]
                 listing = proc.run([*command, "ls-files", "-z", "--others", "--exclude-standard", *ours]).stdout
     except subprocess.CalledProcessError as error:
         raise BuildError(f"git cannot list the files of {tree}: {error.output.strip()[-300:]}") from error
