@@ -84,7 +84,8 @@ def console(evidence: Evidence) -> Result:
         return Result("console", "blind", f"the kernel reports what may be the host's doing: {lines[0]}", lines)
     if evidence.unscanned:
         return Result("console", "blind", evidence.unscanned)
-    return Result("console", "pass", "the kernel reports no panic, oops, BUG, warning, lockup or stall")
+    excused = "".join(f", but for line {finding.line}, for want of a clock" for finding in evidence.excused[:1])
+    return Result("console", "pass", f"the kernel reports no panic, oops, BUG, warning, lockup or stall{excused}")
 
 
 @check

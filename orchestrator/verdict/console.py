@@ -72,6 +72,10 @@ _HEADS = [
     )
 ]
 
+# Warnings that are the host's doing: what the kernel must have said before, and the warning. Up to 5.2 a kernel that
+# could not measure the TSC, as the host was busy elsewhere, warns of a loop in setup_local_APIC() whose limit is cpu_khz.
+_EXCUSED = [(re.compile(r"tsc: .*could not calculate TSC khz"), re.compile(r"WARNING: .*\bsetup_local_APIC\b"))]
+
 # What follows a head and belongs to it.
 _BODY = re.compile(
     r"\s|$|</?[A-Z]+>|[A-Z][A-Z0-9]{1,8}: |Call Trace|Code: |Modules linked|Hardware name|Workqueue|Tainted|Stack"
@@ -115,15 +119,19 @@ class Scanner:
     """Feeds on the console's lines in their order and collects findings.
 
     An oops is one finding although several of its lines look like one, and a panic that follows from it is another.
+    Those that are the host's doing are put aside as excused.
+
     Reports of several CPUs that run into each other are told apart where the kernel names the caller
     (CONFIG_PRINTK_CALLER), and otherwise by their first lines alone.
     """
 
     findings: list[Finding] = field(default_factory=list)
+    excused: list[Finding] = field(default_factory=list)
     lines: int = 0
     boots: int = 0
     ready: bool = False
     _open: dict[str, _Report] = field(default_factory=dict)
+    _excuses: list[re.Pattern[str]] = field(default_factory=list)
 
     @property
     def fatal(self) -> list[Finding]:
@@ -154,6 +162,7 @@ class Scanner:
         caller = prefix[1] or ""
         text = line[prefix.end() :].rstrip()
         self.ready = self.ready or READY in text
+        self._excuses += [warning for before, warning in _EXCUSED if before.match(text)]
         report = self._open.get(caller)
         if report and self.lines - report.finding.last > GAP:
             report = None
@@ -176,7 +185,8 @@ class Scanner:
 
     def _begin(self, caller: str, kind: str, text: str, died: bool = False) -> None:
         finding = Finding(kind, self.lines, text, self.lines)
-        self.findings.append(finding)
+        excused = kind == "warn" and any(warning.match(text) for warning in self._excuses)
+        (self.excused if excused else self.findings).append(finding)
         self._open[caller] = _Report(finding, died)
 
 

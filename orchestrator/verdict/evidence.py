@@ -100,12 +100,13 @@ class Soak:
 class Evidence:
     """asked: CPUs that the machine has. cpus: those online in the guest. points: the agent's breakpoints.
     steps: all that were planned, in the order of the run. beside: what went on beside scenarios, by their names.
-    findings: of the console scan. broken: what ended the run before its end. qemu_gated, qemu_free: int3 that QEMU
-    executed under GDB's eyes and in the free-running part, by (address, cpu); no_qemu_ledger: why they are empty;
-    qemu_by_cpu: whether the cpu in them is right, or only the sum over all. unscanned: why the absence of findings
-    proves nothing, empty if it does. stuck: where each CPU was when the guest did not go on, a line each. untrusted:
-    why this machine's emulator could itself be what failed, None where it is not known to be. names: functions by
-    address, as far as they were asked for. others: how many pokes were the kernel's own, by the function behind them.
+    findings: of the console scan. excused: what it found that is the host's doing. broken: what ended the run before its
+    end. qemu_gated, qemu_free: int3 that QEMU executed under GDB's eyes and in the free-running part, by (address, cpu);
+    no_qemu_ledger: why they are empty; qemu_by_cpu: whether the cpu in them is right, or only the sum over all.
+    unscanned: why the absence of findings proves nothing, empty if it does. stuck: where each CPU was when the guest did
+    not go on, a line each. untrusted: why this machine's emulator could itself be what failed, None where it is not known
+    to be. names: functions by address, as far as they were asked for. others: how many pokes were the kernel's own, by
+    the function behind them.
     soak: the rounds of a run that goes on for long; the rest is the last round's. edited: what was changed in the
     kernel's code before anything was poked.
     """
@@ -116,6 +117,7 @@ class Evidence:
     steps: list[StepSeen] = field(default_factory=list)
     beside: dict[str, Beside] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+    excused: list[Finding] = field(default_factory=list)
     unscanned: str = "the console was not read"
     report: ktap.Report | None = None
     broken: OrchestratorError | None = None
@@ -133,6 +135,7 @@ class Evidence:
     def look_at(self, scanner: Scanner) -> None:
         """Take what the console's scan has found up to now."""
         self.findings, self.unscanned = list(scanner.findings), scanner.blind
+        self.excused = list(scanner.excused)
 
     def renew(self) -> None:
         """Forget what the scenarios gave, to run them once more."""

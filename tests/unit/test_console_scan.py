@@ -15,6 +15,7 @@ from orchestrator.verdict.console import OUTCOMES, Scanner, scan, scan_emulator
 LOGS = Path(__file__).parent / "console"
 
 EXPECTED = {
+    "3.13-no-clock": [],
     "5.10-bug": ["bug"],
     "5.10-int3": ["int3", "panic"],
     "5.10-lockup": ["rcu-stall", "soft-lockup"],
@@ -82,6 +83,15 @@ def test_stalls_are_not_fatal_but_told(name: str) -> None:
     scanner = scan(lines(name))
     assert not scanner.fatal
     assert [finding.outcome for finding in scanner.stalls] == ["hang", "hang"]
+
+
+def test_what_a_kernel_without_a_clock_warns_of_is_the_hosts_doing() -> None:
+    log = lines("3.13-no-clock")
+    assert [finding.kind for finding in scan(log).excused] == ["warn", "warn", "warn"]
+    with_a_clock = scan(line for line in log if "could not calculate" not in line)
+    assert kinds(with_a_clock) == ["warn", "warn", "warn"] and not with_a_clock.excused
+    log.insert(200, "[    3.000000] WARNING: CPU: 1 PID: 0 at ../src/kernel/smp.c:1 smp_call_function_many+0x1/0x2()")
+    assert kinds(scan(log)) == ["warn"]
 
 
 def test_reports_of_several_cpus_are_told_apart_by_their_callers() -> None:
