@@ -17,6 +17,7 @@
 #include <linux/cpu.h>
 #include <linux/delay.h>
 #include <linux/err.h>
+#include <linux/hardirq.h>
 #include <linux/kthread.h>
 #include <linux/slab.h>
 #include <linux/string.h>

@@ -8,6 +8,7 @@
  * weight: 2
  * nmi: 50
  * append: [apic_extnmi=all]
+ * symbols: [__smp_call_function_single]
  */
 #include <linux/delay.h>
 #include <linux/hardirq.h>
@@ -23,8 +24,11 @@
 #include "compat.h"
 #include "scenario.h"
 
-#ifndef ORCH_CALL_ASYNC		/* before 3.15 */
-#define smp_call_function_single_async(cpu, csd)	__smp_call_function_single(cpu, csd, 0)
+#ifdef ORCH_CALL_ASYNC
+#define call_async(cpu, call)	smp_call_function_single_async(cpu, call)
+#else				/* before 3.15, and not for modules before 3.12 */
+typedef void (*call_t)(int cpu, struct call_single_data *call, int wait);
+#define call_async(cpu, call)	((call_t)orch_symbol("__smp_call_function_single"))(cpu, call, 0)
 #endif
 #ifndef ORCH_CALL_SINGLE_DATA	/* before 4.14 */
 typedef struct call_single_data call_single_data_t;
@@ -165,7 +169,7 @@ static void interrupt_cpu(int cpu)
 	struct place *place = &places[cpu];
 
 	if (!xchg(&place->called, true))
-		smp_call_function_single_async(cpu, &place->call);
+		call_async(cpu, &place->call);
 }
 
 static void init_place(struct place *place)
