@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from orchestrator import disasm
 from orchestrator.observer import POKE
-from orchestrator.watch.watch import HANDLERS, LOCK, STOPPER, SYNC, WRITERS
+from orchestrator.watch.watch import HANDLERS, LOCK, STOPPERS, SYNC, WRITERS
 
 Read = Callable[[int, int], bytes]
 """Reads bytes of the guest's memory: address, size."""
@@ -51,7 +51,7 @@ def facts(lines: Sequence[str], read: Read) -> dict[str, str]:
         "takes int3": first(tuple(HANDLERS)) + (" (a die notifier)" if first(tuple(HANDLERS)) == "int3_notify" else ""),
         "syncs a core": first((SYNC,)),
         "lock": first((LOCK,)),
-        "stops machines": first((STOPPER,)),
+        "stops machines": first(STOPPERS),
         "pokes for": ", ".join(what for name, what in LAST.items() if _any(name, symbols)) or "nobody",
     }
     return told | _jump_labels(symbols, read)

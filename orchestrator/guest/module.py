@@ -10,6 +10,7 @@ from pathlib import Path
 
 from orchestrator import proc, scenario
 from orchestrator.errors import BuildError
+from orchestrator.kernel.build import TARGET
 from orchestrator.kernel.model import Kernel
 from orchestrator.paths import PROJECT, cache_dir, cached_dir
 
@@ -46,7 +47,7 @@ def build(kernel: Kernel) -> Path:
             (directory / name).write_bytes(text)
         try:
             jobs = f"-j{len(os.sched_getaffinity(0))}"
-            variables = [f"{name}={value}" for name, value in kernel.make.items()]
+            variables = [f"{name}={value}" for name, value in {**TARGET, **kernel.make}.items()]
             command = [proc.need("make", "make"), jobs, "-C", str(kernel.kbuild), f"M={directory}", *variables]
             proc.run([*command, "modules"])
         except subprocess.CalledProcessError as error:

@@ -21,9 +21,10 @@ from orchestrator.paths import cache_dir
 
 LAYOUT = 1
 """Part of every digest; goes up when what is made, or how, changes."""
+TARGET = {"ARCH": "x86_64", "CROSS_COMPILE": ""}
+"""Variables for make, of a kernel and of its modules: some trees name others in their Makefile."""
 FIXED = {
-    "ARCH": "x86_64",
-    "CROSS_COMPILE": "",  # some trees name another one in their Makefile
+    **TARGET,
     "LOCALVERSION": "",
     "KBUILD_BUILD_TIMESTAMP": "1970-01-01",
     "KBUILD_BUILD_USER": "orchestrator",

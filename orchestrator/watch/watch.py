@@ -24,12 +24,12 @@ HANDLERS = {  # symbol -> where its pt_regs are, newest kernels first
 }
 WRITERS = ("__text_poke", "text_poke")
 SYNC = "do_sync_core"
-STOPPER = "multi_cpu_stop"
+STOPPERS = ("multi_cpu_stop", "stop_machine_cpu_stop")  # the second up to 3.12
 MODULE = ("orch_window", "orch_gate_stub", "orch_gate_resume", "orch_slots", "orch_returns", "orch_return_stubs")
 
 LOCK = "text_mutex"
 
-SYMBOLS = (*HANDLERS, *WRITERS, SYNC, STOPPER, LOCK, *MODULE)
+SYMBOLS = (*HANDLERS, *WRITERS, SYNC, *STOPPERS, LOCK, *MODULE)
 """What the watch wants to know the addresses of, where they exist."""
 
 
@@ -53,8 +53,9 @@ class Watch:
         self.handler = _first(symbols, tuple(HANDLERS), "int3 handler for text pokes")
         self.writer = _first(symbols, WRITERS, "function that writes text")
         _first(symbols, (SYNC,), "function that syncs a core")
-        roles = {"write": self.writer, "sync": SYNC, "int3": self.handler, "stopper": STOPPER}
-        addresses = {role: symbols[name] for role, name in roles.items() if name in symbols}
+        roles = {"write": self.writer, "sync": SYNC, "int3": self.handler}
+        roles |= {"stopper": name for name in STOPPERS if name in symbols}
+        addresses = {role: symbols[name] for role, name in roles.items()}
         addresses[LOCK] = symbols[_first(symbols, (LOCK,), "lock for text pokes")]
         if module:
             addresses |= {name: symbols[_first(symbols, (name,), "symbol of the test module")] for name in MODULE}
