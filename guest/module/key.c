@@ -57,6 +57,24 @@ static void set(bool on)
 #endif
 }
 
+/*
+ * Up to 3.11 jump labels are changed by text_poke_smp(), which stops the machine,
+ * unless somebody has made them use text_poke_bp(). That keeps the address which
+ * it has served last.
+ */
+static bool stops_the_machine(const struct orch_site *site)
+{
+	void **last = (void **)orch_symbol("bp_int3_addr");
+	bool other;
+
+	if (!last || !orch_symbol("text_poke_smp"))
+		return false;
+	set(true);
+	other = *last != site->addr + 1;
+	set(false);
+	return other;
+}
+
 #ifdef ORCH_JUMP_ENTRY_CODE
 #define entry_code(e)	((u8 *)jump_entry_code(e))
 #define entry_target(e)	((u8 *)jump_entry_target(e))
@@ -85,6 +103,8 @@ void orch_key_site_init(struct orch_site *site)
 	site->len = site->addr[0] == 0x66 && site->addr[1] == 0x90 ? 2 : 5;
 	site->pass = pass;
 	site->set = set;
+	if (stops_the_machine(site))
+		site->set_why_not = "this kernel stops the machine to change a jump label";
 	site->handler = orch_key_int3;
 	site->target = orch_key_int3;
 	site->to_old = site->addr + site->len;

@@ -46,6 +46,7 @@ enum orch_phase {
  * @target: where a CPU that met int3 goes on when we poke it
  * @pass: execute the site once and say which way it went
  * @set: change it the way its owner in the kernel does; NULL where nobody owns it
+ * @set_why_not: the reason when it has an owner who does not do that by int3
  * @to_old: where a CPU that met int3 goes on when its owner changes it and the
  *	kernel chose the old way
  * @to_new: the same for the new way
@@ -62,6 +63,7 @@ struct orch_site {
 	void *target;
 	enum orch_result (*pass)(void);
 	void (*set)(bool on);
+	const char *set_why_not;
 	void *to_old;
 	void *to_new;
 };
