@@ -73,7 +73,7 @@ _HEADS = [
 ]
 
 # Warnings that are the host's doing: what the kernel must have said before, and the warning. Up to 5.2 a kernel that
-# could not measure the TSC, as the host was busy elsewhere, warns of a loop in setup_local_APIC() whose limit is cpu_khz.
+# could not measure the TSC, on a busy host, warns of a loop in setup_local_APIC() whose limit is cpu_khz.
 _EXCUSED = [(re.compile(r"tsc: .*could not calculate TSC khz"), re.compile(r"WARNING: .*\bsetup_local_APIC\b"))]
 
 # What follows a head and belongs to it.

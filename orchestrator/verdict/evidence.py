@@ -100,13 +100,13 @@ class Soak:
 class Evidence:
     """asked: CPUs that the machine has. cpus: those online in the guest. points: the agent's breakpoints.
     steps: all that were planned, in the order of the run. beside: what went on beside scenarios, by their names.
-    findings: of the console scan. excused: what it found that is the host's doing. broken: what ended the run before its
-    end. qemu_gated, qemu_free: int3 that QEMU executed under GDB's eyes and in the free-running part, by (address, cpu);
-    no_qemu_ledger: why they are empty; qemu_by_cpu: whether the cpu in them is right, or only the sum over all.
-    unscanned: why the absence of findings proves nothing, empty if it does. stuck: where each CPU was when the guest did
-    not go on, a line each. untrusted: why this machine's emulator could itself be what failed, None where it is not known
-    to be. names: functions by address, as far as they were asked for. others: how many pokes were the kernel's own, by
-    the function behind them.
+    findings: of the console scan. excused: what it found that is the host's doing. broken: what ended the run before
+    its end. qemu_gated, qemu_free: int3 that QEMU executed under GDB's eyes and in the free-running part, by (address,
+    cpu); no_qemu_ledger: why they are empty; qemu_by_cpu: whether the cpu in them is right, or only the sum over all.
+    unscanned: why the absence of findings proves nothing, empty if it does. stuck: where each CPU was when the guest
+    did not go on, a line each. untrusted: why this machine's emulator could itself be what failed, None where it is not
+    known to be. names: functions by address, as far as they were asked for. others: how many pokes were the kernel's
+    own, by the function behind them.
     soak: the rounds of a run that goes on for long; the rest is the last round's. edited: what was changed in the
     kernel's code before anything was poked.
     """

@@ -54,7 +54,8 @@ class Watch:
         self.writer = _first(symbols, WRITERS, "function that writes text")
         _first(symbols, (SYNC,), "function that syncs a core")
         roles = {"write": self.writer, "sync": SYNC, "int3": self.handler}
-        roles |= {"stopper": name for name in STOPPERS if name in symbols}
+        stopper = next((name for name in STOPPERS if name in symbols), None)
+        roles |= {"stopper": stopper} if stopper else {}
         addresses = {role: symbols[name] for role, name in roles.items()}
         addresses[LOCK] = symbols[_first(symbols, (LOCK,), "lock for text pokes")]
         if module:

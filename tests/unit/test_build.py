@@ -97,6 +97,16 @@ def test_without_git_and_with_the_gitignore_of_debians_tarballs(tree: Path) -> N
     assert _obtain(tree).digest == first.digest
 
 
+def test_without_git_and_without_a_gitignore(tree: Path) -> None:
+    (tree / ".gitignore").unlink()
+    first = _obtain(tree)
+    for target in ("tinyconfig", "bzImage"):
+        subprocess.run(["make", "-s", "-C", tree, target, "CC=gcc"], check=True)
+    assert list(tree.rglob("*.o")) and (tree / "vmlinux").exists()
+    shutil.rmtree(tree / "scripts/mod")  # a program for the host has no name that tells: all would be built again
+    assert _obtain(tree).digest == first.digest
+
+
 def test_the_same_is_not_built_again(git_tree: Path) -> None:
     first = _obtain(git_tree)
     (_workspace() / "build.log").unlink()
