@@ -5,6 +5,7 @@
       - debian:6.12
       - {name: mine, tree: ~/linux, patches: [fix.patch], config: [more.config], set: [CONFIG_X=y]}
       - {name: fixed, kernel: 6.1-plain, patches: [fix.patch]}
+      - {name: built, bzimage: build/bzImage, headers: build}
     smp: [2, 8]                       # CPUs of the guest
     accel: [auto]                     # as --accel
     cpu: [default]                    # QEMU's models; default is the one that fits the accelerator
@@ -51,6 +52,8 @@ class KernelEntry(Strict):
     name: Word | None = None
     kernel: Word | None = None
     tree: Word | None = None
+    bzimage: Word | None = None
+    headers: Word | None = None
     patches: list[Word] = pydantic.Field(default=[])
     config: list[Word] = pydantic.Field(default=[])
     set: list[Word] = pydantic.Field(default=[])
@@ -61,14 +64,17 @@ class KernelEntry(Strict):
         return {"kernel": value} if isinstance(value, str) else value
 
     @pydantic.model_validator(mode="after")
-    def _one_of_both(self) -> KernelEntry:
-        if (self.kernel is None) == (self.tree is None):
-            raise ValueError("a kernel is a name (kernel: 6.1-plain) or a source tree (tree: PATH), one of the two")
+    def _one_of_them(self) -> KernelEntry:
+        if [self.kernel, self.tree, self.bzimage].count(None) != 2:
+            what = "a name (kernel: 6.1-plain), a source tree (tree: PATH) or an image (bzimage: FILE)"
+            raise ValueError(f"a kernel is {what}, one of these")
+        if self.headers and not self.bzimage:
+            raise ValueError("headers belong to a bzimage")
         return self
 
     @property
     def label(self) -> str:
-        return self.name or self.kernel or Path(str(self.tree)).name
+        return self.name or self.kernel or Path(str(self.tree or self.bzimage)).name
 
 
 class Exclusion(Strict):
@@ -198,6 +204,8 @@ def _request(entry: KernelEntry, folder: Path, file: Path) -> KernelRequest:
     return KernelRequest(
         selector=selector,
         tree=there(entry.tree, "tree") if entry.tree else None,
+        bzimage=there(entry.bzimage, "bzimage") if entry.bzimage else None,
+        headers=there(entry.headers, "headers") if entry.headers else None,
         patches=tuple(there(name, "patches") for name in entry.patches),
         fragments=tuple(there(name, "config") for name in entry.config),
         settings=tuple(entry.set),

@@ -165,8 +165,8 @@ class Sweep:
         directory.mkdir(parents=True)
         asked = Task(
             arguments=tuple(cell.arguments()),
-            selector=row.request.selector,
-            built=None if row.named else row.digest,
+            kernel=tuple(kernel_options(row.request)),
+            built=None if row.named or row.request.bzimage else row.digest,
             program=task.program(),
             directory=None if self.place.remote else str(directory),
         )
@@ -244,7 +244,8 @@ class Sweep:
         failed: dict[Cell, bool] = {}
         for cell in cells:
             row = self._rows[cell.kernel]
-            name = str(row.request.tree) if row.request.tree else row.request.selector
+            given = row.request.tree or (row.request.bzimage and row.request.bzimage.name)
+            name = str(given or row.request.selector)
             self._expected[cell], once = history.expected(row.digest, name, cell.smp)
             failed[cell] = last[cell.name] == EXIT_KERNEL_FAILED if cell.name in last else once
         return sorted(cells, key=lambda cell: (not failed[cell], -(self._expected[cell] or float("inf"))))
@@ -301,8 +302,10 @@ def exit_status(results: Mapping[Cell, Result]) -> int:
 
 
 def _row(request: KernelRequest, *, remote: bool) -> Row:
+    if request.bzimage and remote:
+        raise UsageError(f"{request.bzimage} is run where it is: leave it out, or sweep without --scheduler")
     changed = request.patches or request.fragments or request.settings
-    named = not (request.tree or changed) and (
+    named = not (request.tree or request.bzimage or changed) and (
         request.selector.startswith("debian:") or request.selector in definition.names()
     )
     row = Row(request, named)

@@ -7,7 +7,7 @@ import hashlib
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -32,12 +32,13 @@ RUN, LOG = "run", "log"
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """arguments: for `orchestrator run`, without the kernel. selector: the kernel; built: its digest, when it is one
-    that the cache must have already. program: program() of who asks. directory: of the cell, None on another machine.
+    """arguments: for `orchestrator run`, without the kernel. kernel: those that ask for it; built: its digest, when it
+    is one that the cache must have already. program: program() of who asks. directory: of the cell, None on another
+    machine.
     """
 
     arguments: tuple[str, ...]
-    selector: str
+    kernel: tuple[str, ...]
     built: str | None
     program: str
     directory: str | None
@@ -71,13 +72,13 @@ def perform(task: Task, packed: bytes | None = None) -> Answer:
         if packed is None:
             return Answer(lacks=True)
         parcel.install(place(task.built), packed)
-    selector = f"{BUILT}{task.built}" if task.built else task.selector
+    kernel = ("--kernel", f"{BUILT}{task.built}") if task.built else task.kernel
     if task.directory:
-        return _run(task, selector, Path(task.directory), None)
+        return _run(task, kernel, Path(task.directory), None)
     base, unwanted = _of_dask()
     directory = Path(tempfile.mkdtemp(prefix="cell-", dir=base))
     try:
-        answer = _run(task, selector, directory, unwanted)
+        answer = _run(task, kernel, directory, unwanted)
         answer.files.update(_files(directory))
         return answer
     finally:
@@ -95,8 +96,10 @@ def program() -> str:
     return digest.hexdigest()
 
 
-def _run(task: Task, selector: str, directory: Path, unwanted: Callable[[], bool] | None) -> Answer:
-    arguments = ["--kernel", selector, *task.arguments]
+def _run(
+    task: Task, kernel: Sequence[str], directory: Path, unwanted: Callable[[], bool] | None
+) -> Answer:
+    arguments = [*kernel, *task.arguments]
     ended = CHILDREN.run(
         arguments, directory / RUN, directory / LOG, cwd=PROJECT, longest=LONGEST, unwanted=unwanted
     )

@@ -4,6 +4,7 @@ child is a script that leaves the verdict that its arguments ask for."""
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 import xml.etree.ElementTree as ET
@@ -90,13 +91,15 @@ def test_a_row_may_be_a_tree_or_a_kernel_with_patches_with_paths_from_the_files_
     (tmp_path / "fix.patch").write_text("")
     plan = plan_of(
         tmp_path,
-        "kernels: [{tree: linux, set: [CONFIG_X=y]}, {name: fixed, kernel: 6.1-plain, patches: [fix.patch]}]",
+        "kernels: [{tree: linux, set: [CONFIG_X=y]}, {name: fixed, kernel: 6.1-plain, patches: [fix.patch]},"
+        "{bzimage: fix.patch, headers: linux}]",
     )
     assert plan.kernels == {
         "linux": KernelRequest(tree=tmp_path / "linux", settings=("CONFIG_X=y",)),
         "fixed": KernelRequest(selector="6.1-plain", patches=(tmp_path / "fix.patch",)),
+        "fix.patch": KernelRequest(bzimage=tmp_path / "fix.patch", headers=tmp_path / "linux"),
     }
-    assert [cell.name for cell in plan.cells] == ["linux smp8 seed1", "fixed smp8 seed1"]
+    assert [cell.name for cell in plan.cells] == ["linux smp8 seed1", "fixed smp8 seed1", "fix.patch smp8 seed1"]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +111,8 @@ def test_a_row_may_be_a_tree_or_a_kernel_with_patches_with_paths_from_the_files_
         ("kernels: []", "kernels: List should have at least 1 item"),
         ("kernels: [6.1-int]", "kernels: unknown kernel 6.1-int (did you mean 6.1-int3?)"),
         ("kernels: [6.1-int3, 6.1-int3]", "two are called 6.1-int3"),
-        ("kernels: [{name: x}]", "kernels.0: a kernel is a name (kernel: 6.1-plain) or a source tree"),
+        ("kernels: [{name: x}]", "kernels.0: a kernel is a name (kernel: 6.1-plain), a source tree"),
+        ("kernels: [{kernel: 6.1-int3, headers: x}]", "kernels.0: headers belong to a bzimage"),
         ("kernels: [{kernel: 6.1-int3, patch: [x]}]", "kernels.0.patch: unknown key (did you mean patches?)"),
         ("kernels: [{kernel: 6.1-int3, patches: [x]}]", "6.1-int3: patches: there is no"),
         ("kernels: [6.1-int3]\nsmp: [2, 65]", "smp.1: Input should be less than or equal to 64, not 65"),
@@ -132,7 +136,10 @@ def test_mistakes_are_one_sentence_with_file_and_key(tmp_path: Path, text: str, 
 
 
 @pytest.mark.parametrize("file", sorted((matrix.definition.DEFINITIONS / "sweeps").glob("*.yaml")), ids=str)
-def test_our_own_matrices_are_good(file: Path) -> None:
+def test_our_own_matrices_are_good(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for tree in re.findall(r"tree: ~/([^,}]+)", file.read_text()):
+        (tmp_path / tree).mkdir(parents=True)
     assert matrix.read(file).cells
 
 
@@ -455,7 +462,7 @@ def test_a_worker_that_lacks_a_built_kernel_is_sent_it(world: Path, monkeypatch:
 
 
 def test_a_worker_with_another_program_refuses(world: Path) -> None:
-    asked = Task(arguments=(), selector="k", built=None, program="program 0", directory=str(world))
+    asked = Task(arguments=(), kernel=("--kernel", "k"), built=None, program="program 0", directory=str(world))
     assert "another version of orchestrator" in task.perform(asked).why
     assert not ran(world)
 
