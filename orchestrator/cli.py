@@ -266,7 +266,8 @@ def _kernels_show(options: argparse.Namespace) -> int:
     about["modules for it"] = "can be built" if kernel.kbuild else "cannot be built: no headers"
     print(kernel.name)
     for name, text in (about | found).items():
-        print(f"  {name + ':':<18} {text}")
+        first, *more = text.split("; ")
+        print(f"  {name + ':':<18} {first}", *(f"{'':20} {line}" for line in more), sep="\n")
     return 0
 
 

@@ -150,7 +150,7 @@ def _built_tree(name: str, source: Source, request: KernelRequest) -> Kernel:
     """The kernel of a source that no definition describes."""
     need = _needed(source)
     if need.why:
-        source = replace(source, origin={**source.origin, "for today's compiler": "; ".join(need.why)})
+        source = replace(source, origin={**source.origin, "to build it today": "; ".join(need.why)})
     return _built(name, source, _tree_recipe(request, need), (*need.patches, *request.patches))
 
 
