@@ -14,6 +14,12 @@
 #include "compat.h"
 #include "scenario.h"
 
+#ifdef ORCH_WRITE_AT_POINTER
+#define write_at(file, value, pos)	kernel_write(file, value, 1, &(pos))
+#else		/* before 4.14 */
+#define write_at(file, value, pos)	kernel_write(file, value, 1, pos)
+#endif
+
 #define KNOB	"/proc/sys/kernel/sched_schedstats"
 
 static bool write_knob(char value)
@@ -24,7 +30,7 @@ static bool write_knob(char value)
 
 	if (IS_ERR(file))
 		return false;
-	done = kernel_write(file, &value, 1, &pos);
+	done = write_at(file, &value, pos);
 	fput(file);
 	return done == 1;
 }

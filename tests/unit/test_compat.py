@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import InfraError
+from orchestrator.guest import module
 from orchestrator.kernel import compat
 from orchestrator.kernel.compat import Entry, needed
 
@@ -60,3 +61,8 @@ def test_a_damaged_file_is_ours_to_mend(tmp_path: Path) -> None:
     (tmp_path / "wrong.yaml").write_text("- {from: 3}\n")
     with pytest.raises(InfraError, match=r"wrong\.yaml"):
         compat.entries(tmp_path / "wrong.yaml")
+
+
+def test_our_module_is_built_with_its_warnings() -> None:
+    assert module._with_warnings("-fno-pie -w -fcommon") == "-fno-pie -fcommon"
+    assert module._with_warnings("ld -z max-page-size=0x200000") == "ld -z max-page-size=0x200000"
