@@ -366,6 +366,14 @@ def test_the_stale_int3_of_a_real_run() -> None:
     assert judge(run.evidence()).outcome == "panic"
 
 
+def test_what_is_the_hosts_doing_is_told_and_not_held_against_the_kernel() -> None:
+    evidence = Run().evidence()
+    evidence.excused = [Finding(kind="warn", line=113, text="WARNING: setup_local_APIC", last=130)]
+    (told,) = [result.text for result in run_checks(evidence) if result.check == "console"]
+    assert told.endswith("but for line 113, for want of a clock")
+    assert judge(evidence).outcome == "pass"
+
+
 def test_without_its_cpus_qemu_is_compared_in_sum() -> None:
     """With one TCG thread its plugins are told the wrong CPU, but the sums are right."""
     run = Run()
