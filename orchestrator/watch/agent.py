@@ -247,12 +247,17 @@ class Watch:
         self.points = [self.point("int3", self.on_trapping)]
 
     def trap(self, frame):
-        """At the handler's entry: where its pt_regs are, and the address of the int3."""
+        """At the handler's entry: where its pt_regs are, and the address of the int3. None when it is about none: a die
+        notifier is told of everything else, too."""
+        if self.regs == "die_args" and register(frame, "rsi") != DIE_INT3:
+            return None
         regs = register(frame, "rdi") if self.regs == "rdi" else quad(register(frame, "rdx"))
         return regs, quad(regs + PT_REGS_IP) - 1
 
     def on_trapping(self, cpu, frame):
-        _, ip = self.trap(frame)
+        if not (trap := self.trap(frame)):
+            return
+        _, ip = trap
         entry = self.trapping.setdefault(f"{cpu} {ip:x}", {"cpu": cpu, "ip": ip, "traps": 0, "int3": 0})
         entry["traps"] += 1
         entry["int3"] += memory(ip, 1) == b"\xcc"
@@ -404,9 +409,9 @@ class Watch:
         self.emit("sync", cpu)
 
     def on_int3(self, cpu, frame):
-        if self.regs == "die_args" and register(frame, "rsi") != DIE_INT3:
-            return  # a die notifier is told of everything else, too
-        regs, ip = self.trap(frame)
+        if not (trap := self.trap(frame)):
+            return
+        regs, ip = trap
         if self.traps.get(cpu) == (regs, ip):
             self.emit("again", cpu, ip=ip)  # the same trap: its handler has not returned
             return
