@@ -17,15 +17,15 @@ from orchestrator.errors import BootError, GuestRefused, OrchestratorError
 from orchestrator.guest import ktap, module
 from orchestrator.machine.faults import KernelFault, TimedOut
 from orchestrator.machine.machine import Machine
-from orchestrator.plan import Step, plan
-from orchestrator.scenario import Scenario
-from orchestrator.verdict.evidence import Beside, Evidence, StepSeen
-from orchestrator.watch import model, symbols
+from orchestrator.scenarios.scenario import Scenario
+from orchestrator.scenarios.steps import PlanStep, plan_steps
+from orchestrator.text import symbols
+from orchestrator.text.functions import LOCK, POKE_ONE
+from orchestrator.verdict import model
+from orchestrator.verdict.evidence import Companion, Evidence, StepEvidence
 from orchestrator.watch.ledger import Ledger
 from orchestrator.watch.watch import SYMBOLS, Watch
 
-POKE = ("smp_text_poke_single", "text_poke_bp")
-"""The function that pokes one site, newest kernels first (renamed in 6.16)."""
 BOOT_SECONDS = 300
 PART_SECONDS = 600
 """For the steps of a part, beyond the time that they are to take; a guest that is silent is given up much sooner."""
@@ -53,7 +53,7 @@ class Observer:
     directory: Path
     evidence: Evidence
     vmlinux: Path | None = None
-    bare: bool = False
+    without_module: bool = False
     again: Callable[[], bool] = lambda: False
     loaded: Callable[[], None] = lambda: None
     attached: Callable[[Watch], None] = lambda _: None
@@ -65,7 +65,9 @@ class Observer:
                 self.machine.cont()
                 self.machine.wait_ready(BOOT_SECONDS)
                 self.evidence.cpus = self._online()
-            with ui.step("looking at its symbols" if self.bare else "loading the test module"):
+            with ui.step(
+                "looking at its symbols" if self.without_module else "loading the test module"
+            ):
                 found = self._load_module()
                 self.loaded()
         except (TimedOut, KernelFault) as error:
@@ -75,7 +77,9 @@ class Observer:
     def observe(self) -> None:
         """Raises BootError when nothing could be poked, else what ended the run early, if anything did."""
         addresses, of_module = self.prepare()
-        with Watch(self.machine, addresses, self.directory, module=not self.bare) as watch:
+        with Watch(
+            self.machine, addresses, self.directory, module=not self.without_module
+        ) as watch:
             self.attached(watch)
             for cycle in itertools.count():
                 try:
@@ -83,7 +87,9 @@ class Observer:
                 except (TimedOut, KernelFault) as error:
                     self._say_why(watch, of_module, error)
                 finally:
-                    if not isinstance(sys.exc_info()[1], KeyboardInterrupt):  # who wants to end, not wait for a guest
+                    if not isinstance(
+                        sys.exc_info()[1], KeyboardInterrupt
+                    ):  # who wants to end, not wait for a guest
                         self._collect()
                         self._name(of_module)
                 if not self.again():
@@ -102,7 +108,9 @@ class Observer:
     def _symbols(self, names: Sequence[str]) -> dict[str, int]:
         """Addresses by name, from the guest's own symbol table; names that it does not have are left out."""
         pattern = "|".join(names)
-        _, text = self.machine.ssh.run(f"grep -E ' [a-zA-Z] ({pattern})([[:space:]]|$)' /proc/kallsyms")
+        _, text = self.machine.ssh.run(
+            f"grep -E ' [a-zA-Z] ({pattern})([[:space:]]|$)' /proc/kallsyms"
+        )
         found = _addresses(text.splitlines())
         if found and not any(found.values()):
             raise BootError("the guest's /proc/kallsyms has no addresses")
@@ -113,19 +121,29 @@ class Observer:
 
         Returns those that the watch needs, and the module's part of the guest's symbol table.
         """
-        wanted = (*POKE, "text_mutex", *(name for scenario in self.scenarios for name in scenario.symbols))
+        wanted = (
+            *POKE_ONE,
+            LOCK,
+            *(name for scenario in self.scenarios for name in scenario.symbols),
+        )
         hidden = self._symbols((*wanted, *SYMBOLS))
-        poke = next((name for name in POKE if name in hidden), None)
-        if poke is None or "text_mutex" not in hidden:
-            raise BootError(f"this kernel has none of {', '.join(POKE)} or no text_mutex: there is nothing to test")
-        if self.bare:
+        poke = next((name for name in POKE_ONE if name in hidden), None)
+        if poke is None or LOCK not in hidden:
+            raise BootError(
+                f"this kernel has none of {', '.join(POKE_ONE)} or no text_mutex: there is nothing to test"
+            )
+        if self.without_module:
             return hidden, []
         # Hexadecimal without 0x: the kernel's sscanf() and 1024 bytes for a parameter.
-        given = ",".join(f"{name}:{hidden[name]:x}" for name in dict.fromkeys(wanted) if name in hidden)
+        given = ",".join(
+            f"{name}:{hidden[name]:x}" for name in dict.fromkeys(wanted) if name in hidden
+        )
         status, said = self.machine.ssh.run(f"insmod /{module.NAME} symbols={given}")
         if status:
             raise BootError(f"the guest does not load the test module: {said.strip()}")
-        _, text = self.machine.ssh.run(f"grep -F '[{module.NAME.removesuffix('.ko')}]' /proc/kallsyms")
+        _, text = self.machine.ssh.run(
+            f"grep -F '[{module.NAME.removesuffix('.ko')}]' /proc/kallsyms"
+        )
         of_module = text.splitlines()
         return hidden | _addresses(of_module), of_module
 
@@ -134,40 +152,47 @@ class Observer:
     def _poke_everything(self, watch: Watch, seed: int) -> None:
         """What GDB watches, each scenario there and back; then what runs free, with no breakpoint set."""
         evidence, ledger = self.evidence, self.ledger
-        steps = plan(self.scenarios, evidence.cpus, self.duration, seed)
-        evidence.steps = [StepSeen(step=step, guest=None) for step in steps]
+        steps = plan_steps(self.scenarios, evidence.cpus, self.duration, seed)
+        evidence.steps = [StepEvidence(step=step, guest=None) for step in steps]
         evidence.no_qemu_ledger, evidence.qemu_by_cpu = ledger.why_not, ledger.by_cpu
         self._give(f"- plan {len(steps)}\n", PART_SECONDS)
         before = ledger.read()
-        eyed = [step for step in steps if step.eyed]
-        doing = "switching sysctls" if self.bare else "holding the poker in each phase"
-        with ui.step(f"under GDB's eyes: {doing}"), watch.window(eyed[0].number if self.bare else 0):
+        watched_steps = [step for step in steps if step.is_watched]
+        doing = "switching sysctls" if self.without_module else "holding the poker in each phase"
+        with (
+            ui.step(f"under GDB's eyes: {doing}"),
+            watch.window(watched_steps[0].number if self.without_module else 0),
+        ):
             evidence.points = tuple(watch.points)
-            self._tell(eyed)
+            self._tell(watched_steps)
         between = ledger.read()
         evidence.qemu_gated = between - before
         with ui.step("free: poking as fast as it goes"):
             self._tell([step for step in steps if step.part == "free" and not step.scenario.alone])
             evidence.qemu_free = ledger.read() - between
             self._tell([step for step in steps if step.part == "alone" and not step.scenario.alone])
-        if alone := [step for step in steps if not step.eyed and step.scenario.alone]:
+        if alone := [step for step in steps if not step.is_watched and step.scenario.alone]:
             with ui.step("free, while something else goes on in the guest"):
                 for step in alone:
                     with self._nmis(step.scenario.nmi):
                         self._tell([step])
 
-    def _tell(self, steps: Sequence[Step]) -> None:
+    def _tell(self, steps: Sequence[PlanStep]) -> None:
         """Have the test module run the steps, one after the other."""
-        commands = [(step.scenario.name if step.scenario.beside else "-", step.command) for step in steps]
+        commands = [
+            (step.scenario.name if step.scenario.companion else "-", step.command) for step in steps
+        ]
         # In one write where nothing else goes on: going back to the shell takes longer than a gated step.
         groups = itertools.groupby(commands, key=itemgetter(0))
-        lines = "".join(f"{name} {';'.join(command for _, command in group)}\n" for name, group in groups)
+        lines = "".join(
+            f"{name} {';'.join(command for _, command in group)}\n" for name, group in groups
+        )
         said = self._give(lines, PART_SECONDS + 4 * self.duration) if lines else ""
         for line in said.splitlines():
             word, _, rest = line.partition(" ")
-            if word == "beside":
+            if word == "companion":
                 name, status, *last = rest.split(" ", 2)
-                self.evidence.beside[name] = Beside(int(status), " ".join(last))
+                self.evidence.companions[name] = Companion(int(status), " ".join(last))
 
     def _give(self, lines: str, timeout: float) -> str:
         # Without QEMU's ledger nothing is seen of a step that runs free until it ends.
@@ -189,11 +214,11 @@ class Observer:
                 self.machine.qmp.inject_nmi()
                 due += 1 / rate
 
-        self.machine.tend.append(inject)
+        self.machine.on_poll.append(inject)
         try:
             yield
         finally:
-            self.machine.tend.remove(inject)
+            self.machine.on_poll.remove(inject)
 
     @contextlib.contextmanager
     def _not_silent(self, seconds: float) -> Iterator[None]:
@@ -212,11 +237,11 @@ class Observer:
             elif looked - since > seconds:
                 raise TimedOut("a sign of life from the guest", seconds)
 
-        self.machine.tend.append(listen)
+        self.machine.on_poll.append(listen)
         try:
             yield
         finally:
-            self.machine.tend.remove(listen)
+            self.machine.on_poll.remove(listen)
 
     def _seen(self) -> tuple[int, int, int]:
         """How much each observer has seen: console lines, bytes of events, int3."""
@@ -234,7 +259,9 @@ class Observer:
         """Put together what the guest and GDB saw of each step; a guest that is gone has said it on the console."""
         try:
             self.machine.check()  # a guest that has gone down does not answer; paramiko would wait for it
-            text = self.machine.ssh.get("/run/flips" if self.bare else "/dev/orchestrator", timeout=30).decode()
+            text = self.machine.ssh.get(
+                "/run/flips" if self.without_module else "/dev/orchestrator", timeout=30
+            ).decode()
         except OrchestratorError:
             text = "\n".join(self.machine.console.lines)
         (self.directory / "guest.ktap").write_text(text)
@@ -245,18 +272,30 @@ class Observer:
             number = seen.step.number
             guest = report.step(number)
             watched = None
-            if seen.step.eyed and not (guest and guest.skip):
+            if seen.step.is_watched and not (guest and guest.skip):
                 watched = model.follow(events.get(number, []), self.evidence.cpus)
             self.evidence.steps[at] = replace(seen, guest=guest, watched=watched)
 
     def _name(self, of_module: list[str]) -> None:
         """Names for the addresses that the report will show, and for whoever else poked."""
         evidence = self.evidence
-        found = [poke for seen in evidence.eyed if seen.watched for poke in seen.watched.found]
-        looks = [look for seen in evidence.eyed if seen.watched for look in seen.watched.looks]
+        found = [
+            poke for seen in evidence.watched_steps if seen.watched for poke in seen.watched.found
+        ]
+        cpu_snapshots = [
+            look
+            for seen in evidence.watched_steps
+            if seen.watched
+            for look in seen.watched.cpu_snapshots
+        ]
         wanted = {word for poke in found for word in poke.begun["callers"]}
         if next(evidence.violations(), None):
-            wanted |= {word for look in looks for cpu in look["cpus"] for word in (cpu["rip"], *cpu["stack"])}
+            wanted |= {
+                word
+                for look in cpu_snapshots
+                for cpu in look["cpus"]
+                for word in (cpu["rip"], *cpu["stack"])
+            }
         if not wanted:
             return
         lines = symbols.of_vmlinux(self.vmlinux)
@@ -268,7 +307,11 @@ class Observer:
                 lines = text.splitlines()
         evidence.names = symbols.Symbols(lines + of_module)
         for poke in found:
-            names = [name.partition("+")[0] for word in poke.begun["callers"] if (name := evidence.names.caller(word))]
+            names = [
+                name.partition("+")[0]
+                for word in poke.begun["callers"]
+                if (name := evidence.names.caller(word))
+            ]
             owner = next((name for name in names if "text_poke" not in name), "")
             if owner:
                 evidence.others[owner] += 1
@@ -278,7 +321,7 @@ class Observer:
         cpus = watch.look()
         (self.directory / "cpus.json").write_text(json.dumps(cpus, indent=1) + "\n")
         names = symbols.Symbols(symbols.of_vmlinux(self.vmlinux) + of_module)
-        self.evidence.stuck = tuple(symbols.where(cpu, names) for cpu in cpus)
+        self.evidence.hang_report = tuple(symbols.where(cpu, names) for cpu in cpus)
         if isinstance(error, KernelFault):
             raise error
         for entry in watch.survey(2.0):

@@ -64,5 +64,7 @@ def _resident(pid: int) -> float:
 
 def told(soak: Soak) -> str:
     """The sums in one line."""
-    memory = ", ".join(f"{name} {first:.0f} -> {now:.0f}" for name, (first, now) in soak.memory.items())
+    memory = ", ".join(
+        f"{name} {first:.0f} -> {now:.0f}" for name, (first, now) in soak.memory.items()
+    )
     return f"{soak.rounds} rounds, {soak.pokes:,} pokes running free, {soak.int3:,} int3; memory in MiB: {memory}"

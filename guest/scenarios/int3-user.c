@@ -6,8 +6,8 @@
  *   every int3 that it executes while the kernel is poked.
  * order: 240
  * symbols: [poke_int3_handler, smp_text_poke_int3_handler, int3_notify]
- * beside: |
- *   exec trapper /run/beside
+ * companion: |
+ *   exec trapper /run/companion
  */
 #include <linux/delay.h>
 #include <linux/jiffies.h>

@@ -6,10 +6,10 @@
  *   flipped: also while it is being loaded.
  * order: 620
  * weight: 2
- * beside: |
+ * companion: |
  *   [ -e /proc/modules ] || { echo "this kernel has no modules"; exit 4; }
  *   loads=0
- *   while [ -e /run/beside ] || [ $loads -eq 0 ]; do
+ *   while [ -e /run/companion ] || [ $loads -eq 0 ]; do
  *           insmod /orch_guest.ko || { echo "the branches of a module do not follow its key when it is loaded"; exit 1; }
  *           rmmod orch_guest || { echo "a module cannot be removed"; exit 1; }
  *           loads=$((loads + 1))

@@ -6,7 +6,7 @@
  *   as it was left, and the tracer can be switched on and off.
  * order: 610
  * weight: 3
- * beside: |
+ * companion: |
  *   for tracing in /sys/kernel/tracing /sys/kernel/debug/tracing; do
  *           [ -e $tracing/current_tracer ] && break
  *   done
@@ -15,7 +15,7 @@
  *   cd $tracing || exit 4
  *   echo 'vfs_* kmem_cache_* mutex_*' >set_ftrace_filter || { echo "set_ftrace_filter takes no filter"; exit 1; }
  *   rounds=0
- *   while [ -e /run/beside ] || [ $rounds -eq 0 ]; do
+ *   while [ -e /run/companion ] || [ $rounds -eq 0 ]; do
  *           echo function >current_tracer || { echo "the function tracer cannot be switched on"; exit 1; }
  *           [ "$(cat current_tracer)" = function ] || { echo "the function tracer is not on"; exit 1; }
  *           echo nop >current_tracer || { echo "the function tracer cannot be switched off"; exit 1; }

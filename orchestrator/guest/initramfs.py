@@ -18,9 +18,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from orchestrator import proc
 from orchestrator.errors import InfraError
-from orchestrator.paths import PROJECT, cache_dir, cached_dir
+from orchestrator.host import proc
+from orchestrator.host.paths import PROJECT, cache_dir, cached_dir
 
 INIT = PROJECT / "guest" / "init"
 HELPERS = ("ttylink", "trapper")
@@ -37,7 +37,7 @@ ETC = {
 
 
 @dataclass(frozen=True)
-class Entry:
+class ArchiveEntry:
     """One member of an archive. `path` has no leading slash; `mode` holds type and permissions as in stat(2)."""
 
     path: str
@@ -65,14 +65,14 @@ def build(
     return target
 
 
-def archive(entries: Iterable[Entry]) -> Iterator[bytes]:
+def archive(entries: Iterable[ArchiveEntry]) -> Iterator[bytes]:
     """The bytes of a "newc" cpio archive of `entries`, in their order (a directory must precede what is in it)."""
     for number, entry in enumerate(entries, start=1):
         yield from _member(number, entry)
-    yield from _member(0, Entry("TRAILER!!!", 0))
+    yield from _member(0, ArchiveEntry("TRAILER!!!", 0))
 
 
-def _member(inode: int, entry: Entry) -> Iterator[bytes]:
+def _member(inode: int, entry: ArchiveEntry) -> Iterator[bytes]:
     name = entry.path.encode() + b"\0"
     fields = (
         inode,
@@ -93,23 +93,23 @@ def _member(inode: int, entry: Entry) -> Iterator[bytes]:
     yield entry.content + b"\0" * (-len(entry.content) % 4)
 
 
-def _entries(files: Mapping[str, bytes | Path]) -> Iterator[Entry]:
+def _entries(files: Mapping[str, bytes | Path]) -> Iterator[ArchiveEntry]:
     """Regular files, by their path in the guest."""
     for path, source in files.items():
         content = source if isinstance(source, bytes) else source.read_bytes()
         program = content.startswith((b"#!", b"\x7fELF"))
-        yield Entry(path.lstrip("/"), stat.S_IFREG | (0o755 if program else 0o644), content)
+        yield ArchiveEntry(path.lstrip("/"), stat.S_IFREG | (0o755 if program else 0o644), content)
 
 
-def _with_parents(entries: Iterable[Entry]) -> list[Entry]:
+def _with_parents(entries: Iterable[ArchiveEntry]) -> list[ArchiveEntry]:
     """`entries` in the order of their paths, and before them every directory that they need."""
     named = {entry.path: entry for entry in entries}
     parents = {str(parent) for path in named for parent in PurePosixPath(path).parents} - {"."}
     return [*_directories(sorted(parents - named.keys())), *(named[path] for path in sorted(named))]
 
 
-def _directories(paths: Iterable[str]) -> Iterator[Entry]:
-    return (Entry(path, stat.S_IFDIR | 0o755) for path in paths)
+def _directories(paths: Iterable[str]) -> Iterator[ArchiveEntry]:
+    return (ArchiveEntry(path, stat.S_IFDIR | 0o755) for path in paths)
 
 
 def _base(busybox: Path, dropbear: Sequence[tuple[Path, str]]) -> Path:
@@ -128,25 +128,30 @@ def _base(busybox: Path, dropbear: Sequence[tuple[Path, str]]) -> Path:
         *_entries(files),  # after the applets: the real thing wins
         *_directories(DIRECTORIES),
         # The kernel opens /dev/console for init before init can mount devtmpfs; without it init has no output.
-        Entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)),
-        Entry("dev/null", stat.S_IFCHR | 0o666, device=(1, 3)),
+        ArchiveEntry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)),
+        ArchiveEntry("dev/null", stat.S_IFCHR | 0o666, device=(1, 3)),
     ]
     content = b"".join(archive(_with_parents(members)))
     digest = hashlib.sha256(content).hexdigest()[:16]
-    return cached_dir(cache_dir() / "initramfs" / digest, lambda d: _write(d / "base.cpio", content)) / "base.cpio"
+    return (
+        cached_dir(cache_dir() / "initramfs" / digest, lambda d: _write(d / "base.cpio", content))
+        / "base.cpio"
+    )
 
 
 def _write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def _applets(busybox: Path) -> Iterator[Entry]:
+def _applets(busybox: Path) -> Iterator[ArchiveEntry]:
     """Symbolic links for all applets, so that the guest need not spend its boot on `busybox --install`."""
     try:
         names = proc.run([busybox, "--list-full"]).stdout.split()
     except (OSError, subprocess.CalledProcessError) as error:
         raise InfraError(f"{busybox} does not run on this host: {error}") from error
-    return (Entry(name, stat.S_IFLNK | 0o777, b"/bin/busybox") for name in names if "/" in name)
+    return (
+        ArchiveEntry(name, stat.S_IFLNK | 0o777, b"/bin/busybox") for name in names if "/" in name
+    )
 
 
 def _compiled(name: str) -> Path:
@@ -154,13 +159,17 @@ def _compiled(name: str) -> Path:
     source = INIT / f"{name}.c"
     gcc = proc.need("gcc", "gcc")
     version = proc.run([gcc, "--version"]).stdout
-    digest = hashlib.sha256(b"\0".join([source.read_bytes(), *map(str.encode, (*CFLAGS, version))])).hexdigest()[:16]
+    digest = hashlib.sha256(
+        b"\0".join([source.read_bytes(), *map(str.encode, (*CFLAGS, version))])
+    ).hexdigest()[:16]
 
     def make(directory: Path) -> None:
         try:
             proc.run([gcc, *CFLAGS, "-o", directory / name, source])
         except subprocess.CalledProcessError as error:
             first = error.output.strip().splitlines()[:1]
-            raise InfraError(f"the guest's {name} does not compile ({''.join(first)}): is libc6-dev there?") from error
+            raise InfraError(
+                f"the guest's {name} does not compile ({''.join(first)}): is libc6-dev there?"
+            ) from error
 
     return cached_dir(cache_dir() / "helpers" / f"{name}-{digest}", make) / name

@@ -20,7 +20,7 @@ RESULTS = ("old", "new", "int3", "torn")
 
 
 @dataclass
-class Step:
+class StepReport:
     """One result line and the diagnostics before it.
 
     counts: passes by (cpu, phase), each a dict by RESULTS; the phase of a free-running pass is `free`.
@@ -49,35 +49,39 @@ class Step:
 
 
 @dataclass
-class Report:
+class GuestReport:
     """planned: the number of the plan line, None when there was none. steps: in the order of their lines.
     damaged: lines of counters that could not be read.
     """
 
     planned: int | None = None
-    steps: list[Step] = field(default_factory=list)
+    steps: list[StepReport] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
 
     @property
     def whole(self) -> bool:
         """Whether every planned result is there, once and in order, with all of its counters."""
         numbers = [step.number for step in self.steps]
-        return self.planned == len(numbers) and numbers == [*range(1, len(numbers) + 1)] and not self.damaged
+        return (
+            self.planned == len(numbers)
+            and numbers == [*range(1, len(numbers) + 1)]
+            and not self.damaged
+        )
 
-    def step(self, number: int) -> Step | None:
+    def step(self, number: int) -> StepReport | None:
         """The result with this number, None when there is none or there are several."""
         found = [step for step in self.steps if step.number == number]
         return found[0] if len(found) == 1 else None
 
 
-def parse(lines: Iterable[str]) -> Report:
+def parse(lines: Iterable[str]) -> GuestReport:
     """The last report in `lines`: a kernel with KUnit tests has others on its console before ours."""
-    report = Report()
-    step = Step()
+    report = GuestReport()
+    step = StepReport()
     for raw in lines:
         line = PREFIX.sub("", raw.rstrip("\r\n"), count=1)
         if VERSION.match(line):
-            report, step = Report(), Step()
+            report, step = GuestReport(), StepReport()
         elif plan := PLAN.match(line):
             report.planned = int(plan[1])
         elif result := RESULT.match(line):
@@ -86,7 +90,7 @@ def parse(lines: Iterable[str]) -> Report:
             step.name = result[3].strip()
             step.skip = result[5].strip() if result[4] == "SKIP" else None
             report.steps.append(step)
-            step = Step()
+            step = StepReport()
         elif line.startswith("# "):
             try:
                 _diagnose(line[2:], step)
@@ -95,12 +99,14 @@ def parse(lines: Iterable[str]) -> Report:
     return report
 
 
-def _diagnose(text: str, step: Step) -> None:
+def _diagnose(text: str, step: StepReport) -> None:
     pairs = dict(PAIR.findall(text))
     if not PAIR.match(text):
         step.said.append(text)
     elif "phase" in pairs:
-        step.counts[int(pairs["cpu"]), pairs["phase"]] = {name: int(pairs[name]) for name in RESULTS}
+        step.counts[int(pairs["cpu"]), pairs["phase"]] = {
+            name: int(pairs[name]) for name in RESULTS
+        }
     elif "stale" in pairs:
         step.stale[int(pairs["cpu"])] = int(pairs["stale"])
     else:

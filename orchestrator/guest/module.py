@@ -8,11 +8,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from orchestrator import proc, scenario
 from orchestrator.errors import BuildError
+from orchestrator.host import proc
+from orchestrator.host.paths import PROJECT, cache_dir, cached_dir
 from orchestrator.kernel.build import TARGET
 from orchestrator.kernel.model import Kernel
-from orchestrator.paths import PROJECT, cache_dir, cached_dir
+from orchestrator.scenarios import scenario
 
 SOURCES = PROJECT / "guest" / "module"
 NAME = "orch.ko"
@@ -37,7 +38,9 @@ def build(kernel: Kernel) -> Path:
     Raises BuildError, with the compiler's first complaint, when it does not build.
     """
     if kernel.kbuild is None:
-        raise BuildError(f"{kernel.name} has no build tree or headers, so the test module cannot be built for it")
+        raise BuildError(
+            f"{kernel.name} has no build tree or headers, so the test module cannot be built for it"
+        )
     content = [kernel.digest.encode(), *(name.encode() + text for name, text in sources().items())]
     digest = hashlib.sha256(b"\0".join(content)).hexdigest()[:16]
     target = cache_dir() / "modules" / digest
@@ -47,15 +50,31 @@ def build(kernel: Kernel) -> Path:
             (directory / name).write_bytes(text)
         try:
             jobs = f"-j{len(os.sched_getaffinity(0))}"
-            variables = [f"{name}={_with_warnings(value)}" for name, value in {**TARGET, **kernel.make}.items()]
-            command = [proc.need("make", "make"), jobs, "-C", str(kernel.kbuild), f"M={directory}", *variables]
+            variables = [
+                f"{name}={_with_warnings(value)}"
+                for name, value in {**TARGET, **kernel.make}.items()
+            ]
+            command = [
+                proc.need("make", "make"),
+                jobs,
+                "-C",
+                str(kernel.kbuild),
+                f"M={directory}",
+                *variables,
+            ]
             proc.run([*command, "modules"])
         except subprocess.CalledProcessError as error:
-            lines = [line for line in error.output.splitlines() if "error" in line.lower() or "***" in line]
+            lines = [
+                line
+                for line in error.output.splitlines()
+                if "error" in line.lower() or "***" in line
+            ]
             kept = cache_dir() / "modules" / f"{digest}.log"
             kept.write_text(error.output)
             first = lines[0].strip() if lines else "make failed"
-            raise BuildError(f"the test module does not build for {kernel.name}: {first} (see {kept})") from error
+            raise BuildError(
+                f"the test module does not build for {kernel.name}: {first} (see {kept})"
+            ) from error
         for file in directory.iterdir():  # objects take ten times as much
             if file.suffix not in (".ko", ".c", ".h"):
                 file.unlink() if not file.is_dir() else shutil.rmtree(file)

@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator import proc, ui
+from orchestrator import ui
 from orchestrator.errors import BuildError, InfraError
+from orchestrator.host import proc
+from orchestrator.host.paths import cache_dir
 from orchestrator.kernel import config
 from orchestrator.kernel.workspace import Workspace
-from orchestrator.paths import cache_dir
 
 LAYOUT = 1
 """Part of every digest; goes up when what is made, or how, changes."""
@@ -56,7 +57,14 @@ class Recipe:
 
     def identity(self) -> str:
         """Text that is equal exactly for recipes, with this compiler, that give the same kernel."""
-        parts = [LAYOUT, self.base, list(self.fragments), list(self.settings), sorted(self.make.items()), toolchain()]
+        parts = [
+            LAYOUT,
+            self.base,
+            list(self.fragments),
+            list(self.settings),
+            sorted(self.make.items()),
+            toolchain(),
+        ]
         return repr(parts)
 
     def asked(self) -> list[tuple[str, config.Options]]:
@@ -67,7 +75,9 @@ class Recipe:
 
 def toolchain() -> str:
     """Compiler and linker, as they name themselves."""
-    said = [proc.run([proc.need(name, name_of), "--version"]).stdout for name, name_of in _TOOLS.items()]
+    said = [
+        proc.run([proc.need(name, name_of), "--version"]).stdout for name, name_of in _TOOLS.items()
+    ]
     return " | ".join(text.splitlines()[0] for text in said)
 
 
@@ -75,7 +85,7 @@ _TOOLS = {"gcc": "gcc", "ld": "binutils"}
 _NEEDED = {"make": "make", "flex": "flex", "bison": "bison", "bc": "bc", **_TOOLS}
 
 
-def build(work: Workspace, recipe: Recipe, name: str, into: Path) -> list[config.Lost]:
+def build(work: Workspace, recipe: Recipe, name: str, into: Path) -> list[config.LostOption]:
     """Make the kernel of `work`'s source by `recipe` and put what a run needs `into` a folder:
 
     bzImage, vmlinux (with symbols), config, release, and kbuild/, against which modules are built without the source.
@@ -91,7 +101,9 @@ def build(work: Workspace, recipe: Recipe, name: str, into: Path) -> list[config
         with ui.step(f"build {name}") as step:
             _make(work, recipe.make, ["bzImage", "modules_prepare"], name, step)
     except BuildError:
-        _interrupted(work).unlink(missing_ok=True)  # make ended by itself, and it removes what it had half written
+        _interrupted(work).unlink(
+            missing_ok=True
+        )  # make ended by itself, and it removes what it had half written
         raise
     _interrupted(work).unlink(missing_ok=True)
     _collect(work, into)
@@ -101,7 +113,7 @@ def build(work: Workspace, recipe: Recipe, name: str, into: Path) -> list[config
 # --- configuration ---------------------------------------------------------------------------------------------------
 
 
-def _configure(work: Workspace, recipe: Recipe) -> list[config.Lost]:
+def _configure(work: Workspace, recipe: Recipe) -> list[config.LostOption]:
     """Write build/.config; check that every asked option is in it. Only a changed .config is written."""
     asked = recipe.asked()
     key = hashlib.sha256(repr((recipe.identity(), _kconfig_state(work))).encode()).hexdigest()
@@ -120,7 +132,9 @@ def _configure(work: Workspace, recipe: Recipe) -> list[config.Lost]:
         options = config.parse(draft.read_text(), "base configuration")
         for _, more in asked:
             for option, value in more.items():
-                options.pop(option, None)  # to the end: of a choice's members, kconfig takes the last that is set
+                options.pop(
+                    option, None
+                )  # to the end: of a choice's members, kconfig takes the last that is set
                 options[option] = value
         draft.write_text(config.render(options))
         _make(work, recipe.make, ["olddefconfig"], "olddefconfig", output=draft.parent)
@@ -145,7 +159,9 @@ def _kconfig_state(work: Workspace) -> list[str]:
         if folder == str(work.src):
             folders.remove("Documentation") if "Documentation" in folders else None
         for name in files:
-            if name.startswith(("Kconfig", "tiny", "x86_64_def")) or (folder == str(work.src) and name == "Makefile"):
+            if name.startswith(("Kconfig", "tiny", "x86_64_def")) or (
+                folder == str(work.src) and name == "Makefile"
+            ):
                 status = os.stat(f"{folder}/{name}")  # noqa: PTH116
                 listing.append(f"{folder}/{name} {status.st_size} {status.st_mtime_ns}")
     return sorted(listing)
@@ -163,11 +179,14 @@ def _make(
     variables: Mapping[str, str],
     targets: Sequence[str],
     name: str,
-    step: ui.Step | None = None,
+    step: ui.Progress | None = None,
     output: Path | None = None,
 ) -> None:
     """Run make on `targets` in the workspace; what it says goes to build.log and, as progress, to `step`."""
-    gcc, environment = "gcc", {key: value for key, value in os.environ.items() if not FOREIGN.fullmatch(key)}
+    gcc, environment = (
+        "gcc",
+        {key: value for key, value in os.environ.items() if not FOREIGN.fullmatch(key)},
+    )
     if shutil.which("ccache"):
         gcc = "ccache gcc"
         environment |= {
@@ -182,19 +201,23 @@ def _make(
     command = ["make", f"-j{jobs}", "-C", str(work.src), f"O={output or work.build}"]
     command += [f"{key}={value}" for key, value in settings.items()]
     log = work.root / "build.log"
-    status, lines = _run([*command, *targets], environment, log, work.lock, _Counter(work.root / "objects", step))
+    status, lines = _run(
+        [*command, *targets], environment, log, work.lock, _Counter(work.root / "objects", step)
+    )
     if status == 0:
         return
     text = "".join(lines)
     if "No space left on device" in text:
-        raise InfraError(f"no space left in {work.root} while building {name}: free some and repeat")
+        raise InfraError(
+            f"no space left in {work.root} while building {name}: free some and repeat"
+        )
     raise BuildError(f"{name} does not build:\n{explain(text)}\n(the whole log: {log})")
 
 
 class _Counter:
     """Shows how many objects are made, of how many there were the last time that all had to be made."""
 
-    def __init__(self, memory: Path, step: ui.Step | None) -> None:
+    def __init__(self, memory: Path, step: ui.Progress | None) -> None:
         self._memory, self._step, self._made, self._shown = memory, step, 0, 0.0
         try:
             self._total = int(memory.read_text())
@@ -257,17 +280,23 @@ def _run(
 def explain(output: str) -> str:
     """The lines of make's output that say what went wrong: the first error with its context, else the last lines."""
     lines = output.splitlines()
-    telling = re.compile(r"(\berror\b ?:|\bError: |undefined reference|multiple definition|fatal error|ERROR: )")
+    telling = re.compile(
+        r"(\berror\b ?:|\bError: |undefined reference|multiple definition|fatal error|ERROR: )"
+    )
     first = next((at for at, line in enumerate(lines) if telling.search(line)), None)
     if first is None:
         first = next((at for at, line in enumerate(lines) if "***" in line), len(lines) - 1)
         return "\n".join(lines[max(0, first - 5) : first + 1])
     start = first
-    while start > 0 and re.match(r"(In file included|\s+from )|.*: In function|.*: warning:", lines[start - 1]):
+    while start > 0 and re.match(
+        r"(In file included|\s+from )|.*: In function|.*: warning:", lines[start - 1]
+    ):
         start -= 1
     shown: list[str] = []
     for line in lines[start:]:
-        if len(shown) >= 20 or (len(shown) > first - start and re.match(r"(make(\[\d+\])?:|  [A-Z]{2,}\s)", line)):
+        if len(shown) >= 20 or (
+            len(shown) > first - start and re.match(r"(make(\[\d+\])?:|  [A-Z]{2,}\s)", line)
+        ):
             break
         shown.append(line)
     return "\n".join(shown)

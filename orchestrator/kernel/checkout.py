@@ -8,12 +8,21 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from orchestrator import proc, ui
+from orchestrator import ui
 from orchestrator.errors import InfraError, UsageError
-from orchestrator.paths import cache_dir, locked
+from orchestrator.host import proc
+from orchestrator.host.paths import cache_dir, locked
 
 PREFIX = "git:"
-SAFE = ("--no-optional-locks", "-c", "safe.directory=*", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
+SAFE = (
+    "--no-optional-locks",
+    "-c",
+    "safe.directory=*",
+    "-c",
+    "core.fsmonitor=false",
+    "-c",
+    "core.hooksPath=/dev/null",
+)
 """A repository of another user's is fine to read, but none of its configuration may start a program."""
 
 
@@ -36,7 +45,10 @@ def checked_out(selector: str) -> Iterator[Path]:
     identity = str(local.resolve()) if local.is_dir() else where
     name = hashlib.sha256(identity.encode()).hexdigest()[:16]
     folder = cache_dir() / "checkouts" / name
-    with locked(folder.with_name(f".{name}.lock"), lambda: ui.say(f"waiting for another run's checkout of {where}")):
+    with locked(
+        folder.with_name(f".{name}.lock"),
+        lambda: ui.say(f"waiting for another run's checkout of {where}"),
+    ):
         if local.is_dir():
             commit = resolve(local, ref)
             borrow(local, folder)
@@ -58,7 +70,9 @@ def resolve(repository: Path, ref: str) -> str:
 def borrow(repository: Path, folder: Path) -> None:
     """Make `folder` a repository without objects of its own: it takes them from `repository`."""
     _init(folder)
-    objects = git(repository, "rev-parse", "--path-format=absolute", "--git-path", "objects").stdout.strip()
+    objects = git(
+        repository, "rev-parse", "--path-format=absolute", "--git-path", "objects"
+    ).stdout.strip()
     (folder / ".git" / "objects" / "info" / "alternates").write_text(f"{objects}\n")
 
 
@@ -70,18 +84,34 @@ def switch(folder: Path, commit: str, where: object) -> None:
         git(folder, "checkout", "-q", "--force", "--detach", commit)
         git(folder, "clean", "-q", "-ffdx")
     except subprocess.CalledProcessError as error:
-        raise UsageError(f"{commit} cannot be checked out from {where}: {error.output.strip()}") from error
+        raise UsageError(
+            f"{commit} cannot be checked out from {where}: {error.output.strip()}"
+        ) from error
 
 
 def _fetch(url: str, ref: str, folder: Path) -> str:
     _init(folder)
     with ui.step(f"fetch {ref} of {url}"):
-        done = git(folder, "fetch", "-q", "--depth=1", "--no-tags", "--end-of-options", url, ref, check=False)
+        done = git(
+            folder,
+            "fetch",
+            "-q",
+            "--depth=1",
+            "--no-tags",
+            "--end-of-options",
+            url,
+            ref,
+            check=False,
+        )
     if done.returncode:
         said = done.stdout.strip().splitlines()
         if "couldn't find remote ref" in done.stdout or "not our ref" in done.stdout:
-            raise UsageError(f"{url} has no {ref}: name a branch or a tag, or a commit that the server gives out")
-        raise InfraError(f"git cannot fetch {ref} of {url}: {said[-1] if said else 'it does not say why'}")
+            raise UsageError(
+                f"{url} has no {ref}: name a branch or a tag, or a commit that the server gives out"
+            )
+        raise InfraError(
+            f"git cannot fetch {ref} of {url}: {said[-1] if said else 'it does not say why'}"
+        )
     return resolve(folder, "FETCH_HEAD")
 
 
@@ -95,4 +125,6 @@ def git(repository: Path, *words: str, check: bool = True) -> subprocess.Complet
     """git in `repository`, which may be another's: read, without its index being refreshed or its hooks being run."""
     # Nobody is there to type a password.
     env = {"GIT_TERMINAL_PROMPT": "0"}
-    return proc.run([proc.need("git", "git"), *SAFE, "-C", repository, *words], env=env, check=check)
+    return proc.run(
+        [proc.need("git", "git"), *SAFE, "-C", repository, *words], env=env, check=check
+    )

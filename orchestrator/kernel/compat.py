@@ -12,13 +12,13 @@ import pydantic
 import yaml
 
 from orchestrator.errors import InfraError
+from orchestrator.host.yamlfile import Strict
 from orchestrator.kernel import config, definition
-from orchestrator.strict import Strict
 
 FILE = definition.DEFINITIONS / "compat" / "compat.yaml"
 
 
-class Entry(Strict):
+class CompatEntry(Strict):
     """For kernels from `first` up to, and without, `before`. why: in a sentence. The rest as in definition.py.
 
     lacks: path in the tree -> text; only for trees that have the file, without the text.
@@ -46,22 +46,29 @@ class Compat:
 
 
 @cache
-def entries(file: Path = FILE) -> tuple[Entry, ...]:
+def entries(file: Path = FILE) -> tuple[CompatEntry, ...]:
     """What `file` has. InfraError when it is not what it must be: it is a part of this program."""
     try:
-        return tuple(Entry.model_validate(entry) for entry in yaml.safe_load(file.read_text()))
+        return tuple(
+            CompatEntry.model_validate(entry) for entry in yaml.safe_load(file.read_text())
+        )
     except (OSError, yaml.YAMLError, pydantic.ValidationError, TypeError) as error:
         raise InfraError(f"{file}: {' '.join(str(error).split())}") from error
 
 
 def version(makefile: str) -> tuple[int, int]:
     """(VERSION, PATCHLEVEL) of the text of a tree's Makefile; (0, 0) where it has none."""
-    found = [re.search(rf"^{name}\s*=\s*(\d+)", makefile, re.MULTILINE) for name in ("VERSION", "PATCHLEVEL")]
+    found = [
+        re.search(rf"^{name}\s*=\s*(\d+)", makefile, re.MULTILINE)
+        for name in ("VERSION", "PATCHLEVEL")
+    ]
     major, minor = (int(match[1]) if match else 0 for match in found)
     return major, minor
 
 
-def needed(of: tuple[int, int], root: Path | None = None, known: Iterable[Entry] | None = None) -> Compat:
+def needed(
+    of: tuple[int, int], root: Path | None = None, known: Iterable[CompatEntry] | None = None
+) -> Compat:
     """What a kernel of the version `of` needs. root: its tree, None for one that lacks nothing."""
     fit = [
         entry
@@ -75,7 +82,9 @@ def needed(of: tuple[int, int], root: Path | None = None, known: Iterable[Entry]
     return Compat(
         why=tuple(entry.why for entry in fit),
         make=tuple(make.items()),
-        config=config.render(config.settings([f"CONFIG_{option}" for entry in fit for option in entry.config])),
+        config=config.render(
+            config.settings([f"CONFIG_{option}" for entry in fit for option in entry.config])
+        ),
         patches=tuple(FILE.parent / name for entry in fit for name in entry.patches),
         base=next((entry.base for entry in fit if entry.base), Compat.base),
     )
@@ -85,7 +94,8 @@ def _lacks(root: Path | None, texts: Mapping[str, str]) -> bool:
     """Whether each of these files is in the tree, and lacks its text."""
     files = {root / path: text for path, text in texts.items()} if root else {}
     return len(files) == len(texts) and all(
-        file.is_file() and text not in file.read_text(errors="replace") for file, text in files.items()
+        file.is_file() and text not in file.read_text(errors="replace")
+        for file, text in files.items()
     )
 
 

@@ -16,7 +16,7 @@ Options = dict[str, str]
 
 
 @dataclass(frozen=True)
-class Lost:
+class LostOption:
     """An option that came out otherwise than it was asked for. by: the file (or `setting`) that asked."""
 
     option: str
@@ -38,7 +38,9 @@ def parse(text: str, where: str) -> Options:
         elif match := _UNSET.match(line):
             options[match[1]] = "n"
         elif line and not line.startswith("#"):
-            raise UsageError(f"{where}:{number}: `{line}` is neither CONFIG_X=value nor `# CONFIG_X is not set`")
+            raise UsageError(
+                f"{where}:{number}: `{line}` is neither CONFIG_X=value nor `# CONFIG_X is not set`"
+            )
     return options
 
 
@@ -55,11 +57,16 @@ def settings(lines: Iterable[str]) -> Options:
 
 def render(options: Mapping[str, str]) -> str:
     """`options` as a .config."""
-    lines = (f"# {name} is not set" if value == "n" else f"{name}={value}" for name, value in options.items())
+    lines = (
+        f"# {name} is not set" if value == "n" else f"{name}={value}"
+        for name, value in options.items()
+    )
     return "\n".join((*lines, ""))
 
 
-def lost(asked: Iterable[tuple[str, Mapping[str, str]]], result: Mapping[str, str]) -> list[Lost]:
+def lost(
+    asked: Iterable[tuple[str, Mapping[str, str]]], result: Mapping[str, str]
+) -> list[LostOption]:
     """What `result` has otherwise than asked, for (who asks, options) in order; who asks later overrides."""
     final: dict[str, tuple[str, str]] = {}
     for who, options in asked:
@@ -70,5 +77,12 @@ def lost(asked: Iterable[tuple[str, Mapping[str, str]]], result: Mapping[str, st
         # An option that does not exist, or whose dependencies fail, is absent: that is what `n` asks for.
         got = result.get(name, "n")
         if got != value and not (value == '""' and got == "n"):
-            missing.append(Lost(name, value, got if name in result else "n (unknown, or its dependencies fail)", who))
+            missing.append(
+                LostOption(
+                    name,
+                    value,
+                    got if name in result else "n (unknown, or its dependencies fail)",
+                    who,
+                )
+            )
     return missing

@@ -20,23 +20,23 @@ from pathlib import Path
 
 import pydantic
 
-from orchestrator import strict
 from orchestrator.errors import UsageError, nearest
+from orchestrator.host import yamlfile
+from orchestrator.host.paths import PROJECT
+from orchestrator.host.yamlfile import Strict
 from orchestrator.kernel import patches
-from orchestrator.paths import PROJECT
-from orchestrator.strict import Strict
 
 DEFINITIONS = PROJECT / "kernels"
 BASES = ("tinyconfig", "defconfig")
 
 
-class Source(Strict):
+class DefinitionSource(Strict):
     """Where the source comes from. debian_source: the series of a Debian linux-source package, as text."""
 
     debian_source: str = pydantic.Field(alias="debian-source", pattern=r"^\d+\.\d+$")
 
 
-class Config(Strict):
+class DefinitionConfig(Strict):
     """What is configured: the base and what is merged on it."""
 
     base: str = "tinyconfig"
@@ -48,8 +48,8 @@ class Definition(Strict):
 
     name: str
     description: str
-    source: Source
-    config: Config = Config()
+    source: DefinitionSource
+    config: DefinitionConfig = DefinitionConfig()
     series: str | None = None
     patches: list[str] = pydantic.Field(default=[])
     make: Mapping[str, str] = pydantic.Field(default={})
@@ -68,7 +68,10 @@ class Definition(Strict):
         return (*listed, *(self._folder / name for name in self.patches))
 
 
-INNER: Mapping[str, type[pydantic.BaseModel]] = {"source": Source, "config": Config}
+INNER: Mapping[str, type[pydantic.BaseModel]] = {
+    "source": DefinitionSource,
+    "config": DefinitionConfig,
+}
 
 
 def names() -> list[str]:
@@ -94,11 +97,11 @@ def load(selector: str) -> Definition:
 
 def read(file: Path) -> Definition:
     """The definition in `file`, checked: types, names, and that every file it mentions is there."""
-    data = strict.mapping(file, "a kernel definition is a mapping (name: ..., source: ...)")
+    data = yamlfile.mapping(file, "a kernel definition is a mapping (name: ..., source: ...)")
     try:
         definition = Definition.model_validate(data)
     except pydantic.ValidationError as error:
-        raise UsageError(f"{file}: {strict.explained(error, Definition, INNER)}") from error
+        raise UsageError(f"{file}: {yamlfile.explained(error, Definition, INNER)}") from error
     definition._folder = file.resolve().parent
     if definition.name != file.stem:
         raise UsageError(f"{file}: name: is {definition.name}, must be {file.stem} as the file")

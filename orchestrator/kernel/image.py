@@ -52,7 +52,11 @@ def obtain(image: Path, headers: Path | None) -> Kernel:
 
 def _release(image: Path, content: bytes) -> str:
     if content[MAGIC_AT : MAGIC_AT + 4] != MAGIC:
-        hint = ": it is an ELF file, and QEMU boots arch/x86/boot/bzImage" if content[:4] == b"\x7fELF" else ""
+        hint = (
+            ": it is an ELF file, and QEMU boots arch/x86/boot/bzImage"
+            if content[:4] == b"\x7fELF"
+            else ""
+        )
         raise UsageError(f"{image} is not an x86 bzImage{hint}")
     at = 0x200 + int.from_bytes(content[VERSION_AT : VERSION_AT + 2], "little")
     said = content[at : at + 256].partition(b"\0")[0].decode(errors="replace")
@@ -71,6 +75,10 @@ def _check_headers(headers: Path, release: str) -> None:
         raise UsageError(f"{headers} is neither headers nor a build tree: it has no Makefile")
     named = headers / "include/config/kernel.release"
     if not named.is_file():
-        raise UsageError(f"{headers} is not prepared for modules (make modules_prepare): it has no {named.name}")
+        raise UsageError(
+            f"{headers} is not prepared for modules (make modules_prepare): it has no {named.name}"
+        )
     if (theirs := named.read_text().strip()) != release:
-        raise UsageError(f"{headers} belongs to {theirs}, the image is {release}: no module would load")
+        raise UsageError(
+            f"{headers} belongs to {theirs}, the image is {release}: no module would load"
+        )

@@ -59,13 +59,19 @@ def _text(message: EmailMessage) -> str:
 
 
 def _ordered(file: Path, found: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    numbers = [(int(match[1]), int(match[2])) for subject, _ in found if (match := NUMBER.search(subject))]
+    numbers = [
+        (int(match[1]), int(match[2])) for subject, _ in found if (match := NUMBER.search(subject))
+    ]
     if len(numbers) < len(found) or not found:
         return found  # one patch, or some that nobody has numbered: as they come
     totals = {total for _, total in numbers}
     if len(totals) > 1 or len(set(numbers)) < len(numbers):
-        raise UsageError(f"{file} holds more than one series, or one version of it: keep only what is to be applied")
+        raise UsageError(
+            f"{file} holds more than one series, or one version of it: keep only what is to be applied"
+        )
     missing = sorted({*range(1, totals.pop() + 1)} - {number for number, _ in numbers})
     if missing and len(found) > 1:
         raise UsageError(f"{file} lacks patch {', '.join(map(str, missing))} of the series")
-    return [patch for _, patch in sorted(zip(numbers, found, strict=True), key=lambda pair: pair[0])]
+    return [
+        patch for _, patch in sorted(zip(numbers, found, strict=True), key=lambda pair: pair[0])
+    ]

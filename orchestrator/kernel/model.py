@@ -5,25 +5,81 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from orchestrator.options import argv, option
+
+SOURCE, CHANGES = "kernel", "changes"
+"""Groups of options: which kernel, and what is done to its source or configuration before it is built."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class KernelRequest:
-    """Which kernel the user wants. `bzimage` and `tree` win over `selector`.
+    """Which kernel the user wants. `bzimage` and `tree` win over `selector`."""
 
-    selector: the name of a definition in kernels/ (`6.1-int3`), or `debian:VERSION` (`debian:6.1`, `debian:6.1.192`).
-    Also `debian-source:SERIES`, built from Debian's linux-source-SERIES, and `git:WHERE@REF`.
-    tree: a kernel source tree, built out of tree and never written into.
-    bzimage: an image that somebody else built; headers: what modules for it are built with, None without.
-    patches: applied in order on top of the source. fragments: config fragments merged last. settings: CONFIG_X=y lines.
-    """
+    selector: str = option(
+        "--kernel",
+        "6.1-int3",
+        metavar="NAME",
+        group=SOURCE,
+        key="kernel",
+        help="a definition in kernels/, debian:VERSION, debian-source:SERIES or git:WHERE@REF (default: 6.1-int3)",
+    )
+    tree: Path | None = option(
+        "--tree",
+        None,
+        parse=Path,
+        metavar="PATH",
+        group=SOURCE,
+        help="build this source tree or tarball (never written to)",
+    )
+    bzimage: Path | None = option(
+        "--bzimage",
+        None,
+        parse=Path,
+        metavar="FILE",
+        group=SOURCE,
+        help="a kernel image that is already built",
+    )
+    headers: Path | None = option(
+        "--headers",
+        None,
+        parse=Path,
+        metavar="DIR",
+        group=SOURCE,
+        help="headers or build tree of the --bzimage, for the test module",
+    )
+    patches: tuple[Path, ...] = option(
+        "--patch",
+        (),
+        parse=Path,
+        metavar="FILE",
+        group=CHANGES,
+        help="apply a diff, a mail, or an mbox with a series (repeatable)",
+    )
+    fragments: tuple[Path, ...] = option(
+        "--config",
+        (),
+        parse=Path,
+        metavar="FILE",
+        group=CHANGES,
+        key="config",
+        help="merge a config fragment (repeatable)",
+    )
+    settings: tuple[str, ...] = option(
+        "--set",
+        (),
+        metavar="CONFIG_X=y",
+        group=CHANGES,
+        key="set",
+        help="set one config option (repeatable)",
+    )
 
-    selector: str = "6.1-int3"
-    tree: Path | None = None
-    bzimage: Path | None = None
-    headers: Path | None = None
-    patches: tuple[Path, ...] = ()
-    fragments: tuple[Path, ...] = ()
-    settings: tuple[str, ...] = ()
+    def argv(self) -> list[str]:
+        """The options of `orchestrator run` that ask for this kernel."""
+        words = argv(self)
+        if self.tree or self.bzimage:  # which win
+            at = words.index("--kernel")
+            del words[at : at + 2]
+        return words
 
 
 @dataclass(frozen=True, kw_only=True)

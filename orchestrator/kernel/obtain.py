@@ -11,11 +11,22 @@ from pathlib import Path
 
 from orchestrator import ui
 from orchestrator.errors import UsageError
-from orchestrator.kernel import build, checkout, compat, config, definition, image, patches, sources, stock, workspace
+from orchestrator.host.paths import cache_dir, cached_dir, need_space
+from orchestrator.kernel import (
+    build,
+    checkout,
+    compat,
+    config,
+    debian_image,
+    definition,
+    image,
+    patches,
+    sources,
+    workspace,
+)
 from orchestrator.kernel.build import Recipe
 from orchestrator.kernel.model import Kernel, KernelRequest
 from orchestrator.kernel.sources import Source
-from orchestrator.paths import cache_dir, cached_dir, need_space
 
 TREE_FRAGMENT = definition.DEFINITIONS / "6.1-int3" / "trim.config"
 """What a tree is configured with on top of tinyconfig. Trees of other versions may lack some of it, which is told."""
@@ -40,15 +51,23 @@ def obtain(request: KernelRequest) -> Kernel:
     if request.selector.startswith(checkout.PREFIX):
         with checkout.checked_out(request.selector) as tree:
             source = sources.from_tree(tree)
-            origin = {**source.origin, "kind": "git", "tree": request.selector.removeprefix(checkout.PREFIX)}
+            origin = {
+                **source.origin,
+                "kind": "git",
+                "tree": request.selector.removeprefix(checkout.PREFIX),
+            }
             return _built_tree(request.selector, replace(source, origin=origin), request)
     if request.selector.startswith("debian:"):
-        return stock.obtain(request.selector)
+        return debian_image.obtain(request.selector)
     if request.selector.startswith(SOURCE):
-        source = sources.from_debian(_series(request.selector), workspace=request.selector.replace(":", "-"))
+        source = sources.from_debian(
+            _series(request.selector), workspace=request.selector.replace(":", "-")
+        )
         return _built_tree(request.selector, source, request)
     if request.selector.startswith(BUILT):
-        return _cached(place(request.selector.removeprefix(BUILT)), request.selector.removeprefix(BUILT))
+        return _cached(
+            place(request.selector.removeprefix(BUILT)), request.selector.removeprefix(BUILT)
+        )
     chosen = definition.load(request.selector)
     # One workspace a definition: a header that one's patches change would have all others' objects made again.
     source = sources.from_debian(chosen.source.debian_source, workspace=chosen.name)
@@ -63,11 +82,15 @@ def fetch(selector: str) -> Path:
     """
     _check(KernelRequest(selector=selector))
     if selector.startswith("debian:"):
-        return stock.obtain(selector).bzimage.parent
+        return debian_image.obtain(selector).bzimage.parent
     if selector.startswith(checkout.PREFIX):
         with checkout.checked_out(selector) as tree:
             return tree
-    series = _series(selector) if selector.startswith(SOURCE) else definition.load(selector).source.debian_source
+    series = (
+        _series(selector)
+        if selector.startswith(SOURCE)
+        else definition.load(selector).source.debian_source
+    )
     return sources.from_debian(series, workspace=selector.replace(":", "-")).root
 
 
@@ -86,7 +109,7 @@ def identify(request: KernelRequest) -> tuple[str, Path]:
         with checkout.checked_out(request.selector) as tree:
             digest = _tree_digest(sources.from_tree(tree), request)
     elif request.selector.startswith("debian:"):
-        return stock.identify(request.selector)
+        return debian_image.identify(request.selector)
     elif request.selector.startswith(SOURCE):
         identity = sources.debian_identity(sources.debian_package(_series(request.selector)))
         need = compat.needed(compat.pair(_series(request.selector)))
@@ -107,13 +130,17 @@ def _check(request: KernelRequest) -> None:
     _texts(request.fragments)
     config.settings(request.settings)
     if request.bzimage and request.tree:
-        raise UsageError("--bzimage is a kernel that is built, --tree one to build: give one of them")
+        raise UsageError(
+            "--bzimage is a kernel that is built, --tree one to build: give one of them"
+        )
     if request.headers and not request.bzimage:
         raise UsageError("--headers belongs to --bzimage: a tree and a package bring their own")
     if request.bzimage or (request.tree is None and request.selector.startswith("debian:")):
         if request.patches or request.fragments or request.settings:
             what = request.bzimage or request.selector
-            raise UsageError(f"{what} is a finished image: patches and settings need a source (6.1-plain)")
+            raise UsageError(
+                f"{what} is a finished image: patches and settings need a source (6.1-plain)"
+            )
     elif request.tree is not None:
         sources.check_tree(request.tree)
     elif request.selector.startswith(checkout.PREFIX):
@@ -125,14 +152,18 @@ def _check(request: KernelRequest) -> None:
         if not re.fullmatch("[0-9a-f]{64}", digest) or not place(digest).is_dir():
             raise UsageError(f"{request.selector}: the cache has no kernel of that digest")
         if request.patches or request.fragments or request.settings:
-            raise UsageError(f"{request.selector} is built: patches and settings need a source (6.1-plain)")
+            raise UsageError(
+                f"{request.selector} is built: patches and settings need a source (6.1-plain)"
+            )
 
 
 def _series(selector: str) -> str:
     """`6.12` of `debian-source:6.12`."""
     series = selector.removeprefix(SOURCE)
     if not re.fullmatch(r"\d+\.\d+", series):
-        raise UsageError(f"{selector}: Debian's source packages are named by series, such as {SOURCE}6.12")
+        raise UsageError(
+            f"{selector}: Debian's source packages are named by series, such as {SOURCE}6.12"
+        )
     return series
 
 
@@ -212,18 +243,26 @@ def _built(name: str, source: Source, recipe: Recipe, series: tuple[Path, ...]) 
             "compiler": build.toolchain(),
             **({"options lost": ", ".join(one.option for one in lost)} if lost else {}),
         }
-        told = {"name": name, "release": (partial / "release").read_text().strip(), "origin": origin}
+        told = {
+            "name": name,
+            "release": (partial / "release").read_text().strip(),
+            "origin": origin,
+        }
         told["make"] = dict(recipe.make)
         (partial / "kernel.json").write_text(json.dumps(told, indent=1))
 
-    cached_dir(final, make, lambda: ui.console.print(f"  … waiting for another run's {name}", markup=False))
+    cached_dir(
+        final, make, lambda: ui.console.print(f"  … waiting for another run's {name}", markup=False)
+    )
     return _cached(final, digest, name)
 
 
 def _digest(source: str, recipe: Recipe, series: tuple[Path, ...]) -> str:
     """What identifies the kernel of a source with this identity, with `series` applied, by `recipe`."""
     texts = [text for _, text in patches.read(series)]
-    return hashlib.sha256(repr((source, texts, recipe.identity())).encode(errors="surrogateescape")).hexdigest()
+    return hashlib.sha256(
+        repr((source, texts, recipe.identity())).encode(errors="surrogateescape")
+    ).hexdigest()
 
 
 def place(digest: str) -> Path:

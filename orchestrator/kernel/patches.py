@@ -7,8 +7,8 @@ import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from orchestrator import proc
 from orchestrator.errors import BuildError, UsageError
+from orchestrator.host import proc
 from orchestrator.kernel import mails
 
 
@@ -47,11 +47,17 @@ def touched(text: str) -> set[str]:
     """Paths that the patch may read or write. A line inside a hunk may be taken for a header: too many do no harm."""
     paths = re.findall(r"^(?:---|\+\+\+) (?:[^/\s]+)/([^\t\n]+?)(?:\t.*)?$", text, re.MULTILINE)
     paths += re.findall(r"^(?:rename|copy) (?:from|to) (.+)$", text, re.MULTILINE)
-    paths += [path for pair in re.findall(r"^diff --git a/(\S+) b/(\S+)$", text, re.MULTILINE) for path in pair]
+    paths += [
+        path
+        for pair in re.findall(r"^diff --git a/(\S+) b/(\S+)$", text, re.MULTILINE)
+        for path in pair
+    ]
     return {path for path in paths if not path.startswith("/") and ".." not in Path(path).parts}
 
 
-def apply(patches: Iterable[Path], original: Callable[[str], Path | None], scratch: Path) -> dict[str, Path | None]:
+def apply(
+    patches: Iterable[Path], original: Callable[[str], Path | None], scratch: Path
+) -> dict[str, Path | None]:
     """Apply `patches` in order to copies in `scratch` of the files that `original(path)` finds in the source.
 
     Returns every path whose content is now different, with its file in `scratch`, None where it was deleted. Offsets
@@ -75,7 +81,12 @@ def apply(patches: Iterable[Path], original: Callable[[str], Path | None], scrat
         command = [git, "apply", "-p1", "--whitespace=nowarn"]
         letter.write_text(text, errors="surrogateescape")
         if proc.run([*command, letter.resolve()], cwd=scratch, env=env, check=False).returncode:
-            said = proc.run([*command, "--reject", "--verbose", letter.resolve()], cwd=scratch, env=env, check=False)
+            said = proc.run(
+                [*command, "--reject", "--verbose", letter.resolve()],
+                cwd=scratch,
+                env=env,
+                check=False,
+            )
             raise BuildError(f"{name} does not apply: {explain(said.stdout)}")
     letter.unlink(missing_ok=True)
     changed: dict[str, Path | None] = {}
@@ -94,7 +105,9 @@ def explain(output: str) -> str:
     """`FILE: hunk #2 (near line 120)` for each failure in the output of `git apply --reject --verbose`."""
     problems: list[str] = []
     file = ""
-    lines: dict[str, list[str]] = {}  # all errors come before all rejects, both in the order of the hunks
+    lines: dict[
+        str, list[str]
+    ] = {}  # all errors come before all rejects, both in the order of the hunks
     for text in output.splitlines():
         if match := re.match(r"Applying patch (.+?)(?: with \d+ rejects?)?\.\.\.$", text):
             file = match[1]
@@ -103,7 +116,9 @@ def explain(output: str) -> str:
         elif match := re.match(r"Rejected hunk #(\d+)\.$", text):
             place = lines[file].pop(0) if lines.get(file) else ""
             problems.append(f"{file}: hunk #{match[1]} does not fit{place}")
-        elif match := re.match(r"error: (.+): (No such file or directory|already exists in working directory)$", text):
+        elif match := re.match(
+            r"error: (.+): (No such file or directory|already exists in working directory)$", text
+        ):
             problems.append(f"{match[1]}: {match[2].lower().replace(' in working directory', '')}")
     if not problems:
         problems = [text for text in output.splitlines() if text.startswith(("error:", "fatal:"))]

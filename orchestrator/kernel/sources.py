@@ -15,21 +15,35 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator import debian, proc, ui
+from orchestrator import ui
 from orchestrator.errors import BuildError, InfraError, UsageError
-from orchestrator.kernel import stock
+from orchestrator.host import debian, proc
+from orchestrator.host.paths import cache_dir, cached_dir, need_space, write_whole
+from orchestrator.kernel import debian_image
 from orchestrator.kernel.checkout import git
-from orchestrator.paths import cache_dir, cached_dir, need_space, write_whole
 
 Manifest = dict[str, str]
 """Path relative to the source's root -> fingerprint of content, mode and kind; equal fingerprints are equal files."""
 
 SIGNS = ("Makefile", "Kconfig", "arch/x86/kernel", "scripts/kconfig")
 """What every kernel tree since 2008 has."""
-INERT = re.compile(r"(Documentation/(?!.*(Kconfig|Makefile)$)|LICENSES/|tools/testing/|\.git/|\.mailmap$|MAINTAINERS$)")
+INERT = re.compile(
+    r"(Documentation/(?!.*(Kconfig|Makefile)$)|LICENSES/|tools/testing/|\.git/|\.mailmap$|MAINTAINERS$)"
+)
 """Files of a tree that cannot change its kernel: left out, so that editing them does not build it again."""
 TARBALL = re.compile(r"\.(tar(\.(gz|xz|bz2|zst))?|tgz|txz)$")
-TOP = ("!/*", "/.*", "/vmlinux*", "/System.map", "/*.symvers", "/modules.*", "/*.o", "/*.a", "/*.patch", "/debian")
+TOP = (
+    "!/*",
+    "/.*",
+    "/vmlinux*",
+    "/System.map",
+    "/*.symvers",
+    "/modules.*",
+    "/*.o",
+    "/*.a",
+    "/*.patch",
+    "/debian",
+)
 """What to ignore at the top of a tree without git: the .gitignore in Debian's tarballs ignores `/*`, all of it."""
 PRODUCTS = ("*.o", "*.a", "*.ko", ".*.cmd", ".*.d", "*.mod", "*.mod.c", "*.so", "*.so.dbg", "*.order", "*.symvers",
             "bzImage", "/include/config", "/include/generated", "/arch/*/include/generated")  # fmt: skip
@@ -64,28 +78,42 @@ def from_debian(series: str, workspace: str) -> Source:
             debian.unpack(deb, packed)
             tarballs = list(packed.glob("usr/src/linux-source-*.tar.*"))
             if not tarballs:
-                raise InfraError(f"{deb.name} holds no source tarball: this package's layout is not known")
+                raise InfraError(
+                    f"{deb.name} holds no source tarball: this package's layout is not known"
+                )
             proc.need("xz", "xz-utils")
             try:
                 proc.run(["tar", "-xf", tarballs[0], "--strip-components=1", "-C", partial])
             except subprocess.CalledProcessError as error:
-                raise InfraError(f"{tarballs[0].name} does not unpack: {error.output.strip()[-300:]}") from error
+                raise InfraError(
+                    f"{tarballs[0].name} does not unpack: {error.output.strip()[-300:]}"
+                ) from error
             shutil.rmtree(packed)
 
-    cached_dir(final, make, lambda: ui.console.print("  … waiting for another run to unpack it", markup=False))
+    cached_dir(
+        final,
+        make,
+        lambda: ui.console.print("  … waiting for another run to unpack it", markup=False),
+    )
     return Source(
         root=final,
         identity=debian_identity(package),
         workspace=workspace,
         manifest=_walk(final),
         frozen=True,
-        origin={"kind": "Debian source package", "package": package.name, "version": package.version},
+        origin={
+            "kind": "Debian source package",
+            "package": package.name,
+            "version": package.version,
+        },
     )
 
 
 def debian_package(series: str) -> debian.Package:
     """The newest linux-source-`series` of the mirror."""
-    return debian.newest(f"linux-source-{series}", stock.SUITES.get(series, stock.NEWER))
+    return debian.newest(
+        f"linux-source-{series}", debian_image.SUITES.get(series, debian_image.NEWER)
+    )
 
 
 def debian_identity(package: debian.Package) -> str:
@@ -101,7 +129,9 @@ def from_tree(tree: Path) -> Source:
     workspace = f"tree-{hashlib.sha256(str(tree).encode()).hexdigest()[:16]}"
     with ui.step(f"look at {tree}"):
         manifest = scan(tree, _listed(tree), cache_dir() / "work" / workspace / "scan.json")
-    identity = hashlib.sha256("".join(f"{path}\0{manifest[path]}\n" for path in sorted(manifest)).encode()).hexdigest()
+    identity = hashlib.sha256(
+        "".join(f"{path}\0{manifest[path]}\n" for path in sorted(manifest)).encode()
+    ).hexdigest()
     origin = {"kind": "tree", "tree": str(tree), "content": identity}
     described = git(tree, "describe", "--always", "--abbrev=12", check=False)
     if described.returncode == 0:
@@ -109,7 +139,12 @@ def from_tree(tree: Path) -> Source:
         changes = git(tree, "status", "--porcelain", "--untracked-files=no", check=False).stdout
         origin["git"] = described.stdout.strip() + (" with changes" if changes.strip() else "")
     return Source(
-        root=tree, identity=f"tree {identity}", workspace=workspace, manifest=manifest, frozen=False, origin=origin
+        root=tree,
+        identity=f"tree {identity}",
+        workspace=workspace,
+        manifest=manifest,
+        frozen=False,
+        origin=origin,
     )
 
 
@@ -123,11 +158,17 @@ def _from_tarball(file: Path) -> Source:
         need_space(final.parent, 4000, f"unpacking {file.name} and building it")
         with ui.step(f"unpack {file.name}"):
             try:
-                proc.run(["tar", "-xf", file, "--strip-components=1", "--no-same-owner", "-C", partial])
+                proc.run(
+                    ["tar", "-xf", file, "--strip-components=1", "--no-same-owner", "-C", partial]
+                )
             except subprocess.CalledProcessError as error:
-                raise UsageError(f"{file} does not unpack: {error.output.strip()[-300:]}") from error
+                raise UsageError(
+                    f"{file} does not unpack: {error.output.strip()[-300:]}"
+                ) from error
         if missing := [sign for sign in SIGNS if not (partial / sign).exists()]:
-            raise UsageError(f"{file} holds no kernel source tree in one folder: it has no {missing[0]}")
+            raise UsageError(
+                f"{file} holds no kernel source tree in one folder: it has no {missing[0]}"
+            )
 
     cached_dir(final, make, lambda: ui.say("waiting for another run to unpack it"))
     return Source(
@@ -145,7 +186,9 @@ def check_tree(tree: Path) -> None:
     if tree.is_file() and TARBALL.search(tree.name):
         return
     if not tree.is_dir():
-        raise UsageError(f"{tree} is not a directory: --tree takes the top of a kernel source tree, or its tarball")
+        raise UsageError(
+            f"{tree} is not a directory: --tree takes the top of a kernel source tree, or its tarball"
+        )
     missing = [sign for sign in SIGNS if not (tree / sign).exists()]
     if missing:
         raise UsageError(f"{tree} is not a kernel source tree: it has no {missing[0]}")
@@ -169,7 +212,12 @@ def scan(root: Path, paths: Iterable[str], memory: Path) -> Manifest:
             status = os.lstat(file)
             if stat.S_ISDIR(status.st_mode):  # a submodule or a nested repository
                 continue
-            sign: list[int | str] = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+            sign: list[int | str] = [
+                status.st_size,
+                status.st_mtime_ns,
+                status.st_ctime_ns,
+                status.st_ino,
+            ]
             before = known.get(path)
             printed = str(before[4]) if before and before[:4] == sign else fingerprint(Path(file))
         except FileNotFoundError:  # tracked, but deleted in the working tree
@@ -211,14 +259,22 @@ def _listed(tree: Path) -> list[str]:
     inside = git(tree, "rev-parse", "--is-inside-work-tree", check=False)
     try:
         if inside.returncode == 0 and inside.stdout.strip() == "true":
-            listing = git(tree, "ls-files", "-z", "--cached", "--others", "--exclude-standard").stdout
+            listing = git(
+                tree, "ls-files", "-z", "--cached", "--others", "--exclude-standard"
+            ).stdout
         else:
             products = () if (tree / ".gitignore").is_file() else PRODUCTS
-            with tempfile.TemporaryDirectory() as empty:  # a kernel's .gitignore files name all that a build makes
+            with (
+                tempfile.TemporaryDirectory() as empty
+            ):  # a kernel's .gitignore files name all that a build makes
                 proc.run(["git", "init", "-q", "--bare", empty])
                 command = ["git", "--git-dir", empty, "--work-tree", str(tree), "-C", str(tree)]
                 ours = [word for pattern in (*TOP, *products) for word in ("-x", pattern)]
-                listing = proc.run([*command, "ls-files", "-z", "--others", "--exclude-standard", *ours]).stdout
+                listing = proc.run(
+                    [*command, "ls-files", "-z", "--others", "--exclude-standard", *ours]
+                ).stdout
     except subprocess.CalledProcessError as error:
-        raise BuildError(f"git cannot list the files of {tree}: {error.output.strip()[-300:]}") from error
+        raise BuildError(
+            f"git cannot list the files of {tree}: {error.output.strip()[-300:]}"
+        ) from error
     return sorted({path for path in listing.split("\0") if path})

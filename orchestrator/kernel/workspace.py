@@ -21,8 +21,8 @@ from pathlib import Path
 
 from orchestrator import ui
 from orchestrator.errors import InfraError
+from orchestrator.host.paths import cache_dir, write_whole
 from orchestrator.kernel.sources import Manifest, Source, fingerprint
-from orchestrator.paths import cache_dir, write_whole
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,15 @@ class Workspace:
         if not removed and not changed:
             return
         # Whoever comes after an interruption must not believe that these are as they were.
-        certain = {path: printed for path, printed in present.items() if wanted.get(path) == printed}
+        certain = {
+            path: printed for path, printed in present.items() if wanted.get(path) == printed
+        }
         write_whole(state, json.dumps(certain))
         for path in removed:
             (self.src / path).unlink(missing_ok=True)
-            if path.endswith((".c", ".S")):  # make would go on using the object of a source that is gone
+            if path.endswith(
+                (".c", ".S")
+            ):  # make would go on using the object of a source that is gone
                 (self.build / path).with_suffix(".o").unlink(missing_ok=True)
         folders: set[str] = set()
         for path in changed:
@@ -71,7 +75,13 @@ class Workspace:
             if folder not in folders:
                 (self.src / folder).mkdir(parents=True, exist_ok=True)
                 folders.add(folder)
-            self._place(path, overlay.get(path) or source.root / path, wanted[path], source.frozen, path in overlay)
+            self._place(
+                path,
+                overlay.get(path) or source.root / path,
+                wanted[path],
+                source.frozen,
+                path in overlay,
+            )
         write_whole(state, json.dumps(wanted))
 
     def _place(self, path: str, file: Path, printed: str, frozen: bool, patched: bool) -> None:
@@ -94,7 +104,9 @@ class Workspace:
             shutil.copymode(file, temporary)
             temporary.chmod(temporary.stat().st_mode | 0o200)
             if not frozen and fingerprint(temporary) != printed:
-                raise InfraError(f"{file} changed while it was copied: repeat when nothing writes to the tree")
+                raise InfraError(
+                    f"{file} changed while it was copied: repeat when nothing writes to the tree"
+                )
         temporary.replace(target)
 
 

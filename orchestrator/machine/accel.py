@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from orchestrator import proc
 from orchestrator.errors import InfraError, UsageError, nearest
-from orchestrator.paths import PROJECT, cache_dir, cached_dir, locked, state_dir, write_whole
-from orchestrator.tools import Qemu
+from orchestrator.host import proc
+from orchestrator.host.paths import PROJECT, cache_dir, cached_dir, locked, state_dir, write_whole
+from orchestrator.host.tools import Qemu
 
 CHOICES = ("auto", "kvm", "tcg", "tcg-multi", "tcg-single")
 """`tcg` is tcg-single."""
@@ -65,7 +65,9 @@ def choose(accel: str, qemu: Qemu) -> Accel:
     Raises InfraError when KVM is asked for by name and does not work; `auto` falls back on TCG and says why.
     """
     if accel not in CHOICES:
-        raise UsageError(f"unknown accelerator {accel}{nearest(accel, CHOICES)}: one of {', '.join(CHOICES)}")
+        raise UsageError(
+            f"unknown accelerator {accel}{nearest(accel, CHOICES)}: one of {', '.join(CHOICES)}"
+        )
     if accel in ("auto", "kvm"):
         trouble = kvm_trouble(qemu)
         if not trouble:
@@ -103,8 +105,23 @@ def kvm_trouble(qemu: Qemu, *, device: Path = Path("/dev/kvm"), memory: Path | N
 def probe(qemu: Qemu, accel: str, cpu: str, seconds: float = PROBE_SECONDS) -> str:
     """Run the probe; what went wrong, or an empty string."""
     command = [
-        *(str(qemu.binary), *(argument for path in qemu.firmware for argument in ("-L", str(path)))),
-        *("-nodefaults", "-no-user-config", "-display", "none", "-M", "pc", "-accel", accel, "-cpu", cpu, "-no-reboot"),
+        *(
+            str(qemu.binary),
+            *(argument for path in qemu.firmware for argument in ("-L", str(path))),
+        ),
+        *(
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-M",
+            "pc",
+            "-accel",
+            accel,
+            "-cpu",
+            cpu,
+            "-no-reboot",
+        ),
         *("-bios", str(_probe_image()), "-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"),
     ]
     try:
@@ -120,7 +137,11 @@ def probe(qemu: Qemu, accel: str, cpu: str, seconds: float = PROBE_SECONDS) -> s
     if done.returncode == PROBE_STATUS:
         return ""
     said = done.stderr.decode(errors="replace").strip().splitlines()
-    how = f"ended with status {done.returncode}" if done.returncode >= 0 else f"died of signal {-done.returncode}"
+    how = (
+        f"ended with status {done.returncode}"
+        if done.returncode >= 0
+        else f"died of signal {-done.returncode}"
+    )
     return f"QEMU {how}{': ' + said[-1].rstrip('.') if said else ''}"
 
 
@@ -138,7 +159,9 @@ schedule a thread for each CPU."""
 def _tcg(word: str) -> Accel:
     if word == "tcg-multi":
         return Accel("tcg", "multi", f"asked for, although {UNSOUND}")
-    return Accel("tcg", "single", "one thread for all CPUs, since with several QEMU can run stale code")
+    return Accel(
+        "tcg", "single", "one thread for all CPUs, since with several QEMU can run stale code"
+    )
 
 
 def _host() -> str:
@@ -157,8 +180,20 @@ def _probe_image() -> Path:
         try:
             proc.run([proc.need("gcc", "gcc"), "-c", "-o", parts["o"], PROBE])
             proc.run([proc.need("ld", "binutils"), "-Ttext=0", "-o", parts["elf"], parts["o"]])
-            proc.run([proc.need("objcopy", "binutils"), "-O", "binary", "-j", ".text", parts["elf"], parts["bin"]])
+            proc.run(
+                [
+                    proc.need("objcopy", "binutils"),
+                    "-O",
+                    "binary",
+                    "-j",
+                    ".text",
+                    parts["elf"],
+                    parts["bin"],
+                ]
+            )
         except subprocess.CalledProcessError as error:
-            raise InfraError(f"the probe for KVM does not assemble: {error.output.strip()}") from error
+            raise InfraError(
+                f"the probe for KVM does not assemble: {error.output.strip()}"
+            ) from error
 
     return cached_dir(cache_dir() / "helpers" / f"probe-{digest}", make) / "probe.bin"

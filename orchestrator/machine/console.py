@@ -13,7 +13,7 @@ from typing import Any
 from pexpect import EOF
 from pexpect.fdpexpect import fdspawn
 
-from orchestrator.verdict.console import READY, Scanner
+from orchestrator.guest.klog import READY, Scanner
 
 PIPE_SIZE = 1 << 20
 """What an unprivileged process may ask for. The guest waits in every printk when the pipe is full."""

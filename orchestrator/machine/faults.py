@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.errors import EXIT_KERNEL_FAILED, LostVM, OrchestratorError
-from orchestrator.verdict.console import Finding
+from orchestrator.guest.klog import Finding
 
 
 class KernelFault(OrchestratorError):
@@ -14,7 +14,9 @@ class KernelFault(OrchestratorError):
     exit_status = EXIT_KERNEL_FAILED
 
     def __init__(self, what: str, fatal: Finding, findings: Sequence[Finding]) -> None:
-        super().__init__(f"the kernel failed while waiting for {what}: {fatal.text} (console line {fatal.line})")
+        super().__init__(
+            f"the kernel failed while waiting for {what}: {fatal.text} (console line {fatal.line})"
+        )
         self.outcome = fatal.outcome
         self.findings = tuple(findings)
 

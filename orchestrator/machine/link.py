@@ -170,7 +170,9 @@ class Link:
         if kind == b"H":
             self.ready.set()
             number = struct.unpack("<I", payload)[0]
-            if number == 0:  # ttylink has (re)started: it has read nothing yet, and knows of no connection
+            if (
+                number == 0
+            ):  # ttylink has (re)started: it has read nothing yet, and knows of no connection
                 self._restart()
             elif number == self._number:
                 self._answered = True

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
-from orchestrator import proc
 from orchestrator.errors import BootError, InfraError, LostVM, OrchestratorError
+from orchestrator.host import proc
 from orchestrator.machine import qemu
 from orchestrator.machine.console import Console
 from orchestrator.machine.faults import GuestReset, KernelFault, TimedOut
@@ -52,10 +52,10 @@ class Machine:
         self.directory = directory
         self._keys = keys
         self._attachable = attachable
-        self.indulgent = False
+        self.ignore_faults = False
         """Whether waits go on when the kernel has reported something fatal: for a person who wants to look at it."""
         self._cleanup = contextlib.ExitStack()
-        self.tend: list[Callable[[], None]] = []
+        self.on_poll: list[Callable[[], None]] = []
         """Called several times a second in every wait: an observer that needs attention now and then."""
 
     def __enter__(self) -> Machine:
@@ -65,7 +65,10 @@ class Machine:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._cleanup.close()
 
@@ -122,7 +125,9 @@ class Machine:
             self.wait(lambda: self.console.ready, timeout, "the guest's boot")
             self.ssh.connect(max(1.0, deadline - time.monotonic()))
         except TimedOut as error:
-            last = next((line for line in reversed(self.console.lines) if line.strip()), "nothing at all")
+            last = next(
+                (line for line in reversed(self.console.lines) if line.strip()), "nothing at all"
+            )
             raise BootError(f"{error}; the last it said was: {last}") from error
 
     def wait(self, predicate: Callable[[], bool], timeout: float, what: str) -> None:
@@ -145,9 +150,9 @@ class Machine:
     def check(self, what: str = "the guest") -> None:
         """Raise LostVM when the machine has gone, KernelFault when the console has reported something fatal."""
         self.poll()
-        for tend in self.tend:
-            tend()
-        if (fatal := self.console.scanner.fatal) and not self.indulgent:
+        for on_poll in self.on_poll:
+            on_poll()
+        if (fatal := self.console.scanner.fatal) and not self.ignore_faults:
             raise KernelFault(what, fatal[0], self.console.scanner.findings)
 
     def poll(self) -> None:
@@ -159,11 +164,21 @@ class Machine:
                 self.process.wait(QUIT_SECONDS)
         status = self.process.poll()
         if status is not None:
-            how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+            how = (
+                f"was killed by {signal.Signals(-status).name}"
+                if status < 0
+                else f"ended with status {status}"
+            )
             raise LostVM(f"QEMU {how}{reason}: {self._last_words()}")
         if shutdown:
-            lost = GuestReset if self.console.ready and shutdown.data.get("reason") == "guest-reset" else LostVM
-            raise lost(f"the guest is no longer running{reason}: see qemu.log for the registers of a triple fault")
+            lost = (
+                GuestReset
+                if self.console.ready and shutdown.data.get("reason") == "guest-reset"
+                else LostVM
+            )
+            raise lost(
+                f"the guest is no longer running{reason}: see qemu.log for the registers of a triple fault"
+            )
 
     def _last_words(self) -> str:
         lines = (self.directory / "qemu.stderr").read_text(errors="replace").strip().splitlines()
@@ -185,7 +200,9 @@ class _ShortLived:
 
     def __init__(self) -> None:
         base = os.environ.get("XDG_RUNTIME_DIR", "/tmp")
-        self.path = Path(tempfile.mkdtemp(prefix="orchestrator-", dir=base if len(base) < 60 else "/tmp"))
+        self.path = Path(
+            tempfile.mkdtemp(prefix="orchestrator-", dir=base if len(base) < 60 else "/tmp")
+        )
         # When we end, even by SIGKILL, the shell reads an end of file and tidies up.
         self._keeper = subprocess.Popen(
             ["sh", "-c", 'read -r _; rm -rf -- "$1"', "sh", str(self.path)],

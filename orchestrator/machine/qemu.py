@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import UsageError
+from orchestrator.host.tools import Qemu
 from orchestrator.machine.accel import Accel
-from orchestrator.tools import Qemu
 
 MAX_SMP = 64
 
@@ -42,7 +42,9 @@ class MachineSpec:
     memory: int = 1024
     append: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
-    log: tuple[str, ...] = ("cpu_reset",)  # tells a triple fault, with all registers, from other resets
+    log: tuple[str, ...] = (
+        "cpu_reset",
+    )  # tells a triple fault, with all registers, from other resets
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -116,12 +118,22 @@ def command_line(spec: MachineSpec, channels: Channels, directory: Path) -> list
         *("-msg", "timestamp=on"),
         "-S",  # the guest starts with QMP's `cont`, when every observer is in place
         *("-chardev", f"socket,id=qmp,fd={channels.qmp}", "-mon", "chardev=qmp,mode=control"),
-        *("-chardev", f"socket,id=gdb,path={channels.gdb},server=on,wait=off", "-gdb", "chardev:gdb"),
+        *(
+            "-chardev",
+            f"socket,id=gdb,path={channels.gdb},server=on,wait=off",
+            "-gdb",
+            "chardev:gdb",
+        ),
         # A pipe, not a socket: QEMU writes byte by byte, and a socket is full after 280 such writes. A full one makes
         # the guest wait, and QEMU's logfile, which is complete whatever becomes of us, have such bytes twice.
         *("-chardev", f"stdio,id=console,signal=off,logfile={_escaped(directory / 'console.log')}"),
         *("-device", "isa-serial,chardev=console,index=0"),
-        *("-chardev", f"socket,id=ssh,fd={channels.ssh}", "-device", "isa-serial,chardev=ssh,index=1"),
+        *(
+            "-chardev",
+            f"socket,id=ssh,fd={channels.ssh}",
+            "-device",
+            "isa-serial,chardev=ssh,index=1",
+        ),
         *("-kernel", str(spec.bzimage)),
         *("-initrd", str(spec.initrd)),
         *("-append", kernel_command_line(spec)),
@@ -131,7 +143,9 @@ def command_line(spec: MachineSpec, channels: Channels, directory: Path) -> list
 
 def written(command: list[str], spec: MachineSpec) -> str:
     """`command` as a line for a shell, with the environment it needs."""
-    return shlex.join([*(f"{name}={value}" for name, value in sorted(spec.qemu.env.items())), *command])
+    return shlex.join(
+        [*(f"{name}={value}" for name, value in sorted(spec.qemu.env.items())), *command]
+    )
 
 
 def _escaped(path: Path) -> str:

@@ -24,7 +24,7 @@ PATIENCE = 20.0
 
 
 @dataclass(frozen=True)
-class Event:
+class QmpEvent:
     """time: seconds since the epoch, by QEMU's clock of the host. name, data: as in QEMU's QAPI documentation."""
 
     time: float
@@ -41,14 +41,16 @@ class Qmp:
     """
 
     def __init__(self, connection: socket.socket, log: Path) -> None:
-        self.events: list[Event] = []
+        self.events: list[QmpEvent] = []
         self.lost = False  # a command has found QEMU gone; its exit status may take a moment longer
         self._log = log.open("a", buffering=1)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="qmp", daemon=True)
         self._thread.start()
         self._client = QMPClient("orchestrator")
-        self._client.logger.disabled = True  # a QEMU that dies is our caller's to explain, not the library's
+        self._client.logger.disabled = (
+            True  # a QEMU that dies is our caller's to explain, not the library's
+        )
         self._connection = connection
 
     def connect(self, timeout: float = PATIENCE) -> None:
@@ -81,7 +83,7 @@ class Qmp:
         """An NMI on every CPU."""
         self.execute("inject-nmi")
 
-    def find(self, name: str) -> Event | None:
+    def find(self, name: str) -> QmpEvent | None:
         """The first event of that name, if there was one."""
         return next((event for event in list(self.events) if event.name == name), None)
 
@@ -100,8 +102,14 @@ class Qmp:
             async for message in listener:
                 raw: dict[str, Any] = dict(message)
                 stamp = raw["timestamp"]
-                event = Event(stamp["seconds"] + stamp["microseconds"] / 1e6, raw["event"], raw.get("data", {}))
-                self._log.write(json.dumps({"time": event.time, "event": event.name, "data": event.data}) + "\n")
+                event = QmpEvent(
+                    stamp["seconds"] + stamp["microseconds"] / 1e6,
+                    raw["event"],
+                    raw.get("data", {}),
+                )
+                self._log.write(
+                    json.dumps({"time": event.time, "event": event.name, "data": event.data}) + "\n"
+                )
                 self.events.append(event)
 
     async def _end(self) -> None:
@@ -117,7 +125,9 @@ class Qmp:
             return future.result(timeout)
         except concurrent.futures.TimeoutError:
             future.cancel()
-            raise InfraError(f"QEMU did not answer within {timeout:.0f} s on QMP ({what})") from None
+            raise InfraError(
+                f"QEMU did not answer within {timeout:.0f} s on QMP ({what})"
+            ) from None
         except ExecuteError as error:
             raise InfraError(f"QEMU refuses {what}: {error}") from error
         except (QMPError, OSError, EOFError) as error:

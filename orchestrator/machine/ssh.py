@@ -19,7 +19,9 @@ from orchestrator.errors import InfraError
 from orchestrator.machine.faults import TimedOut
 from orchestrator.machine.link import Link
 
-logging.getLogger("paramiko").setLevel(logging.CRITICAL + 1)  # its thread logs what we raise as an error anyway
+logging.getLogger("paramiko").setLevel(
+    logging.CRITICAL + 1
+)  # its thread logs what we raise as an error anyway
 
 POLL = 0.05
 """Seconds between two looks at whether the machine is still there."""
@@ -82,7 +84,9 @@ class Shell:
             transport.auth_publickey("root", _paramiko_key(self._keys.client), event=done)
             self._until(lambda: done.is_set() or not transport.is_alive(), deadline, timeout, what)
             if not transport.is_authenticated():
-                raise InfraError(f"the guest's ssh server ended the connection: {transport.get_exception()}")
+                raise InfraError(
+                    f"the guest's ssh server ended the connection: {transport.get_exception()}"
+                )
         except BaseException:
             self.close()
             raise
@@ -99,9 +103,13 @@ class Shell:
     def put(self, content: bytes, path: str, timeout: float = 300) -> None:
         """Write `content` to the file `path` of the guest."""
         quoted = shlex.quote(path)
-        status, output = self._exchange(f"cat > {quoted} && wc -c < {quoted}", content, timeout, both=True)
+        status, output = self._exchange(
+            f"cat > {quoted} && wc -c < {quoted}", content, timeout, both=True
+        )
         if status or output.strip() != str(len(content)).encode():
-            raise InfraError(f"{path} was not written in the guest: {output.decode(errors='replace').strip()}")
+            raise InfraError(
+                f"{path} was not written in the guest: {output.decode(errors='replace').strip()}"
+            )
 
     def get(self, path: str, timeout: float = 300) -> bytes:
         """The content of the file `path` of the guest."""
@@ -115,7 +123,9 @@ class Shell:
             self._transport.close()
             self._transport = None
 
-    def _exchange(self, command: str, stdin: bytes, timeout: float, *, both: bool) -> tuple[int, bytes]:
+    def _exchange(
+        self, command: str, stdin: bytes, timeout: float, *, both: bool
+    ) -> tuple[int, bytes]:
         if self._transport is None or not self._transport.is_active():
             self.connect()
         assert self._transport is not None
@@ -128,7 +138,9 @@ class Shell:
             # Two shells, so that the outer one can tell the end of the inner one even if it was killed.
             channel.exec_command(f"sh -c {shlex.quote(command)}; exit $?")
             sent = 0
-            while not (channel.exit_status_ready() and not channel.recv_ready() and channel.eof_received):
+            while not (
+                channel.exit_status_ready() and not channel.recv_ready() and channel.eof_received
+            ):
                 busy = False
                 if sent < len(stdin) and channel.send_ready():
                     sent += channel.send(stdin[sent : sent + CHUNK])
@@ -166,9 +178,13 @@ class Shell:
         )
         key = transport.get_remote_server_key()
         if f"{key.get_name()} {key.get_base64()}".encode() != expected:
-            raise InfraError("the ssh server that answers has another host key than the guest was given")
+            raise InfraError(
+                "the ssh server that answers has another host key than the guest was given"
+            )
 
-    def _until(self, predicate: Callable[[], bool], deadline: float, timeout: float, what: str) -> None:
+    def _until(
+        self, predicate: Callable[[], bool], deadline: float, timeout: float, what: str
+    ) -> None:
         while not predicate():
             self._check(what)
             if time.monotonic() > deadline:
@@ -178,7 +194,9 @@ class Shell:
 
 def _paramiko_key(key: Ed25519PrivateKey) -> paramiko.Ed25519Key:
     text = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.OpenSSH,
+        serialization.NoEncryption(),
     ).decode()
     return paramiko.Ed25519Key.from_private_key(io.StringIO(text))
 

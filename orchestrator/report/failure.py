@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from orchestrator.disasm import describe
-from orchestrator.run import RunResult
-from orchestrator.verdict.evidence import StepSeen
-from orchestrator.watch.model import Poke, Violation
-from orchestrator.watch.symbols import where
+from orchestrator.text.disasm import describe
+from orchestrator.text.symbols import where
+from orchestrator.verdict.evidence import StepEvidence
+from orchestrator.verdict.model import Poke, Violation
+from orchestrator.verdict.result import RunResult
 
 AROUND = 1.0
 """Seconds before and after the moment for which the console is shown."""
@@ -29,22 +29,31 @@ def explain(result: RunResult) -> Iterator[str]:
         yield from _some(lines[max(0, finding.line - 3) : finding.last])
 
 
-def _moment(result: RunResult, seen: StepSeen, poke: Poke, violation: Violation) -> Iterator[str]:
+def _moment(
+    result: RunResult, seen: StepEvidence, poke: Poke, violation: Violation
+) -> Iterator[str]:
     names = result.evidence.names
     cpu = f" on CPU {violation.cpu}" if violation.cpu >= 0 else ""
     yield f"what went wrong first: {violation.claim}, in {seen.name}, phase {violation.phase}{cpu}: {violation.text}"
     yield f"  the site is {names.name(poke.site)}; event {violation.event} of events.jsonl"
-    held = {"old": poke.old, "new": poke.new, "seen": violation.seen, "expected": violation.expected}
+    held = {
+        "old": poke.old,
+        "new": poke.new,
+        "seen": violation.seen,
+        "expected": violation.expected,
+    }
     for word, code in held.items():
         if code is not None:
             meaning = describe(code, poke.site, poke.old, poke.new, names.name)
             yield f"  {word + ':':<10}{code.hex(' '):<24}{meaning}"
-    looks = seen.watched.looks if seen.watched else []
-    if look := next((look for look in looks if look["n"] >= violation.event - 1), None):
+    cpu_snapshots = seen.watched.cpu_snapshots if seen.watched else []
+    if look := next((look for look in cpu_snapshots if look["n"] >= violation.event - 1), None):
         yield "  where each CPU was then, and who on its stack may have called it:"
         for one in look["cpus"]:
             yield f"    {where(one, names)}"
-    said = [line for time, line in _console(result.directory) if abs(time - violation.time) < AROUND]
+    said = [
+        line for time, line in _console(result.directory) if abs(time - violation.time) < AROUND
+    ]
     if said:
         yield "  what the console said around then:"
         for line in _some(said):
@@ -52,7 +61,11 @@ def _moment(result: RunResult, seen: StepSeen, poke: Poke, violation: Violation)
 
 
 def _some(lines: list[str]) -> list[str]:
-    return lines if len(lines) <= LINES else [*lines[:LINES], f"… and {len(lines) - LINES} more lines: see console.log"]
+    return (
+        lines
+        if len(lines) <= LINES
+        else [*lines[:LINES], f"… and {len(lines) - LINES} more lines: see console.log"]
+    )
 
 
 def _console(directory: Path) -> list[tuple[float, str]]:

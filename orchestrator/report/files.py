@@ -16,9 +16,9 @@ from typing import Any
 
 import junitparser
 
-from orchestrator.paths import write_whole
-from orchestrator.report.cases import Case, cases
-from orchestrator.run import RunResult
+from orchestrator.host.paths import write_whole
+from orchestrator.verdict.cases import Case, cases
+from orchestrator.verdict.result import RunResult
 
 UNPRINTABLE = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What XML 1.0 cannot hold, and a guest's console may."""
@@ -43,7 +43,10 @@ def name(result: RunResult) -> str:
 
 def junit(title: str, told: Iterable[Case], seconds: float) -> str:
     """One test suite. seconds: of the run, given to its first case, as the cases share one guest."""
-    return suites("orchestrator", {title: [(case, 0.0 if number else seconds) for number, case in enumerate(told)]})
+    return suites(
+        "orchestrator",
+        {title: [(case, 0.0 if number else seconds) for number, case in enumerate(told)]},
+    )
 
 
 def suites(title: str, told: Mapping[str, Iterable[tuple[Case, float]]]) -> str:
@@ -53,7 +56,9 @@ def suites(title: str, told: Mapping[str, Iterable[tuple[Case, float]]]) -> str:
     for name, timed in told.items():
         suite: Any = junitparser.TestSuite(name)
         for case, seconds in timed:
-            entry: Any = junitparser.TestCase(case.name, f"orchestrator.{case.group}", round(seconds, 3))
+            entry: Any = junitparser.TestCase(
+                case.name, f"orchestrator.{case.group}", round(seconds, 3)
+            )
             if case.status == "pass":
                 entry.system_out = UNPRINTABLE.sub("?", case.text)
             else:
@@ -102,9 +107,18 @@ def github(result: RunResult, environment: Mapping[str, str] = os.environ) -> li
 
 def _summary(title: str, told: list[Case]) -> str:
     mark = {"pass": "✅", "fail": "❌", "error": "⚠️", "skip": "⏭️"}
-    lines = [f"### {mark[told[0].status]} {_cell(title)}", "", _cell(told[0].text), "", "| | | |", "|---|---|---|"]
+    lines = [
+        f"### {mark[told[0].status]} {_cell(title)}",
+        "",
+        _cell(told[0].text),
+        "",
+        "| | | |",
+        "|---|---|---|",
+    ]
     shown = [case for case in told[1:] if case.status != "pass"] or told[1:]
-    lines += [f"| {mark[case.status]} | {case.group} {case.name} | {_cell(case.text)} |" for case in shown]
+    lines += [
+        f"| {mark[case.status]} | {case.group} {case.name} | {_cell(case.text)} |" for case in shown
+    ]
     return "\n".join(lines) + "\n\n"
 
 

@@ -38,7 +38,12 @@ def report(runs: Iterable[Path], origin: str) -> dict[str, Any]:
     tests: list[dict[str, Any]] = []
     for run in runs:
         verdict, spec = _read(run, "verdict.json"), _read(run, "spec.json")
-        kernel = verdict["kernel"] or {"name": spec["kernel"]["selector"], "release": "", "digest": "", "origin": {}}
+        kernel = verdict["kernel"] or {
+            "name": spec["kernel"]["selector"],
+            "release": "",
+            "digest": "",
+            "origin": {},
+        }
         source = _id(origin, kernel["origin"] or kernel["name"])
         checkouts[source] = {
             "id": source,
@@ -53,8 +58,12 @@ def report(runs: Iterable[Path], origin: str) -> dict[str, Any]:
             "checkout_id": source,
             "origin": origin,
             "architecture": "x86_64",
-            "status": {"build-error": "FAIL"}.get(verdict["outcome"], "PASS" if kernel["digest"] else "MISS"),
-            **({"compiler": kernel["origin"]["compiler"]} if "compiler" in kernel["origin"] else {}),
+            "status": {"build-error": "FAIL"}.get(
+                verdict["outcome"], "PASS" if kernel["digest"] else "MISS"
+            ),
+            **(
+                {"compiler": kernel["origin"]["compiler"]} if "compiler" in kernel["origin"] else {}
+            ),
         }
         tests += _tests(run, verdict, spec, build, origin)
     return {
@@ -110,7 +119,9 @@ def _read(run: Path, name: str) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads((run / name).read_text())
     except (OSError, ValueError) as error:
-        raise UsageError(f"{run} is not the directory of a run that came to a verdict: no {name} in it") from error
+        raise UsageError(
+            f"{run} is not the directory of a run that came to a verdict: no {name} in it"
+        ) from error
     return content
 
 
@@ -119,4 +130,6 @@ def _id(origin: str, content: object) -> str:
 
 
 def _hash(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[
+        :32
+    ]

@@ -7,14 +7,14 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.paths import write_whole
+from orchestrator.host.paths import write_whole
 from orchestrator.report import html
-from orchestrator.report.cases import cases
 from orchestrator.report.failure import explain
 from orchestrator.report.files import name
-from orchestrator.run import RunResult
+from orchestrator.verdict.cases import cases
 from orchestrator.verdict.checks import expected_coverage, seen_coverage
 from orchestrator.verdict.evidence import Evidence
+from orchestrator.verdict.result import RunResult
 
 TEMPLATE = "page.html.j2"
 BARS = 60
@@ -58,7 +58,7 @@ def _coverage(evidence: Evidence) -> dict[int, list[tuple[int, int, bool]]]:
     passes: Counter[tuple[int, int]] = Counter()
     wanted: Counter[tuple[int, int]] = Counter()
     met: Counter[tuple[int, int]] = Counter()
-    for seen in evidence.covering:
+    for seen in evidence.coverage_steps:
         counted, expected = seen_coverage(seen), expected_coverage(evidence, seen)
         passes.update(counted)
         wanted.update(expected)
@@ -76,7 +76,9 @@ def _hits(events: Path) -> list[Bar]:
     if len(told) < 2 or (span := told[-1]["t"] - told[0]["t"]) <= 0:
         return []
     counts = Counter(
-        min(int((event["t"] - told[0]["t"]) / span * BARS), BARS - 1) for event in told if event["kind"] == "int3"
+        min(int((event["t"] - told[0]["t"]) / span * BARS), BARS - 1)
+        for event in told
+        if event["kind"] == "int3"
     )
     most = max(counts.values(), default=0)
     return [
@@ -92,7 +94,13 @@ def _latency(evidence: Evidence) -> list[Bar]:
     for seen in evidence.free:
         step = seen.guest
         if step and (pokes := step.integer("pokes")):
-            means.append((seen.scenario.name, step.integer("poke_ns") / pokes / 1e6, step.integer("poke_ns_max") / 1e6))
+            means.append(
+                (
+                    seen.scenario.name,
+                    step.integer("poke_ns") / pokes / 1e6,
+                    step.integer("poke_ns_max") / 1e6,
+                )
+            )
     longest = max((mean for _, mean, _ in means), default=0.0)
     return [
         Bar(scenario, f"{mean:.2f} ms, at most {most:.1f} ms", 100 * mean / longest)

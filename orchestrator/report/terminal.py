@@ -11,11 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.report.failure import explain
-from orchestrator.run import RunResult
 from orchestrator.soak import told
 from orchestrator.verdict.checks import expected_coverage, rate, seen_coverage
-from orchestrator.verdict.evidence import Evidence, StepSeen
-from orchestrator.watch.model import Poke
+from orchestrator.verdict.evidence import Evidence, StepEvidence
+from orchestrator.verdict.model import Poke
+from orchestrator.verdict.result import RunResult
 
 MARKS = {
     "pass": ("ok", "green"),
@@ -38,28 +38,40 @@ def show(result: RunResult, console: Console) -> None:
         console.print(_totals(evidence), highlight=False)
     for check in result.verdict.results if evidence.steps or evidence.findings else []:
         mark, style = MARKS[check.status]
-        console.print(Text.assemble((f"{mark:>6}", style), f"  {check.check:<9} {check.text}"), soft_wrap=True)
+        console.print(
+            Text.assemble((f"{mark:>6}", style), f"  {check.check:<9} {check.text}"), soft_wrap=True
+        )
         if check.status in ("fail", "blind"):
             for line in check.details[1:6]:
-                console.print(f"                    {line}", markup=False, highlight=False, soft_wrap=True)
+                console.print(
+                    f"                    {line}", markup=False, highlight=False, soft_wrap=True
+                )
             if len(check.details) > 6:
-                console.print(f"                    and {len(check.details) - 6} more: see verdict.json")
+                console.print(
+                    f"                    and {len(check.details) - 6} more: see verdict.json"
+                )
     if why := list(explain(result)):
         console.print()
         for line in why:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if evidence.stuck:
-        console.print("\nwhere each CPU was when the guest did not go on, and who on its stack may have called it:")
-        for line in evidence.stuck:
+    if evidence.hang_report:
+        console.print(
+            "\nwhere each CPU was when the guest did not go on, and who on its stack may have called it:"
+        )
+        for line in evidence.hang_report:
             console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
     if evidence.soak:
-        console.print(f"\nsoaked for {evidence.soak.seconds:.0f} s: {told(evidence.soak)}", soft_wrap=True)
+        console.print(
+            f"\nsoaked for {evidence.soak.seconds:.0f} s: {told(evidence.soak)}", soft_wrap=True
+        )
     if times := ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.seconds.items()):
         console.print(f"\ntime:    {times}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"kept in: {result.directory}", markup=False, highlight=False, soft_wrap=True)
     verdict = result.verdict
     style = {0: "bold green", 1: "bold red"}.get(verdict.exit_status, "bold yellow")
-    console.print(Text.assemble((verdict.outcome.upper(), style), f"  {verdict.reason}"), soft_wrap=True)
+    console.print(
+        Text.assemble((verdict.outcome.upper(), style), f"  {verdict.reason}"), soft_wrap=True
+    )
 
 
 def _heading(result: RunResult, console: Console) -> None:
@@ -84,7 +96,11 @@ def _heading(result: RunResult, console: Console) -> None:
 
 def _origin(origin: dict[str, str]) -> str:
     """Where the kernel came from, in a few words; verdict.json has all of it."""
-    words = [origin.get("kind", ""), origin.get("package") or origin.get("tree", ""), origin.get("version", "")]
+    words = [
+        origin.get("kind", ""),
+        origin.get("package") or origin.get("tree", ""),
+        origin.get("version", ""),
+    ]
     patches = [name for name in origin.get("patches", "none").split(", ") if name != "none"]
     return " ".join(filter(None, words)) + (f", {len(patches)} patches" if patches else "")
 
@@ -99,18 +115,25 @@ def _sites(evidence: Evidence) -> Table:
         if skipped := next((why for seen in steps if (why := evidence.skipped(seen))), None):
             table.add_row(name, f"skipped: {skipped}")
             continue
-        gated, free = [s for s in steps if s in evidence.covering], [s for s in steps if s.step.part == "free"]
+        gated, free = (
+            [s for s in steps if s in evidence.coverage_steps],
+            [s for s in steps if s.step.part == "free"],
+        )
         pokes = [poke for s in gated for poke in s.shown]
         expected = sum(len(expected_coverage(evidence, s)) for s in gated)
         seen = sum(len(expected_coverage(evidence, s) & seen_coverage(s).keys()) for s in gated)
         table.add_row(
             name,
             _bytes(pokes) if pokes else "?" if gated else "-",
-            str(sum(len(poke.held) for poke in pokes)) if gated and not evidence.bare else "-",
+            str(sum(len(poke.held) for poke in pokes))
+            if gated and not evidence.without_module
+            else "-",
             str(sum(sum(s.gdb_hits.values()) for s in gated)) if gated else "-",
             f"{seen}/{expected}" if gated else "-",
             str(sum(s.guest.integer("pokes") for s in free if s.guest)),
-            f"{sum(s.guest.total('int3') for s in free if s.guest):,}" if steps[0].scenario.how == "direct" else "-",
+            f"{sum(s.guest.total('int3') for s in free if s.guest):,}"
+            if steps[0].scenario.how == "direct"
+            else "-",
         )
     return table
 
@@ -122,8 +145,8 @@ def _bytes(pokes: Sequence[Poke]) -> str:
     return f"{pokes[0].old.hex()}/{pokes[0].new.hex()}"
 
 
-def _by_scenario(evidence: Evidence, *, code: bool) -> dict[str, list[StepSeen]]:
-    found: dict[str, list[StepSeen]] = {}
+def _by_scenario(evidence: Evidence, *, code: bool) -> dict[str, list[StepEvidence]]:
+    found: dict[str, list[StepEvidence]] = {}
     for seen in evidence.steps:
         if bool(seen.scenario.code) is code:
             found.setdefault(seen.scenario.name, []).append(seen)
@@ -138,9 +161,19 @@ def _code(evidence: Evidence) -> Table:
     for name, steps in _by_scenario(evidence, code=True).items():
         skipped = next((why for seen in steps if (why := evidence.skipped(seen))), None)
         watched = [seen.watched for seen in steps if seen.watched]
-        wrong = [words for seen in steps if seen.guest and not seen.guest.ok for words in seen.guest.said]
+        wrong = [
+            words for seen in steps if seen.guest and not seen.guest.ok for words in seen.guest.said
+        ]
         silent = [seen for seen in steps if not seen.guest]
-        word = f"skipped: {skipped}" if skipped else wrong[0] if wrong else "not reported" if silent else "holds"
+        word = (
+            f"skipped: {skipped}"
+            if skipped
+            else wrong[0]
+            if wrong
+            else "not reported"
+            if silent
+            else "holds"
+        )
         table.add_row(
             name,
             str(sum(len(w.all_pokes) for w in watched)) if watched else "-",
@@ -151,14 +184,16 @@ def _code(evidence: Evidence) -> Table:
 
 
 def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    return Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+    )
 
 
 def _cpus(evidence: Evidence) -> Table:
     """Passes of each CPU in each phase while the poker was held, and what it did running free."""
     gated: Counter[tuple[int, int]] = Counter()
     wanted: set[tuple[int, int]] = set()
-    for step in evidence.covering:
+    for step in evidence.coverage_steps:
         wanted |= expected_coverage(evidence, step)
         gated.update(seen_coverage(step))
     free: Counter[tuple[int, str]] = Counter()
@@ -174,10 +209,16 @@ def _cpus(evidence: Evidence) -> Table:
         table.add_column(column, justify="right")
     for cpu in evidence.cpus:
         held = [
-            str(gated[phase, cpu] or "-") if gated[phase, cpu] or (phase, cpu) not in wanted else Text("none", "red")
+            str(gated[phase, cpu] or "-")
+            if gated[phase, cpu] or (phase, cpu) not in wanted
+            else Text("none", "red")
             for phase in range(4)
         ]
-        table.add_row(str(cpu), *held, *(f"{free[cpu, result]:,}" for result in ("old", "new", "int3", "torn")))
+        table.add_row(
+            str(cpu),
+            *held,
+            *(f"{free[cpu, result]:,}" for result in ("old", "new", "int3", "torn")),
+        )
     return table
 
 

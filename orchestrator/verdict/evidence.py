@@ -8,18 +8,18 @@ from dataclasses import dataclass, field, fields
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.guest import ktap
-from orchestrator.plan import Step
-from orchestrator.scenario import Part, Scenario
-from orchestrator.verdict.console import Finding, Scanner
-from orchestrator.watch.model import Poke, Violation, Watched
-from orchestrator.watch.symbols import Symbols
+from orchestrator.guest.klog import Finding, Scanner
+from orchestrator.scenarios.scenario import Part, Scenario
+from orchestrator.scenarios.steps import PlanStep
+from orchestrator.text.symbols import Symbols
+from orchestrator.verdict.model import Poke, Violation, WatchedStep
 
 SKIP = 4
 """Exit status of what could not be tested, as in the kernel's own tools/testing/selftests (KSFT_SKIP)."""
 
 
 @dataclass(frozen=True)
-class Beside:
+class Companion:
     """What became of what went on beside a scenario: its status (4: the kernel lacks something) and last words."""
 
     status: int
@@ -27,12 +27,12 @@ class Beside:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepSeen:
-    """One step of a run. guest: the guest's account, None when it gave none. watched: what GDB saw of an eyed one."""
+class StepEvidence:
+    """One step of a run. guest: the guest's account, None when it gave none. watched: what GDB saw of a watched one."""
 
-    step: Step
-    guest: ktap.Step | None
-    watched: Watched | None = None
+    step: PlanStep
+    guest: ktap.StepReport | None
+    watched: WatchedStep | None = None
 
     @property
     def scenario(self) -> Scenario:
@@ -79,7 +79,13 @@ class StepSeen:
     def free_hits(self) -> Counter[int]:
         """Passes by cpu that met int3 while running free, by the guest's count."""
         counts = self.guest.counts.items() if self.guest else []
-        return Counter({cpu: count["int3"] for (cpu, phase), count in counts if phase == "free" and count["int3"]})
+        return Counter(
+            {
+                cpu: count["int3"]
+                for (cpu, phase), count in counts
+                if phase == "free" and count["int3"]
+            }
+        )
 
 
 @dataclass(kw_only=True)
@@ -114,16 +120,16 @@ class Evidence:
     asked: int
     cpus: tuple[int, ...] = ()
     points: tuple[str, ...] = ()
-    steps: list[StepSeen] = field(default_factory=list)
-    beside: dict[str, Beside] = field(default_factory=dict)
+    steps: list[StepEvidence] = field(default_factory=list)
+    companions: dict[str, Companion] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     excused: list[Finding] = field(default_factory=list)
     unscanned: str = "the console was not read"
-    report: ktap.Report | None = None
+    report: ktap.GuestReport | None = None
     broken: OrchestratorError | None = None
     qemu_gated: Counter[tuple[int, int]] = field(default_factory=Counter)
     qemu_free: Counter[tuple[int, int]] = field(default_factory=Counter)
-    stuck: tuple[str, ...] = ()
+    hang_report: tuple[str, ...] = ()
     no_qemu_ledger: str | None = None
     qemu_by_cpu: bool = True
     untrusted: str | None = None
@@ -139,53 +145,59 @@ class Evidence:
 
     def renew(self) -> None:
         """Forget what the scenarios gave, to run them once more."""
-        for name in ("steps", "beside", "report", "qemu_gated", "qemu_free", "others"):
+        for name in ("steps", "companions", "report", "qemu_gated", "qemu_free", "others"):
             default = next(one for one in fields(self) if one.name == name)
-            setattr(self, name, default.default_factory() if callable(default.default_factory) else None)
+            setattr(
+                self, name, default.default_factory() if callable(default.default_factory) else None
+            )
 
-    def skipped(self, seen: StepSeen) -> str | None:
+    def skipped(self, seen: StepEvidence) -> str | None:
         """Why a step could not be done: what the kernel lacks for it."""
-        beside = self.beside.get(seen.scenario.name)
-        if beside and beside.status == SKIP and not seen.step.eyed:
-            return beside.words or "the guest lacks something"
+        companion = self.companions.get(seen.scenario.name)
+        if companion and companion.status == SKIP and not seen.step.is_watched:
+            return companion.words or "the guest lacks something"
         return seen.guest.skip if seen.guest else None
 
     @property
-    def running(self) -> StepSeen | None:
+    def running(self) -> StepEvidence | None:
         """The step at which a run ended early, None for one that was not cut short: the first without a result."""
         return next((seen for seen in self.steps if not seen.guest), None) if self.broken else None
 
-    def part(self, *parts: Part) -> list[StepSeen]:
+    def part(self, *parts: Part) -> list[StepEvidence]:
         """The steps of these parts that were not skipped."""
         return [seen for seen in self.steps if seen.step.part in parts and not self.skipped(seen)]
 
     @property
-    def gated(self) -> list[StepSeen]:
+    def gated(self) -> list[StepEvidence]:
         return self.part("gated")
 
     @property
-    def bare(self) -> bool:
+    def without_module(self) -> bool:
         """Whether the kernel was run without the test module: then nobody held the poker, or counted in the guest."""
         return any(seen.scenario.sysctls for seen in self.steps)
 
     @property
-    def covering(self) -> list[StepSeen]:
+    def coverage_steps(self) -> list[StepEvidence]:
         """Those in which every CPU is to be seen in every phase, and each claim to be shown."""
-        return [seen for seen in self.eyed if seen.step.part == "gated" or seen.scenario.sysctls]
+        return [
+            seen
+            for seen in self.watched_steps
+            if seen.step.part == "gated" or seen.scenario.sysctls
+        ]
 
     @property
-    def eyed(self) -> list[StepSeen]:
+    def watched_steps(self) -> list[StepEvidence]:
         """Whatever GDB watched."""
         return self.part("gated", "watched")
 
     @property
-    def free(self) -> list[StepSeen]:
+    def free(self) -> list[StepEvidence]:
         """Those whose int3 the free-running ledger has: nothing else went on meanwhile."""
         return [seen for seen in self.part("free") if not seen.scenario.alone]
 
-    def violations(self) -> Iterator[tuple[StepSeen, Poke, Violation]]:
+    def violations(self) -> Iterator[tuple[StepEvidence, Poke, Violation]]:
         """What the phase model found to be wrong, in the order of the run."""
-        for seen in self.eyed:
+        for seen in self.watched_steps:
             for poke in seen.watched.all_pokes if seen.watched else []:
                 for violation in poke.violations:
                     yield seen, poke, violation

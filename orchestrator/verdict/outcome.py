@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator.errors import EXIT_KERNEL_FAILED, EXIT_PASS, EXIT_UNTESTABLE, BootError, GuestRefused, LostVM
-from orchestrator.verdict.checks import KERNEL_FAILED, Result, kernel_faults, run_checks
+from orchestrator.errors import (
+    EXIT_KERNEL_FAILED,
+    EXIT_PASS,
+    EXIT_UNTESTABLE,
+    BootError,
+    GuestRefused,
+    LostVM,
+)
+from orchestrator.verdict.checks import KERNEL_FAILED, CheckResult, kernel_faults, run_checks
 from orchestrator.verdict.evidence import Evidence
-from orchestrator.watch.model import CLAIMS
+from orchestrator.verdict.model import CLAIMS
 
 __all__ = ["KERNEL_FAILED", "Verdict", "judge"]
 
@@ -18,7 +25,7 @@ class Verdict:
 
     outcome: str
     reason: str
-    results: tuple[Result, ...] = ()
+    results: tuple[CheckResult, ...] = ()
 
     @property
     def exit_status(self) -> int:
@@ -42,17 +49,23 @@ def judge(evidence: Evidence) -> Verdict:
     return verdict
 
 
-def _judge(evidence: Evidence, results: tuple[Result, ...]) -> Verdict:
+def _judge(evidence: Evidence, results: tuple[CheckResult, ...]) -> Verdict:
     broken = evidence.broken
     if isinstance(broken, BootError):
         return Verdict(broken.outcome, str(broken), results)
     failed = [result for result in results if result.status == "fail" and result.check != "console"]
-    claim = next((f"{result.check}: {result.text}" for result in failed if result.check in CLAIMS), None)
+    claim = next(
+        (f"{result.check}: {result.text}" for result in failed if result.check in CLAIMS), None
+    )
     for kind in KERNEL_FAILED:
         for finding in kernel_faults(evidence):
             if finding.outcome == kind:
                 # What the watch had seen to be wrong before is mostly the reason why.
-                where = f", in scenario {evidence.running.scenario.name}" if evidence.running and finding.fatal else ""
+                where = (
+                    f", in scenario {evidence.running.scenario.name}"
+                    if evidence.running and finding.fatal
+                    else ""
+                )
                 reason = f"the kernel reports: {finding.text}{where}{f'; {claim}' if claim else ''}"
                 return Verdict(kind, reason, results)
     # What was seen of a poke before the machine went away, or mad, stands, and may well be why.
@@ -67,7 +80,7 @@ def _judge(evidence: Evidence, results: tuple[Result, ...]) -> Verdict:
     for result in results:
         if result.status == "blind":
             return Verdict("infra", f"no verdict: {result.text}", results)
-    if evidence.bare:
+    if evidence.without_module:
         reason = "what can be seen without the test module held, and every CPU was seen in both phases with int3"
         return Verdict("pass", reason, results)
     return Verdict("pass", "every promise held, and every CPU was seen in every phase", results)

@@ -63,7 +63,7 @@ RETURN_STUB = 64
 """Bytes from one CPU's stub in orch_return_stubs to the next."""
 
 
-class Point(gdb.Breakpoint):
+class HardwareBreakpoint(gdb.Breakpoint):
     """A hardware breakpoint whose hits go to one method of the watch.
 
     To go on from a breakpoint GDB takes it out, steps the CPU alone, and puts it in again: a second stop for each, and
@@ -81,12 +81,14 @@ class Point(gdb.Breakpoint):
     def stop(self):
         """Never stops the guest for good."""
         try:
-            WATCH.see_returns()
+            AGENT.see_returns()
             self._seen(cpu_number(), gdb.newest_frame())
             if self._next and register(gdb.newest_frame(), "rip") == self._address:
                 go_to(self._next)
-        except Exception as error:  # an error in stop() would otherwise stop the guest without a word
-            WATCH.emit("error", -1, what=f"{type(error).__name__}: {error}")
+        except (
+            Exception
+        ) as error:  # an error in stop() would otherwise stop the guest without a word
+            AGENT.emit("error", -1, what=f"{type(error).__name__}: {error}")
         return False
 
 
@@ -165,7 +167,7 @@ def behind_call(address):
     return code[0] == 0xE8 or (code[3] == 0xFF and code[4] & 0xF8 == 0xD0)
 
 
-class Watch:
+class Agent:
     """The points of one window, the gate, and what both have seen.
 
     config: symbols (name -> address) with at least `write`, `sync`, `int3` and `text_mutex`; `stopper` optional; with
@@ -206,7 +208,13 @@ class Watch:
 
     def emit(self, kind, cpu, **fields):
         self.count += 1
-        event = {"n": self.count, "t": round(time.time(), 6), "step": self.step, "kind": kind, "cpu": cpu}
+        event = {
+            "n": self.count,
+            "t": round(time.time(), 6),
+            "step": self.step,
+            "kind": kind,
+            "cpu": cpu,
+        }
         if self.window and kind not in ("window", "error"):
             event["bytes"] = memory(self.window["site"], self.window["len"]).hex()
         event.update(fields)
@@ -237,8 +245,10 @@ class Watch:
         """A breakpoint on the symbol `name`, with the slot of its own."""
         slot = None
         if self.module:
-            slot = self.symbols["orch_slots"] + SLOT * ("write", "sync", "int3", "stopper").index(name)
-        return Point(self.symbols[name], seen, slot)
+            slot = self.symbols["orch_slots"] + SLOT * ("write", "sync", "int3", "stopper").index(
+                name
+            )
+        return HardwareBreakpoint(self.symbols[name], seen, slot)
 
     def survey(self):
         """Instead of the window's points: only count who traps where, to tell why nothing goes on."""
@@ -258,7 +268,9 @@ class Watch:
         if not (trap := self.trap(frame)):
             return
         _, ip = trap
-        entry = self.trapping.setdefault(f"{cpu} {ip:x}", {"cpu": cpu, "ip": ip, "traps": 0, "int3": 0})
+        entry = self.trapping.setdefault(
+            f"{cpu} {ip:x}", {"cpu": cpu, "ip": ip, "traps": 0, "int3": 0}
+        )
         entry["traps"] += 1
         entry["int3"] += memory(ip, 1) == b"\xcc"
 
@@ -317,7 +329,13 @@ class Watch:
             return
         self.forget()
         self.seq = seq
-        self.window = {"site": site, "len": length, "gated": bool(gated), "to": new[:length], "task": task}
+        self.window = {
+            "site": site,
+            "len": length,
+            "gated": bool(gated),
+            "to": new[:length],
+            "task": task,
+        }
         self.emit(
             "window",
             cpu,
@@ -338,7 +356,11 @@ class Watch:
         registers = [register(frame, name) for name in ("rdi", "rsi", "rdx", "rcx")]
         if self.window:
             for style in (1, 0):
-                if self.window["site"] <= registers[style] < self.window["site"] + self.window["len"]:
+                if (
+                    self.window["site"]
+                    <= registers[style]
+                    < self.window["site"] + self.window["len"]
+                ):
                     self.write_style = style
                     return registers[style : style + 3]
         style = 1 if self.write_style is None else self.write_style
@@ -376,8 +398,15 @@ class Watch:
         if not own:
             fields["before"] = memory(address, 8).hex()
             fields["callers"] = text_words(stack, 32)[:CALLERS]
-        if own and self.written == (stack, address, fields["src"], memory(self.window["site"], self.window["len"])):
-            self.emit("again", cpu)  # the same stop: a second write would find the site changed by the first
+        if own and self.written == (
+            stack,
+            address,
+            fields["src"],
+            memory(self.window["site"], self.window["len"]),
+        ):
+            self.emit(
+                "again", cpu
+            )  # the same stop: a second write would find the site changed by the first
             return
         if own and self.window["gated"] and self.writes and self.held != stack:
             self.held = stack
@@ -391,7 +420,12 @@ class Watch:
         self.writes += own
         if own:
             self.stack = stack
-            self.written = (stack, address, fields["src"], memory(self.window["site"], self.window["len"]))
+            self.written = (
+                stack,
+                address,
+                fields["src"],
+                memory(self.window["site"], self.window["len"]),
+            )
             self.synced = set()
             if (self.writes == 1 and fields["src"] != "cc") or not fields["irqs"]:
                 self.show_cpus()
@@ -403,7 +437,9 @@ class Watch:
 
     def on_sync(self, cpu, frame):
         if self.window:
-            self.look_at_window(cpu)  # a round that nobody has waited for goes on when the poke has returned
+            self.look_at_window(
+                cpu
+            )  # a round that nobody has waited for goes on when the poke has returned
         self.synced.add(cpu)
         self.round_seen = True
         self.emit("sync", cpu)
@@ -424,11 +460,14 @@ class Watch:
             if not self.module:
                 self.stacks[cpu] = stack + 8
                 if not self.way_back:  # the handler has one caller, so one place to return to
-                    self.way_back = Point(quad(stack), self.on_way_back, None)
+                    self.way_back = HardwareBreakpoint(quad(stack), self.on_way_back, None)
                 self.way_back.enabled = True
                 self.met[cpu] = self.met.get(cpu, 0) + 1
                 cpus = len(gdb.selected_inferior().threads())
-                if sum(count >= ENOUGH for count in self.met.values()) == cpus or max(self.met.values()) >= MOST * cpus:
+                if (
+                    sum(count >= ENOUGH for count in self.met.values()) == cpus
+                    or max(self.met.values()) >= MOST * cpus
+                ):
                     self.look_at_int3(False)
                 return
             noted = RETURN.pack(regs, quad(stack), 0, 0, 0)
@@ -465,13 +504,15 @@ class Watch:
         # multi_cpu_stop(data): whoever calls stop_machine() has the data on its stack. Others may do so at any time,
         # the scheduler too (migrate_swap()).
         data = register(frame, "rdi")
-        self.emit("stopper", cpu, own=self.stack is not None and abs(data - self.stack) < THREAD_SIZE)
+        self.emit(
+            "stopper", cpu, own=self.stack is not None and abs(data - self.stack) < THREAD_SIZE
+        )
 
 
-WATCH = None
+AGENT = None
 
 
 def start(path):
     """Make the watch from the configuration in the JSON file `path`."""
-    global WATCH
-    WATCH = Watch(json.loads(Path(path).read_text()))
+    global AGENT
+    AGENT = Agent(json.loads(Path(path).read_text()))

@@ -12,11 +12,11 @@ import subprocess
 from collections import Counter
 from pathlib import Path
 
-from orchestrator import proc
 from orchestrator.errors import InfraError
+from orchestrator.host import proc
+from orchestrator.host.paths import cache_dir, cached_dir
+from orchestrator.host.tools import QEMU_GOOD, Qemu
 from orchestrator.machine.accel import Accel
-from orchestrator.paths import cache_dir, cached_dir
-from orchestrator.tools import QEMU_GOOD, Qemu
 
 SOURCE = Path(__file__).with_name("ledger.c")
 CFLAGS = ("-shared", "-fPIC", "-O2", "-Wall", "-fvisibility=hidden")
@@ -68,14 +68,30 @@ def _plugin(qemu: Qemu) -> Path:
     """The plugin, compiled and once loaded by this very QEMU; cached by both."""
     source = SOURCE.read_bytes()
     gcc = proc.need("gcc", "gcc")
-    identity = [source, str(qemu.version).encode(), str(qemu.binary).encode(), *map(str.encode, CFLAGS)]
+    identity = [
+        source,
+        str(qemu.version).encode(),
+        str(qemu.binary).encode(),
+        *map(str.encode, CFLAGS),
+    ]
     digest = hashlib.sha256(b"\0".join(identity)).hexdigest()[:16]
 
     def make(directory: Path) -> None:
         plugin = directory / "ledger.so"
         firmware = [word for path in qemu.firmware for word in ("-L", str(path))]
-        trial = [str(qemu.binary), *firmware, "-M", "none", "-nodefaults", "-display", "none", "-monitor", "stdio",
-                 "-plugin", f"file={plugin},ledger={directory}/trial"]
+        trial = [
+            str(qemu.binary),
+            *firmware,
+            "-M",
+            "none",
+            "-nodefaults",
+            "-display",
+            "none",
+            "-monitor",
+            "stdio",
+            "-plugin",
+            f"file={plugin},ledger={directory}/trial",
+        ]
         try:
             proc.run([gcc, *CFLAGS, "-o", plugin, SOURCE])
             proc.run(trial, env=dict(qemu.env), stdin="quit\n")

@@ -17,7 +17,7 @@ from typing import Any
 from pygdbmi.gdbcontroller import GdbController
 
 from orchestrator.errors import InfraError
-from orchestrator.proc import mortal, need
+from orchestrator.host.proc import mortal, need
 
 Record = dict[str, Any]
 
@@ -40,12 +40,30 @@ class Gdb:
         self._stops: list[Record] = []
         self.command = mortal(
             # A session of its own: Ctrl-C is for us to handle.
-            ["setsid", need("gdb", "gdb"), "-nx", "-quiet", "--interpreter=mi3", "-iex", "set auto-load off"]
+            [
+                "setsid",
+                need("gdb", "gdb"),
+                "-nx",
+                "-quiet",
+                "--interpreter=mi3",
+                "-iex",
+                "set auto-load off",
+            ]
         )
         self._log.write("$ " + " ".join(self.command) + "\n")
-        self._controller = GdbController(command=self.command, time_to_check_for_additional_output_sec=1e-6)
-        for setting in ("pagination off", "confirm off", "mi-async on", "architecture i386:x86-64", "width 0",
-                        "remotetimeout 30", "startup-with-shell off", "debuginfod enabled off"):
+        self._controller = GdbController(
+            command=self.command, time_to_check_for_additional_output_sec=1e-6
+        )
+        for setting in (
+            "pagination off",
+            "confirm off",
+            "mi-async on",
+            "architecture i386:x86-64",
+            "width 0",
+            "remotetimeout 30",
+            "startup-with-shell off",
+            "debuginfod enabled off",
+        ):
             try:
                 self.execute(f"-gdb-set {setting}")
             except Refused:
@@ -78,11 +96,17 @@ class Gdb:
     def _read(self, timeout: float) -> list[Record]:
         process = self._controller.gdb_process
         if process is None or process.poll() is not None:
-            raise InfraError(f"GDB ended with status {process.returncode if process else '?'}: see {self._log.name}")
-        records: list[Record] = self._controller.get_gdb_response(timeout, raise_error_on_timeout=False)
+            raise InfraError(
+                f"GDB ended with status {process.returncode if process else '?'}: see {self._log.name}"
+            )
+        records: list[Record] = self._controller.get_gdb_response(
+            timeout, raise_error_on_timeout=False
+        )
         for record in records:
             if record["message"] not in ("running", "thread-created", "library-loaded"):
-                self._log.write(f"{record['type']} {record.get('token')} {record['message']} {record['payload']!r}\n")
+                self._log.write(
+                    f"{record['type']} {record.get('token')} {record['message']} {record['payload']!r}\n"
+                )
             if record["type"] == "notify" and record["message"] == "stopped":
                 self._stops.append(record)
         return records
@@ -100,7 +124,9 @@ class Gdb:
         self._token += 1
         token = self._token
         self._log.write(f"> {token}{command}\n")
-        with contextlib.suppress(OSError):  # its pipe is broken: GDB has ended, which _read() says better
+        with contextlib.suppress(
+            OSError
+        ):  # its pipe is broken: GDB has ended, which _read() says better
             self._controller.io_manager.write(f"{token}{command}", read_response=False)
         text: list[str] = []
         aside: list[str] = []
@@ -113,7 +139,9 @@ class Gdb:
                     aside.append((record["payload"] or "").strip())
                 if record["type"] == "result" and record.get("token") == token:
                     if record["message"] == "error":
-                        why = " ".join([*filter(None, aside[-3:]), record["payload"].get("msg", "error")])
+                        why = " ".join(
+                            [*filter(None, aside[-3:]), record["payload"].get("msg", "error")]
+                        )
                         raise Refused(f"GDB: {why} (after {command!r})")
                     return record, "".join(text)
             self._alive()
@@ -139,7 +167,9 @@ class Gdb:
         """Stop every CPU of the guest and return when they are."""
         self.poll()
         if not self._stops:
-            with contextlib.suppress(Refused):  # it stopped by itself in this very moment: seen below
+            with contextlib.suppress(
+                Refused
+            ):  # it stopped by itself in this very moment: seen below
                 self.execute("-exec-interrupt")
         end = time.monotonic() + timeout
         while not self._stops:

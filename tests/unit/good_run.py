@@ -16,16 +16,18 @@ from typing import Any
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.guest import ktap
-from orchestrator.plan import plan
-from orchestrator.scenario import select
-from orchestrator.verdict.console import Finding
-from orchestrator.verdict.evidence import Beside, Evidence, StepSeen
-from orchestrator.watch import model
+from orchestrator.guest.klog import Finding
+from orchestrator.scenarios.scenario import select
+from orchestrator.scenarios.steps import plan_steps
+from orchestrator.verdict import model
+from orchestrator.verdict.evidence import Companion, Evidence, StepEvidence
 
 GOLDEN = Path(__file__).with_name("golden")
 Event = dict[str, Any]
 
-_EVENTS = [json.loads(line) for line in (GOLDEN / "pass-smp2.events.jsonl").read_text().splitlines()]
+_EVENTS = [
+    json.loads(line) for line in (GOLDEN / "pass-smp2.events.jsonl").read_text().splitlines()
+]
 for _event in _EVENTS:
     if _event["kind"] == "window":
         _task = _event["task"]
@@ -52,7 +54,7 @@ class Run:
         self.asked = 2
         self.cpus: tuple[int, ...] = (0, 1)
         self.points: tuple[str, ...] = ("write", "sync", "int3", "stopper")
-        self.beside: dict[str, Beside] = {}
+        self.companions: dict[str, Companion] = {}
         self.findings: list[Finding] = []
         self.broken: OrchestratorError | None = None
         self.no_qemu_ledger: str | None = None
@@ -64,13 +66,19 @@ class Run:
 
     def poke(self, seq: int) -> list[Event]:
         """The events of one poke; they are the run's own, so that a change of one is a change of the run."""
-        windows = [at for at, event in enumerate(self.events) if event["kind"] == "window"] + [len(self.events)]
+        windows = [at for at, event in enumerate(self.events) if event["kind"] == "window"] + [
+            len(self.events)
+        ]
         cut = [self.events[start:end] for start, end in itertools.pairwise(windows)]
         return next(part for part in cut if part[0]["seq"] == seq)
 
     def find(self, seq: int, kind: str, number: int = 0, **fields: object) -> Event:
         """Event number `number` of those of a poke that have this kind and these fields."""
-        found = [e for e in self.poke(seq) if e["kind"] == kind and all(e.get(k) == v for k, v in fields.items())]
+        found = [
+            e
+            for e in self.poke(seq)
+            if e["kind"] == kind and all(e.get(k) == v for k, v in fields.items())
+        ]
         return found[number]
 
     def index(self, event: Event) -> int:
@@ -81,11 +89,15 @@ class Run:
             del self.events[self.index(event)]
 
     def insert(self, before: Event, **fields: object) -> None:
-        self.events.insert(self.index(before), {"n": 0, "t": before["t"], "step": before["step"], **fields})
+        self.events.insert(
+            self.index(before), {"n": 0, "t": before["t"], "step": before["step"], **fields}
+        )
 
     def say(self, number: int, old: str, new: str | None) -> None:
         """Change (None: drop) the first line of the guest's report on step `number` that contains `old`."""
-        start = next(at for at, line in enumerate(self.report) if line.startswith(f"# step={number} "))
+        start = next(
+            at for at, line in enumerate(self.report) if line.startswith(f"# step={number} ")
+        )
         at = next(at for at in range(start, len(self.report)) if old in self.report[at])
         if new is None:
             del self.report[at]
@@ -96,37 +108,51 @@ class Run:
         """Run the scenario in code `name` as step 10, reported as scenario.c does. sentences: what does not hold."""
         self.scenarios += select([name])
         self.report[self.report.index("1..9")] = "1..10"
-        self.report += [f"# step=10 name={name} seq=7", *(f"# {sentence}" for sentence in sentences)]
+        self.report += [
+            f"# step=10 name={name} seq=7",
+            *(f"# {sentence}" for sentence in sentences),
+        ]
         why = f" # SKIP {skip}" if skip and not sentences else ""
-        self.report += ["# announced=18 elapsed_ns=210000000", f"{'not ' if sentences else ''}ok 10 {name}.free{why}"]
+        self.report += [
+            "# announced=18 elapsed_ns=210000000",
+            f"{'not ' if sentences else ''}ok 10 {name}.free{why}",
+        ]
 
     # -- what comes of it
 
-    def watched(self, seq: int) -> model.Watched:
+    def watched(self, seq: int) -> model.WatchedStep:
         return model.follow(self.poke(seq), self.cpus)
 
     def violations(self, seq: int) -> list[str]:
         """The claims that are broken, each once, in the order in which they were seen to be."""
-        return list(dict.fromkeys(v.claim for poke in self.watched(seq).pokes for v in poke.violations))
+        return list(
+            dict.fromkeys(v.claim for poke in self.watched(seq).pokes for v in poke.violations)
+        )
 
     def evidence(self) -> Evidence:
         report = ktap.parse(self.report)
         events = model.by_step(self.events)
         seen = []
-        for step in plan(self.scenarios, (0, 1), 0.5, 1):
+        for step in plan_steps(self.scenarios, (0, 1), 0.5, 1):
             guest = report.step(step.number)
             watched = None
-            if step.eyed:
+            if step.is_watched:
                 watched = model.follow(events.get(step.number, []), self.cpus)
-            seen.append(StepSeen(step=step, guest=guest, watched=watched))
-        total = Counter({(int(at, 16), int(cpu)): n for at, by_cpu in _LEDGER.items() for cpu, n in by_cpu.items()})
+            seen.append(StepEvidence(step=step, guest=guest, watched=watched))
+        total = Counter(
+            {
+                (int(at, 16), int(cpu)): n
+                for at, by_cpu in _LEDGER.items()
+                for cpu, n in by_cpu.items()
+            }
+        )
         gated_part = _qemu_gated()
         return Evidence(
             asked=self.asked,
             cpus=self.cpus,
             points=self.points,
             steps=seen,
-            beside=self.beside,
+            companions=self.companions,
             findings=self.findings,
             report=report,
             broken=self.broken,
@@ -139,7 +165,11 @@ class Run:
 
 def targets_of(seq: int) -> tuple[int, ...]:
     """Where a CPU that meets int3 in this poke may go on."""
-    return tuple(next(event for event in _EVENTS if event["kind"] == "window" and event["seq"] == seq)["targets"])
+    return tuple(
+        next(event for event in _EVENTS if event["kind"] == "window" and event["seq"] == seq)[
+            "targets"
+        ]
+    )
 
 
 def _qemu_gated() -> Counter[tuple[int, int]]:

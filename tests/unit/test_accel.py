@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import InfraError, UsageError
+from orchestrator.host.tools import Qemu
 from orchestrator.machine import accel
-from orchestrator.tools import Qemu
 
 
 def qemu(*version: int) -> Qemu:
@@ -30,7 +30,9 @@ def test_threads_of_tcg(word: str, version: tuple[int, ...], option: str) -> Non
 
 
 def test_several_threads_are_not_trusted() -> None:
-    assert "can go on running code that was patched" in (accel.choose("tcg-multi", qemu(10, 0)).untrusted or "")
+    assert "can go on running code that was patched" in (
+        accel.choose("tcg-multi", qemu(10, 0)).untrusted or ""
+    )
     assert accel.choose("tcg", qemu(7, 2)).untrusted is None
 
 
@@ -40,10 +42,14 @@ def test_unknown_word() -> None:
 
 
 def test_no_device_no_kvm(tmp_path: Path) -> None:
-    assert "there is no" in accel.kvm_trouble(qemu(10, 0), device=tmp_path / "kvm", memory=tmp_path / "hosts.json")
+    assert "there is no" in accel.kvm_trouble(
+        qemu(10, 0), device=tmp_path / "kvm", memory=tmp_path / "hosts.json"
+    )
 
 
-def test_a_probe_that_failed_is_remembered_for_this_qemu_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_probe_that_failed_is_remembered_for_this_qemu_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     device, memory = tmp_path / "kvm", tmp_path / "hosts.json"
     device.touch()
     asked: list[tuple[int, ...]] = []

@@ -31,12 +31,16 @@ def agent(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("orchestrator.watch.agent")
 
 
-def moved(agent: ModuleType, monkeypatch: pytest.MonkeyPatch, code: bytes, said: str) -> bytes | None:
+def moved(
+    agent: ModuleType, monkeypatch: pytest.MonkeyPatch, code: bytes, said: str
+) -> bytes | None:
     """What the slot holds when the instruction `code`, of which GDB's disassembler said `said`, has been copied."""
     memory = Memory()
     memory.write_memory(HERE, code)
     frame = SimpleNamespace(
-        architecture=lambda: SimpleNamespace(disassemble=lambda _, count: [{"length": len(code), "asm": said}])
+        architecture=lambda: SimpleNamespace(
+            disassemble=lambda _, count: [{"length": len(code), "asm": said}]
+        )
     )
     monkeypatch.setattr(agent.gdb, "selected_inferior", lambda: memory, raising=False)
     monkeypatch.setattr(agent.gdb, "selected_frame", lambda: frame, raising=False)
@@ -47,7 +51,11 @@ def moved(agent: ModuleType, monkeypatch: pytest.MonkeyPatch, code: bytes, said:
     ("code", "at", "said"),
     [
         # 5.4's poke_int3_handler, and 6.1's
-        ("48 63 15 21 1c ac 00", 3, "movslq 0xac1c21(%rip),%rdx        # 0xffffffff81ad7788 <bp_patching+8>"),
+        (
+            "48 63 15 21 1c ac 00",
+            3,
+            "movslq 0xac1c21(%rip),%rdx        # 0xffffffff81ad7788 <bp_patching+8>",
+        ),
         ("83 3d 21 1c ac 00 00", 2, "cmpl   $0x0,0xac1c21(%rip)        # 0xffffffff81ad7788"),
     ],
 )
@@ -68,7 +76,10 @@ def test_what_is_relative_to_rip_still_means_the_same_address(
     [
         ("e8 00 00 00 00", "call   0xffffffff81015b65"),
         ("75 03", "jne    0xffffffff81015b65"),
-        ("48 63 15 21 1c ac 00", "movslq 0xac1c21(%rip),%rdx"),  # of which GDB does not say where it leads
+        (
+            "48 63 15 21 1c ac 00",
+            "movslq 0xac1c21(%rip),%rdx",
+        ),  # of which GDB does not say where it leads
     ],
 )
 def test_what_cannot_run_elsewhere_is_stepped(

@@ -14,23 +14,23 @@ from pathlib import Path
 import pytest
 
 from orchestrator import cli
-from orchestrator.bisect.bisection import Bisection, explained
-from orchestrator.bisect.candidates import Commits, Ready, Series
-from orchestrator.bisect.tester import ChildTester, Told, property_signature, signatures
 from orchestrator.errors import InfraError, UsageError
 from orchestrator.kernel.model import KernelRequest
+from orchestrator.many.bisect.bisection import Bisection, explained
+from orchestrator.many.bisect.candidates import Commits, Ready, Series
+from orchestrator.many.bisect.tester import ChildTester, RunSummary, property_signature, signatures
 
-SYNC = Told("fail", ("sync",), "sync: no CPU had run do_sync_core", 1.0)
-PASS = Told("pass", seconds=1.0)
+SYNC = RunSummary("fail", ("sync",), "sync: no CPU had run do_sync_core", 1.0)
+PASS = RunSummary("pass", seconds=1.0)
 
 
 class Fake:
     """Says what `says(number, attempt)` says."""
 
-    def __init__(self, says: Callable[[int, int], Told]) -> None:
+    def __init__(self, says: Callable[[int, int], RunSummary]) -> None:
         self.says, self.runs, self.stopped, self._lock = says, list[int](), False, threading.Lock()
 
-    def test(self, number: int, attempt: int) -> Told:
+    def test(self, number: int, attempt: int) -> RunSummary:
         with self._lock:
             self.runs.append(number)
             return self.says(number, attempt)
@@ -66,23 +66,27 @@ def test_a_fault_that_shows_now_and_then_is_found(tmp_path: Path, jobs: int) -> 
 
 
 def test_another_crash_does_not_mislead(tmp_path: Path) -> None:
-    oops = Told("oops", ("console: oops: general protection fault",), "oops", 1.0)
+    oops = RunSummary("oops", ("console: oops: general protection fault",), "oops", 1.0)
     # From 5 on something else goes wrong in every second run.
-    fake = Fake(lambda number, attempt: oops if number >= 5 and attempt % 2 else SYNC if number >= 20 else PASS)
+    fake = Fake(
+        lambda number, attempt: (
+            oops if number >= 5 and attempt % 2 else SYNC if number >= 20 else PASS
+        )
+    )
     bisection = Bisection(ready(32), fake, tmp_path / "log")
     assert bisection.run().first == 20
     assert bisection.signature == "sync"
 
 
 def test_another_signature_can_be_asked_for(tmp_path: Path) -> None:
-    both = Told("fail", ("sync", "int3"), "both", 1.0)
-    whole = Told("fail", ("sync",), "sync", 1.0, passed=("int3",))
+    both = RunSummary("fail", ("sync", "int3"), "both", 1.0)
+    whole = RunSummary("fail", ("sync",), "sync", 1.0, passed=("int3",))
     fake = Fake(lambda number, _: both if number >= 9 else whole if number >= 4 else PASS)
     assert Bisection(ready(16), fake, tmp_path / "log", signature="int3").run().first == 9
 
 
 def test_what_does_not_build_is_narrowed_around(tmp_path: Path) -> None:
-    broken = Told("build-error", (), "does not build", 1.0)
+    broken = RunSummary("build-error", (), "does not build", 1.0)
     fake = Fake(lambda number, _: broken if number in (7, 8, 9) else SYNC if number >= 8 else PASS)
     bisection = Bisection(ready(16), fake, tmp_path / "log")
     answer = bisection.run()
@@ -92,7 +96,7 @@ def test_what_does_not_build_is_narrowed_around(tmp_path: Path) -> None:
 
 
 def test_infra_never_votes_and_ends_it_when_there_is_nothing_else(tmp_path: Path) -> None:
-    infra = Told("infra", (), "no KVM", 1.0)
+    infra = RunSummary("infra", (), "no KVM", 1.0)
     sick = Fake(lambda number, _: infra if 0 < number < 15 else SYNC if number else PASS)
     with pytest.raises(InfraError, match="5 runs in a row"):
         Bisection(ready(16), sick, tmp_path / "log").run()
@@ -102,7 +106,7 @@ def test_infra_never_votes_and_ends_it_when_there_is_nothing_else(tmp_path: Path
 
 @pytest.mark.parametrize("end", [0, 15])
 def test_an_end_that_cannot_be_tested_is_said(tmp_path: Path, end: int) -> None:
-    broken = Told("build-error", (), "gcc says no", 1.0)
+    broken = RunSummary("build-error", (), "gcc says no", 1.0)
     fake = Fake(lambda number, _: broken if number == end else SYNC if number else PASS)
     with pytest.raises(UsageError, match="gcc says no"):
         Bisection(ready(16), fake, tmp_path / "log").run()
@@ -119,13 +123,13 @@ def test_a_good_end_that_fails_is_said(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_bisection_goes_on_where_it_was(tmp_path: Path) -> None:
-    def says(number: int, attempt: int) -> Told:
+    def says(number: int, attempt: int) -> RunSummary:
         return SYNC if number >= 11 else PASS
 
     whole = Fake(says)
     Bisection(ready(32), whole, tmp_path / "whole").run()
 
-    def breaks(number: int, attempt: int) -> Told:
+    def breaks(number: int, attempt: int) -> RunSummary:
         if len(first.runs) == 5:
             raise KeyboardInterrupt
         return says(number, attempt)
@@ -149,8 +153,8 @@ def test_a_log_of_another_bisection_is_not_taken(tmp_path: Path) -> None:
 
 
 def test_the_same_runs_answer_for_another_signature(tmp_path: Path) -> None:
-    both = Told("fail", ("sync", "int3"), "both", 1.0)
-    whole = Told("fail", ("sync",), "sync", 1.0, passed=("int3",))
+    both = RunSummary("fail", ("sync", "int3"), "both", 1.0)
+    whole = RunSummary("fail", ("sync",), "sync", 1.0, passed=("int3",))
     fake = Fake(lambda number, _: both if number >= 9 else whole if number >= 4 else PASS)
     assert Bisection(ready(16), fake, tmp_path / "log").run().first == 4
     before = len(fake.runs)
@@ -167,10 +171,18 @@ def test_a_signature_is_the_same_for_another_run_of_the_same_fault() -> None:
         console = {"check": "console", "status": "fail", "text": "", "details": [
             f"line {cpu}7: oops: general protection fault, probably for non-canonical address 0x{address}: 0000 [#1]",
         ]}  # fmt: skip
-        sync = {"check": "sync", "status": "fail", "text": f"CPU {cpu} had not run (site {address})", "details": []}
+        sync = {
+            "check": "sync",
+            "status": "fail",
+            "text": f"CPU {cpu} had not run (site {address})",
+            "details": [],
+        }
         return {"outcome": "oops", "reason": "", "checks": [sync, console]}
 
-    one, other = signatures(verdict("ffffffffa0000acb", 1)), signatures(verdict("dead000000000122", 3))
+    one, other = (
+        signatures(verdict("ffffffffa0000acb", 1)),
+        signatures(verdict("dead000000000122", 3)),
+    )
     assert one == other
     assert one[0] == "sync" and "general protection fault" in one[1]
 
@@ -202,7 +214,9 @@ def test_real_children_are_run(tmp_path: Path, jobs: int) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     candidates = ready(9)
-    tester = ChildTester(candidates, ["--smp", "2"], tmp_path / "runs", program=(sys.executable, str(program)))
+    tester = ChildTester(
+        candidates, ["--smp", "2"], tmp_path / "runs", program=(sys.executable, str(program))
+    )
     assert tester.test(3, 0).outcome == "build-error"
     assert tester.test(3, 0).reason == "there is no such kernel"
     bisection = Bisection(candidates, tester, tmp_path / "log", jobs=jobs)
@@ -215,9 +229,13 @@ def test_a_property_is_bisected_as_a_fault_is(tmp_path: Path) -> None:
     program.write_text(PROGRAM)
     words = (sys.executable, str(program))
     tester = ChildTester(candidates, [], tmp_path / "runs", shows="by=new|by=newer", program=words)
-    bisection = Bisection(candidates, tester, tmp_path / "log", signature=property_signature("by=new|by=newer"))
+    bisection = Bisection(
+        candidates, tester, tmp_path / "log", signature=property_signature("by=new|by=newer")
+    )
     answer = bisection.run()
-    assert (answer.first, answer.last) == (3, 4), "3 cannot be tested; from 6 on the kernel fails as well"
+    assert (answer.first, answer.last) == (3, 4), (
+        "3 cannot be tested; from 6 on the kernel fails as well"
+    )
     assert "# pokes by=new_name" in explained(bisection, answer)
 
 
@@ -243,13 +261,24 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for number in range(6):
         (tree / "file").write_text(f"{number}\n")
         git(tree, "add", "file")
-        git(tree, "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", f"step {number}")
+        git(
+            tree,
+            "-c",
+            "user.name=t",
+            "-c",
+            "user.email=t@example.org",
+            "commit",
+            "-qm",
+            f"step {number}",
+        )
         git(tree, "tag", f"v{number}")
     return tree
 
 
 def git(tree: Path, *arguments: str) -> str:
-    return subprocess.run(["git", "-C", tree, *arguments], check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        ["git", "-C", tree, *arguments], check=True, capture_output=True, text=True
+    ).stdout
 
 
 def state(tree: Path) -> list[tuple[str, int]]:
@@ -274,10 +303,15 @@ def test_two_jobs_have_a_checkout_each(tree: Path) -> None:
     commits = Commits(KernelRequest(), tree, "v0", "v5", slots=2)
     with commits.request(1) as one, commits.request(4) as other:
         assert one.tree and other.tree
-        assert [(one.tree / "file").read_text(), (other.tree / "file").read_text()] == ["1\n", "4\n"]
+        assert [(one.tree / "file").read_text(), (other.tree / "file").read_text()] == [
+            "1\n",
+            "4\n",
+        ]
 
 
-@pytest.mark.parametrize(("good", "bad"), [("v4", "v1"), ("v1", "v1"), ("v1", "v9"), ("--help", "v1")])
+@pytest.mark.parametrize(
+    ("good", "bad"), [("v4", "v1"), ("v1", "v1"), ("v1", "v9"), ("--help", "v1")]
+)
 def test_ends_that_make_no_history_are_wrong_usage(tree: Path, good: str, bad: str) -> None:
     with pytest.raises(UsageError):
         Commits(KernelRequest(), tree, good, bad)
@@ -308,7 +342,10 @@ def test_a_series_is_its_prefixes(tmp_path: Path) -> None:
      "--simulate --probability 0", "--simulate --times 0"],
 )  # fmt: skip
 def test_wrong_usage_is_129(
-    arguments: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     assert cli.main(["bisect", *arguments.split()]) == 129
@@ -317,13 +354,24 @@ def test_wrong_usage_is_129(
 
 
 def test_the_simulation_prints_its_table(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["bisect", "--simulate", "--commits=16", "--times=2", "--probability=1", "--seed=3"]) == 0
+    assert (
+        cli.main(
+            ["bisect", "--simulate", "--commits=16", "--times=2", "--probability=1", "--seed=3"]
+        )
+        == 0
+    )
     said = capsys.readouterr().out
     assert "seed 3" in said and "ours" in said and "plain" in said
 
 
 def test_the_log_tells_each_run(tmp_path: Path) -> None:
-    Bisection(ready(8), Fake(lambda number, _: SYNC if number >= 3 else PASS), tmp_path / "log").run()
+    Bisection(
+        ready(8), Fake(lambda number, _: SYNC if number >= 3 else PASS), tmp_path / "log"
+    ).run()
     head, first, *_ = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert head["version"] == 1
-    assert (first["candidate"], first["seen"], first["told"]["signatures"]) == ("debian:6.1.7", "fail", ["sync"])
+    assert (first["candidate"], first["seen"], first["told"]["signatures"]) == (
+        "debian:6.1.7",
+        "fail",
+        ["sync"],
+    )

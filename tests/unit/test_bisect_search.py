@@ -9,8 +9,8 @@ import time
 import numpy as np
 import pytest
 
-from orchestrator.bisect.search import Search, Seen
 from orchestrator.errors import UsageError
+from orchestrator.many.bisect.search import RunOutcome, Search
 
 SEED = int(os.environ.get("BISECT_SEED", "20261124"))
 
@@ -21,7 +21,13 @@ def chance() -> random.Random:
     return random.Random(SEED)
 
 
-def solve(search: Search, first_bad: int, p: float, chance: random.Random, broken: frozenset[int] = frozenset()) -> int:
+def solve(
+    search: Search,
+    first_bad: int,
+    p: float,
+    chance: random.Random,
+    broken: frozenset[int] = frozenset(),
+) -> int:
     """Run `search` to its end on a fault that is there from `first_bad` on; the number of runs."""
     for runs in range(100_000):
         proposed = [] if search.done else search.propose()
@@ -29,27 +35,32 @@ def solve(search: Search, first_bad: int, p: float, chance: random.Random, broke
             return runs
         (candidate,) = proposed
         if candidate in broken:
-            search.record(candidate, Seen.UNTESTABLE)
+            search.record(candidate, RunOutcome.UNTESTABLE)
         else:
-            search.record(candidate, Seen.FAIL if candidate >= first_bad and chance.random() < p else Seen.PASS)
+            search.record(
+                candidate,
+                RunOutcome.FAIL
+                if candidate >= first_bad and chance.random() < p
+                else RunOutcome.PASS,
+            )
     raise AssertionError("does not end")
 
 
 def test_both_ends_come_first() -> None:
     search = Search(100)
     assert search.propose(2) == [99, 0]
-    search.record(99, Seen.PASS)
+    search.record(99, RunOutcome.PASS)
     assert search.propose() == [99], "until it was seen to fail there is nothing to look for"
-    search.record(99, Seen.FAIL)
+    search.record(99, RunOutcome.FAIL)
     assert search.propose() == [0]
-    search.record(0, Seen.PASS)
+    search.record(0, RunOutcome.PASS)
     assert 0 < search.propose()[0] < 99
 
 
 def test_a_good_end_that_fails_is_the_answer() -> None:
     search = Search(100)
-    search.record(99, Seen.FAIL)
-    search.record(0, Seen.FAIL)
+    search.record(99, RunOutcome.FAIL)
+    search.record(0, RunOutcome.FAIL)
     assert search.done
     assert (search.answer().first, search.answer().last) == (0, 0)
 
@@ -62,7 +73,9 @@ def test_a_fault_that_always_shows_costs_what_plain_bisection_costs(chance: rand
         runs.append(solve(search, first_bad, 1.0, chance))
         assert search.answer().first == search.answer().last == first_bad
         assert sum(1 for tally in search.tallies if tally.usable) <= 13
-    assert np.mean(runs) <= 18, "10 steps, 2 for the ends, and a few on what is built to be sure that p is 1"
+    assert np.mean(runs) <= 18, (
+        "10 steps, 2 for the ends, and a few on what is built to be sure that p is 1"
+    )
 
 
 @pytest.mark.parametrize("p", [0.7, 0.5, 0.2])
@@ -74,12 +87,17 @@ def test_it_is_right_at_least_as_often_as_it_says(p: float, chance: random.Rando
         solve(search, first_bad, p, chance)
         assert search.answer().probability >= 0.95
         right += search.answer().first == first_bad
-    assert right / times >= 0.95 - 2 * (0.95 * 0.05 / times) ** 0.5, "below what chance allows for 95 %"
+    assert right / times >= 0.95 - 2 * (0.95 * 0.05 / times) ** 0.5, (
+        "below what chance allows for 95 %"
+    )
 
 
 def test_more_confidence_costs_more_runs(chance: random.Random) -> None:
     few, many = (
-        sum(solve(Search(65, confidence=confidence), 20, 0.3, random.Random(f"{SEED} {n}")) for n in range(10))
+        sum(
+            solve(Search(65, confidence=confidence), 20, 0.3, random.Random(f"{SEED} {n}"))
+            for n in range(10)
+        )
         for confidence in (0.8, 0.999)
     )
     assert few < many
@@ -91,7 +109,9 @@ def test_candidates_that_cannot_be_tested_are_one_with_the_next(chance: random.R
     assert (search.answer().first, search.answer().last) == (14, 19)
 
 
-def test_a_candidate_that_cannot_be_tested_does_not_blur_an_answer_elsewhere(chance: random.Random) -> None:
+def test_a_candidate_that_cannot_be_tested_does_not_blur_an_answer_elsewhere(
+    chance: random.Random,
+) -> None:
     search = Search(33)
     solve(search, 9, 1.0, chance, broken=frozenset({16, 20}))
     assert (search.answer().first, search.answer().last) == (9, 9)
@@ -99,11 +119,11 @@ def test_a_candidate_that_cannot_be_tested_does_not_blur_an_answer_elsewhere(cha
 
 def test_neither_infra_nor_another_crash_votes() -> None:
     search = Search(33)
-    search.record(32, Seen.FAIL)
-    search.record(0, Seen.PASS)
+    search.record(32, RunOutcome.FAIL)
+    search.record(0, RunOutcome.PASS)
     before = search.posterior()
     middle = search.propose()[0]
-    for seen in (Seen.INFRA, Seen.OTHER, Seen.INFRA):
+    for seen in (RunOutcome.INFRA, RunOutcome.OTHER, RunOutcome.INFRA):
         search.record(middle, seen)
     assert np.array_equal(search.posterior(), before)
     assert not search.tallies[middle].untestable
@@ -111,11 +131,11 @@ def test_neither_infra_nor_another_crash_votes() -> None:
 
 def test_a_candidate_that_always_crashes_otherwise_is_left(chance: random.Random) -> None:
     search = Search(33)
-    search.record(32, Seen.FAIL)
-    search.record(0, Seen.PASS)
+    search.record(32, RunOutcome.FAIL)
+    search.record(0, RunOutcome.PASS)
     asked = 0
     while (middle := search.propose()[0]) == 16 or asked == 0:
-        search.record(middle, Seen.OTHER)
+        search.record(middle, RunOutcome.OTHER)
         asked += 1
         assert asked < 6
     assert middle != 16
@@ -124,7 +144,11 @@ def test_a_candidate_that_always_crashes_otherwise_is_left(chance: random.Random
 def test_runs_of_what_is_built_are_preferred_to_a_dear_build() -> None:
     def after_a_pass(build: float) -> int:
         search = Search(101, build=build)
-        for candidate, seen in ((100, Seen.PASS),) * 6 + ((100, Seen.FAIL), (0, Seen.PASS), (50, Seen.PASS)):
+        for candidate, seen in ((100, RunOutcome.PASS),) * 6 + (
+            (100, RunOutcome.FAIL),
+            (0, RunOutcome.PASS),
+            (50, RunOutcome.PASS),
+        ):
             search.record(candidate, seen)
         return search.propose()[0]
 
@@ -134,8 +158,8 @@ def test_runs_of_what_is_built_are_preferred_to_a_dear_build() -> None:
 
 def test_cores_that_are_idle_split_the_range_further() -> None:
     search = Search(1025)
-    search.record(1024, Seen.FAIL)
-    search.record(0, Seen.PASS)
+    search.record(1024, RunOutcome.FAIL)
+    search.record(0, RunOutcome.PASS)
     proposed = sorted(search.propose(3))
     assert len(set(proposed)) == 3
     assert 150 < proposed[0] < 400 < proposed[1] < 650 < proposed[2] < 900
@@ -144,9 +168,9 @@ def test_cores_that_are_idle_split_the_range_further() -> None:
 
 def test_with_false_positives_one_failure_is_not_proof(chance: random.Random) -> None:
     search = Search(65, false_positive=0.02)
-    search.record(64, Seen.FAIL)
-    search.record(0, Seen.PASS)
-    search.record(5, Seen.FAIL)
+    search.record(64, RunOutcome.FAIL)
+    search.record(0, RunOutcome.PASS)
+    search.record(5, RunOutcome.FAIL)
     assert search.posterior()[6:].sum() > 0.001
     right = 0
     for _ in range(20):
@@ -156,17 +180,22 @@ def test_with_false_positives_one_failure_is_not_proof(chance: random.Random) ->
             if search.done:
                 break
             (at,) = search.propose()
-            search.record(at, Seen.FAIL if chance.random() < (0.5 if at >= first_bad else 0.02) else Seen.PASS)
+            search.record(
+                at,
+                RunOutcome.FAIL
+                if chance.random() < (0.5 if at >= first_bad else 0.02)
+                else RunOutcome.PASS,
+            )
         right += search.answer().first == first_bad
     assert right >= 17
 
 
 def test_thousands_of_runs_lose_nothing() -> None:
     search = Search(1025)
-    search.record(1024, Seen.FAIL)
+    search.record(1024, RunOutcome.FAIL)
     for _ in range(5000):
-        search.record(511, Seen.PASS)
-        search.record(512, Seen.FAIL)
+        search.record(511, RunOutcome.PASS)
+        search.record(512, RunOutcome.FAIL)
     assert search.posterior().sum() == pytest.approx(1)
     assert search.answer().first == 512
     assert search.answer().probability == pytest.approx(1)
@@ -174,8 +203,8 @@ def test_thousands_of_runs_lose_nothing() -> None:
 
 def test_a_step_over_1024_candidates_takes_milliseconds() -> None:
     search = Search(1025)
-    search.record(1024, Seen.FAIL)
-    search.record(0, Seen.PASS)
+    search.record(1024, RunOutcome.FAIL)
+    search.record(0, RunOutcome.PASS)
     start = time.process_time()
     for _ in range(20):
         search.propose()
@@ -184,8 +213,16 @@ def test_a_step_over_1024_candidates_takes_milliseconds() -> None:
 
 @pytest.mark.parametrize(
     ("candidates", "options"),
-    [(1, {}), (9, {"confidence": 1.0}), (9, {"false_positive": 0.7}), (3, {"prior": [1, 2]}), (2, {"prior": [0, 0]})],
+    [
+        (1, {}),
+        (9, {"confidence": 1.0}),
+        (9, {"false_positive": 0.7}),
+        (3, {"prior": [1, 2]}),
+        (2, {"prior": [0, 0]}),
+    ],
 )
-def test_a_request_that_makes_no_sense_is_wrong_usage(candidates: int, options: dict[str, object]) -> None:
+def test_a_request_that_makes_no_sense_is_wrong_usage(
+    candidates: int, options: dict[str, object]
+) -> None:
     with pytest.raises(UsageError):
         Search(candidates, **options)  # type: ignore[arg-type]

@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from orchestrator.bisect import simulate
 from orchestrator.errors import UsageError
+from orchestrator.many.bisect import simulate
 
 SEED = 7
 
@@ -37,15 +37,25 @@ def test_plain_bisection_repeats_what_passes() -> None:
 
 
 def test_a_line_tells_cost_from_runs_and_builds() -> None:
-    line = simulate.Line("ours", 0.5, (simulate.Played(10, 2, True), simulate.Played(20, 4, False)), 10.0)
-    assert (line.mean("runs"), line.mean("builds"), line.mean("cost"), line.accuracy) == (15, 3, 45, 0.5)
+    line = simulate.SimulationRow(
+        "ours",
+        0.5,
+        (simulate.SimulatedBisection(10, 2, True), simulate.SimulatedBisection(20, 4, False)),
+        10.0,
+    )
+    assert (line.mean("runs"), line.mean("builds"), line.mean("cost"), line.accuracy) == (
+        15,
+        3,
+        45,
+        0.5,
+    )
     assert line.high("runs") == 20
 
 
 def test_the_goal_at_one_failure_in_five() -> None:
     """1024 commits: at most 150 runs and 25 builds on average, and right as often as is said."""
     played = tuple(simulate.play("ours", 1024, 0.2, 10.0, f"{SEED} {n}") for n in range(20))
-    line = simulate.Line("ours", 0.2, played, 10.0)
+    line = simulate.SimulationRow("ours", 0.2, played, 10.0)
     assert line.mean("runs") <= 150 + 35, "the mean of 20 has a standard error of 15"
     assert line.mean("builds") <= 25
     assert line.accuracy >= 0.85
@@ -53,7 +63,9 @@ def test_the_goal_at_one_failure_in_five() -> None:
 
 def test_the_table_has_a_line_for_each_strategy_and_p() -> None:
     lines = list(simulate.simulate(commits=16, ps=(1, 0.5), times=3, seed=SEED))
-    assert [(line.strategy, line.p) for line in lines] == [(n, p) for p in (1, 0.5) for n in simulate.available()]
+    assert [(line.strategy, line.p) for line in lines] == [
+        (n, p) for p in (1, 0.5) for n in simulate.available()
+    ]
     file = io.StringIO()
     Console(file=file, width=80).print(simulate.table(lines))
     assert "ours" in file.getvalue() and "…" not in file.getvalue()

@@ -103,7 +103,9 @@ def test_without_git_and_without_a_gitignore(tree: Path) -> None:
     for target in ("tinyconfig", "bzImage"):
         subprocess.run(["make", "-s", "-C", tree, target, "CC=gcc"], check=True)
     assert list(tree.rglob("*.o")) and (tree / "vmlinux").exists()
-    shutil.rmtree(tree / "scripts/mod")  # a program for the host has no name that tells: all would be built again
+    shutil.rmtree(
+        tree / "scripts/mod"
+    )  # a program for the host has no name that tells: all would be built again
     assert _obtain(tree).digest == first.digest
 
 
@@ -162,7 +164,9 @@ def test_build_products_in_the_tree_do_not_matter(git_tree: Path) -> None:
 def test_patch_goes_to_a_copy(git_tree: Path, tmp_path: Path) -> None:
     first = _obtain(git_tree)
     _edit(git_tree / "arch/x86/kernel/alternative.c", "phases = 3", "phases = 2")
-    difference = subprocess.run(["git", "-C", git_tree, "diff"], capture_output=True, text=True, check=True).stdout
+    difference = subprocess.run(
+        ["git", "-C", git_tree, "diff"], capture_output=True, text=True, check=True
+    ).stdout
     _git(git_tree, "checkout", "-q", ".")
     patch = tmp_path / "two-rounds.patch"
     patch.write_text(difference)
@@ -192,7 +196,9 @@ def test_compile_error_shows_the_compilers_lines(git_tree: Path) -> None:
 
 
 def test_options_that_do_not_survive_are_named(git_tree: Path) -> None:
-    with pytest.raises(BuildError, match=r"1 option did not survive.*\n  CONFIG_KPROBE=y \(asked by setting\)"):
+    with pytest.raises(
+        BuildError, match=r"1 option did not survive.*\n  CONFIG_KPROBE=y \(asked by setting\)"
+    ):
         _obtain(git_tree, settings=("CONFIG_KPROBE=y",))
 
 
@@ -251,10 +257,17 @@ def test_two_at_once_build_once(git_tree: Path) -> None:
     assert len(list((obtain.cache_dir() / "kernels").glob("*/kernel.json"))) == 1
 
 
-def test_the_callers_environment_does_not_leak_in(git_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_callers_environment_does_not_leak_in(
+    git_tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = _obtain(git_tree)
     shutil.rmtree(obtain.cache_dir())
-    for name, value in {"MAKEFLAGS": "-n", "O": "/nowhere", "KCFLAGS": "-fbroken", "ARCH": "arm"}.items():
+    for name, value in {
+        "MAKEFLAGS": "-n",
+        "O": "/nowhere",
+        "KCFLAGS": "-fbroken",
+        "ARCH": "arm",
+    }.items():
         monkeypatch.setenv(name, value)
     assert _obtain(git_tree).bzimage.read_bytes() == first.bzimage.read_bytes()
 
@@ -292,4 +305,6 @@ def test_explain_takes_the_error_with_its_context() -> None:
 
 
 def test_explain_without_a_compilers_error() -> None:
-    assert "No rule to make target" in build.explain("  GEN Makefile\nmake: *** No rule to make target 'x'.  Stop.\n")
+    assert "No rule to make target" in build.explain(
+        "  GEN Makefile\nmake: *** No rule to make target 'x'.  Stop.\n"
+    )

@@ -22,7 +22,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def git(tree: Path, *words: str) -> str:
     identity = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
-    return subprocess.run(["git", *identity, "-C", tree, *words], check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        ["git", *identity, "-C", tree, *words], check=True, capture_output=True, text=True
+    ).stdout
 
 
 @pytest.fixture
@@ -42,10 +44,15 @@ def repository(tmp_path: Path) -> Path:
 
 def test_where_and_ref_are_told_apart() -> None:
     assert checkout.parse("git:/src/linux@v6.12") == ("/src/linux", "v6.12")
-    assert checkout.parse("git:git@example.org:linux.git@main") == ("git@example.org:linux.git", "main")
+    assert checkout.parse("git:git@example.org:linux.git@main") == (
+        "git@example.org:linux.git",
+        "main",
+    )
 
 
-@pytest.mark.parametrize("selector", ["git:", "git:/src/linux", "git:/src/linux@", "git:@v1", "git:--upload-pack=x@v1"])
+@pytest.mark.parametrize(
+    "selector", ["git:", "git:/src/linux", "git:/src/linux@", "git:@v1", "git:--upload-pack=x@v1"]
+)
 def test_what_names_no_commit_is_wrong_usage(selector: str) -> None:
     with pytest.raises(UsageError, match="write git:URL-or-path@REF"):
         checkout.parse(selector)
@@ -53,7 +60,11 @@ def test_what_names_no_commit_is_wrong_usage(selector: str) -> None:
 
 def test_a_commit_of_a_local_repository(repository: Path) -> None:
     before = git(repository, "status", "--porcelain")
-    for ref, content in (("v-one", "one"), ("main", "two"), (git(repository, "rev-parse", "v-one").strip(), "one")):
+    for ref, content in (
+        ("v-one", "one"),
+        ("main", "two"),
+        (git(repository, "rev-parse", "v-one").strip(), "one"),
+    ):
         with checkout.checked_out(f"git:{repository}@{ref}") as tree:
             assert (tree / "version").read_text() == content
             (tree / "leftover.o").touch()
@@ -77,7 +88,10 @@ def test_a_commit_of_a_repository_elsewhere(repository: Path) -> None:
 
 def test_a_ref_that_is_not_there(repository: Path, tmp_path: Path) -> None:
     for where in (repository, f"file://{repository}"):
-        with pytest.raises(UsageError, match=r"has no .*v-three"), checkout.checked_out(f"git:{where}@v-three"):
+        with (
+            pytest.raises(UsageError, match=r"has no .*v-three"),
+            checkout.checked_out(f"git:{where}@v-three"),
+        ):
             pass
     with (
         pytest.raises(InfraError, match="git cannot fetch main of file:"),
@@ -107,7 +121,9 @@ def test_a_tarball_is_unpacked_once_for_its_content(tmp_path: Path) -> None:
 def test_a_tarball_of_something_else_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "text").touch()
-    with pytest.raises(UsageError, match="holds no kernel source tree in one folder: it has no Makefile"):
+    with pytest.raises(
+        UsageError, match="holds no kernel source tree in one folder: it has no Makefile"
+    ):
         sources.from_tree(_pack(tmp_path / "notes.tar", tmp_path / "notes"))
     broken = tmp_path / "linux.tar.gz"
     broken.write_bytes(b"no gzip")

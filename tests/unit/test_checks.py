@@ -12,13 +12,13 @@ from good_run import GOLDEN, NOP5_OFF, NOP5_ON, ONE_ON, Run
 
 from orchestrator.errors import InfraError
 from orchestrator.guest import ktap
-from orchestrator.plan import plan
-from orchestrator.scenario import select
-from orchestrator.verdict.checks import CHECKS, Result, run_checks
-from orchestrator.verdict.console import Finding, scan
-from orchestrator.verdict.evidence import SKIP, Beside, Evidence, StepSeen
+from orchestrator.guest.klog import Finding, scan
+from orchestrator.scenarios.scenario import select
+from orchestrator.scenarios.steps import plan_steps
+from orchestrator.verdict.checks import CHECKS, CheckResult, run_checks
+from orchestrator.verdict.evidence import SKIP, Companion, Evidence, StepEvidence
+from orchestrator.verdict.model import CLAIMS, follow
 from orchestrator.verdict.outcome import judge
-from orchestrator.watch.model import CLAIMS, follow
 
 NAMES = [*CLAIMS, *(function.__name__ for function in CHECKS)]
 
@@ -42,14 +42,22 @@ def test_a_kernel_that_does_not_say_who_holds_the_lock_is_not_judged_by_it() -> 
     run = Run()
     for event in run.events:
         event.pop("owner", None)
-    assert [result.check for result in run_checks(run.evidence())] == [name for name in NAMES if name != "lock"]
+    assert [result.check for result in run_checks(run.evidence())] == [
+        name for name in NAMES if name != "lock"
+    ]
 
 
 # -- the kernel's faults, and what fails for each: that, and nothing else
 
 
 def _int3(run: Run, seq: int, kind: str, number: int, **fields: object) -> None:
-    run.insert(run.find(seq, kind, number), kind="int3", cpu=1, ip=run.find(seq, "window")["site"], **fields)
+    run.insert(
+        run.find(seq, kind, number),
+        kind="int3",
+        cpu=1,
+        ip=run.find(seq, "window")["site"],
+        **fields,
+    )
 
 
 def _swap_writes(run: Run) -> None:
@@ -61,7 +69,9 @@ def _swap_writes(run: Run) -> None:
 def _number(run: Run, step: int, name: str) -> str:
     """The first `name=123` of a step in the report, where it is not 0."""
     start = next(at for at, line in enumerate(run.report) if line.startswith(f"# step={step} "))
-    return next(match[0] for line in run.report[start:] if (match := re.search(rf"\b{name}=[1-9]\d*", line)))
+    return next(
+        match[0] for line in run.report[start:] if (match := re.search(rf"\b{name}=[1-9]\d*", line))
+    )
 
 
 def _one_more(run: Run, step: int, name: str) -> None:
@@ -104,7 +114,7 @@ FAULTS: dict[str, tuple[Callable[[Run], object], set[str]]] = {
     "an int3 that only QEMU saw": (lambda run: run.qemu.update({(0x3000, 0): 1}), {"ledgers"}),
     "one int3 more running free": (lambda run: _one_more(run, 8, "int3"), {"ledgers"}),
     "what went on beside it": (
-        lambda run: run.beside.update(nop5=Beside(1, "CPU 1 does not come online")), {"guest"}
+        lambda run: run.companions.update(nop5=Companion(1, "CPU 1 does not come online")), {"guest"}
     ),
 }  # fmt: skip
 
@@ -203,7 +213,7 @@ def test_counters_that_could_not_be_read_blame_nobody() -> None:
 
 def test_what_the_guest_lacks_for_what_goes_on_beside_is_skipped() -> None:
     run = Run()
-    run.beside["nop5"] = Beside(SKIP, "no CPU of this guest can be taken offline")
+    run.companions["nop5"] = Companion(SKIP, "no CPU of this guest can be taken offline")
     evidence = run.evidence()
     assert [evidence.skipped(seen) for seen in evidence.steps if seen.scenario.name == "nop5"] == [
         None, None, "no CPU of this guest can be taken offline"
@@ -211,7 +221,7 @@ def test_what_the_guest_lacks_for_what_goes_on_beside_is_skipped() -> None:
     assert judge(evidence).outcome == "pass"
 
 
-def guest(run: Run) -> Result:
+def guest(run: Run) -> CheckResult:
     return next(result for result in run_checks(run.evidence()) if result.check == "guest")
 
 
@@ -247,11 +257,12 @@ def test_a_scenario_in_code_that_the_kernel_lacks_something_for_proves_nothing()
 
 
 @pytest.mark.parametrize(
-    ("words", "told"), [("CPU 1 does not come online", "CPU 1 does not come online"), ("", "status 7")]
+    ("words", "told"),
+    [("CPU 1 does not come online", "CPU 1 does not come online"), ("", "status 7")],
 )
 def test_what_failed_beside_a_scenario_is_told_in_its_last_words(words: str, told: str) -> None:
     run = Run()
-    run.beside["nop5"] = Beside(7, words)
+    run.companions["nop5"] = Companion(7, words)
     assert not any(map(run.evidence().skipped, run.evidence().steps))
     assert guest(run).status == "fail"
     assert guest(run).text == f"the guest's assertions do not hold in nop5: {told}"
@@ -259,13 +270,13 @@ def test_what_failed_beside_a_scenario_is_told_in_its_last_words(words: str, tol
 
 def test_what_went_well_beside_a_scenario_is_no_fault() -> None:
     run = Run()
-    run.beside["nop5"] = Beside(0, "all CPUs were taken offline and back")
+    run.companions["nop5"] = Companion(0, "all CPUs were taken offline and back")
     assert not not_passed(run)
 
 
 def test_what_the_guest_lacks_is_told_though_nobody_said_it() -> None:
     run = Run()
-    run.beside["nop5"] = Beside(SKIP, "")
+    run.companions["nop5"] = Companion(SKIP, "")
     evidence = run.evidence()
     assert [evidence.skipped(seen) for seen in evidence.steps if seen.step.part == "free"] == [
         "the guest lacks something", None, None
@@ -275,10 +286,14 @@ def test_what_the_guest_lacks_is_told_though_nobody_said_it() -> None:
 def _with_watched_code(run: Run) -> Evidence:
     """And a scenario in code that GDB watched, in which it saw once more what it saw of a poke."""
     evidence = run.evidence()
-    step = next(step for step in plan(select(["keys-many"]), (0, 1), 0.5, 1) if step.part == "watched")
+    step = next(
+        step for step in plan_steps(select(["keys-many"]), (0, 1), 0.5, 1) if step.part == "watched"
+    )
     watched = run.watched(NOP5_ON)
-    account = ktap.Step(number=10, name="keys-many.watched", ok=True)
-    evidence.steps.append(StepSeen(step=replace(step, number=10), guest=account, watched=watched))
+    account = ktap.StepReport(number=10, name="keys-many.watched", ok=True)
+    evidence.steps.append(
+        StepEvidence(step=replace(step, number=10), guest=account, watched=watched)
+    )
     return evidence
 
 
@@ -286,7 +301,10 @@ def test_what_gdb_watched_of_a_scenario_in_code_is_judged_too() -> None:
     run = Run()
     assert not list(_with_watched_code(run).violations())
     run.drop(*(run.find(NOP5_ON, "sync", 0, cpu=cpu) for cpu in (0, 1)))
-    blamed = [(seen.scenario.name, violation.claim) for seen, _, violation in _with_watched_code(run).violations()]
+    blamed = [
+        (seen.scenario.name, violation.claim)
+        for seen, _, violation in _with_watched_code(run).violations()
+    ]
     assert blamed == [("nop5", "sync"), ("keys-many", "sync")]
 
 
@@ -299,8 +317,10 @@ def test_int3_of_a_scenario_in_code_that_gdb_watched_are_in_its_ledger() -> None
     assert "the same 20 int3 gated, and 4 more that GDB watched" in results["ledgers"].text
 
 
-@pytest.mark.parametrize("meanwhile", [{"beside": "true"}, {"nmi": 10}])
-def test_what_has_company_is_not_in_the_ledger_of_what_runs_free(meanwhile: dict[str, object]) -> None:
+@pytest.mark.parametrize("meanwhile", [{"companion": "true"}, {"nmi": 10}])
+def test_what_has_company_is_not_in_the_ledger_of_what_runs_free(
+    meanwhile: dict[str, object],
+) -> None:
     evidence = Run().evidence()
     at = next(at for at, seen in enumerate(evidence.steps) if seen.step.part == "free")
     seen = evidence.steps[at]
@@ -390,7 +410,9 @@ def test_without_its_cpus_qemu_is_compared_in_sum() -> None:
 # -- a kernel without the test module
 
 
-def bare(*, cpus: tuple[int, ...] = (0, 1), drop: str = "", ledger: str | None = None) -> Evidence:
+def without_module(
+    *, cpus: tuple[int, ...] = (0, 1), drop: str = "", ledger: str | None = None
+) -> Evidence:
     """Two switches of a sysctl of one site each, every CPU trapping in both phases. drop: a kind of event that is not
     seen."""
     site, old, new = 0xFFFFFFFF81000000, "0f1f440000", "e910000000"
@@ -398,14 +420,29 @@ def bare(*, cpus: tuple[int, ...] = (0, 1), drop: str = "", ledger: str | None =
 
     def see(kind: str, cpu: int = 0, **fields: object) -> None:
         if kind != drop:
-            seen.append({"n": len(seen) + 1, "t": 0.0, "step": 1, "kind": kind, "cpu": cpu, **fields})
+            seen.append(
+                {"n": len(seen) + 1, "t": 0.0, "step": 1, "kind": kind, "cpu": cpu, **fields}
+            )
 
     def write(at: int, src: str, before: str) -> None:
         before = (before + "90" * 8)[:16]
-        see("write", addr=site + at, len=len(src) // 2, src=src, own=False, irqs=True, callers=[], before=before)
+        see(
+            "write",
+            addr=site + at,
+            len=len(src) // 2,
+            src=src,
+            own=False,
+            irqs=True,
+            callers=[],
+            before=before,
+        )
 
     for was, becomes in ((old, new), (new, old)):
-        for at, src, before in ((0, "cc", was), (1, becomes[2:], was[2:]), (0, becomes[:2], "cc" + becomes[2:])):
+        for at, src, before in (
+            (0, "cc", was),
+            (1, becomes[2:], was[2:]),
+            (0, becomes[:2], "cc" + becomes[2:]),
+        ):
             write(at, src, before)
             for cpu in cpus:
                 see("sync", cpu)
@@ -414,16 +451,18 @@ def bare(*, cpus: tuple[int, ...] = (0, 1), drop: str = "", ledger: str | None =
                     see("int3", cpu, ip=site)
                     see("return", cpu, value=1, ip=site + 5, trap=site)
     (knobs,) = select(["sysctl"])
-    evidence = Evidence(asked=2, cpus=(0, 1), points=("write", "sync", "int3"), unscanned="", no_qemu_ledger=ledger)
+    evidence = Evidence(
+        asked=2, cpus=(0, 1), points=("write", "sync", "int3"), unscanned="", no_qemu_ledger=ledger
+    )
     lines = ["KTAP version 1", "1..2", "# pokes=2 elapsed_ns=1000", "ok 1 sysctl.watched"]
     evidence.report = ktap.parse([*lines, "# pokes=9 elapsed_ns=1000", "ok 2 sysctl.free"])
     evidence.steps = [
-        StepSeen(
+        StepEvidence(
             step=step,
             guest=evidence.report.step(step.number),
-            watched=follow(seen, (0, 1)) if step.eyed else None,
+            watched=follow(seen, (0, 1)) if step.is_watched else None,
         )
-        for step in plan([knobs], (0, 1), 1.0, 1)
+        for step in plan_steps([knobs], (0, 1), 1.0, 1)
     ]
     watched = evidence.steps[0].watched
     evidence.qemu_gated = Counter(watched.int3 if watched else {})
@@ -431,7 +470,7 @@ def bare(*, cpus: tuple[int, ...] = (0, 1), drop: str = "", ledger: str | None =
 
 
 def test_without_the_module_what_was_seen_of_the_kernels_own_pokes_counts() -> None:
-    verdict = judge(bare())
+    verdict = judge(without_module())
     assert verdict.outcome == "pass"
     assert "without the test module" in verdict.reason
     assert {result.status for result in verdict.results} == {"pass"}
@@ -439,8 +478,8 @@ def test_without_the_module_what_was_seen_of_the_kernels_own_pokes_counts() -> N
 
 
 def test_without_the_module_and_qemus_ledger_there_is_nothing_to_compare() -> None:
-    assert statuses(bare(ledger="KVM"))["ledgers"] == "skip"
-    assert judge(bare(ledger="KVM")).outcome == "pass"
+    assert statuses(without_module(ledger="KVM"))["ledgers"] == "skip"
+    assert judge(without_module(ledger="KVM")).outcome == "pass"
 
 
 @pytest.mark.parametrize(
@@ -452,17 +491,23 @@ def test_without_the_module_and_qemus_ledger_there_is_nothing_to_compare() -> No
         ("sync", {"sync": "fail"}),
     ],
 )
-def test_without_the_module_what_was_not_seen_is_no_pass_either(drop: str, what: dict[str, str]) -> None:
-    found = {check: status for check, status in statuses(bare(drop=drop)).items() if status != "pass"}
+def test_without_the_module_what_was_not_seen_is_no_pass_either(
+    drop: str, what: dict[str, str]
+) -> None:
+    found = {
+        check: status
+        for check, status in statuses(without_module(drop=drop)).items()
+        if status != "pass"
+    }
     assert found.items() >= what.items()
-    assert judge(bare(drop=drop)).outcome in ("infra", "fail")
+    assert judge(without_module(drop=drop)).outcome in ("infra", "fail")
 
 
 def test_without_the_module_a_cpu_that_met_no_int3_is_no_coverage() -> None:
-    assert statuses(bare(cpus=(0,)))["coverage"] == "blind"
+    assert statuses(without_module(cpus=(0,)))["coverage"] == "blind"
 
 
 def test_ledgers_of_gdb_and_qemu_must_agree_without_the_module_too() -> None:
-    evidence = bare()
+    evidence = without_module()
     evidence.qemu_gated[0xFFFFFFFF81000000, 0] -= 1
     assert statuses(evidence)["ledgers"] == "fail"

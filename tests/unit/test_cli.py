@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,10 +18,14 @@ import pytest
 from good_run import Run
 
 import orchestrator.run
-from orchestrator import cli, errors
+from orchestrator import cli, errors, rundir
+from orchestrator.commands import run as run_command
+from orchestrator.commands.options import run_spec
 from orchestrator.kernel.model import KernelRequest
-from orchestrator.run import RunResult, RunSpec, _repeatable
+from orchestrator.options import from_json
+from orchestrator.spec import RunSpec
 from orchestrator.verdict.outcome import Verdict, judge
+from orchestrator.verdict.result import RunResult
 
 
 @pytest.fixture
@@ -34,7 +41,9 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
     return specs
 
 
-def result(directory: Path, spec: RunSpec | None = None, verdict: Verdict | None = None) -> RunResult:
+def result(
+    directory: Path, spec: RunSpec | None = None, verdict: Verdict | None = None
+) -> RunResult:
     evidence = Run().evidence()
     return RunResult(
         spec=spec or RunSpec(),
@@ -83,7 +92,9 @@ def status(*arguments: str) -> int:
     ],
     ids=" ".join,
 )
-def test_wrong_usage_is_129_in_one_sentence(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_is_129_in_one_sentence(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert status(*arguments) == errors.EXIT_USAGE
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("orchestrator: ")
@@ -104,7 +115,9 @@ def test_a_directory_in_use_is_wrong_usage(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["scenarios"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["run", "--help"], ["scenarios"]], ids=" ".join
+)
 def test_what_only_tells_is_0(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert status(*arguments) == 0
     assert capsys.readouterr().out
@@ -158,12 +171,26 @@ def test_the_tree(asked: list[RunSpec]) -> None:
 
 @pytest.mark.parametrize(
     ("outcome", "wanted"),
-    [("pass", 0), ("fail", 1), ("panic", 1), ("hang", 1), ("infra", 125), ("boot-error", 125), ("lost-vm", 125)],
+    [
+        ("pass", 0),
+        ("fail", 1),
+        ("panic", 1),
+        ("hang", 1),
+        ("infra", 125),
+        ("boot-error", 125),
+        ("lost-vm", 125),
+    ],
 )
 def test_the_verdict_is_the_status(
-    outcome: str, wanted: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    outcome: str,
+    wanted: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    verdict = dataclasses.replace(judge(Run().evidence()), outcome=outcome, reason="for a [bold]reason[/]")
+    verdict = dataclasses.replace(
+        judge(Run().evidence()), outcome=outcome, reason="for a [bold]reason[/]"
+    )
     monkeypatch.setattr(orchestrator.run, "run", lambda spec: result(tmp_path, verdict=verdict))
     assert status("run") == wanted
     for report in (capsys.readouterr().out, (tmp_path / "report.txt").read_text()):
@@ -193,7 +220,10 @@ def raising(error: BaseException) -> Callable[[RunSpec], Any]:
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
 )
 def test_what_ends_the_program(
-    error: BaseException, wanted: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: BaseException,
+    wanted: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(orchestrator.run, "run", raising(error))
     assert status("run") == wanted
@@ -219,7 +249,13 @@ def test_a_reader_that_goes_away_does_not_change_the_verdict(tmp_path: Path) -> 
     ours, theirs = os.pipe()
     os.close(ours)
     script = SCRIPT.format(here=str(Path(__file__).parent), directory=str(tmp_path))
-    done = subprocess.run([sys.executable, "-c", script], stdout=theirs, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
     os.close(theirs)
     assert (done.returncode, done.stderr) == (0, "")
     assert "PASS" in (tmp_path / "report.txt").read_text()
@@ -228,28 +264,23 @@ def test_a_reader_that_goes_away_does_not_change_the_verdict(tmp_path: Path) -> 
 # -- the run directory
 
 
-@pytest.mark.parametrize("output", [["--output", "DIR"], ["--output=DIR"], []])
-def test_the_script_that_repeats_the_run(output: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_script_that_repeats_the_run(tmp_path: Path) -> None:
     directory = tmp_path / "a run"
-    monkeypatch.setattr(sys, "argv", ["orchestrator", "run", "--smp", "2", *output, "--scenario", "key*"])
-    orchestrator.run._run_directory(RunSpec(smp=2, directory=directory))
+    spec = RunSpec(smp=2, scenarios=("key*",), seed=7, directory=directory)
+    assert rundir.create(spec) == directory
     script = (directory / "repeat.sh").read_text()
-    assert script.splitlines()[-1] == f"exec {sys.executable} -m orchestrator run --smp 2 --scenario 'key*'"
+    words = shlex.split(script.splitlines()[-1])[1:-1]
+    assert words[:4] == [sys.executable, "-m", "orchestrator", "run"]
     assert os.access(directory / "repeat.sh", os.X_OK)
-    assert '"smp": 2' in (directory / "spec.json").read_text()
+    options = cli.parser().parse_args(words[3:])
+    assert run_spec(options) == replace(spec, directory=None)
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["run", "--smp", "2", "--output", "/x", "--keep", "--seed", "3"],
-        ["run", "--keep", "always", "--smp", "2", "--output=/x", "--seed", "3"],
-        ["run", "--smp", "2", "--seed", "3", "--keep=always"],
-        ["run", "--smp", "2", "--seed", "3", "--keep"],
-    ],
-)
-def test_a_run_is_repeated_without_what_was_for_it_alone(words: list[str]) -> None:
-    assert _repeatable(words) == ["run", "--smp", "2", "--seed", "3"]
+def test_the_request_is_kept_and_read_back(tmp_path: Path) -> None:
+    kernel = KernelRequest(tree=Path("/t"), patches=(Path("/p"),), settings=("CONFIG_X=y",))
+    spec = RunSpec(kernel=kernel, smp=2, scenarios=("key*",), directory=tmp_path / "run")
+    kept = json.loads((rundir.create(spec) / "spec.json").read_text())
+    assert from_json(RunSpec, kept) == spec
 
 
 def test_a_report_that_cannot_be_written_leaves_the_verdict_as_it_is(
@@ -258,10 +289,10 @@ def test_a_report_that_cannot_be_written_leaves_the_verdict_as_it_is(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    for name in ("report.files.write", "report.page.write", "history.record"):
+    for name in ("report.files.write", "report.page.write", "many.history.record"):
         monkeypatch.setattr(f"orchestrator.{name}", full)
     monkeypatch.setattr("orchestrator.report.terminal.show", lambda *_: None)
     monkeypatch.setattr("orchestrator.report.files.github", lambda *_: [])
-    cli._report(cast(RunResult, SimpleNamespace(directory=tmp_path)))
+    run_command._report(cast(RunResult, SimpleNamespace(directory=tmp_path)))
     said = capsys.readouterr().err
     assert "report.html could not be written" in said and "the history could not be written" in said

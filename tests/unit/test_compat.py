@@ -9,12 +9,20 @@ import pytest
 from orchestrator.errors import InfraError
 from orchestrator.guest import module
 from orchestrator.kernel import compat
-from orchestrator.kernel.compat import Entry, needed
+from orchestrator.kernel.compat import CompatEntry, needed
 
 KNOWN = [
-    Entry.model_validate({"from": "3.0", "before": "4.15", "why": "a", "make": {"KCFLAGS": "-w"}, "config": ["A=y"]}),
-    Entry.model_validate(
-        {"from": "4.4", "before": "5.1", "why": "b", "make": {"KCFLAGS": "-x", "V": "1"}, "config": ["B=n"]}
+    CompatEntry.model_validate(
+        {"from": "3.0", "before": "4.15", "why": "a", "make": {"KCFLAGS": "-w"}, "config": ["A=y"]}
+    ),
+    CompatEntry.model_validate(
+        {
+            "from": "4.4",
+            "before": "5.1",
+            "why": "b",
+            "make": {"KCFLAGS": "-x", "V": "1"},
+            "config": ["B=n"],
+        }
     ),
 ]
 
@@ -29,14 +37,16 @@ KNOWN = [
         ((5, 1), (), {}, ""),
     ],
 )
-def test_all_that_fit_a_version(of: tuple[int, int], why: tuple[str, ...], make: dict[str, str], config: str) -> None:
+def test_all_that_fit_a_version(
+    of: tuple[int, int], why: tuple[str, ...], make: dict[str, str], config: str
+) -> None:
     found = needed(of, known=KNOWN)
     assert (found.why, dict(found.make), found.config.strip()) == (why, make, config)
 
 
 def test_a_fix_that_a_stable_release_has_is_not_made_again(tmp_path: Path) -> None:
     entry = {"from": "3.0", "before": "4.16", "why": "c", "lacks": {"arch/module.c": "PLT32"}}
-    known = [Entry.model_validate(entry)]
+    known = [CompatEntry.model_validate(entry)]
     assert needed((4, 4), None, known).why == needed((4, 4), tmp_path, known).why == ()
     (tmp_path / "arch").mkdir()
     (tmp_path / "arch" / "module.c").write_text("case PC32:\n")

@@ -39,8 +39,8 @@ def test_lost_options() -> None:
     ]
     result = {"CONFIG_A": "y", "CONFIG_NR": "64"}
     assert config.lost(asked, {**result, "CONFIG_B": "y"}) == [
-        config.Lost("CONFIG_B", "n", "y", "extra"),
-        config.Lost("CONFIG_GONE", "m", "n (unknown, or its dependencies fail)", "extra"),
-        config.Lost("CONFIG_NR", "8", "64", "extra"),
+        config.LostOption("CONFIG_B", "n", "y", "extra"),
+        config.LostOption("CONFIG_GONE", "m", "n (unknown, or its dependencies fail)", "extra"),
+        config.LostOption("CONFIG_NR", "8", "64", "extra"),
     ]
     assert str(config.lost(asked, result)[-1]) == "CONFIG_NR=8 (asked by extra) came out as 64"

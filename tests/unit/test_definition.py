@@ -49,8 +49,16 @@ def test_good_definition_resolves_its_files(folder: Path) -> None:
     [
         ("series:", "serie:", "serie: unknown key (did you mean series?)"),
         ("fragments:", "fragment:", "config.fragment: unknown key (did you mean fragments?)"),
-        ("debian-source:", "debian_source:", "source.debian_source: unknown key (did you mean debian-source?)"),
-        ('"6.1"', "6.1", 'source.debian-source: 6.1 is a number to YAML, write it in quotes: "6.1"'),
+        (
+            "debian-source:",
+            "debian_source:",
+            "source.debian_source: unknown key (did you mean debian-source?)",
+        ),
+        (
+            '"6.1"',
+            "6.1",
+            'source.debian-source: 6.1 is a number to YAML, write it in quotes: "6.1"',
+        ),
         ("description: a test\n", "", "description: is missing"),
         ("[extra.config]", "extra.config", "config.fragments: Input should be a valid list"),
         ("extra.config", "other.config", "config.fragments: there is no file"),
@@ -81,7 +89,8 @@ def test_not_a_mapping(folder: Path) -> None:
 
 def test_unknown_kernel_suggests_the_nearest() -> None:
     with pytest.raises(
-        UsageError, match=r"unknown kernel 6\.1-int \(did you mean 6\.1-int3\?\): `orchestrator kernels"
+        UsageError,
+        match=r"unknown kernel 6\.1-int \(did you mean 6\.1-int3\?\): `orchestrator kernels",
     ):
         definition.load("6.1-int")
 

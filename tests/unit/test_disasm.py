@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from orchestrator.disasm import describe, disassemble
+from orchestrator.text.disasm import describe, disassemble
 
 SITE = 0xFFFFFFFFA0000ACB
 NOP5 = bytes.fromhex("0f1f440000")
@@ -42,7 +42,9 @@ def test_the_target_of_a_branch_has_a_name() -> None:
     names = {SITE + 7: "orch_nop5_new"}
     assert disassemble(JMP32, SITE, names.get) == "jmp 0xffffffffa0000ad2 <orch_nop5_new>"
     assert disassemble(b"\xeb\x0c", SITE, names.get) == "jmp 0xffffffffa0000ad9"
-    assert disassemble(bytes.fromhex("ff2500000000"), SITE, names.get) == "jmpq *(%rip)"  # its target is in memory
+    assert (
+        disassemble(bytes.fromhex("ff2500000000"), SITE, names.get) == "jmpq *(%rip)"
+    )  # its target is in memory
     assert describe(b"\xcc" + JMP32[1:], SITE, NOP5, JMP32, names.get).endswith("<orch_nop5_new>)")
 
 
@@ -53,12 +55,21 @@ def test_the_target_of_a_branch_has_a_name() -> None:
         ("cc1f440000", "int3; then the tail of the old instruction (nopl (%rax, %rax))"),
         ("cc02000000", "int3; then the tail of the new instruction (jmp 0xffffffffa0000ad2)"),
         ("e902000000", "the new instruction (jmp 0xffffffffa0000ad2)"),
-        ("e91f440000", "torn: the first byte of the new instruction with the tail of the old one; "
-                       "reads as jmp 0xffffffffa0004eef"),
-        ("0f02000000", "torn: the first byte of the old instruction with the tail of the new one; "
-                       "reads as larl (%rax), %eax; addb %al, (%rax)"),
-        ("cc02440000", "torn: int3 with the tail of the old one, but for +1 of the new one; "
-                       "reads as int3; addb (%rax, %rax), %al"),
+        (
+            "e91f440000",
+            "torn: the first byte of the new instruction with the tail of the old one; "
+            "reads as jmp 0xffffffffa0004eef",
+        ),
+        (
+            "0f02000000",
+            "torn: the first byte of the old instruction with the tail of the new one; "
+            "reads as larl (%rax), %eax; addb %al, (%rax)",
+        ),
+        (
+            "cc02440000",
+            "torn: int3 with the tail of the old one, but for +1 of the new one; "
+            "reads as int3; addb (%rax, %rax), %al",
+        ),
         ("cccccccccc", "int3; int3; int3; int3; int3"),
         ("9090909090", "nop; nop; nop; nop; nop"),
         ("0606060606", "(bad)"),
@@ -69,8 +80,15 @@ def test_the_phases_of_a_poke_and_what_is_none(data: str, text: str) -> None:
     assert describe(bytes.fromhex(data), SITE, NOP5, JMP32) == text
 
 
-@pytest.mark.parametrize(("data", "text"), [("f8", "the old instruction (clc)"), ("cc", "int3"),
-                                            ("f9", "the new instruction (stc)"), ("90", "nop")])
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        ("f8", "the old instruction (clc)"),
+        ("cc", "int3"),
+        ("f9", "the new instruction (stc)"),
+        ("90", "nop"),
+    ],
+)
 def test_a_site_of_one_byte_has_no_tail(data: str, text: str) -> None:
     assert describe(bytes.fromhex(data), SITE, b"\xf8", b"\xf9") == text
 
@@ -80,9 +98,9 @@ def test_an_old_instruction_that_is_int3_is_the_old_instruction() -> None:
 
 
 def test_no_bytes_are_too_odd() -> None:
-    dice = random.Random(1)
+    rng = random.Random(1)
     for _ in range(5000):
-        data, old, new = (dice.randbytes(dice.choice((0, 1, 2, 5, 5, 5, 16))) for _ in range(3))
-        assert describe(data, dice.randrange(1 << 64), old, new)
-        text = disassemble(data, dice.randrange(1 << 64), lambda address: f"at_{address:x}")
+        data, old, new = (rng.randbytes(rng.choice((0, 1, 2, 5, 5, 5, 16))) for _ in range(3))
+        assert describe(data, rng.randrange(1 << 64), old, new)
+        text = disassemble(data, rng.randrange(1 << 64), lambda address: f"at_{address:x}")
         assert text and "\n" not in text and "at_-" not in text

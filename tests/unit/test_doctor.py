@@ -15,16 +15,17 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import doctor, tools
+from orchestrator import doctor
 from orchestrator.errors import EXIT_PASS, EXIT_UNTESTABLE, InfraError
+from orchestrator.host import tools
+from orchestrator.host.paths import PROJECT, cache_dir, locked
 from orchestrator.kernel.model import KernelRequest
-from orchestrator.paths import PROJECT, cache_dir, locked
 
 Stub = Callable[[str, str], Path]
 
 
 @pytest.fixture
-def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def without_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A host with nothing in its PATH and nothing in its caches; the directory that is the PATH."""
     programs = tmp_path / "bin"
     programs.mkdir()
@@ -36,25 +37,25 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def stub(bare: Path) -> Stub:
+def stub(without_module: Path) -> Stub:
     """Puts a program into the bare host's PATH: its name, and the shell commands it consists of."""
 
     def add(name: str, script: str) -> Path:
-        (bare / name).write_text(f"#!/bin/sh\n{script}\n")
-        (bare / name).chmod(0o755)
-        return bare / name
+        (without_module / name).write_text(f"#!/bin/sh\n{script}\n")
+        (without_module / name).chmod(0o755)
+        return without_module / name
 
     return add
 
 
-def host(*, offline: str = "", ready: tuple[str, ...] = ()) -> doctor.Host:
+def host(*, offline: str = "", ready: tuple[str, ...] = ()) -> doctor.HostProbes:
     """A host whose mirror and kernels are as told."""
-    made = doctor.Host()
+    made = doctor.HostProbes()
     made.__dict__.update(offline=offline, ready=list(ready))
     return made
 
 
-def states(probe: Callable[[], Iterator[doctor.Point]]) -> dict[str, str]:
+def states(probe: Callable[[], Iterator[doctor.Diagnosis]]) -> dict[str, str]:
     return {point.name: point.state for point in doctor.examine(probe)}
 
 
@@ -65,7 +66,9 @@ def test_every_package_is_looked_for() -> None:
     assert set(doctor.EVIDENCE) <= set(tools.HOST_PACKAGES)
 
 
-@pytest.mark.skipif(not shutil.which("dpkg-query"), reason="only dpkg can say whether the package is installed")
+@pytest.mark.skipif(
+    not shutil.which("dpkg-query"), reason="only dpkg can say whether the package is installed"
+)
 @pytest.mark.parametrize("package", tools.HOST_PACKAGES)
 def test_what_is_looked_for_comes_with_the_package(package: str) -> None:
     installed = subprocess.run(
@@ -76,7 +79,9 @@ def test_what_is_looked_for_comes_with_the_package(package: str) -> None:
     assert package not in doctor.missing_packages()
 
 
-def test_a_bare_host_gets_a_report_and_no_traceback(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bare_host_gets_a_report_and_no_traceback(
+    without_module: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert doctor.report() == EXIT_UNTESTABLE
     said = capsys.readouterr().out
     assert "cannot be told" not in said  # each lack has a sentence of its own
@@ -84,14 +89,19 @@ def test_a_bare_host_gets_a_report_and_no_traceback(bare: Path, capsys: pytest.C
     assert "No run is possible" in said
 
 
-def test_missing_packages_come_with_the_line_that_installs_them(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_packages_come_with_the_line_that_installs_them(
+    stub: Stub, capsys: pytest.CaptureFixture[str]
+) -> None:
     stub("apt-get", "exit 1")
     for package in tools.HOST_PACKAGES:
         if package != "gdb" and not doctor.EVIDENCE.get(package, package).startswith("/"):
             stub(doctor.EVIDENCE.get(package, package), "exit 1")
     assert doctor.report() == EXIT_UNTESTABLE
     lines = capsys.readouterr().out.splitlines()
-    assert any("miss  gdb" in line and "apt-get install -y --no-install-recommends gdb" in line for line in lines)
+    assert any(
+        "miss  gdb" in line and "apt-get install -y --no-install-recommends gdb" in line
+        for line in lines
+    )
     assert lines[-1].startswith("As root: apt-get install -y --no-install-recommends")
     assert "gdb" in lines[-1].split()
 
@@ -103,8 +113,8 @@ def test_ccache_alone_stops_no_run(stub: Stub) -> None:
 
 
 def test_a_probe_that_breaks_costs_its_own_points_only() -> None:
-    def some_probe() -> Iterator[doctor.Point]:
-        yield doctor.Point("ok", "first", "known")
+    def some_probe() -> Iterator[doctor.Diagnosis]:
+        yield doctor.Diagnosis("ok", "first", "known")
         raise ZeroDivisionError("by nothing")
 
     first, second = doctor.examine(some_probe)
@@ -114,7 +124,7 @@ def test_a_probe_that_breaks_costs_its_own_points_only() -> None:
 
 
 def test_an_explained_error_is_the_explanation() -> None:
-    def probe() -> Iterator[doctor.Point]:
+    def probe() -> Iterator[doctor.Diagnosis]:
         raise InfraError("the disk is gone: buy one")
         yield
 
@@ -122,7 +132,7 @@ def test_an_explained_error_is_the_explanation() -> None:
 
 
 def test_every_probe_is_isolated(
-    bare: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    without_module: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("broken")
@@ -137,7 +147,10 @@ def test_every_probe_is_isolated(
     ("script", "state"),
     [
         ("echo 'GNU gdb (Debian 13.1-3) 13.1'; echo python", "ok"),
-        ("echo 'GNU gdb (Debian 13.1-3) 13.1'; echo 'Python scripting is not supported in this copy of GDB.'", "miss"),
+        (
+            "echo 'GNU gdb (Debian 13.1-3) 13.1'; echo 'Python scripting is not supported in this copy of GDB.'",
+            "miss",
+        ),
         ("exit 127", "miss"),
     ],
 )
@@ -158,14 +171,16 @@ def test_gdb_needs_its_python(stub: Stub, script: str, state: str) -> None:
         (None, "off", "miss"),
     ],
 )
-def test_which_qemu_would_be_used(stub: Stub, version: str | None, offline: str, state: str) -> None:
+def test_which_qemu_would_be_used(
+    stub: Stub, version: str | None, offline: str, state: str
+) -> None:
     stub("setpriv", 'shift 3; exec "$@"')
     if version:
         stub("qemu-system-x86_64", f"echo 'QEMU emulator version {version} (Debian)'")
     assert states(host(offline=offline).emulator) == {"QEMU": state}
 
 
-def test_a_named_qemu_that_is_none(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_named_qemu_that_is_none(without_module: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(tools.QEMU_VARIABLE, "/nowhere/qemu")
     (point,) = doctor.examine(host().emulator)
     assert point.state == "miss"
@@ -183,27 +198,33 @@ def test_a_named_qemu_that_is_none(bare: Path, monkeypatch: pytest.MonkeyPatch) 
     ],
 )
 def test_what_can_be_run_without_the_mirror(
-    bare: Path, offline: str, ready: tuple[str, ...], expected: list[str]
+    without_module: Path, offline: str, ready: tuple[str, ...], expected: list[str]
 ) -> None:
-    assert [point.state for point in doctor.examine(host(offline=offline, ready=ready).kernels)] == expected
+    assert [
+        point.state for point in doctor.examine(host(offline=offline, ready=ready).kernels)
+    ] == expected
 
 
-def test_a_full_disk(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk(without_module: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "BUILD_MIB", 1 << 40)
     assert states(host().disk) == {"disk": "miss"}
     assert states(host(ready=(KernelRequest.selector,)).disk) == {"disk": "warn"}
 
 
-def test_a_cache_that_cannot_be_written(bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written(
+    without_module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert states(host().disk) == {"disk": "miss"}
 
 
-def test_a_lock_is_seen_with_its_holder_and_not_disturbed(bare: Path) -> None:
+def test_a_lock_is_seen_with_its_holder_and_not_disturbed(without_module: Path) -> None:
     assert list(doctor._held_locks(cache_dir())) == []
     with locked(cache_dir() / "kernels" / ".some.lock"):
-        assert list(doctor._held_locks(cache_dir())) == [(cache_dir() / "kernels" / ".some.lock", os.getpid())]
+        assert list(doctor._held_locks(cache_dir())) == [
+            (cache_dir() / "kernels" / ".some.lock", os.getpid())
+        ]
         (point,) = doctor.examine(host().locks)
         assert point.text.startswith(f"kernels/.some.lock is held by process {os.getpid()}")
     assert list(doctor._held_locks(cache_dir())) == []
@@ -219,13 +240,19 @@ def test_the_command_itself(tmp_path: Path) -> None:
         "PYTHONIOENCODING": "ascii",
     }
     done = subprocess.run(
-        [sys.executable, "-m", "orchestrator", "doctor"], env=environment, cwd=PROJECT, capture_output=True, text=True
+        [sys.executable, "-m", "orchestrator", "doctor"],
+        env=environment,
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode in (EXIT_PASS, EXIT_UNTESTABLE), done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     points = [line for line in done.stdout.splitlines() if line.startswith("  ")]
     assert points
-    assert all(line.split()[0] in doctor.STYLES for line in points), "one line a point, or grep is of no use"
+    assert all(line.split()[0] in doctor.STYLES for line in points), (
+        "one line a point, or grep is of no use"
+    )
     assert sum("miss" in line.split()[:1] for line in points) > 0 or done.returncode == EXIT_PASS
 
 
@@ -233,12 +260,12 @@ def test_the_command_itself(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def checkout(tmp_path: Path, stub: Stub, bare: Path) -> Path:
+def checkout(tmp_path: Path, stub: Stub, without_module: Path) -> Path:
     """A checkout as far as setup looks at it, on a Debian of stubs; everything that is done ends up in `calls`."""
     root = tmp_path / "checkout"
-    (root / "orchestrator").mkdir(parents=True)
+    (root / "orchestrator" / "host").mkdir(parents=True)
     shutil.copy(PROJECT / "setup", root)
-    shutil.copy(PROJECT / "orchestrator" / "tools.py", root / "orchestrator")
+    shutil.copy(PROJECT / "orchestrator" / "host" / "tools.py", root / "orchestrator" / "host")
     (root / "pyproject.toml").write_text("# the first\n")
     log = f'echo "$(basename "$0") $*" >>{root}/calls'
     wanted = (
@@ -258,11 +285,15 @@ def checkout(tmp_path: Path, stub: Stub, bare: Path) -> Path:
         "touch",
     )
     for program in wanted:
-        (bare / program).symlink_to(shutil.which(program, path=os.defpath + ":/usr/bin:/bin") or program)
+        (without_module / program).symlink_to(
+            shutil.which(program, path=os.defpath + ":/usr/bin:/bin") or program
+        )
     stub("id", f"case $1 in -u) cat {root}/uid;; *) echo someone;; esac")
     (root / "uid").write_text("0\n")
     stub("dpkg-query", f"cat {root}/installed")
-    (root / "installed").write_text("".join(f"{package} installed\n" for package in tools.HOST_PACKAGES))
+    (root / "installed").write_text(
+        "".join(f"{package} installed\n" for package in tools.HOST_PACKAGES)
+    )
     stub("apt-get", f"{log}; ! [ -e {root}/apt-fails ]")
     # A python3 that makes environments whose python can "install", and remembers that it was called.
     stub(
@@ -285,7 +316,9 @@ def set_up(root: Path, *words: str) -> tuple[int, str, list[str]]:
     """Exit status, what it said, and the calls that it made this time."""
     calls = root / "calls"
     calls.write_text("")
-    done = subprocess.run(["sh", "setup", *words], cwd=root, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    done = subprocess.run(
+        ["sh", "setup", *words], cwd=root, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
     return done.returncode, done.stderr, calls.read_text().splitlines()
 
 
@@ -331,8 +364,8 @@ def test_who_is_not_root_is_told_what_to_type_and_gets_the_rest(checkout: Path) 
     assert calls == ["python3 -m venv --clear .venv", "pip"]
 
 
-def test_where_there_is_no_apt(checkout: Path, bare: Path) -> None:
-    (bare / "apt-get").unlink()
+def test_where_there_is_no_apt(checkout: Path, without_module: Path) -> None:
+    (without_module / "apt-get").unlink()
     status, said, calls = set_up(checkout)
     assert status == 0
     assert "gdb" in said
@@ -403,7 +436,9 @@ def test_two_setups_wait_for_each_other(checkout: Path) -> None:
 @pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 def test_make_passes_arguments_on_and_explains_itself() -> None:
     def make(*words: str) -> str:
-        return subprocess.run(["make", *words], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            ["make", *words], cwd=PROJECT, capture_output=True, text=True, check=True
+        ).stdout
 
     setup, run = make("-n", "--no-print-directory", "run", "ARGS=--smp 2").splitlines()
     assert setup == "./setup"
@@ -446,10 +481,16 @@ load ARGV[0]
 """
 
 
-@pytest.mark.skipif(not shutil.which("ruby"), reason="ruby, in which a Vagrantfile is written, is not installed")
+@pytest.mark.skipif(
+    not shutil.which("ruby"), reason="ruby, in which a Vagrantfile is written, is not installed"
+)
 def test_the_vagrantfile_describes_a_machine_that_nests() -> None:
     done = subprocess.run(
-        ["ruby", "-w", "-", str(PROJECT / "Vagrantfile")], input=VAGRANT, capture_output=True, text=True, check=True
+        ["ruby", "-w", "-", str(PROJECT / "Vagrantfile")],
+        input=VAGRANT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     told = json.loads(done.stdout)
     vm = told["vm"]

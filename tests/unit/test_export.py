@@ -13,14 +13,16 @@ import kcidb_io
 import pytest
 from good_run import Run
 
-from orchestrator import cli
+from orchestrator import cli, rundir
 from orchestrator.errors import BootError, BuildError, InfraError, OrchestratorError
+from orchestrator.guest.klog import scan
 from orchestrator.kernel.model import Kernel, KernelRequest
 from orchestrator.report import files, kcidb
-from orchestrator.run import RunResult, RunSpec, _run_directory, _write_verdict
-from orchestrator.verdict.console import scan
+from orchestrator.spec import RunSpec
+from orchestrator.verdict import result as result_file
 from orchestrator.verdict.evidence import Evidence, Soak
 from orchestrator.verdict.outcome import judge
+from orchestrator.verdict.result import RunResult
 
 SCHEMA = json.loads(Path(kcidb.__file__).with_name("verdict.schema.json").read_text())
 
@@ -28,7 +30,7 @@ SCHEMA = json.loads(Path(kcidb.__file__).with_name("verdict.schema.json").read_t
 def write(directory: Path, evidence: Evidence, *, kernel: bool = True) -> dict[str, Any]:
     """A run directory as a run with this evidence leaves it; its verdict.json."""
     spec = RunSpec(kernel=KernelRequest(selector="debian:6.12"), smp=2, directory=directory)
-    _run_directory(spec)
+    rundir.create(spec)
     told = Kernel(
         name="debian:6.12", release="6.12.117", digest="ab" * 32, bzimage=Path("vmlinuz"), config=None,
         origin={"kind": "Debian binary package", "version": "6.12.117-1"},
@@ -37,7 +39,7 @@ def write(directory: Path, evidence: Evidence, *, kernel: bool = True) -> dict[s
         spec=spec, directory=directory, kernel=told if kernel else None, machine=None, evidence=evidence,
         verdict=judge(evidence), seconds={"booting": 3.0, "free": 1.5},
     )  # fmt: skip
-    _write_verdict(result)
+    result_file.write(result)
     files.write(result)
     (directory / "console.log").write_text("[    1.0] Oops\0\n")
     content: dict[str, Any] = json.loads((directory / "verdict.json").read_text())
@@ -52,7 +54,9 @@ def broken(error: OrchestratorError) -> Evidence:
 
 def panicked() -> Evidence:
     run = Run()
-    run.findings = scan(["[    1.000000] Kernel panic - not syncing: Fatal exception in interrupt"]).findings
+    run.findings = scan(
+        ["[    1.000000] Kernel panic - not syncing: Fatal exception in interrupt"]
+    ).findings
     return run.evidence()
 
 
@@ -65,7 +69,7 @@ def without_a_round() -> Evidence:
 def soaked() -> Evidence:
     evidence = Run().evidence()
     evidence.soak = Soak(seconds=90.0, rounds=3, pokes=10, int3=20, memory={"qemu": (100.0, 101.5)})
-    evidence.edited, evidence.stuck = ["f+0x1: nop (90 -> 90)"], ("CPU 0: f",)
+    evidence.edited, evidence.hang_report = ["f+0x1: nop (90 -> 90)"], ("CPU 0: f",)
     return evidence
 
 
@@ -94,7 +98,9 @@ def test_the_schema_has_every_field_and_no_other(tmp_path: Path) -> None:
     assert set(SCHEMA["required"]) == set(SCHEMA["properties"]) == set(verdict)
     for field in verdict:
         with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate({key: value for key, value in verdict.items() if key != field}, SCHEMA)
+            jsonschema.validate(
+                {key: value for key, value in verdict.items() if key != field}, SCHEMA
+            )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -112,7 +118,9 @@ def test_kcidb_takes_it(tmp_path: Path, name: str) -> None:
         assert statuses["sync"] == "FAIL" and statuses["int3"] == "PASS"
     if status == "ERROR":
         assert "FAIL" not in statuses.values()
-        assert report["builds"][0]["status"] == {"build-error": "FAIL", "boot-error": "MISS"}.get(name, "PASS")
+        assert report["builds"][0]["status"] == {"build-error": "FAIL", "boot-error": "MISS"}.get(
+            name, "PASS"
+        )
 
 
 def test_many_runs_of_one_kernel_are_one_build(tmp_path: Path) -> None:
@@ -125,7 +133,9 @@ def test_many_runs_of_one_kernel_are_one_build(tmp_path: Path) -> None:
     assert len(identities) == len(set(identities))
 
 
-def test_what_is_no_run_or_origin_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_run_or_origin_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["export", "--kcidb", "--origin", "ours", str(tmp_path)]) == 129
     assert "is not the directory of a run" in capsys.readouterr().err
     write(tmp_path / "run", Run().evidence())

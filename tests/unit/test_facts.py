@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 
-from orchestrator import facts
+from orchestrator.text import facts
 
 TEXT, TABLE, QUEUE = 0xFFFFFFFF81000000, 0xFFFFFFFF82000000, 0xFFFFFFFF81000800
 NOP5, NOP2, JMP = bytes.fromhex("0f1f440000"), bytes.fromhex("6690"), bytes.fromhex("e910000000")
@@ -50,6 +50,8 @@ def test_names_limit_and_sites_of_either_kind_of_table() -> None:
 
 def test_a_kernel_of_2013() -> None:
     nothing: Callable[[int, int], bytes] = lambda *_: b""  # noqa: E731
-    told = facts.facts(["ffffffff81000000 t int3_notify", "ffffffff81000100 T text_poke_bp"], nothing)
+    told = facts.facts(
+        ["ffffffff81000000 t int3_notify", "ffffffff81000100 T text_poke_bp"], nothing
+    )
     assert told["takes int3"] == "int3_notify (a die notifier)"
     assert (told["pokes a batch"], told["jump labels"]) == ("none", "none")

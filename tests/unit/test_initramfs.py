@@ -26,14 +26,18 @@ def busybox(tmp_path: Path) -> Path:
 
 def listing(image: Path) -> dict[str, str]:
     """Path -> mode string, by cpio's own reading. It stops at the first trailer, as the kernel does not."""
-    text = subprocess.run(["cpio", "-tv", "--quiet"], stdin=image.open(), capture_output=True, text=True).stdout
+    text = subprocess.run(
+        ["cpio", "-tv", "--quiet"], stdin=image.open(), capture_output=True, text=True
+    ).stdout
     return {line.split(" -> ")[0].split()[-1]: line.split()[0] for line in text.splitlines()}
 
 
 def test_base_has_init_applets_and_devices(tmp_path: Path, busybox: Path) -> None:
     server = tmp_path / "dropbear"
     server.write_bytes(b"\x7fELF...")
-    image = initramfs.build(tmp_path / "image", busybox=busybox, dropbear=[(server, "/usr/sbin/dropbear")], files={})
+    image = initramfs.build(
+        tmp_path / "image", busybox=busybox, dropbear=[(server, "/usr/sbin/dropbear")], files={}
+    )
     names = listing(image)
     assert names["init"] == names["usr/sbin/dropbear"] == names["sbin/ttylink"] == "-rwxr-xr-x"
     assert names["bin/sh"].startswith("l") and names["usr/bin/wc"].startswith("l")

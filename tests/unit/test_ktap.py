@@ -19,7 +19,11 @@ def test_the_whole_report() -> None:
     report = ktap.parse(lines("pass-smp2.guest.ktap"))
     assert report.whole
     assert report.planned == 9
-    assert [step.name for step in report.steps][:3] == ["nop5.direct.on", "nop5.direct.off", "one.direct.on"]
+    assert [step.name for step in report.steps][:3] == [
+        "nop5.direct.on",
+        "nop5.direct.off",
+        "one.direct.on",
+    ]
     step = report.step(1)
     assert step is not None
     assert step.ok
@@ -66,13 +70,17 @@ PREFIXES = ["", "<6>", "[    6.749218] ", "[    6.749218][  T123] ", "<6>[    6.
 
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_what_printk_puts_before_a_line(prefix: str) -> None:
-    report = ktap.parse(prefix + line for line in ("KTAP version 1", "1..1", "not ok 1 nop5.direct.on"))
+    report = ktap.parse(
+        prefix + line for line in ("KTAP version 1", "1..1", "not ok 1 nop5.direct.on")
+    )
     assert report.whole
     assert not report.steps[0].ok
 
 
 def test_a_failed_step_says_why() -> None:
-    report = ktap.parse(["1..1", "# cpu=1 stale=3", "# a CPU executed a torn one", "not ok 1 jmp32.direct.free"])
+    report = ktap.parse(
+        ["1..1", "# cpu=1 stale=3", "# a CPU executed a torn one", "not ok 1 jmp32.direct.free"]
+    )
     (step,) = report.steps
     assert not step.ok
     assert step.said == ["a CPU executed a torn one"]
@@ -103,7 +111,15 @@ def test_a_skipped_step_says_why() -> None:
 
 
 def test_reports_of_others_before_ours_are_passed_over() -> None:
-    kunit = ["KTAP version 1", "1..2", "    KTAP version 1", "    1..1", "    ok 1 y", "not ok 1 list", "ok 2 x"]
+    kunit = [
+        "KTAP version 1",
+        "1..2",
+        "    KTAP version 1",
+        "    1..1",
+        "    ok 1 y",
+        "not ok 1 list",
+        "ok 2 x",
+    ]
     report = ktap.parse([*kunit, *lines("pass-smp2.guest.ktap")])
     assert report.whole
     assert report.planned == 9

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import proc
 from orchestrator.guest.initramfs import CFLAGS, INIT
+from orchestrator.host import proc
 from orchestrator.machine.link import Link
 
 
@@ -33,7 +33,9 @@ class Wire:
     def __init__(self, program: Path, *server: str) -> None:
         self.master, slave = pty.openpty()
         self.host, self._end = socket.socketpair()
-        self.child = subprocess.Popen(proc.mortal([program, os.ttyname(slave), *server]), stderr=subprocess.PIPE)
+        self.child = subprocess.Popen(
+            proc.mortal([program, os.ttyname(slave), *server]), stderr=subprocess.PIPE
+        )
         self._slave = slave  # kept open: a terminal without a user would be hung up
         for direction in (self._to_host, self._to_guest):
             threading.Thread(target=direction, daemon=True).start()

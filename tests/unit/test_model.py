@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from good_run import KEY_OFF, KEY_ON, NOP5_OFF, NOP5_ON, ONE_OFF, ONE_ON, Event, Run, targets_of
 
-from orchestrator.watch import model
+from orchestrator.verdict import model
 
 ALL = (NOP5_ON, NOP5_OFF, ONE_ON, ONE_OFF, KEY_ON, KEY_OFF)
 
@@ -32,7 +32,12 @@ def test_plan_of_five_bytes_and_of_one() -> None:
     run = Run()
     (five,), (one,) = run.watched(NOP5_ON).pokes, run.watched(ONE_ON).pokes
     assert five.plan == [(0, b"\xcc"), (1, five.new[1:]), (0, five.new[:1])]
-    assert [five.bytes_in(phase).hex()[:6] for phase in range(4)] == ["0f1f44", "cc1f44", "cc0200", "e90200"]
+    assert [five.bytes_in(phase).hex()[:6] for phase in range(4)] == [
+        "0f1f44",
+        "cc1f44",
+        "cc0200",
+        "e90200",
+    ]
     assert one.plan == [(0, b"\xcc"), (0, b"\xf9")]
     assert one.phases == [0, 1, 3]
 
@@ -55,7 +60,9 @@ def _stopper(run: Run, own: bool) -> None:
 
 
 def _int3(run: Run, before: Event, **fields: object) -> None:
-    run.insert(before, **{"kind": "int3", "cpu": 1, "ip": run.find(NOP5_ON, "window")["site"], **fields})
+    run.insert(
+        before, **{"kind": "int3", "cpu": 1, "ip": run.find(NOP5_ON, "window")["site"], **fields}
+    )
 
 
 DEFECTS: dict[str, tuple[Callable[[Run], None], list[str]]] = {
@@ -164,8 +171,17 @@ def test_old_bytes_after_a_round_are_not() -> None:
 def test_what_others_do_is_not_blamed_on_the_poke() -> None:
     run = Run()
     _stopper(run, False)
-    run.insert(run.find(NOP5_ON, "write"), kind="write", cpu=1, addr=0x1000, len=1, src="", own=False, irqs=False,
-               bytes="0f1f440000")
+    run.insert(
+        run.find(NOP5_ON, "write"),
+        kind="write",
+        cpu=1,
+        addr=0x1000,
+        len=1,
+        src="",
+        own=False,
+        irqs=False,
+        bytes="0f1f440000",
+    )
     run.insert(run.find(NOP5_ON, "write"), kind="sync", cpu=1, bytes="0f1f440000")
     run.insert(run.find(NOP5_ON, "hold"), kind="int3", cpu=1, ip=0x1000, bytes="cc1f440000")
     watched = run.watched(NOP5_ON)
@@ -179,7 +195,17 @@ def test_syncs_of_a_foreign_poke_do_not_stand_in_for_the_last_round() -> None:
     end = run.find(NOP5_ON, "end")
     syncs = [run.find(NOP5_ON, "sync", 2, cpu=cpu) for cpu in (0, 1)]
     run.drop(*syncs)
-    run.insert(end, kind="write", cpu=1, addr=0x1000, len=1, src="", own=False, irqs=True, bytes="e902000000")
+    run.insert(
+        end,
+        kind="write",
+        cpu=1,
+        addr=0x1000,
+        len=1,
+        src="",
+        own=False,
+        irqs=True,
+        bytes="e902000000",
+    )
     for sync in syncs:
         run.insert(end, **{**sync, "n": 0})
     assert run.violations(NOP5_ON) == ["sync"]
@@ -204,8 +230,10 @@ def test_an_agent_error_is_kept() -> None:
 
 def test_a_look_at_the_cpus_is_kept() -> None:
     run = Run()
-    run.insert(run.find(NOP5_ON, "end"), kind="cpus", cpu=-1, cpus=[{"cpu": 0, "rip": 0x1000, "stack": []}])
-    (look,) = run.watched(NOP5_ON).looks
+    run.insert(
+        run.find(NOP5_ON, "end"), kind="cpus", cpu=-1, cpus=[{"cpu": 0, "rip": 0x1000, "stack": []}]
+    )
+    (look,) = run.watched(NOP5_ON).cpu_snapshots
     assert look["cpus"][0]["rip"] == 0x1000
 
 
@@ -221,7 +249,9 @@ def test_a_return_from_inside_the_instruction_is_none_of_the_sites() -> None:
 def test_what_comes_after_the_end_is_nobodys() -> None:
     run = Run()
     end = run.find(NOP5_ON, "end")
-    run.events.insert(run.index(end) + 1, {**_trap(run.find(NOP5_ON, "window")["site"], 0, 0)[0], "step": 1})
+    run.events.insert(
+        run.index(end) + 1, {**_trap(run.find(NOP5_ON, "window")["site"], 0, 0)[0], "step": 1}
+    )
     watched = run.watched(NOP5_ON)
     assert watched.pokes[0].traps() == {0: 2, 1: 2}
     assert len(watched.foreign_int3) == 1
@@ -253,11 +283,21 @@ def _batch(*, cpus: tuple[int, ...] = (0, 1), rounds: tuple[int, ...] = (1, 2, 3
     events: list[Event] = []
 
     def see(kind: str, cpu: int = 0, **fields: object) -> None:
-        events.append({"n": len(events) + 1, "t": 0.0, "step": 1, "kind": kind, "cpu": cpu, **fields})
+        events.append(
+            {"n": len(events) + 1, "t": 0.0, "step": 1, "kind": kind, "cpu": cpu, **fields}
+        )
 
     def write(address: int, data: bytes, before: bytes) -> None:
-        see("write", addr=address, len=len(data), src=data.hex(), own=False, irqs=True, callers=[],
-            before=(before + b"\x90" * 8)[:8].hex())
+        see(
+            "write",
+            addr=address,
+            len=len(data),
+            src=data.hex(),
+            own=False,
+            irqs=True,
+            callers=[],
+            before=(before + b"\x90" * 8)[:8].hex(),
+        )
 
     held = {site: OLD for site in SITES}
     for phase, (offset, part) in enumerate([(0, b"\xcc"), (1, NEW[1:]), (0, NEW[:1])], 1):
@@ -293,7 +333,11 @@ def test_the_last_round_of_a_batch_must_be_over_when_the_next_poke_begins() -> N
     assert _violations([*lacking, *whole]) == [["sync"], ["sync"], [], []]
     announced = Run()
     _beside(announced, lacking, kind="write")
-    assert [[v.claim for v in p.violations] for p in announced.watched(NOP5_ON).all_pokes] == [[], ["sync"], ["sync"]]
+    assert [[v.claim for v in p.violations] for p in announced.watched(NOP5_ON).all_pokes] == [
+        [],
+        ["sync"],
+        ["sync"],
+    ]
 
 
 def test_a_cpu_that_a_batch_left_out() -> None:
@@ -304,7 +348,9 @@ def test_a_site_that_is_written_after_the_round_has_none() -> None:
     events = _batch()
     late = next(event for event in events if event.get("addr") == SITES[1])
     events.remove(late)
-    events.insert(next(at for at, event in enumerate(events) if event.get("addr") == SITES[0] + 1), late)
+    events.insert(
+        next(at for at, event in enumerate(events) if event.get("addr") == SITES[0] + 1), late
+    )
     assert _violations(events) == [[], ["sync"]]
 
 
@@ -325,7 +371,9 @@ def _trap(site: int, value: int, ip: int) -> list[Event]:
     ("value", "ip", "claims"),
     [(1, 0x1005, []), (1, 0x1015, []), (1, 0x1006, ["consumed"]), (0, 0x1001, ["consumed"])],
 )
-def test_int3_of_a_found_poke_goes_behind_it_or_where_it_leads(value: int, ip: int, claims: list[str]) -> None:
+def test_int3_of_a_found_poke_goes_behind_it_or_where_it_leads(
+    value: int, ip: int, claims: list[str]
+) -> None:
     events = _batch()
     at = next(n for n, event in enumerate(events) if event.get("addr") == SITES[1] + 1) + 1
     events[at:at] = _trap(SITES[0], value, ip)
@@ -343,7 +391,9 @@ def test_an_int3_met_before_the_tail_is_the_pokes_once_there_is_one() -> None:
     assert watched.int3 == {(SITES[0], 1): 1}
 
 
-@pytest.mark.parametrize(("value", "ip", "claims"), [(1, 0x1006, ["consumed"]), (0, 0x1001, ["consumed"])])
+@pytest.mark.parametrize(
+    ("value", "ip", "claims"), [(1, 0x1006, ["consumed"]), (0, 0x1001, ["consumed"])]
+)
 def test_what_became_of_an_int3_before_the_tail_is_judged_when_the_poke_is_done(
     value: int, ip: int, claims: list[str]
 ) -> None:
@@ -355,7 +405,11 @@ def test_what_became_of_an_int3_before_the_tail_is_judged_when_the_poke_is_done(
 
 def test_a_kprobes_jump_that_is_taken_back_leaves_int3_to_the_kprobe() -> None:
     events = _batch()
-    last = next(n for n, event in enumerate(events) if event.get("addr") == SITES[0] and event["src"] != "cc")
+    last = next(
+        n
+        for n, event in enumerate(events)
+        if event.get("addr") == SITES[0] and event["src"] != "cc"
+    )
     events[last:] = _trap(SITES[0], 0, 0x1001)
     assert _violations(events) == [[], []]
 
@@ -382,7 +436,9 @@ def _beside(run: Run, batch: list[Event], *, kind: str, number: int = 0) -> None
     run.events[at:at] = [{**event, "bytes": before["bytes"]} for event in batch]
 
 
-@pytest.mark.parametrize("kind", ["write", "end"], ids=["before its first write", "after its last round"])
+@pytest.mark.parametrize(
+    "kind", ["write", "end"], ids=["before its first write", "after its last round"]
+)
 def test_found_and_announced_pokes_do_not_disturb_each_other(kind: str) -> None:
     """text_mutex keeps them apart, but the window is open for longer than the poke lasts."""
     run = Run()
@@ -391,7 +447,9 @@ def test_found_and_announced_pokes_do_not_disturb_each_other(kind: str) -> None:
     _beside(run, batch, kind=kind)
     watched = run.watched(NOP5_ON)
     assert [poke.seq for poke in watched.pokes] == [NOP5_ON]
-    assert [(poke.site, poke.announced) for poke in watched.found] == [(site, False) for site in SITES]
+    assert [(poke.site, poke.announced) for poke in watched.found] == [
+        (site, False) for site in SITES
+    ]
     assert watched.all_pokes == [*watched.pokes, *watched.found]
     assert not any(poke.violations for poke in watched.all_pokes)
     assert watched.pokes[0].traps() == {0: 2, 1: 2}
@@ -403,7 +461,11 @@ def test_a_round_that_one_of_both_lacks_is_not_blamed_on_the_other() -> None:
     run = Run()
     _beside(run, _batch(rounds=(2, 3)), kind="write")
     watched = run.watched(NOP5_ON)
-    assert [[v.claim for v in poke.violations] for poke in watched.all_pokes] == [[], ["sync"], ["sync"]]
+    assert [[v.claim for v in poke.violations] for poke in watched.all_pokes] == [
+        [],
+        ["sync"],
+        ["sync"],
+    ]
     assert all("a poke of the kernel's own" in poke.violations[0].text for poke in watched.found)
 
     run = Run()
@@ -446,7 +508,16 @@ def test_a_found_poke_whose_int3_stays_is_no_fault() -> None:
 
 
 def _write(address: int, data: str, before: str) -> Event:
-    common = {"n": 0, "t": 0.0, "step": 1, "kind": "write", "cpu": 0, "own": False, "irqs": True, "callers": []}
+    common = {
+        "n": 0,
+        "t": 0.0,
+        "step": 1,
+        "kind": "write",
+        "cpu": 0,
+        "own": False,
+        "irqs": True,
+        "callers": [],
+    }
     return {**common, "addr": address, "len": len(data) // 2, "src": data, "before": before}
 
 
@@ -466,14 +537,18 @@ def test_a_poke_of_a_site_whose_int3_had_stayed_is_a_new_one() -> None:
         elif event.get("src") == NEW[1:].hex():
             event["before"] = NEW[1:].hex() + "90909090"
     watched = model.follow([*stayed, *over], (0, 1))
-    assert [(poke.site, poke.written) for poke in watched.found] == [(site, n) for n in (2, 3) for site in SITES]
+    assert [(poke.site, poke.written) for poke in watched.found] == [
+        (site, n) for n in (2, 3) for site in SITES
+    ]
     assert not any(poke.violations for poke in watched.found)
 
 
 def test_what_is_written_behind_a_kprobe_that_is_gone_is_no_tail() -> None:
     begun = _batch()[0]
     gone = _write(SITES[0], OLD[:1].hex(), "cc" + OLD[1:].hex() + "909090")
-    watched = model.follow([begun, gone, _write(SITES[0] + 1, "10", OLD[1:].hex() + "90909090")], (0, 1))
+    watched = model.follow(
+        [begun, gone, _write(SITES[0] + 1, "10", OLD[1:].hex() + "90909090")], (0, 1)
+    )
     assert not watched.found
     assert len(watched.foreign_writes) == 3
 
@@ -514,7 +589,13 @@ def test_every_int3_is_counted_whosever_it_is() -> None:
     _beside(run, batch, kind="write")
     site = run.find(NOP5_ON, "window")["site"]
     watched = run.watched(NOP5_ON)
-    assert watched.int3 == {(site, 0): 2, (site, 1): 2, (SITES[0], 1): 1, (SITES[1], 1): 1, (0x3000, 1): 1}
+    assert watched.int3 == {
+        (site, 0): 2,
+        (site, 1): 2,
+        (SITES[0], 1): 1,
+        (SITES[1], 1): 1,
+        (0x3000, 1): 1,
+    }
     assert [event["ip"] for event in watched.foreign_int3] == [0x3000]
     assert watched.int3.total() == sum(e["kind"] == "int3" for e in run.poke(NOP5_ON))
 
@@ -567,23 +648,25 @@ def _meaning(events: list[Event]) -> list[object]:
 
 def test_any_mutation_of_a_good_poke_is_seen() -> None:
     seed = int(os.environ.get("ORCHESTRATOR_TEST_SEED") or random.randrange(2**32))
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     good = {seq: Run().poke(seq) for seq in ALL}
     bad = 0
     for _ in range(3000):
-        seq = dice.choice(ALL)
+        seq = rng.choice(ALL)
         events = list(good[seq])
         meaning = _meaning(events)
-        at = dice.choice([n for n, event in enumerate(events) if event["kind"] in ("write", "sync")])
-        how = dice.choice(("drop", "duplicate", "move"))
+        at = rng.choice([n for n, event in enumerate(events) if event["kind"] in ("write", "sync")])
+        how = rng.choice(("drop", "duplicate", "move"))
         event = events[at]
         if how != "duplicate":
             del events[at]
         if how != "drop":
-            events.insert(dice.randrange(1, len(events)), event)
+            events.insert(rng.randrange(1, len(events)), event)
         watched = model.follow(events, (0, 1))
         harmless = _meaning(events) == meaning
         seen = bool(watched.pokes[0].violations)
-        assert seen or harmless, f"seed {seed}: poke {seq}: {how} of {event} was not seen in {events}"
+        assert seen or harmless, (
+            f"seed {seed}: poke {seq}: {how} of {event} was not seen in {events}"
+        )
         bad += not harmless
     assert bad > 1000, f"seed {seed}"

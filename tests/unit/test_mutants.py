@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import mutants, scenario, textedit
-from orchestrator.child import Children
 from orchestrator.errors import UsageError
 from orchestrator.kernel import definition
-from orchestrator.mutants import Mutant, Result
+from orchestrator.many import mutants
+from orchestrator.many.children import Children
+from orchestrator.many.mutants import Mutant, MutantResult
 from orchestrator.report import mutants as report
+from orchestrator.scenarios import scenario
+from orchestrator.text import edit as textedit
 from orchestrator.verdict.checks import CHECKS
-from orchestrator.watch.model import CLAIMS
+from orchestrator.verdict.model import CLAIMS
 
 ALL = mutants.select()
 
@@ -24,11 +26,17 @@ def test_each_says_what_is_broken_and_who_is_to_notice(mutant: Mutant) -> None:
     assert mutant.base in definition.names() or mutant.base.startswith("debian:")
     assert mutant.title and mutant.violates
     known = {*CLAIMS, *(function.__name__ for function in CHECKS)}
-    known |= {f"{check}/{entry.name}" for check in ("guest", "console") for entry in scenario.load_all()}
+    known |= {
+        f"{check}/{entry.name}" for check in ("guest", "console") for entry in scenario.load_all()
+    }
     assert set(mutant.caught_by) <= known
     assert bool(mutant.caught_by) != bool(mutant.unseen)
     assert mutant.fault
-    assert textedit.read(mutant.fault) if mutant.fault.suffix == ".yaml" else "\n--- a/" in mutant.fault.read_text()
+    assert (
+        textedit.read(mutant.fault)
+        if mutant.fault.suffix == ".yaml"
+        else "\n--- a/" in mutant.fault.read_text()
+    )
 
 
 def test_there_are_enough_of_both_algorithms() -> None:
@@ -63,12 +71,14 @@ def test_a_head_that_does_not_say_it_is_wrong(tmp_path: Path, head: str, said: s
         mutants.read(patch)
 
 
-BROKEN = Mutant(base="k", name="m", fault=Path("m.patch"), title="t", caught_by=("sync", "guest/held-off"))
+BROKEN = Mutant(
+    base="k", name="m", fault=Path("m.patch"), title="t", caught_by=("sync", "guest/held-off")
+)
 WHOLE = Mutant(base="k", name="healthy-1", fault=None, title="t")
 
 
 @pytest.mark.parametrize(
-    ("mutant", "status", "outcome", "checks", "standing"),
+    ("mutant", "status", "outcome", "checks", "result"),
     [
         (BROKEN, 1, "fail", ("sync",), "caught"),
         (BROKEN, 1, "panic", ("console", "guest/held-off", "guest"), "caught"),
@@ -85,9 +95,9 @@ WHOLE = Mutant(base="k", name="healthy-1", fault=None, title="t")
     ],
 )
 def test_what_a_run_comes_to(
-    mutant: Mutant, status: int, outcome: str, checks: tuple[str, ...], standing: str
+    mutant: Mutant, status: int, outcome: str, checks: tuple[str, ...], result: str
 ) -> None:
-    assert mutants.judge(mutant, status, outcome, checks) == standing
+    assert mutants.judge(mutant, status, outcome, checks) == result
 
 
 def test_the_failed_checks_of_a_verdict() -> None:
@@ -95,12 +105,27 @@ def test_the_failed_checks_of_a_verdict() -> None:
         "checks": [
             {"check": "sync", "status": "fail", "details": ["nop5: between"]},
             {"check": "writes", "status": "pass", "details": []},
-            {"check": "guest", "status": "fail", "details": ["held-off.free: a", "nop5.direct.on: b", "hotplug: c"]},
+            {
+                "check": "guest",
+                "status": "fail",
+                "details": ["held-off.free: a", "nop5.direct.on: b", "hotplug: c"],
+            },
             {"check": "coverage", "status": "blind", "details": []},
         ]
     }
-    assert mutants.failed(verdict) == ("sync", "guest/held-off", "guest/nop5", "guest/hotplug", "guest")
-    oops = {"check": "console", "status": "fail", "details": [], "text": "the kernel reports: int3, in scenario jcc"}
+    assert mutants.failed(verdict) == (
+        "sync",
+        "guest/held-off",
+        "guest/nop5",
+        "guest/hotplug",
+        "guest",
+    )
+    oops = {
+        "check": "console",
+        "status": "fail",
+        "details": [],
+        "text": "the kernel reports: int3, in scenario jcc",
+    }
     assert mutants.failed({"checks": [oops]}) == ("console/jcc", "console")
 
 
@@ -110,10 +135,10 @@ def test_a_result_is_kept_for_its_content_and_not_run_again(
     monkeypatch.setattr(mutants, "state_dir", lambda: tmp_path)
     ran: list[str] = []
 
-    def run(mutant: Mutant, directory: Path, children: Children) -> Result:
+    def run(mutant: Mutant, directory: Path, children: Children) -> MutantResult:
         ran.append(mutant.name)
-        standing = "caught" if mutant.name != "infra" else "untested"
-        return Result(mutant.base, mutant.name, standing, ("sync",), "why", 1.0, str(directory))
+        result = "caught" if mutant.name != "infra" else "untested"
+        return MutantResult(mutant.base, mutant.name, result, ("sync",), "why", 1.0, str(directory))
 
     monkeypatch.setattr(mutants, "_run", run)
     chosen = [Mutant(base="k", name=name, fault=None, title="t") for name in ("a", "b", "infra")]
@@ -131,10 +156,10 @@ def test_a_result_is_kept_for_its_content_and_not_run_again(
 def test_the_table_counts_what_can_be_counted(tmp_path: Path) -> None:
     unseen = Mutant(base="k", name="barrier", fault=Path("b"), title="t", unseen="strong <order>")
     pairs = [
-        (BROKEN, Result("k", "m", "caught", ("sync",), "r", 10.0, "")),
-        (BROKEN, Result("k", "m2", "missed", (), "r", 10.0, "")),
-        (unseen, Result("k", "barrier", "missed", (), "r", 10.0, "")),
-        (WHOLE, Result("k", "healthy-1", "healthy", (), "r", 10.0, "")),
+        (BROKEN, MutantResult("k", "m", "caught", ("sync",), "r", 10.0, "")),
+        (BROKEN, MutantResult("k", "m2", "missed", (), "r", 10.0, "")),
+        (unseen, MutantResult("k", "barrier", "missed", (), "r", 10.0, "")),
+        (WHOLE, MutantResult("k", "healthy-1", "healthy", (), "r", 10.0, "")),
     ]
     told = report.score(pairs, 600)
     assert told == (

@@ -13,17 +13,28 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator import cli, nightly
+from orchestrator import cli
+from orchestrator.commands import nightly as nightly_command
+from orchestrator.commands import sweep as sweep_command
+from orchestrator.host.paths import PROJECT
 from orchestrator.kernel.model import KernelRequest
-from orchestrator.nightly import Seen, bisection, compare, exit_status, last, told
-from orchestrator.paths import PROJECT
-from orchestrator.sweep import command as sweep_command
-from orchestrator.sweep.matrix import Cell, Plan
-from orchestrator.sweep.sweep import Result
+from orchestrator.many.nightly import CellRecord, bisection, compare, exit_status, last, told
+from orchestrator.many.sweep.matrix import Cell, SweepPlan
+from orchestrator.many.sweep.sweep import CellResult
 
-PASS = Seen(kernel="debian:6.12", outcome="pass", exit_status=0, reason="held", version="6.12.107-1")
-FAIL = replace(PASS, outcome="fail", exit_status=1, reason="sync: no", signatures=("sync",), version="6.12.117-1",
-               arguments=("--smp", "8"), directory="/runs/1")
+PASS = CellRecord(
+    kernel="debian:6.12", outcome="pass", exit_status=0, reason="held", version="6.12.107-1"
+)
+FAIL = replace(
+    PASS,
+    outcome="fail",
+    exit_status=1,
+    reason="sync: no",
+    signatures=("sync",),
+    version="6.12.117-1",
+    arguments=("--smp", "8"),
+    directory="/runs/1",
+)
 INFRA = replace(PASS, outcome="infra", exit_status=125, reason="no mirror")
 
 
@@ -46,7 +57,9 @@ INFRA = replace(PASS, outcome="infra", exit_status=125, reason="no mirror")
         (PASS, None, "gone", 125),
     ],
 )
-def test_news_of_one_cell(before: Seen | None, now: Seen | None, what: str | None, status: int) -> None:
+def test_news_of_one_cell(
+    before: CellRecord | None, now: CellRecord | None, what: str | None, status: int
+) -> None:
     old, new = {"c": before} if before else {}, {"c": now} if now else {}
     news = compare(old, new)
     assert [one.what for one in news] == ([what] if what else [])
@@ -84,32 +97,50 @@ def test_a_bisection_needs_two_ends_with_names(tmp_path: Path) -> None:
     assert bisection(broken)
     assert broken.before and broken.now
     same = replace(broken, now=replace(broken.now, version=PASS.version))
-    elsewhere = replace(broken, now=replace(broken.now, kernel="git:https://example.org/linux.git@main"))
+    elsewhere = replace(
+        broken, now=replace(broken.now, kernel="git:https://example.org/linux.git@main")
+    )
     built = replace(broken, now=replace(broken.now, kernel="6.1-int3"))
     new = replace(broken, before=None)
     assert [bisection(one) for one in (same, elsewhere, built, new)] == [None] * 4
-    tree = replace(broken, before=replace(PASS, version="abc"), now=replace(FAIL, kernel=git, version="def"))
+    tree = replace(
+        broken, before=replace(PASS, version="abc"), now=replace(FAIL, kernel=git, version="def")
+    )
     assert bisection(tree) == f"orchestrator bisect --tree {tmp_path} --good abc --bad def --smp 8"
 
 
 def cell(seed: int = 1) -> Cell:
     return Cell(
-        kernel="6.1-int3", smp=2, accel="auto", cpu=None, scenarios=("*",), seed=seed, duration=1.0, memory=1024
+        kernel="6.1-int3",
+        smp=2,
+        accel="auto",
+        cpu=None,
+        scenarios=("*",),
+        seed=seed,
+        duration=1.0,
+        memory=1024,
     )
 
 
-def night(directory: Path, monkeypatch: pytest.MonkeyPatch, name: str, outcome: str, status: int) -> int:
+def night(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, name: str, outcome: str, status: int
+) -> int:
     """One night with one cell, whose run is in the folder `name`."""
     run = directory / "cells" / name / "run"
     run.mkdir(parents=True, exist_ok=True)
     check = {"check": "sync", "status": "fail" if status else "pass", "text": "t", "details": []}
-    verdict = {"outcome": outcome, "reason": "r", "checks": [check], "kernel": {"origin": {"version": name}}}
+    verdict = {
+        "outcome": outcome,
+        "reason": "r",
+        "checks": [check],
+        "kernel": {"origin": {"version": name}},
+    }
     (run / "verdict.json").write_text(json.dumps(verdict))
-    plan = Plan({"6.1-int3": KernelRequest()}, (cell(),))
-    results = {cell(): Result(outcome, status, "r", directory=str(run))}
+    plan = SweepPlan({"6.1-int3": KernelRequest()}, (cell(),))
+    results = {cell(): CellResult(outcome, status, "r", directory=str(run))}
     monkeypatch.setattr(sweep_command, "perform", lambda *_: (plan, directory, results))
     monkeypatch.setattr("time.strftime", lambda _: f"2026-{name}")
-    return nightly.main(argparse.Namespace(strict=False))
+    return nightly_command.main(argparse.Namespace(strict=False))
 
 
 def test_nights_follow_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,8 +171,8 @@ def test_the_workflow_calls_what_there_is() -> None:
     steps = workflow["jobs"]["nightly"]["steps"]
     (line,) = [step["run"] for step in steps if " nightly " in step.get("run", "")]
     _, words = line.split(" ", 1)
-    options = cli._parser().parse_args(words.split())
-    assert options.command is nightly.main and options.matrix == Path("matrix.yaml")
+    options = cli.parser().parse_args(words.split())
+    assert options.command is nightly_command.main and options.matrix == Path("matrix.yaml")
     assert any("setup" in step.get("run", "") for step in steps)
     assert re.search("^setup:", (PROJECT / "Makefile").read_text(), re.MULTILINE)
 
@@ -149,7 +180,7 @@ def test_the_workflow_calls_what_there_is() -> None:
 def test_the_service_calls_what_there_is() -> None:
     service = (DOCS / "orchestrator-nightly.service").read_text()
     words = re.findall(r"^ExecStart=\S+/orchestrator (.*)$", service, re.MULTILINE)
-    assert cli._parser().parse_args(words[0].split()).command is nightly.main
+    assert cli.parser().parse_args(words[0].split()).command is nightly_command.main
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not installed")
@@ -158,6 +189,8 @@ def test_systemd_takes_both_units(tmp_path: Path) -> None:
         text = re.sub(r"/opt/orchestrator/\.venv/bin/orchestrator", "/bin/true", file.read_text())
         (tmp_path / file.name).write_text(text)
     done = subprocess.run(
-        ["systemd-analyze", "verify", *map(str, sorted(tmp_path.iterdir()))], capture_output=True, text=True
+        ["systemd-analyze", "verify", *map(str, sorted(tmp_path.iterdir()))],
+        capture_output=True,
+        text=True,
     )
     assert "orchestrator-nightly" not in done.stderr, done.stderr

@@ -6,8 +6,8 @@ import pytest
 from good_run import NOP5_ON, Run
 
 from orchestrator.errors import BootError, BuildError, InfraError, LostVM, OrchestratorError
+from orchestrator.guest.klog import OUTCOMES, Finding
 from orchestrator.machine.faults import GuestReset, KernelFault, TimedOut
-from orchestrator.verdict.console import OUTCOMES, Finding
 from orchestrator.verdict.outcome import KERNEL_FAILED, Verdict, judge
 
 STATUS = {
@@ -53,7 +53,11 @@ def test_whatever_the_console_reports_is_no_pass(kind: str) -> None:
     verdict = judge(run.evidence())
     assert verdict.outcome != "pass"
     assert verdict.outcome in STATUS
-    passed = kind in ("soft-lockup", "rcu-stall", "hung-task")  # a stall that passed may be the host's doing
+    passed = kind in (
+        "soft-lockup",
+        "rcu-stall",
+        "hung-task",
+    )  # a stall that passed may be the host's doing
     assert (verdict.exit_status == 1) == (OUTCOMES[kind] in KERNEL_FAILED and not passed)
 
 
@@ -66,7 +70,12 @@ def test_a_stall_in_which_the_run_ended_is_a_hang(kind: str) -> None:
 
 def test_the_gravest_report_gives_the_word() -> None:
     run = Run()
-    run.findings = [finding("warn", 1), finding("int3", 2), finding("panic", 3), finding("soft-lockup", 4)]
+    run.findings = [
+        finding("warn", 1),
+        finding("int3", 2),
+        finding("panic", 3),
+        finding("soft-lockup", 4),
+    ]
     assert judge(run.evidence()).outcome == "panic"
     assert "line 3" in judge(run.evidence()).reason
     del run.findings[2]
@@ -75,7 +84,12 @@ def test_the_gravest_report_gives_the_word() -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [InfraError("the disk is full"), LostVM("QEMU was killed"), BootError("no init"), BuildError("gcc failed")],
+    [
+        InfraError("the disk is full"),
+        LostVM("QEMU was killed"),
+        BootError("no init"),
+        BuildError("gcc failed"),
+    ],
     ids=lambda error: str(error.outcome),
 )
 def test_what_ended_the_run_is_not_the_kernels_fault(error: OrchestratorError) -> None:
@@ -105,14 +119,24 @@ def test_what_the_kernel_reported_counts_though_the_machine_was_lost() -> None:
 
 def test_the_scenario_in_which_the_guest_went_down_is_named() -> None:
     run = Run()
-    run.findings, run.broken = [finding("panic")], KernelFault("a step", finding("panic"), [finding("panic")])
-    del run.report[run.report.index(next(line for line in run.report if line.startswith("ok 3 "))):]
-    assert judge(run.evidence()).reason.startswith("the kernel reports: line 1 says panic, in scenario one")
+    run.findings, run.broken = (
+        [finding("panic")],
+        KernelFault("a step", finding("panic"), [finding("panic")]),
+    )
+    del run.report[
+        run.report.index(next(line for line in run.report if line.startswith("ok 3 "))) :
+    ]
+    assert judge(run.evidence()).reason.startswith(
+        "the kernel reports: line 1 says panic, in scenario one"
+    )
 
 
 def test_where_a_cpu_must_go_on_is_known_though_the_guest_can_tell_nothing_any_more() -> None:
     run = Run()
-    run.findings, run.broken = [finding("panic")], KernelFault("a step", finding("panic"), [finding("panic")])
+    run.findings, run.broken = (
+        [finding("panic")],
+        KernelFault("a step", finding("panic"), [finding("panic")]),
+    )
     run.report = run.report[:2]
     run.find(NOP5_ON, "return").update(ip=0x1000)
     assert "; consumed: CPU " in judge(run.evidence()).reason

@@ -38,7 +38,9 @@ def make_patch(source: Path, tmp_path: Path) -> Callable[..., Path]:
             else:
                 path.write_text(content)
         command = ["git", "diff", "--no-index", "--no-renames", "source", "after"]
-        difference = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False).stdout
+        difference = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, check=False
+        ).stdout
         file = tmp_path / name
         file.write_text(difference.replace("/source/", "/").replace("/after/", "/"))
         return file
@@ -53,7 +55,9 @@ def _apply(files: list[Path], source: Path, scratch: Path) -> dict[str, Path | N
     return patches.apply(files, original, scratch)
 
 
-def test_change_creation_and_deletion(source: Path, tmp_path: Path, make_patch: Callable[..., Path]) -> None:
+def test_change_creation_and_deletion(
+    source: Path, tmp_path: Path, make_patch: Callable[..., Path]
+) -> None:
     patch = make_patch("1.patch", a="".join(LINES[1:]), b=None, new="int new;\n")
     changed = _apply([patch], source, tmp_path / "scratch")
     assert changed.keys() == {"kernel/a.c", "kernel/b.c", "kernel/new.c"}
@@ -64,7 +68,9 @@ def test_change_creation_and_deletion(source: Path, tmp_path: Path, make_patch: 
     assert (source / "kernel/b.c").exists()
 
 
-def test_patches_build_on_each_other(source: Path, tmp_path: Path, make_patch: Callable[..., Path]) -> None:
+def test_patches_build_on_each_other(
+    source: Path, tmp_path: Path, make_patch: Callable[..., Path]
+) -> None:
     first = make_patch("1.patch", a="first\n" + "".join(LINES))
     (source / "kernel/a.c").write_text("first\n" + "".join(LINES))
     second = make_patch("2.patch", a="second\nfirst\n" + "".join(LINES))
@@ -73,7 +79,9 @@ def test_patches_build_on_each_other(source: Path, tmp_path: Path, make_patch: C
     assert (tmp_path / "scratch/kernel/a.c").read_text().startswith("second\nfirst\nline 1\n")
 
 
-def test_failure_names_patch_file_and_hunk(source: Path, tmp_path: Path, make_patch: Callable[..., Path]) -> None:
+def test_failure_names_patch_file_and_hunk(
+    source: Path, tmp_path: Path, make_patch: Callable[..., Path]
+) -> None:
     changed = list(LINES)
     changed[4], changed[30] = "five\n", "thirty-one\n"
     patch = make_patch("0007-two-hunks.patch", a="".join(changed))
@@ -82,10 +90,15 @@ def test_failure_names_patch_file_and_hunk(source: Path, tmp_path: Path, make_pa
     (source / "kernel/a.c").write_text("".join(other))
     with pytest.raises(BuildError) as caught:
         _apply([patch], source, tmp_path / "scratch")
-    assert "0007-two-hunks.patch does not apply: kernel/a.c: hunk #2 does not fit (near line 28)" in str(caught.value)
+    assert (
+        "0007-two-hunks.patch does not apply: kernel/a.c: hunk #2 does not fit (near line 28)"
+        in str(caught.value)
+    )
 
 
-def test_every_hunk_has_its_own_line(source: Path, tmp_path: Path, make_patch: Callable[..., Path]) -> None:
+def test_every_hunk_has_its_own_line(
+    source: Path, tmp_path: Path, make_patch: Callable[..., Path]
+) -> None:
     changed = list(LINES)
     changed[4], changed[30] = "five\n", "thirty-one\n"
     patch = make_patch("1.patch", a="".join(changed), b="".join(changed))
@@ -96,14 +109,18 @@ def test_every_hunk_has_its_own_line(source: Path, tmp_path: Path, make_patch: C
     assert str(caught.value).endswith(f"1.patch does not apply: {said}")
 
 
-def test_patch_to_a_file_that_is_not_there(source: Path, tmp_path: Path, make_patch: Callable[..., Path]) -> None:
+def test_patch_to_a_file_that_is_not_there(
+    source: Path, tmp_path: Path, make_patch: Callable[..., Path]
+) -> None:
     patch = make_patch("1.patch", a="".join(LINES[1:]))
     (source / "kernel/a.c").unlink()
     with pytest.raises(BuildError, match=r"1\.patch does not apply: kernel/a\.c: no such file"):
         _apply([patch], source, tmp_path / "scratch")
 
 
-def test_inside_somebody_elses_repository(source: Path, tmp_path: Path, make_patch: Callable[..., Path]) -> None:
+def test_inside_somebody_elses_repository(
+    source: Path, tmp_path: Path, make_patch: Callable[..., Path]
+) -> None:
     patch = make_patch("1.patch", a="".join(LINES[1:]))
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
     assert _apply([patch], source, tmp_path / "scratch").keys() == {"kernel/a.c"}
@@ -130,7 +147,11 @@ SERIES = GOLDEN / "series-out-of-order-with-cover-and-reply.mbox"
 
 def test_a_series_in_an_mbox_applies_in_its_own_order(source: Path, tmp_path: Path) -> None:
     names = [name.partition("(")[2] for name, _ in patches.read([SERIES])]
-    assert names == ["[PATCH v2 1/3] kernel: first)", "[PATCH v2 2/3] kernel: second)", "[PATCH v2 3/3] kernel: third)"]
+    assert names == [
+        "[PATCH v2 1/3] kernel: first)",
+        "[PATCH v2 2/3] kernel: second)",
+        "[PATCH v2 3/3] kernel: third)",
+    ]
     changed = _apply([SERIES], source, tmp_path / "scratch")
     assert changed.keys() == {"kernel/a.c"}
     assert (tmp_path / "scratch/kernel/a.c").read_text() == "third\n" + "".join(LINES[1:])
@@ -144,7 +165,9 @@ def test_a_patch_inline_in_a_mail(source: Path, tmp_path: Path) -> None:
 
 def test_the_mail_that_does_not_apply_is_named(source: Path, tmp_path: Path) -> None:
     (source / "kernel/a.c").write_text("line 1\nline 2\n")
-    with pytest.raises(BuildError, match=r"\(\[PATCH v2 1/3\] kernel: first\) does not apply: kernel/a\.c: hunk #1"):
+    with pytest.raises(
+        BuildError, match=r"\(\[PATCH v2 1/3\] kernel: first\) does not apply: kernel/a\.c: hunk #1"
+    ):
         _apply([SERIES], source, tmp_path / "scratch")
 
 
@@ -170,7 +193,9 @@ def test_two_versions_of_a_series_are_refused(tmp_path: Path) -> None:
 def test_one_mail_of_a_series_is_a_patch_like_any_other(tmp_path: Path) -> None:
     file = tmp_path / "one.mbox"
     file.write_text("From 1111" + SERIES.read_text().split("From 1111")[3])
-    assert [name.partition(" ")[2] for name, _ in patches.read([file])] == ["([PATCH v2 1/3] kernel: first)"]
+    assert [name.partition(" ")[2] for name, _ in patches.read([file])] == [
+        "([PATCH v2 1/3] kernel: first)"
+    ]
 
 
 def test_mails_without_a_patch_are_none(tmp_path: Path) -> None:

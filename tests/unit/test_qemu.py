@@ -9,12 +9,23 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import UsageError
+from orchestrator.host.tools import Qemu
 from orchestrator.machine.accel import Accel
-from orchestrator.machine.qemu import Channels, MachineSpec, command_line, kernel_command_line, written
-from orchestrator.tools import Qemu
+from orchestrator.machine.qemu import (
+    Channels,
+    MachineSpec,
+    command_line,
+    kernel_command_line,
+    written,
+)
 
 SPEC = MachineSpec(
-    qemu=Qemu(binary=Path("/opt/qemu"), version=(10, 0), firmware=(Path("/opt/share"),), env={"LD_LIBRARY_PATH": "/l"}),
+    qemu=Qemu(
+        binary=Path("/opt/qemu"),
+        version=(10, 0),
+        firmware=(Path("/opt/share"),),
+        env={"LD_LIBRARY_PATH": "/l"},
+    ),
     accel=Accel("tcg", "multi", ""),
     bzimage=Path("/k/bzImage"),
     initrd=Path("/k/initrd"),
@@ -33,11 +44,16 @@ def test_no_network_no_configuration_sandboxed_and_paused() -> None:
     command = command_line(SPEC, CHANNELS, Path("/runs/1"))
     assert {"-nodefaults", "-no-user-config", "-S"} <= set(command)
     assert "-netdev" not in command and "-nic" not in command
-    assert ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny") in pairs(command)
+    assert (
+        "-sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+    ) in pairs(command)
 
 
 def test_every_cpu_has_a_socket() -> None:
-    assert ("-smp", "16,sockets=16,cores=1,threads=1") in pairs(command_line(SPEC, CHANNELS, Path("/runs/1")))
+    assert ("-smp", "16,sockets=16,cores=1,threads=1") in pairs(
+        command_line(SPEC, CHANNELS, Path("/runs/1"))
+    )
 
 
 def test_what_the_user_adds_comes_last() -> None:

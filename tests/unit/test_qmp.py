@@ -15,7 +15,12 @@ import pytest
 from orchestrator.errors import InfraError, LostVM
 from orchestrator.machine.qmp import Qmp
 
-GREETING = {"QMP": {"version": {"qemu": {"major": 10, "minor": 0, "micro": 0}, "package": ""}, "capabilities": []}}
+GREETING = {
+    "QMP": {
+        "version": {"qemu": {"major": 10, "minor": 0, "micro": 0}, "package": ""},
+        "capabilities": [],
+    }
+}
 
 
 class Server:
@@ -28,7 +33,9 @@ class Server:
         self.end.sendall(json.dumps(message).encode() + b"\r\n")
 
     def event(self, name: str, **data: object) -> None:
-        self.send({"event": name, "data": data, "timestamp": {"seconds": 1000, "microseconds": 500000}})
+        self.send(
+            {"event": name, "data": data, "timestamp": {"seconds": 1000, "microseconds": 500000}}
+        )
 
     def _run(self) -> None:
         self.send(GREETING)

@@ -12,16 +12,17 @@ from pathlib import Path
 import pytest
 from good_run import NOP5_ON, Run
 
-from orchestrator import history
 from orchestrator.errors import InfraError
 from orchestrator.guest import ktap
+from orchestrator.guest.klog import Finding
 from orchestrator.kernel.model import KernelRequest
+from orchestrator.many import history
 from orchestrator.report import files, page
-from orchestrator.report.cases import Case, cases
-from orchestrator.run import RunResult, RunSpec
-from orchestrator.verdict.console import Finding
+from orchestrator.spec import RunSpec
+from orchestrator.verdict.cases import Case, cases
 from orchestrator.verdict.evidence import Evidence
 from orchestrator.verdict.outcome import judge
+from orchestrator.verdict.result import RunResult
 
 
 def result_of(run: Run, directory: Path, evidence: Evidence | None = None) -> RunResult:
@@ -50,10 +51,18 @@ def by_name(run: Run, tmp_path: Path) -> dict[str, Case]:
 def test_of_a_healthy_run_every_case_passes(tmp_path: Path) -> None:
     told = by_name(Run(), tmp_path)
     assert {case.status for case in told.values()} == {"pass"}
-    assert {"run.verdict", "claim.sync", "claim.ledgers", "scenario.nop5", "scenario.key"} <= told.keys()
+    assert {
+        "run.verdict",
+        "claim.sync",
+        "claim.ledgers",
+        "scenario.nop5",
+        "scenario.key",
+    } <= told.keys()
 
 
-def test_a_fault_fails_its_claim_its_scenario_and_the_verdict_and_nothing_else(tmp_path: Path) -> None:
+def test_a_fault_fails_its_claim_its_scenario_and_the_verdict_and_nothing_else(
+    tmp_path: Path,
+) -> None:
     told = by_name(broken(), tmp_path)
     failed = {name for name, case in told.items() if case.status != "pass"}
     assert failed == {"run.verdict", "claim.irqs", "scenario.nop5"}
@@ -67,7 +76,9 @@ def test_a_run_that_says_nothing_is_an_error_and_no_failure(tmp_path: Path) -> N
     told = by_name(run, tmp_path)
     assert told["run.verdict"].status == "error"
     assert "fail" not in {case.status for case in told.values()}
-    assert told["scenario.nop5"] == Case("scenario", "nop5", "error", "the run ended in it: GDB ended")
+    assert told["scenario.nop5"] == Case(
+        "scenario", "nop5", "error", "the run ended in it: GDB ended"
+    )
 
 
 def test_a_scenario_in_which_the_kernel_went_down_has_failed(tmp_path: Path) -> None:
@@ -94,7 +105,11 @@ def test_junit_tells_failures_errors_and_skips_apart() -> None:
         "6.1 smp2", "4", "1", "1", "1"
     ]  # fmt: skip
     a, b, c, d = suite.findall("testcase")
-    assert (a.get("classname"), a.get("time"), b.get("time")) == ("orchestrator.claim", "4.5", "0.0")
+    assert (a.get("classname"), a.get("time"), b.get("time")) == (
+        "orchestrator.claim",
+        "4.5",
+        "0.0",
+    )
     failure = b.find("failure")
     assert failure is not None
     assert (failure.get("message"), failure.text) == ("not <well> ?[31m", "first & last\nsecond")
@@ -105,7 +120,10 @@ def test_junit_tells_failures_errors_and_skips_apart() -> None:
 
 
 def test_our_own_parser_reads_the_ktap(tmp_path: Path) -> None:
-    told = [*cases(result_of(broken(), tmp_path)), Case("scenario", "jcc", "skip", "this kernel has no # of them")]
+    told = [
+        *cases(result_of(broken(), tmp_path)),
+        Case("scenario", "jcc", "skip", "this kernel has no # of them"),
+    ]
     report = ktap.parse(files.ktap("6.1 smp2", told).splitlines())
     assert report.planned == len(told)
     assert [step.number for step in report.steps] == [*range(1, len(told) + 1)]
@@ -115,7 +133,9 @@ def test_our_own_parser_reads_the_ktap(tmp_path: Path) -> None:
 
 
 def test_what_has_no_verdict_is_not_ok_in_ktap() -> None:
-    assert "not ok 1 claim.c # ERROR un known\n" in files.ktap("t", [Case("claim", "c", "error", "un\nknown")])
+    assert "not ok 1 claim.c # ERROR un known\n" in files.ktap(
+        "t", [Case("claim", "c", "error", "un\nknown")]
+    )
 
 
 # -- GitHub
@@ -190,14 +210,22 @@ def test_what_passed_and_failed_on_the_same_kernel_is_flaky(tmp_path: Path) -> N
     path = tmp_path / "history.sqlite"
     for run in (Run(), Run(), broken()):
         history.record(result_of(run, tmp_path), path)
-    assert history.flaky(path=path) == []  # no digest, so nobody knows whether it was the same kernel
+    assert (
+        history.flaky(path=path) == []
+    )  # no digest, so nobody knows whether it was the same kernel
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE run SET digest = 'abc'")
     found = {(one.kind, one.name): (one.passed, one.failed) for one in history.flaky(path=path)}
-    assert found == {("run", "verdict"): (2, 1), ("claim", "irqs"): (2, 1), ("scenario", "nop5"): (2, 1)}
+    assert found == {
+        ("run", "verdict"): (2, 1),
+        ("claim", "irqs"): (2, 1),
+        ("scenario", "nop5"): (2, 1),
+    }
 
 
-def test_a_history_that_cannot_be_written_spoils_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_history_that_cannot_be_written_spoils_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "history.sqlite"
     path.write_text("no database, but long enough that it is taken for one that is damaged")
     history.record(result_of(Run(), tmp_path), path)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import scenario
 from orchestrator.errors import InfraError, UsageError
+from orchestrator.scenarios import scenario
 
 GOOD = "title: t\npromise: p\nsite: nop5\n"
 
@@ -102,7 +102,7 @@ CODE = """// SPDX-License-Identifier: GPL-2.0
  * promise: >-
  *   p.
  * symbols: [a, b]
- * beside: |
+ * companion: |
  *   if true; then
  *           exit 4
  *   fi
@@ -114,8 +114,13 @@ CODE = """// SPDX-License-Identifier: GPL-2.0
 def test_code_says_in_its_first_comment_what_it_is(directory: Path) -> None:
     (directory / "some-code.c").write_text(CODE)
     (entry,) = scenario.load_all()
-    assert (entry.name, entry.title, entry.promise, entry.symbols) == ("some-code", "t", "p.", ("a", "b"))
-    assert entry.beside == "if true; then\n        exit 4\nfi\n"
+    assert (entry.name, entry.title, entry.promise, entry.symbols) == (
+        "some-code",
+        "t",
+        "p.",
+        ("a", "b"),
+    )
+    assert entry.companion == "if true; then\n        exit 4\nfi\n"
     assert entry.code == directory / "some-code.c"
     assert entry.parts == ("alone",)
     assert entry.alone
@@ -126,7 +131,10 @@ def test_code_says_in_its_first_comment_what_it_is(directory: Path) -> None:
     [
         ("int x;\n", "its first comment must say what it is"),
         (CODE.replace("title", "titel"), "titel: Extra inputs"),
-        (CODE.replace(" * symbols", " * site: nop5\n * symbols"), "a site or sysctls (NAME.yaml) or is code (NAME.c)"),
+        (
+            CODE.replace(" * symbols", " * site: nop5\n * symbols"),
+            "a site or sysctls (NAME.yaml) or is code (NAME.c)",
+        ),
     ],
 )
 def test_code_that_is_wrong_is_named_too(directory: Path, text: str, said: str) -> None:
@@ -149,24 +157,38 @@ def _named(*names: str) -> list[scenario.Scenario]:
 
 
 @pytest.mark.parametrize("patterns", [(), ("*",)])
-def test_sysctls_are_for_kernels_without_headers_and_for_who_asks(patterns: tuple[str, ...]) -> None:
+def test_sysctls_are_for_kernels_without_headers_and_for_who_asks(
+    patterns: tuple[str, ...],
+) -> None:
     everything = scenario.select(patterns)
-    with_module = scenario.suited(everything, patterns, headers=True)
-    without = scenario.suited(everything, patterns, headers=False)
+    with_module = scenario.runnable(everything, patterns, headers=True)
+    without = scenario.runnable(everything, patterns, headers=False)
     assert without and all(one.sysctls for one in without)
-    assert len(with_module) + len(without) == len(everything) and not any(one.sysctls for one in with_module)
-    assert scenario.suited(_named("sysctl"), ("sysctl",), headers=True) == _named("sysctl")
+    assert len(with_module) + len(without) == len(everything) and not any(
+        one.sysctls for one in with_module
+    )
+    assert scenario.runnable(_named("sysctl"), ("sysctl",), headers=True) == _named("sysctl")
 
 
 @pytest.mark.parametrize(
     ("patterns", "headers", "said"),
     [
         (("nop5",), False, "nop5 needs the test module, and there are no headers to build it with"),
-        (("nop*",), False, "nop*: all of these need the test module, and there are no headers for it"),
-        (("nop5", "sysctl"), True, "sysctl is run without the test module, so not together with nop5"),
+        (
+            ("nop*",),
+            False,
+            "nop*: all of these need the test module, and there are no headers for it",
+        ),
+        (
+            ("nop5", "sysctl"),
+            True,
+            "sysctl is run without the test module, so not together with nop5",
+        ),
     ],
 )
-def test_what_cannot_be_run_together_is_said(patterns: tuple[str, ...], headers: bool, said: str) -> None:
+def test_what_cannot_be_run_together_is_said(
+    patterns: tuple[str, ...], headers: bool, said: str
+) -> None:
     with pytest.raises(UsageError) as caught:
-        scenario.suited(scenario.select(patterns), patterns, headers=headers)
+        scenario.runnable(scenario.select(patterns), patterns, headers=headers)
     assert str(caught.value) == said

@@ -130,7 +130,9 @@ def stand_in(directory: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> N
     monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
 
 
-def test_a_machine_that_is_gone_from_the_start_leaves_no_gdb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_that_is_gone_from_the_start_leaves_no_gdb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def alive() -> None:
         raise LostVM("QEMU was killed")
 
@@ -141,7 +143,9 @@ def test_a_machine_that_is_gone_from_the_start_leaves_no_gdb(tmp_path: Path, mon
         assert gone(int((tmp_path / "pid").read_text()))
 
 
-def test_a_gdb_that_does_not_start_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gdb_that_does_not_start_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stand_in(tmp_path, monkeypatch, "exit 3")
     with pytest.raises(InfraError, match="GDB ended with status 3"):
         Gdb(tmp_path / "gdb.log", lambda: None)
@@ -178,10 +182,12 @@ def test_the_agent_is_python_that_this_gdb_understands(gdb: Gdb, tmp_path: Path)
 
     config = tmp_path / "watch.json"
     events = tmp_path / "events.jsonl"
-    config.write_text(f'{{"symbols": {{}}, "regs": "rdi", "gate": true, "limit": 4, "events": "{events}"}}')
+    config.write_text(
+        f'{{"symbols": {{}}, "regs": "rdi", "gate": true, "limit": 4, "events": "{events}"}}'
+    )
     gdb.console(f"source {AGENT}")
     gdb.console(f"python start({str(config)!r})")
-    assert gdb.console("python print(WATCH.open())").strip() == "[]"
-    gdb.console("python WATCH.emit('error', -1, what='x')")
+    assert gdb.console("python print(AGENT.open())").strip() == "[]"
+    gdb.console("python AGENT.emit('error', -1, what='x')")
     assert '"kind": "error"' in events.read_text()
-    gdb.console("python WATCH.close()")
+    gdb.console("python AGENT.close()")

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import debian, paths, tools
-from orchestrator.debian import Package
 from orchestrator.errors import InfraError, UsageError
-from orchestrator.kernel import stock
+from orchestrator.host import debian, paths, tools
+from orchestrator.host.debian import Package
+from orchestrator.kernel import debian_image
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,12 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("version", "upstream"),
-    [("6.1.192-2", "6.1.192"), ("6.12.43-1~bpo12+1", "6.12.43"), ("1:10.0.2+ds-2", "10.0.2"), ("7.3.4-1", "7.3.4")],
+    [
+        ("6.1.192-2", "6.1.192"),
+        ("6.12.43-1~bpo12+1", "6.12.43"),
+        ("1:10.0.2+ds-2", "10.0.2"),
+        ("7.3.4-1", "7.3.4"),
+    ],
 )
 def test_upstream_version(version: str, upstream: str) -> None:
     assert Package("x", version, "sid").upstream == upstream
@@ -37,23 +42,35 @@ def test_upstream_version(version: str, upstream: str) -> None:
 
 def test_newest_follows_dpkgs_order() -> None:
     versions = ["6.1.9-1", "6.1.10-1", "6.1.10-1~bpo12+1"]
-    assert debian.newest_of(Package("x", version, "sid") for version in versions).version == "6.1.10-1"
+    assert (
+        debian.newest_of(Package("x", version, "sid") for version in versions).version == "6.1.10-1"
+    )
 
 
 def _deb(folder: Path, depends: str) -> Path:
     control = folder / "pkg/DEBIAN/control"
     control.parent.mkdir(parents=True)
-    fields = {"Package": "x", "Version": "1", "Architecture": "all", "Maintainer": "x <x@example.org>"}
+    fields = {
+        "Package": "x",
+        "Version": "1",
+        "Architecture": "all",
+        "Maintainer": "x <x@example.org>",
+    }
     fields |= {"Description": "x", "Depends": depends}
     control.write_text("".join(f"{name}: {value}\n" for name, value in fields.items()))
     (folder / "pkg/usr").mkdir()
     (folder / "pkg/usr/file").write_text("content")
-    subprocess.run(["dpkg-deb", "-b", folder / "pkg", folder / "x.deb"], check=True, capture_output=True)
+    subprocess.run(
+        ["dpkg-deb", "-b", folder / "pkg", folder / "x.deb"], check=True, capture_output=True
+    )
     return folder / "x.deb"
 
 
 def test_depends_and_unpack(tmp_path: Path) -> None:
-    deb = _deb(tmp_path, "linux-headers-6.1-common (= 6.1.192-2), linux-kbuild-6.1 (>= 6.1), kmod, aa | bb:any")
+    deb = _deb(
+        tmp_path,
+        "linux-headers-6.1-common (= 6.1.192-2), linux-kbuild-6.1 (>= 6.1), kmod, aa | bb:any",
+    )
     assert debian.depends(deb) == [
         ("linux-headers-6.1-common", "6.1.192-2"),
         ("linux-kbuild-6.1", None),
@@ -84,17 +101,24 @@ def test_mirror_is_the_machines_own(monkeypatch: pytest.MonkeyPatch) -> None:
     done = subprocess.CompletedProcess([], 0, listing, "")
     monkeypatch.setattr(debian.proc, "run", lambda *_, **__: done)
     monkeypatch.delenv(debian.MIRROR_VARIABLE, raising=False)
-    assert debian._mirrors() == ("http://mirror.example.org/debian/", "http://mirror.example.org/debian-security/")
+    assert debian._mirrors() == (
+        "http://mirror.example.org/debian/",
+        "http://mirror.example.org/debian-security/",
+    )
 
 
 def test_no_mirror_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(debian.proc, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, "", ""))
+    monkeypatch.setattr(
+        debian.proc, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, "", "")
+    )
     monkeypatch.delenv(debian.MIRROR_VARIABLE, raising=False)
     with pytest.raises(InfraError, match=f"name no Debian mirror: set {debian.MIRROR_VARIABLE}"):
         debian._mirrors()
 
 
-def test_a_mirror_that_cannot_be_reached_is_an_infra_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mirror_that_cannot_be_reached_is_an_infra_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(debian.MIRROR_VARIABLE, f"file://{tmp_path}/nowhere")
     with pytest.raises(InfraError, match="cannot fetch the package lists of bookworm"):
         debian.candidates("busybox-static", ("bookworm",))
@@ -111,7 +135,9 @@ def test_qemu_override(tmp_path: Path) -> None:
     fake.chmod(0o755)
     found = tools.qemu(fake)
     assert found.version == (7, 2, 19) and not found.good
-    fake.write_text("#!/bin/sh\necho error while loading shared libraries: libfuse3.so.3; exit 127\n")
+    fake.write_text(
+        "#!/bin/sh\necho error while loading shared libraries: libfuse3.so.3; exit 127\n"
+    )
     with pytest.raises(InfraError, match=r"does not run: .*libfuse3"):
         tools.qemu(fake)
 
@@ -126,26 +152,33 @@ def test_libraries_of_a_program() -> None:
 def test_static_programs_are_told_from_dynamic_ones(tmp_path: Path) -> None:
     assert not tools._is_static(Path("/bin/ls"))
     (tmp_path / "a.c").write_text("void _start(void) { for (;;); }\n")
-    subprocess.run(["gcc", "-static", "-nostdlib", "-o", tmp_path / "a", tmp_path / "a.c"], check=True)
+    subprocess.run(
+        ["gcc", "-static", "-nostdlib", "-o", tmp_path / "a", tmp_path / "a.c"], check=True
+    )
     assert tools._is_static(tmp_path / "a")
 
 
 # --- stock kernels ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("selector", ["debian:", "debian:6", "debian:bookworm", "debian:6.1-clod", "debian:6.1.1.1"])
+@pytest.mark.parametrize(
+    "selector", ["debian:", "debian:6", "debian:bookworm", "debian:6.1-clod", "debian:6.1.1.1"]
+)
 def test_selectors_that_are_none(selector: str) -> None:
     with pytest.raises(UsageError, match="write debian:VERSION"):
-        stock.obtain(selector)
+        debian_image.obtain(selector)
 
 
 def test_unknown_version_names_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     there = [
-        Package(f"linux-image-6.1.0-{abi}-amd64", f"6.1.{point}-1", "bookworm") for abi, point in ((9, 90), (7, 7))
+        Package(f"linux-image-6.1.0-{abi}-amd64", f"6.1.{point}-1", "bookworm")
+        for abi, point in ((9, 90), (7, 7))
     ]
     monkeypatch.setattr(debian, "candidates", lambda *_: there)
-    with pytest.raises(UsageError, match=r"no such image \(did you mean debian:6\.1\.9\d?\?\); of 6\.1 there are"):
-        stock.obtain("debian:6.1.91")
+    with pytest.raises(
+        UsageError, match=r"no such image \(did you mean debian:6\.1\.9\d?\?\); of 6\.1 there are"
+    ):
+        debian_image.obtain("debian:6.1.91")
 
 
 def test_versions_are_sorted_by_number_and_flavour(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,13 +189,21 @@ def test_versions_are_sorted_by_number_and_flavour(monkeypatch: pytest.MonkeyPat
         Package("linux-image-6.12.100+deb13-cloud-amd64", "6.12.100-1", "trixie-security"),
     ]
     monkeypatch.setattr(debian, "candidates", lambda *_: there)
-    monkeypatch.setattr(debian, "host_suites", lambda: ("bookworm", "bookworm-security", "bookworm-backports"))
-    assert [package.version for package in stock.versions("6.12")] == ["6.12.90-1", "6.12.100-1", "6.12.100-1~deb12u1"]
-    assert len(stock.versions("6.12", "cloud")) == 1
+    monkeypatch.setattr(
+        debian, "host_suites", lambda: ("bookworm", "bookworm-security", "bookworm-backports")
+    )
+    assert [package.version for package in debian_image.versions("6.12")] == [
+        "6.12.90-1",
+        "6.12.100-1",
+        "6.12.100-1~deb12u1",
+    ]
+    assert len(debian_image.versions("6.12", "cloud")) == 1
 
 
 def test_headers_are_made_to_work_where_they_are(tmp_path: Path) -> None:
-    headers, common = (tmp_path / f"usr/src/linux-headers-6.1-{name}" for name in ("amd64", "common"))
+    headers, common = (
+        tmp_path / f"usr/src/linux-headers-6.1-{name}" for name in ("amd64", "common")
+    )
     headers.mkdir(parents=True)
     common.mkdir()
     (common / "Makefile").write_text("all:\n\t@echo $(CC) $(KBUILD_OUTPUT)\n")
@@ -173,14 +214,18 @@ def test_headers_are_made_to_work_where_they_are(tmp_path: Path) -> None:
     )
     (headers / ".kernelvariables").write_text("CC = $(if $(X),ccache) $(CROSS_COMPILE)gcc-99\n")
     (headers / "scripts").symlink_to("/usr/lib/linux-kbuild-6.1/scripts")
-    stock._relocate(tmp_path)
+    debian_image._relocate(tmp_path)
     moved = tmp_path.with_name("moved")
     tmp_path.rename(moved)
-    said = subprocess.run(["make", "-s", "-C", moved / headers.relative_to(tmp_path)], capture_output=True, text=True)
+    said = subprocess.run(
+        ["make", "-s", "-C", moved / headers.relative_to(tmp_path)], capture_output=True, text=True
+    )
     compiler, output = said.stdout.split()
     assert compiler == "gcc"
     assert Path(output).resolve() == moved / headers.relative_to(tmp_path)
-    assert (moved / "usr/src/linux-headers-6.1-amd64/scripts").readlink() == Path("../../lib/linux-kbuild-6.1/scripts")
+    assert (moved / "usr/src/linux-headers-6.1-amd64/scripts").readlink() == Path(
+        "../../lib/linux-kbuild-6.1/scripts"
+    )
 
 
 # --- cached directories ----------------------------------------------------------------------------------------------
@@ -240,7 +285,12 @@ def test_two_processes_make_it_once(tmp_path: Path) -> None:
 def test_tools_from_the_mirror() -> None:
     qemu = tools.qemu()
     assert qemu.good, "no QEMU >= 9.1 to be had for this machine"
-    subprocess.run([qemu.binary, "-machine", "help"], env={**os.environ, **qemu.env}, check=True, capture_output=True)
+    subprocess.run(
+        [qemu.binary, "-machine", "help"],
+        env={**os.environ, **qemu.env},
+        check=True,
+        capture_output=True,
+    )
     assert subprocess.run([tools.busybox(), "true"]).returncode == 0
     assert tools.dropbear()[0][1] == "/usr/sbin/dropbear"
 
@@ -249,7 +299,7 @@ def test_tools_from_the_mirror() -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("selector", ["debian:6.1", "debian:5.10", "debian:6.12"])
 def test_stock_kernel_takes_a_module(selector: str, tmp_path: Path) -> None:
-    kernel = stock.obtain(selector)
+    kernel = debian_image.obtain(selector)
     assert kernel.bzimage.is_file() and kernel.option("SMP") == "y" and kernel.kbuild
     (tmp_path / "hello.c").write_text(
         "#include <linux/module.h>\nstatic int __init hello(void) { return 0; }\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.watch.symbols import Symbols, where
+from orchestrator.text.symbols import Symbols, where
 
 TABLE = Symbols(
     [
@@ -40,4 +40,6 @@ def test_where_a_cpu_is() -> None:
         "eflags": 0x46,
         "stack": [0xFFFFFFFFA0000AD0, 0xFFFFFFFF81B57900],
     }
-    assert where(cpu, TABLE) == "CPU 3: int3_notify+0x3, interrupts off < orch_pass_nop5+0x10 [orch]"
+    assert (
+        where(cpu, TABLE) == "CPU 3: int3_notify+0x3, interrupts off < orch_pass_nop5+0x10 [orch]"
+    )

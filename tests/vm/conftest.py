@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import proc, tools
 from orchestrator.guest import initramfs
+from orchestrator.host import proc, tools
 from orchestrator.kernel.model import Kernel, KernelRequest
 from orchestrator.kernel.obtain import obtain
 from orchestrator.machine import accel
@@ -52,7 +52,12 @@ def guest(kernel: Kernel, tmp_path: Path) -> Callable[..., Machine]:
             files={**keys.guest_files(), **(files or {})},
         )
         qemu = tools.qemu()
-        options = {"accel": accel.choose("auto", qemu), "bzimage": kernel.bzimage, "smp": 2, **options}
+        options = {
+            "accel": accel.choose("auto", qemu),
+            "bzimage": kernel.bzimage,
+            "smp": 2,
+            **options,
+        }
         return Machine(MachineSpec(qemu=qemu, initrd=image, **options), directory, keys)  # type: ignore[arg-type]
 
     return make

@@ -27,9 +27,15 @@ class Terminal:
         # TERM=dumb: no colours, no line editing, so that what comes is what is said.
         environment = {**os.environ, "TERM": "dumb"}
         self.child: Any = pexpect.spawn(
-            sys.executable, ["-m", "orchestrator", *arguments], encoding="utf-8", timeout=300, dimensions=(200, 250),
+            sys.executable,
+            ["-m", "orchestrator", *arguments],
+            encoding="utf-8",
+            timeout=300,
+            dimensions=(200, 250),
             env=environment,  # type: ignore[arg-type]
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where pytest is in background
+            preexec_fn=lambda: signal.signal(
+                signal.SIGINT, signal.SIG_DFL
+            ),  # ignored where pytest is in background
         )
         self.child.logfile_read = sys.stdout  # shown when the test fails
 
@@ -47,7 +53,9 @@ class Terminal:
             self.child.sendline(line)
         self.child.expect(pexpect.EOF)
         self.child.close()
-        return int(self.child.exitstatus if self.child.exitstatus is not None else -self.child.signalstatus)
+        return int(
+            self.child.exitstatus if self.child.exitstatus is not None else -self.child.signalstatus
+        )
 
 
 @pytest.fixture
@@ -83,7 +91,9 @@ def test_a_guest_of_its_own(directory: Path) -> None:
     assert re.search(r"\nok 1 ", gdb.say("guest cat /dev/orchestrator"))
 
     gdb.say("hbreak __text_poke")
-    said = gdb.say("guest echo 'step site=nop5 how=direct ms=20 cpu=0' > /dev/orchestrator; echo poked")
+    said = gdb.say(
+        "guest echo 'step site=nop5 how=direct ms=20 cpu=0' > /dev/orchestrator; echo poked"
+    )
     assert "Breakpoint 1" in said and "still under way" in said
     assert "text_poke_bp" in gdb.say("bt")
     assert "orch_pass_nop5" in gdb.say("info symbol $rsi")
@@ -111,7 +121,9 @@ def test_nothing_survives_a_kill(directory: Path) -> None:
 
 
 def test_a_kernel_without_vmlinux_has_its_symbols_from_the_guest(directory: Path) -> None:
-    gdb = Terminal("gdb", "--now", "--smp", "2", "--kernel", "debian:6.1", "--output", str(directory))
+    gdb = Terminal(
+        "gdb", "--now", "--smp", "2", "--kernel", "debian:6.1", "--output", str(directory)
+    )
     gdb.prompt()
     kernel = json.loads((directory / "symbols.json").read_text())["kernel"]
     assert f"do_sync_core in section .text of {kernel}" in gdb.say("info symbol do_sync_core")
@@ -122,7 +134,9 @@ def test_a_kernel_without_vmlinux_has_its_symbols_from_the_guest(directory: Path
     assert gdb.end("quit") == 0
 
 
-def test_a_kept_guest_is_looked_at_from_another_terminal_and_ends_with_that(directory: Path) -> None:
+def test_a_kept_guest_is_looked_at_from_another_terminal_and_ends_with_that(
+    directory: Path,
+) -> None:
     run = kept(directory, "--keep=always")
     gdb = Terminal("gdb", str(directory))
     gdb.prompt()
@@ -157,5 +171,16 @@ def test_a_guest_is_kept_when_the_kernel_has_failed(directory: Path) -> None:
 
 
 def test_a_guest_is_not_kept_when_all_is_well(directory: Path) -> None:
-    run = Terminal("run", "--output", str(directory), "--smp", "2", "--scenario", "nop5", "--duration", "0.2", "--keep")
+    run = Terminal(
+        "run",
+        "--output",
+        str(directory),
+        "--smp",
+        "2",
+        "--scenario",
+        "nop5",
+        "--duration",
+        "0.2",
+        "--keep",
+    )
     assert run.end() == 0

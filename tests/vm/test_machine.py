@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import tools
 from orchestrator.errors import BootError, InfraError, LostVM
+from orchestrator.host import tools
 from orchestrator.machine import accel
 from orchestrator.machine.faults import KernelFault, TimedOut
 from orchestrator.machine.machine import Machine
@@ -71,9 +71,9 @@ def test_data_survives_a_guest_without_a_free_cpu(guest: Guest) -> None:
         # Under single-threaded TCG the line's interrupt waits for its CPU's turn: some 500 bytes a second go in.
         content = random.Random(2).randbytes(20_000)
         machine.ssh.put(content, "/tmp/data")
-        assert machine.ssh.run("for i in $(seq 20); do cat /tmp/data; done | md5sum", timeout=200)[1].startswith(
-            hashlib.md5(content * 20).hexdigest()
-        )
+        assert machine.ssh.run("for i in $(seq 20); do cat /tmp/data; done | md5sum", timeout=200)[
+            1
+        ].startswith(hashlib.md5(content * 20).hexdigest())
         assert machine.ssh.get("/tmp/data") == content
 
 
@@ -107,7 +107,12 @@ def test_nothing_of_the_host_can_be_reached(guest: Guest) -> None:
     with guest() as machine:
         machine.cont()
         machine.wait_ready(BOOT)
-        assert machine.ssh.run("ls /sys/class/net 2>/dev/null | grep -v '^lo$'; ls /sys/block 2>/dev/null")[1] == ""
+        assert (
+            machine.ssh.run(
+                "ls /sys/class/net 2>/dev/null | grep -v '^lo$'; ls /sys/block 2>/dev/null"
+            )[1]
+            == ""
+        )
 
 
 @pytest.mark.parametrize("waiting", ["ssh", "console", "qmp"])
@@ -144,8 +149,12 @@ def test_a_reset_leaves_the_machine_to_look_at(guest: Guest) -> None:
         assert "RIP=" in machine.qmp.human("info registers")
 
 
-@pytest.mark.parametrize(("how", "outcome"), [("panic", "panic"), ("null", "oops"), ("int3", "oops"), ("bug", "oops")])
-def test_a_fault_of_the_kernel_ends_the_wait(guest: Guest, provoke: Path, how: str, outcome: str) -> None:
+@pytest.mark.parametrize(
+    ("how", "outcome"), [("panic", "panic"), ("null", "oops"), ("int3", "oops"), ("bug", "oops")]
+)
+def test_a_fault_of_the_kernel_ends_the_wait(
+    guest: Guest, provoke: Path, how: str, outcome: str
+) -> None:
     with guest(files={"/provoke.ko": provoke}) as machine:
         machine.cont()
         machine.wait_ready(BOOT)
@@ -166,7 +175,10 @@ def test_a_warning_does_not(guest: Guest, provoke: Path) -> None:
 
 
 def test_a_stuck_cpu_is_a_hang_when_the_time_is_up(guest: Guest, provoke: Path) -> None:
-    with guest(files={"/provoke.ko": provoke}, append=("watchdog_thresh=2", "rcupdate.rcu_cpu_stall_timeout=5")) as m:
+    with guest(
+        files={"/provoke.ko": provoke},
+        append=("watchdog_thresh=2", "rcupdate.rcu_cpu_stall_timeout=5"),
+    ) as m:
         m.cont()
         m.wait_ready(BOOT)
         assert m.ssh.run("insmod /provoke.ko how=softlockup cpu=1")[0] == 0
@@ -200,7 +212,9 @@ def test_what_qemu_leaves(guest: Guest, tmp_path: Path) -> None:
     assert not private.exists()
     run = tmp_path / "run"
     log = (run / "console.log").read_bytes().decode(errors="replace").replace("\r", "")
-    assert log.splitlines() == machine.console.lines  # QEMU's record and ours are the same, byte for byte
+    assert (
+        log.splitlines() == machine.console.lines
+    )  # QEMU's record and ours are the same, byte for byte
     assert "-kernel" in (run / "qemu.cmd").read_text()
     assert '"RESUME"' in (run / "qmp.jsonl").read_text()
 

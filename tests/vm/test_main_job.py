@@ -16,7 +16,7 @@ import jsonschema
 import pytest
 
 from orchestrator.guest import ktap
-from orchestrator.paths import PROJECT, cache_dir
+from orchestrator.host.paths import PROJECT, cache_dir
 
 pytestmark = pytest.mark.vm
 
@@ -29,7 +29,9 @@ def command(directory: Path, *arguments: str) -> list[str]:
 
 def run(directory: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
     """Exit status and verdict.json of one run; what it printed is shown when the test fails."""
-    done = subprocess.run(command(directory, *arguments), capture_output=True, text=True, timeout=1500)
+    done = subprocess.run(
+        command(directory, *arguments), capture_output=True, text=True, timeout=1500
+    )
     print(done.stderr[-3000:], done.stdout[-6000:])
     verdict = directory / "verdict.json"
     return done.returncode, json.loads(verdict.read_text()) if verdict.exists() else {}
@@ -42,11 +44,17 @@ def statuses(verdict: dict[str, Any]) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("kernel", "smp"), [("6.1-int3", 8), ("6.1-plain", 2), ("debian:6.1", 2), ("debian:6.1", 8)]
 )
-def test_a_healthy_kernel_passes_with_every_cpu_seen_in_every_phase(tmp_path: Path, kernel: str, smp: int) -> None:
-    status, verdict = run(tmp_path / "run", "--kernel", kernel, "--smp", str(smp), "--duration", "1")
+def test_a_healthy_kernel_passes_with_every_cpu_seen_in_every_phase(
+    tmp_path: Path, kernel: str, smp: int
+) -> None:
+    status, verdict = run(
+        tmp_path / "run", "--kernel", kernel, "--smp", str(smp), "--duration", "1"
+    )
     assert (status, verdict["outcome"]) == (0, "pass")
     assert set(statuses(verdict).values()) == {"pass"}
-    jsonschema.validate(verdict, json.loads((PROJECT / "orchestrator/report/verdict.schema.json").read_text()))
+    jsonschema.validate(
+        verdict, json.loads((PROJECT / "orchestrator/report/verdict.schema.json").read_text())
+    )
     report = (tmp_path / "run" / "guest.ktap").read_text()
     for cpu in range(smp):  # running free, too, each CPU met int3
         hits = [
@@ -59,7 +67,9 @@ def test_a_healthy_kernel_passes_with_every_cpu_seen_in_every_phase(tmp_path: Pa
 
 @pytest.mark.parametrize("kernel", ["6.1-plain", "debian:5.10", "debian:6.12", "debian:7.3"])
 def test_every_scenario_holds_or_says_what_the_kernel_lacks(tmp_path: Path, kernel: str) -> None:
-    status, verdict = run(tmp_path / "run", "--kernel", kernel, "--smp", "4", "--duration", "2", "--seed", "5")
+    status, verdict = run(
+        tmp_path / "run", "--kernel", kernel, "--smp", "4", "--duration", "2", "--seed", "5"
+    )
     assert (status, verdict["outcome"]) == (0, "pass")
     report = ktap.parse((tmp_path / "run" / "guest.ktap").read_text().splitlines())
     assert report.whole
@@ -68,20 +78,26 @@ def test_every_scenario_holds_or_says_what_the_kernel_lacks(tmp_path: Path, kern
     assert all(skipped.values()), "a skip without its reason"
     assert len(skipped) < len(report.steps) / 4, skipped
     if kernel != "6.1-plain":  # batches of the kernel's own, which nobody announced
-        assert "the kernel's own" in next(c["text"] for c in verdict["checks"] if c["check"] == "watch")
+        assert "the kernel's own" in next(
+            c["text"] for c in verdict["checks"] if c["check"] == "watch"
+        )
 
 
 def test_the_kernels_own_parser_reads_the_results(tmp_path: Path) -> None:
     options = ["--scenario", "nop5", "--scenario", "emulation", "--duration", "0.2"]
     status, _ = run(tmp_path / "run", "--smp", "2", *options)
     assert status == 0
-    parsers = sorted(cache_dir().glob("sources/*/tools/testing/kunit/kunit.py"))  # the default kernel is built of one
+    parsers = sorted(
+        cache_dir().glob("sources/*/tools/testing/kunit/kunit.py")
+    )  # the default kernel is built of one
     told = (tmp_path / "run" / "results.ktap").read_text()
     parse = [sys.executable, str(parsers[-1]), "parse"]
     done = subprocess.run(parse, input=told, capture_output=True, text=True, timeout=60)
     print(done.stdout, done.stderr)
     planned = int(re.findall(r"^1\.\.(\d+)$", told, re.MULTILINE)[0])
-    assert re.search(rf"Ran {planned} tests: passed: {planned - 1}, skipped: 1$", done.stdout, re.MULTILINE)
+    assert re.search(
+        rf"Ran {planned} tests: passed: {planned - 1}, skipped: 1$", done.stdout, re.MULTILINE
+    )
     assert done.returncode == 0
 
 
@@ -104,13 +120,25 @@ def test_kernels_that_are_broken_fail_for_the_reason_that_they_are_broken(tmp_pa
     print(done.stderr[-3000:], done.stdout[-6000:])
     told = json.loads((tmp_path / "mutants.json").read_text())
     assert {result["name"] for result in told["results"]} == set(SAMPLE)
-    assert {(result["name"], result["standing"]) for result in told["results"]} == {(name, "caught") for name in SAMPLE}
+    assert {(result["name"], result["standing"]) for result in told["results"]} == {
+        (name, "caught") for name in SAMPLE
+    }
     assert done.returncode == 0
 
 
 def test_a_failure_is_shown_with_its_moment(tmp_path: Path) -> None:
     patch = MUTANTS / "sync-after-tail-missing.patch"
-    run(tmp_path / "run", "--smp", "4", "--scenario", "nop5", "--duration", "0.2", "--patch", str(patch))
+    run(
+        tmp_path / "run",
+        "--smp",
+        "4",
+        "--scenario",
+        "nop5",
+        "--duration",
+        "0.2",
+        "--patch",
+        str(patch),
+    )
     report = (tmp_path / "run" / "report.txt").read_text()
     assert "what went wrong first: sync, in nop5.direct.on, phase 2" in report
     assert "0f 1f 44 00 00          the old instruction (nopl (%rax, %rax))" in report
@@ -120,9 +148,20 @@ def test_a_failure_is_shown_with_its_moment(tmp_path: Path) -> None:
     assert "__text_poke" in report  # the poker, at its next write
 
 
-def test_without_a_debugger_a_cpu_with_interrupts_off_catches_a_kernel_that_does_not_wait(tmp_path: Path) -> None:
+def test_without_a_debugger_a_cpu_with_interrupts_off_catches_a_kernel_that_does_not_wait(
+    tmp_path: Path,
+) -> None:
     patch = MUTANTS / "sync-not-waited-for.patch"
-    options = ["--scenario", "held-off", "--scenario", "nop5", "--duration", "0.2", "--patch", str(patch)]
+    options = [
+        "--scenario",
+        "held-off",
+        "--scenario",
+        "nop5",
+        "--duration",
+        "0.2",
+        "--patch",
+        str(patch),
+    ]
     _, verdict = run(tmp_path / "run", "--smp", "2", *options)
     guest = next(check for check in verdict["checks"] if check["check"] == "guest")
     assert guest["status"] == "fail"
@@ -142,17 +181,29 @@ def test_soaking_goes_on_and_the_guests_memory_stays_as_it_is(tmp_path: Path) ->
 
 
 def test_single_threaded_tcg_passes(tmp_path: Path) -> None:
-    status, verdict = run(tmp_path / "run", "--smp", "2", "--accel", "tcg-single", "--duration", "0.5")
+    status, verdict = run(
+        tmp_path / "run", "--smp", "2", "--accel", "tcg-single", "--duration", "0.5"
+    )
     assert (status, verdict["outcome"]) == (0, "pass")
 
 
 def test_a_failure_under_several_tcg_threads_does_not_count(tmp_path: Path) -> None:
     patch = MUTANTS / "sync-after-int3-missing.patch"
     status, verdict = run(
-        tmp_path / "run", "--smp", "2", "--accel", "tcg-multi", "--duration", "0.5", "--patch", str(patch)
+        tmp_path / "run",
+        "--smp",
+        "2",
+        "--accel",
+        "tcg-multi",
+        "--duration",
+        "0.5",
+        "--patch",
+        str(patch),
     )
     assert (status, verdict["outcome"]) == (125, "infra")
-    assert "fail" in statuses(verdict).values()  # by the kernel's fault or by the emulator's: who can tell?
+    assert (
+        "fail" in statuses(verdict).values()
+    )  # by the kernel's fault or by the emulator's: who can tell?
 
 
 def test_two_runs_at_once_do_not_meet(tmp_path: Path) -> None:
@@ -167,8 +218,12 @@ def test_two_runs_at_once_do_not_meet(tmp_path: Path) -> None:
     assert [child.wait(900) for child in both] == [0, 0]
 
 
-@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
-def test_nothing_survives_the_end_of_a_run(tmp_path: Path, number: signal.Signals, expected: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "expected"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_nothing_survives_the_end_of_a_run(
+    tmp_path: Path, number: signal.Signals, expected: int
+) -> None:
     directory = tmp_path / "run"
     child = subprocess.Popen(command(directory, "--duration", "60"), stderr=subprocess.DEVNULL)
     wait_for(lambda: (directory / "events.jsonl").exists(), 900)
@@ -186,7 +241,9 @@ def test_a_qemu_that_is_killed_is_no_fault_of_the_kernel(tmp_path: Path) -> None
         command(directory, "--duration", "60"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     wait_for(lambda: (directory / "events.jsonl").exists(), 900)
-    victims = [pid for pid in processes() if str(directory) in cmdline(pid) and "-accel" in cmdline(pid)]
+    victims = [
+        pid for pid in processes() if str(directory) in cmdline(pid) and "-accel" in cmdline(pid)
+    ]
     for pid in victims:
         os.kill(pid, signal.SIGKILL)
     assert child.wait(30) == 125
@@ -200,7 +257,12 @@ def processes() -> list[int]:
 
 def cmdline(pid: int) -> str:
     try:
-        return (Path("/proc") / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        return (
+            (Path("/proc") / str(pid) / "cmdline")
+            .read_bytes()
+            .replace(b"\0", b" ")
+            .decode(errors="replace")
+        )
     except OSError:
         return ""
 
@@ -228,7 +290,9 @@ def test_a_kernel_that_somebody_else_built(tmp_path: Path) -> None:
 
     built = obtain(KernelRequest(selector="6.1-plain"))
     options = ("--bzimage", str(built.bzimage), "--smp", "2", "--duration", "0.5")
-    status, verdict = run(tmp_path / "with", *options, "--headers", str(built.kbuild), "--scenario", "nop5")
+    status, verdict = run(
+        tmp_path / "with", *options, "--headers", str(built.kbuild), "--scenario", "nop5"
+    )
     assert (status, verdict["outcome"], verdict["kernel"]["release"]) == (0, "pass", built.release)
     status, verdict = run(tmp_path / "without", *options)
     assert (status, verdict["outcome"]) == (0, "pass")
@@ -242,6 +306,13 @@ def test_what_a_kernel_is_like_is_read_off_it() -> None:
         ("debian:7.3", "smp_text_poke_single", "smp_text_poke_int3_handler"),
     ):
         said = subprocess.run([*shown, kernel], capture_output=True, text=True, timeout=600).stdout
-        told = {name.strip(): text.strip() for name, _, text in (line.partition(":") for line in said.splitlines())}
-        assert (told["pokes one site"], told["takes int3"], told["syncs a core"]) == (poked, taken, "do_sync_core")
+        told = {
+            name.strip(): text.strip()
+            for name, _, text in (line.partition(":") for line in said.splitlines())
+        }
+        assert (told["pokes one site"], told["takes int3"], told["syncs a core"]) == (
+            poked,
+            taken,
+            "do_sync_core",
+        )
         assert int(told["jump labels"]) > 100

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.host.paths import cache_dir
 from orchestrator.kernel import definition, sources
-from orchestrator.paths import cache_dir
 
 pytestmark = pytest.mark.vm
 
@@ -30,7 +30,11 @@ COMMITS = 26
 CULPRIT = 18
 UNBUILDABLE = range(12, 15)
 """Where a bisection looks first."""
-TOUCHED = ("arch/x86/kernel/alternative.c", "arch/x86/kernel/jump_label.c", "arch/x86/kernel/traps.c")
+TOUCHED = (
+    "arch/x86/kernel/alternative.c",
+    "arch/x86/kernel/jump_label.c",
+    "arch/x86/kernel/traps.c",
+)
 
 SYNC = "\t\ton_each_cpu(do_sync_core, NULL, 1);\n"
 """That after the tail: the only one two tabs deep."""
@@ -81,7 +85,9 @@ def tree(tmp_path: Path, cache: None) -> Iterator[Path]:
 
 
 def git(tree: Path, *arguments: str) -> str:
-    return subprocess.run(["git", "-C", tree, *arguments], check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        ["git", "-C", tree, *arguments], check=True, capture_output=True, text=True
+    ).stdout
 
 
 def develop(tree: Path, instead: str, before: str) -> list[str]:
@@ -105,7 +111,9 @@ def develop(tree: Path, instead: str, before: str) -> list[str]:
         elif number % 2:
             file.write_text(f"{file.read_text()}\n/* note {number} */\n")
         else:
-            file.write_text(f'{file.read_text()}\nstatic const char note_{number}[] __used = "note {number}";\n')
+            file.write_text(
+                f'{file.read_text()}\nstatic const char note_{number}[] __used = "note {number}";\n'
+            )
         git(tree, "commit", "-q", "-a", "-m", title)
         hashes.append(git(tree, "rev-parse", "HEAD").strip())
     return hashes
@@ -121,7 +129,9 @@ def develop(tree: Path, instead: str, before: str) -> list[str]:
         ),
     ],
 )  # fmt: skip
-def test_the_commit_that_breaks_the_protocol_is_found(tmp_path: Path, tree: Path, fault: tuple[str, str]) -> None:
+def test_the_commit_that_breaks_the_protocol_is_found(
+    tmp_path: Path, tree: Path, fault: tuple[str, str]
+) -> None:
     hashes = develop(tree, *fault)
     which = ["--tree", str(tree), "--good", "good", "--bad", "main"]
     how = ["--smp", "2", "--scenario", "nop5", "--duration", "0.2"]
@@ -129,7 +139,10 @@ def test_the_commit_that_breaks_the_protocol_is_found(tmp_path: Path, tree: Path
     done = subprocess.run(command, capture_output=True, text=True, timeout=6000)
     print(done.stderr[-6000:], done.stdout[-6000:])
     assert done.returncode == 0
-    assert f'the first bad one is {hashes[CULPRIT][:12]} ("x86/alternative: do with fewer IPIs")' in done.stdout
+    assert (
+        f'the first bad one is {hashes[CULPRIT][:12]} ("x86/alternative: do with fewer IPIs")'
+        in done.stdout
+    )
     assert "signature:   sync" in done.stdout
     (log,) = (tmp_path / "state").rglob("log.jsonl")
     entries = [json.loads(line) for line in log.read_text().splitlines()[1:]]

@@ -16,13 +16,24 @@ from typing import Any
 
 import pytest
 
-from orchestrator.paths import PROJECT, cache_dir
+from orchestrator.host.paths import PROJECT, cache_dir
 
 pytestmark = pytest.mark.vm
 pytest.importorskip("distributed", reason="dask is not installed: pip install 'orchestrator[dask]'")
 
 MUTANT = "sync-after-tail-missing.patch"
-KINDS = ("apt", "debs", "helpers", "initramfs", "ledger", "modules", "sources", "stock", "symbols", "tools")
+KINDS = (
+    "apt",
+    "debs",
+    "helpers",
+    "initramfs",
+    "ledger",
+    "modules",
+    "sources",
+    "stock",
+    "symbols",
+    "tools",
+)
 MATRIX = f"""
 kernels:
   - 6.1-int3
@@ -40,7 +51,16 @@ def sweep(directory: Path, *options: str) -> tuple[int, dict[str, dict[str, Any]
     """Exit status, and by cell what sweep.json has."""
     matrix = directory.with_suffix(".yaml")
     matrix.write_text(MATRIX)
-    command = [sys.executable, "-m", "orchestrator", "sweep", str(matrix), "--output", str(directory), *options]
+    command = [
+        sys.executable,
+        "-m",
+        "orchestrator",
+        "sweep",
+        str(matrix),
+        "--output",
+        str(directory),
+        *options,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1500)
     print(done.stdout[-3000:], done.stderr[-3000:])
     told = json.loads((directory / "sweep.json").read_text())
@@ -54,14 +74,18 @@ def processes(word: str, scratch: Path) -> dict[int, int]:
         with contextlib.suppress(OSError, IndexError):
             line = (entry / "cmdline").read_bytes()
             if word.encode() in line and str(scratch).encode() in line:
-                found[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                found[int(entry.name)] = int(
+                    (entry / "stat").read_text().rpartition(")")[2].split()[1]
+                )
     return found
 
 
 def alive(pid: int) -> bool:
     """Also where nobody reaps orphans, a zombie is not alive."""
     try:
-        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[
+            0
+        ] not in "ZX"
     except OSError:
         return False
 
@@ -86,19 +110,33 @@ def cluster(scratch: Path) -> Iterator[str]:
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
     dask = str(Path(sys.executable).with_name("dask"))
     here = {**os.environ, "PYTHONPATH": str(PROJECT)}
-    commands = {"scheduler": ["--host", "127.0.0.1", "--port", address.rpartition(":")[2], "--no-dashboard"]}
+    commands = {
+        "scheduler": ["--host", "127.0.0.1", "--port", address.rpartition(":")[2], "--no-dashboard"]
+    }
     for name in ("one", "two"):
         _cache(scratch / name / "cache" / "orchestrator")
-        commands[name] = [address, "--nthreads", "1", "--no-dashboard", "--local-directory", str(scratch / name)]
+        commands[name] = [
+            address,
+            "--nthreads",
+            "1",
+            "--no-dashboard",
+            "--local-directory",
+            str(scratch / name),
+        ]
     started = []
     try:
         for name, options in commands.items():
-            own = {f"XDG_{which}_HOME": str(scratch / name / which.lower()) for which in ("CACHE", "STATE")}
+            own = {
+                f"XDG_{which}_HOME": str(scratch / name / which.lower())
+                for which in ("CACHE", "STATE")
+            }
             word, environment = (name, here) if name == "scheduler" else ("worker", {**here, **own})
             with (scratch / f"dask-{name}.log").open("w") as log:
                 command = [dask, word, *options]
                 started.append(
-                    subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+                    subprocess.Popen(
+                        command, env=environment, stdout=log, stderr=log, start_new_session=True
+                    )
                 )
         yield address
     finally:
@@ -119,13 +157,20 @@ def wait_for(condition: Callable[[], object], otherwise: str, seconds: float = 6
 
 def kill_a_worker_in_mid_run(scratch: Path) -> list[int]:
     """Wait for a guest, and kill the worker that has it. Returns what is to die with it."""
+
     def busy() -> str:
-        return next((name for name in ("one", "two") if processes("qemu-system-x86_64\0", scratch / name)), "")
+        return next(
+            (name for name in ("one", "two") if processes("qemu-system-x86_64\0", scratch / name)),
+            "",
+        )
 
     wait_for(busy, "no guest came up on a worker")
     name = busy()
     time.sleep(1)
-    guests, runs = processes("qemu-system-x86_64\0", scratch / name), processes("\0run\0", scratch / name)
+    guests, runs = (
+        processes("qemu-system-x86_64\0", scratch / name),
+        processes("\0run\0", scratch / name),
+    )
     assert guests and len(runs) == 1
     os.kill(*runs.values(), signal.SIGKILL)
     return [*runs, *guests]
@@ -145,13 +190,23 @@ def test_a_cluster_tells_what_this_host_tells_also_when_a_worker_is_killed(tmp_p
     with cluster(scratch) as address:
         matrix = tmp_path / "there.yaml"
         matrix.write_text(MATRIX)
-        command = [sys.executable, "-m", "orchestrator", "sweep", str(matrix), "--output", str(tmp_path / "there")]
+        command = [
+            sys.executable,
+            "-m",
+            "orchestrator",
+            "sweep",
+            str(matrix),
+            "--output",
+            str(tmp_path / "there"),
+        ]
         with (tmp_path / "there.log").open("w") as log:
             child = subprocess.Popen([*command, "--scheduler", address], stdout=log, stderr=log)
         try:
             killed = kill_a_worker_in_mid_run(scratch)
             time.sleep(1)
-            assert not [pid for pid in killed if alive(pid)], "a run or its guest outlived its worker"
+            assert not [pid for pid in killed if alive(pid)], (
+                "a run or its guest outlived its worker"
+            )
             assert child.wait(timeout=1200) == 1
         finally:
             child.kill()
@@ -164,16 +219,28 @@ def test_a_cluster_tells_what_this_host_tells_also_when_a_worker_is_killed(tmp_p
         wait_for(lambda: processes("qemu-system-x86_64\0", scratch), "no guest came up on a worker")
         child.kill()
         child.wait()
-        wait_for(lambda: not processes("qemu-system-x86_64\0", scratch), "guests outlived their sweep", seconds=30)
+        wait_for(
+            lambda: not processes("qemu-system-x86_64\0", scratch),
+            "guests outlived their sweep",
+            seconds=30,
+        )
     told = json.loads((tmp_path / "there" / "sweep.json").read_text())
     there = {cell["cell"]: cell for cell in told["cells"]}
     for key in ("outcome", "exit_status", "failed", "kernel", "release"):
-        assert {name: cell[key] for name, cell in there.items()} == {name: cell[key] for name, cell in here.items()}
+        assert {name: cell[key] for name, cell in there.items()} == {
+            name: cell[key] for name, cell in here.items()
+        }
     for cell in there.values():
-        assert (Path(cell["directory"]) / "report.html").is_file(), "the submitter has what the worker saw"
+        assert (Path(cell["directory"]) / "report.html").is_file(), (
+            "the submitter has what the worker saw"
+        )
         assert Path(cell["directory"]).is_relative_to(tmp_path / "there")
-    sent = f"cache/orchestrator/kernels/{there['broken smp2 nop5 one seed1']['kernel'][:24]}/bzImage"
-    assert any((scratch / name / sent).is_file() for name in ("one", "two")), "what a worker lacks it is sent"
+    sent = (
+        f"cache/orchestrator/kernels/{there['broken smp2 nop5 one seed1']['kernel'][:24]}/bzImage"
+    )
+    assert any((scratch / name / sent).is_file() for name in ("one", "two")), (
+        "what a worker lacks it is sent"
+    )
 
     # What is known is not run again.
     status, again = sweep(tmp_path / "here")

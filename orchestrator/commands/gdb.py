@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`orchestrator gdb`: a GDB for a person, on a guest of its own, on a kept one, or on the symbols of a finished run."""
+
+from __future__ import annotations
+
+import argparse
+
+from orchestrator.commands.options import add_kernel, add_output, run_spec
+from orchestrator.options import add_options as add_declared
+from orchestrator.spec import MACHINE, RunSpec
+
+NAME = "gdb"
+HELP = "debug a guest with GDB and symbols: a kept run's, or a new one"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "run",
+        nargs="?",
+        metavar="RUN",
+        help="name or directory of a run (default: the newest kept one)",
+    )
+    which.add_argument(
+        "--now", action="store_true", help="boot a guest as described by the options below"
+    )
+    add_kernel(parser)
+    add_declared(parser, RunSpec, MACHINE)
+    add_output(parser, "directory for the logs")
+
+
+def main(options: argparse.Namespace) -> int:
+    from orchestrator.attach import guest as attach
+    from orchestrator.run import debug
+
+    return debug(run_spec(options)) if options.now else attach.attach(options.run)

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`orchestrator mutants`: run kernels that are broken on purpose, and report whether each is caught."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from orchestrator.commands.options import add_output
+
+if TYPE_CHECKING:
+    from orchestrator.many.mutants import Mutant, MutantResult
+
+NAME = "mutants"
+HELP = "mutation testing: run kernels that are broken on purpose and check that each is caught"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="run only mutants whose name matches (repeatable)",
+    )
+    parser.add_argument("--kernel", metavar="NAME", help="run only the mutants of this kernel")
+    parser.add_argument(
+        "--jobs", type=int, default=2, metavar="N", help="parallel runs (default: 2)"
+    )
+    parser.add_argument(
+        "--healthy", type=int, default=0, metavar="N", help="also run each unbroken kernel N times"
+    )
+    parser.add_argument(
+        "--stock",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="additional kernel for --healthy (repeatable)",
+    )
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="rerun mutants that already have a result for this content",
+    )
+    add_output(parser, "directory for mutants.json, mutants.md and mutants.html")
+
+
+def main(options: argparse.Namespace) -> int:
+    import time
+
+    from rich.console import Console
+
+    from orchestrator import ui
+    from orchestrator.errors import EXIT_KERNEL_FAILED, EXIT_PASS
+    from orchestrator.host.paths import state_dir
+    from orchestrator.many import mutants
+    from orchestrator.report import mutants as report
+
+    chosen = mutants.select(options.only, options.kernel)
+    if options.healthy:
+        kernels = list(dict.fromkeys([*(mutant.base for mutant in chosen), *options.stock]))
+        chosen = [*chosen, *mutants.healthy(kernels, options.healthy)]
+    finished = 0
+
+    def done(mutant: Mutant, result: MutantResult) -> None:
+        nonlocal finished
+        finished += 1
+        progress = f"{finished}/{len(chosen)}"
+        ui.say(f"{progress}  {mutant.base} {mutant.name}: {result.result} ({result.seconds:.0f} s)")
+
+    start = time.monotonic()
+    results = mutants.run_all(chosen, max(1, options.jobs), options.again, done)
+    pairs = list(zip(chosen, results, strict=True))
+    seconds = time.monotonic() - start
+    report.show(pairs, seconds, Console())
+    output = options.output or state_dir() / "mutants"
+    output.mkdir(parents=True, exist_ok=True)
+    report.write(pairs, seconds, output)
+    print(f"kept in: {output}/mutants.html, {output}/mutants.json")
+    bad = [
+        result for mutant, result in pairs if not mutant.unseen and result.result not in report.GOOD
+    ]
+    return EXIT_PASS if not bad else EXIT_KERNEL_FAILED

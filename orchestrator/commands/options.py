@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Options and output that several commands share. orchestrator/spec.py and kernel/model.py declare each option of a run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from orchestrator.kernel.model import CHANGES, SOURCE, KernelRequest
+from orchestrator.options import add_options, from_namespace
+from orchestrator.spec import RunSpec
+
+
+def add_kernel(parser: argparse.ArgumentParser) -> None:
+    """Which kernel, and what is done to its source before it is built."""
+    add_options(parser, KernelRequest, SOURCE, CHANGES)
+
+
+def add_output(parser: argparse.ArgumentParser, help: str) -> None:
+    parser.add_argument("--output", type=Path, metavar="DIR", help=help)
+
+
+def kernel_request(options: argparse.Namespace) -> KernelRequest:
+    return from_namespace(KernelRequest, options)
+
+
+def run_spec(options: argparse.Namespace) -> RunSpec:
+    """The run that the options ask for. Raises UsageError for a value out of range."""
+    return from_namespace(
+        RunSpec, options, kernel=kernel_request(options), directory=options.output
+    )

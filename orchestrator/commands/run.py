@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`orchestrator run`: one run, its reports, and the verdict as the exit status."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from orchestrator.commands.options import add_kernel, add_output, run_spec
+from orchestrator.options import add_options as add_declared
+from orchestrator.spec import MACHINE, POKING, RUN, RunSpec
+
+if TYPE_CHECKING:
+    from orchestrator.machine.machine import Machine
+    from orchestrator.verdict.result import RunResult
+
+NAME = "run"
+HELP = "boot a kernel, poke it on every CPU, and report the verdict"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_kernel(parser)
+    add_declared(parser, RunSpec, MACHINE, POKING, RUN)
+    add_output(parser, "directory for the results")
+    parser.add_argument(
+        "--keep",
+        nargs="?",
+        const="failure",
+        choices=("failure", "always"),
+        metavar="always",
+        help="keep the guest for `orchestrator gdb` if the run does not pass (or always)",
+    )
+
+
+def main(options: argparse.Namespace) -> int:
+    from orchestrator.attach import guest as attach
+    from orchestrator.run import run
+
+    spec = run_spec(options)
+
+    def keep(result: RunResult, machine: Machine | None) -> None:
+        _report(result)
+        if options.keep == "always" or result.verdict.exit_status:
+            attach.keep(machine, result.directory)
+
+    if options.keep:
+        return run(spec, keep).verdict.exit_status
+    result = run(spec)
+    _report(result)
+    return result.verdict.exit_status
+
+
+def _report(result: RunResult) -> None:
+    """Write every report. One that cannot be written costs a line on stderr, never the verdict."""
+    import sqlite3
+
+    from rich.console import Console
+
+    from orchestrator.many import history
+    from orchestrator.report import files, page, terminal
+
+    def text(result: RunResult) -> None:
+        with (result.directory / "report.txt").open("w") as file:
+            terminal.show(result, Console(file=file, width=120))
+
+    def annotations(result: RunResult) -> None:
+        for annotation in files.github(result):
+            print(annotation)
+
+    reports = {
+        "junit.xml and results.ktap": files.write,
+        "report.html": page.write,
+        "the history": history.record,
+        "report.txt": text,
+        "GitHub's summary": annotations,
+    }
+    for name, write in reports.items():
+        try:
+            write(result)
+        except (
+            OSError,
+            sqlite3.Error,
+        ) as error:  # the disk is full: the verdict stands all the same
+            print(f"orchestrator: {name} could not be written: {error}", file=sys.stderr)
+    try:
+        terminal.show(result, Console())
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit):
+        # The reader (`| head`) has gone, and rich would exit with 1, which says that the kernel failed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,256 @@
+"""The programs a run needs and how to get them without root: QEMU, and what goes into the guest's initramfs.
+
+A program of the system is taken when it is good enough. Otherwise Debian's package is unpacked, with those of its
+libraries that the system lacks, into cache_dir()/tools/DIGEST (of the package versions) and run from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orchestrator import ui
+from orchestrator.errors import InfraError, OrchestratorError, UsageError
+from orchestrator.host import debian, proc
+from orchestrator.host.paths import cache_dir, cached_dir, locked, need_space
+
+HOST_PACKAGES: dict[str, str] = {
+    "bc": "kernel build: time constants (kernel/time/timeconst.bc)",
+    "binutils": "kernel and module build: assembler, linker",
+    "bison": "kernel build: kconfig's parser",
+    "ccache": "makes rebuilding a patched kernel fast (optional)",
+    "cpio": "guest image; kernel headers archive",
+    "debian-archive-keyring": "the keys by which Debian's packages are verified",
+    "flex": "kernel build: kconfig's scanner",
+    "gcc": "kernel and module build",
+    "gdb": "watches the guest",
+    "git": "applies patches, identifies trees",
+    "libc6-dev": "kernel build: host programs",
+    "libelf-dev": "kernel build: objtool",
+    "libssl-dev": "kernel build: certificate tools",
+    "make": "kernel and module build",
+    "patch": "applies patch series",
+    "util-linux": "setpriv, so that children end with us",
+    "xz-utils": "unpacks kernel sources",
+}
+"""Debian package that must be installed on the host -> why. QEMU, busybox and dropbear are fetched when needed."""
+
+QEMU_VARIABLE = "ORCHESTRATOR_QEMU"
+"""Environment variable: the qemu-system-x86_64 to use, whatever its version."""
+QEMU_GOOD = (9, 1)
+"""The first QEMU whose plugin interface our ledger of int3 can use (orchestrator/watch/ledger.py)."""
+LIBRARIES = ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu")
+"""Where Debian's packages put shared libraries; some (libfuse3) still use the second before trixie."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Qemu:
+    """A QEMU to run. firmware: directories for -L, none when it finds its own. env: to be added to its environment."""
+
+    binary: Path
+    version: tuple[int, ...]
+    firmware: tuple[Path, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def good(self) -> bool:
+        """Whether it can count int3 for us under TCG."""
+        return self.version >= QEMU_GOOD
+
+
+def qemu(override: Path | None = None) -> Qemu:
+    """The QEMU to use: `override` or $ORCHESTRATOR_QEMU; the system's if it is 9.1 or newer; else Debian's newest.
+
+    Where only an older one is to be had that one is returned: see Qemu.good.
+    """
+    named = override or (Path(os.environ[QEMU_VARIABLE]) if os.environ.get(QEMU_VARIABLE) else None)
+    if named:
+        binary = shutil.which(named)
+        if not binary:
+            raise UsageError(f"{named} is not a program: give the path of a qemu-system-x86_64")
+        return _asked(Path(binary).absolute())
+    found = shutil.which("qemu-system-x86_64")
+    system = _asked(Path(found)) if found else None
+    if system and system.good:
+        return system
+    try:
+        own = _qemu_in(_unpacked("qemu", ["qemu-system-x86"], _qemu_in))
+    except InfraError as error:
+        if not system:
+            raise
+        ui.console.print(
+            f"  ! staying with the system's QEMU {_dotted(system.version)}: {error}", markup=False
+        )
+        return system
+    return system if system and system.version >= own.version else own
+
+
+def busybox() -> Path:
+    """A statically linked busybox: the system's, or the one of Debian's busybox-static."""
+    found = shutil.which("busybox")
+    if found and _is_static(Path(found)):
+        return Path(found).resolve()
+    return _busybox_in(_unpacked("busybox", ["busybox-static"], _busybox_in))
+
+
+def dropbear() -> list[tuple[Path, str]]:
+    """The SSH server for the guest and all the shared libraries it needs: (path on the host, path in the guest).
+
+    The first is the server itself, /usr/sbin/dropbear in the guest.
+    """
+    found = shutil.which("dropbear", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if found:
+        return _with_libraries(Path(found), {})
+    return _dropbear_in(_unpacked("dropbear", ["dropbear-bin"], _dropbear_in))
+
+
+# --- what is in an unpacked tree, each failing when the tree does not work -------------------------------------------
+
+
+def _qemu_in(root: Path) -> Qemu:
+    shares = ("usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu")
+    return _asked(
+        root / "usr/bin/qemu-system-x86_64",
+        firmware=tuple(root / share for share in shares if (root / share).is_dir()),
+        env={
+            **_library_path(root),
+            # else it looks for the system's modules, which another QEMU's build refuses with a complaint
+            "QEMU_MODULE_DIR": str(root / LIBRARIES[0] / "qemu"),
+        },
+    )
+
+
+def _busybox_in(root: Path) -> Path:
+    for place in ("usr/bin/busybox", "bin/busybox"):  # /usr since trixie
+        if (root / place).is_file():
+            if not _is_static(root / place):
+                raise InfraError(
+                    f"{root / place} is not statically linked, so it cannot run in the guest"
+                )
+            return root / place
+    raise InfraError(f"Debian's busybox-static has no busybox where it is looked for, in {root}")
+
+
+def _dropbear_in(root: Path) -> list[tuple[Path, str]]:
+    return _with_libraries(root / "usr/sbin/dropbear", _library_path(root))
+
+
+def _asked(
+    binary: Path, *, firmware: tuple[Path, ...] = (), env: Mapping[str, str] | None = None
+) -> Qemu:
+    """The Qemu that `binary` says it is; an InfraError when it does not run (a library is missing)."""
+    try:
+        said = proc.run([binary, "--version"], env=env).stdout
+    except subprocess.CalledProcessError as error:
+        raise InfraError(f"{binary} does not run: {error.output.strip()}") from error
+    match = re.search(r"version (\d+(?:\.\d+)+)", said)
+    if not match:
+        raise InfraError(f"{binary} --version does not tell a version: {said.strip()[:200]}")
+    return Qemu(
+        binary=binary,
+        version=tuple(int(part) for part in match[1].split(".")),
+        firmware=firmware,
+        env=env or {},
+    )
+
+
+def _library_path(root: Path) -> dict[str, str]:
+    return {"LD_LIBRARY_PATH": ":".join(str(root / part) for part in LIBRARIES)}
+
+
+def _with_libraries(binary: Path, env: Mapping[str, str]) -> list[tuple[Path, str]]:
+    """`binary` and its shared libraries, the loader among them, as (host, guest) paths."""
+    ldd = proc.run([proc.need("ldd", "libc-bin"), binary], env=env, check=False).stdout
+    if missing := re.findall(r"(\S+) => not found", ldd):
+        raise InfraError(
+            f"{binary} lacks {', '.join(missing)}: the package's dependencies were not resolved rightly"
+        )
+    files = [(binary.resolve(), f"/usr/sbin/{binary.name}")]
+    libraries = re.findall(r"=> (/\S+)", ldd)
+    for library in libraries:
+        files.append((Path(library).resolve(), f"/lib/x86_64-linux-gnu/{Path(library).name}"))
+        # glibc before 2.34 loads this by name for getpwnam(), so ldd cannot know
+        nss = Path(library).with_name("libnss_files.so.2")
+        if Path(library).name.startswith("libc.so") and nss.is_file():
+            files.append((nss.resolve(), f"/lib/x86_64-linux-gnu/{nss.name}"))
+    loader = re.search(r"^\s*(/\S*/ld-\S+)", ldd, re.MULTILINE)
+    if not libraries or not loader:
+        raise InfraError(f"ldd does not tell the libraries of {binary}: {ldd.strip()[:200]}")
+    files.append((Path(loader[1]).resolve(), loader[1]))
+    return files
+
+
+def _is_static(binary: Path) -> bool:
+    """Whether the ELF file asks for no loader (has no PT_INTERP segment)."""
+    data = binary.read_bytes()[:4096]
+    if data[:5] != b"\x7fELF\x02":
+        return False
+    offset, size, count = (
+        int.from_bytes(data[at : at + n], "little") for at, n in ((32, 8), (54, 2), (56, 2))
+    )
+    return all(
+        data[offset + i * size : offset + i * size + 4] != b"\x03\0\0\0" for i in range(count)
+    )
+
+
+def _dotted(version: Sequence[int]) -> str:
+    return ".".join(map(str, version))
+
+
+# --- unpacking -------------------------------------------------------------------------------------------------------
+
+
+def _unpacked(name: str, packages: Sequence[str], works: Callable[[Path], object]) -> Path:
+    """The directory in which `packages` and their missing libraries are unpacked, and `works` is content with it.
+
+    cache_dir()/tools/`name` is a link to the directory of the last time; apt is asked only when it does not work, for
+    one because the system has lost a library that it had then.
+    """
+    tools = cache_dir() / "tools"
+    link = tools / name
+    with locked(
+        tools / f".{name}.lock", lambda: ui.console.print(f"  … waiting for {name}", markup=False)
+    ):
+        if link.is_dir():
+            try:
+                works(link.resolve())
+                return link.resolve()
+            except OrchestratorError as error:
+                ui.console.print(f"  ! {name} is fetched again: {error}", markup=False)
+        debs = _closure(packages)
+        digest = hashlib.sha256("\n".join(sorted(deb.name for deb in debs)).encode()).hexdigest()[
+            :16
+        ]
+        final = tools / f"{name}-{digest}"
+        shutil.rmtree(final, ignore_errors=True)  # it is the one that did not work, or none
+
+        def make(partial: Path) -> None:
+            need_space(tools, 400, f"unpacking {name}")
+            for deb in debs:
+                debian.unpack(deb, partial)
+            works(partial)
+
+        with ui.step(f"unpack {name}"):
+            cached_dir(final, make)
+        fresh = tools / f".{name}.new"
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(final.name)
+        fresh.replace(link)
+        return final
+
+
+def _closure(packages: Sequence[str]) -> list[Path]:
+    """`packages` with missing dependencies, from this machine's suites; backports preferred where there are any."""
+    suites = debian.host_suites()
+    try:
+        return debian.closure(packages, suites)
+    except InfraError:
+        if len(suites) == 1:
+            raise
+    return debian.closure(packages, suites[:1])

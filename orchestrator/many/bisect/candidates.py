@@ -1,0 +1,171 @@
+"""What is bisected: commits of a tree, the patches of a series, or kernels that are there already, good end first."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import queue
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+from orchestrator.errors import UsageError
+from orchestrator.host import proc
+from orchestrator.host.paths import cache_dir, locked
+from orchestrator.kernel import patches
+from orchestrator.kernel.checkout import borrow, git, resolve, switch
+from orchestrator.kernel.model import KernelRequest
+
+LOG = ("log", "--first-parent", "--no-show-signature", "--no-color", "--format=%H %s")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """name: identifies it among all, short enough for a table. title: what it is, in a line."""
+
+    name: str
+    title: str
+
+
+class Candidates(Protocol):
+    """build: cost of one, in runs, before any was measured. identity: text that is equal for the same candidates."""
+
+    candidates: Sequence[Candidate]
+    build: float
+    identity: str
+
+    def request(self, number: int) -> AbstractContextManager[KernelRequest]:
+        """The kernel of a candidate, for as long as the context lasts."""
+
+    def reference(self, number: int) -> str:
+        """What to write of it in a mail if it is the first bad one, which the good end, 0, never is."""
+
+
+@dataclass
+class Ready:
+    """Kernels by their names, in order. Nothing has to be built, but something may have to be fetched."""
+
+    request_base: KernelRequest
+    selectors: Sequence[str]
+    build: float = 2.0
+    candidates: Sequence[Candidate] = field(init=False)
+    identity: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        if len(set(self.selectors)) != len(self.selectors) or len(self.selectors) < 2:
+            raise UsageError(
+                "name at least two kernels, each once: the good one first, the bad one last"
+            )
+        self.candidates = [Candidate(selector, "") for selector in self.selectors]
+        self.identity = repr((self.request_base, list(self.selectors)))
+
+    @contextlib.contextmanager
+    def request(self, number: int) -> Iterator[KernelRequest]:
+        yield replace(self.request_base, selector=self.selectors[number])
+
+    def reference(self, number: int) -> str:
+        return f"{self.selectors[number - 1]} is good, {self.selectors[number]} is bad"
+
+
+@dataclass
+class Series:
+    """The first n patches of a series on one kernel, for each n from 0."""
+
+    request_base: KernelRequest
+    series: Path
+    build: float = 10.0
+    candidates: Sequence[Candidate] = field(init=False)
+    identity: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._patches = [patch.resolve() for patch in patches.listed(self.series)]
+        if not self._patches:
+            raise UsageError(f"{self.series} lists no patch")
+        self.candidates = [Candidate("0", "no patch")] + [
+            Candidate(f"{number}", patch.name) for number, patch in enumerate(self._patches, 1)
+        ]
+        texts = [patch.read_text(errors="surrogateescape") for patch in self._patches]
+        self.identity = repr((self.request_base, texts))
+
+    @contextlib.contextmanager
+    def request(self, number: int) -> Iterator[KernelRequest]:
+        yield replace(
+            self.request_base, patches=(*self.request_base.patches, *self._patches[:number])
+        )
+
+    def reference(self, number: int) -> str:
+        stat = proc.run(
+            [proc.need("git", "git"), "apply", "--stat", self._patches[number - 1]], check=False
+        ).stdout
+        return f"{self._patches[number - 1]}, patch {number} of {len(self._patches)}\n\n{stat}"
+
+
+@dataclass
+class Commits:
+    """The commits after `good` up to `bad`, along first parents: a merge is one step, as the branch saw it.
+
+    Each is checked out into one of `slots` folders of the cache, which borrow the tree's objects: the tree itself, its
+    index and its list of worktrees are not written to.
+    """
+
+    request_base: KernelRequest
+    tree: Path
+    good: str
+    bad: str
+    slots: int = 1
+    build: float = 10.0
+    candidates: Sequence[Candidate] = field(init=False)
+    identity: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tree = self.tree.resolve()
+        good, bad = resolve(self.tree, self.good), resolve(self.tree, self.bad)
+        if git(self.tree, "merge-base", "--is-ancestor", good, bad, check=False).returncode:
+            raise UsageError(
+                f"{self.good} is not an ancestor of {self.bad}: a bisection goes from old and good to bad"
+            )
+        if good == bad:
+            raise UsageError(
+                f"{self.good} and {self.bad} are the same commit: there is nothing between them"
+            )
+        lines = git(self.tree, *LOG, bad, f"^{good}").stdout.splitlines()
+        lines += git(self.tree, *LOG, "-1", good).stdout.splitlines()
+        self._hashes, titles = zip(
+            *(line.partition(" ")[::2] for line in reversed(lines)), strict=True
+        )
+        self.candidates = [
+            Candidate(commit[:12], title)
+            for commit, title in zip(self._hashes, titles, strict=True)
+        ]
+        self.identity = repr((self.request_base, str(self.tree), self._hashes))
+        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for slot in range(self.slots):
+            self._free.put(slot)
+
+    @contextlib.contextmanager
+    def request(self, number: int) -> Iterator[KernelRequest]:
+        slot = self._free.get()
+        try:
+            name = hashlib.sha256(f"{self.tree}".encode()).hexdigest()[:16]
+            checkout = cache_dir() / "bisect" / f"{name}-{slot}"
+            with locked(checkout.with_name(f".{checkout.name}.lock")):
+                borrow(self.tree, checkout)
+                switch(checkout, self._hashes[number], self.tree)
+                yield replace(self.request_base, tree=checkout)
+        finally:
+            self._free.put(slot)
+
+    def reference(self, number: int) -> str:
+        commit = self._hashes[number]
+        shown = git(
+            self.tree,
+            "show",
+            "--stat",
+            "--no-color",
+            "--no-ext-diff",
+            "--no-show-signature",
+            commit,
+        ).stdout
+        return f'Fixes: {commit[:12]} ("{self.candidates[number].title}")\n\n{shown}'

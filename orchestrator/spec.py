@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a run is asked for, declared once.
+
+Everything that asks for runs derives from RunSpec and KernelRequest: the commands' options, the cells of a sweep,
+bisect, mutants, repeat.sh, spec.json and KCIDB's reports. A new option is one field here and its use.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orchestrator.errors import UsageError
+from orchestrator.kernel.model import KernelRequest
+from orchestrator.machine import accel
+from orchestrator.machine.qemu import MAX_SMP
+from orchestrator.options import argv, option, seconds
+
+MACHINE, POKING, RUN = "machine", "poking", "run"
+"""Groups of options: the machine that a guest gets, what is done in it, and what only a single run takes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """What to run. Everything that decides the course of a run is here; the run directory keeps it as spec.json.
+
+    Raises UsageError for a value that is out of range.
+    """
+
+    kernel: KernelRequest = field(default_factory=KernelRequest)
+    smp: int = option(
+        "--smp",
+        8,
+        parse=int,
+        metavar="N",
+        group=MACHINE,
+        axis=True,
+        help="number of guest CPUs (default: 8)",
+    )
+    accel: str = option(
+        "--accel",
+        "auto",
+        choices=accel.CHOICES,
+        group=MACHINE,
+        axis=True,
+        help="accelerator: KVM where it works, otherwise TCG (default: auto)",
+    )
+    cpu: str | None = option(
+        "--cpu",
+        None,
+        metavar="MODEL",
+        group=MACHINE,
+        axis=True,
+        help="QEMU CPU model (default: host under KVM, max under TCG)",
+    )
+    memory: int = option(
+        "--memory",
+        1024,
+        parse=int,
+        metavar="MIB",
+        group=MACHINE,
+        help="guest memory in MiB (default: 1024)",
+    )
+    qemu: Path | None = option(
+        "--qemu",
+        None,
+        parse=Path,
+        metavar="PATH",
+        group=MACHINE,
+        help="qemu-system-x86_64 binary to use",
+    )
+    scenarios: tuple[str, ...] = option(
+        "--scenario",
+        (),
+        metavar="NAME",
+        group=POKING,
+        axis=True,
+        help="run only these scenarios (glob, repeatable; default: all)",
+    )
+    duration: float = option(
+        "--duration",
+        3.0,
+        parse=float,
+        metavar="S",
+        group=POKING,
+        help="seconds of free-running pokes, all scenarios together (default: 3)",
+    )
+    soak: float = option(
+        "--soak",
+        0.0,
+        parse=seconds,
+        metavar="TIME",
+        group=RUN,
+        help="repeat until TIME is up (90s, 30m, 8h)",
+    )
+    seed: int = option(
+        "--seed",
+        1,
+        parse=int,
+        metavar="N",
+        group=RUN,
+        help="seed of every random choice (default: 1)",
+    )
+    edits: Path | None = option(
+        "--edit-text",
+        None,
+        parse=Path,
+        metavar="FILE",
+        group=RUN,
+        key="edit-text",
+        help="edit the kernel's code in guest memory before poking it (docs/mutants.md)",
+    )
+    directory: Path | None = None
+    """Where the results go; None for a new folder of the state directory."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.smp <= MAX_SMP:
+            raise UsageError(f"--smp takes 1 to {MAX_SMP}, not {self.smp}")
+        if not 0 < self.duration < float("inf"):
+            raise UsageError(f"--duration takes seconds greater than 0, not {self.duration:g}")
+        if not 0 <= self.soak < float("inf"):
+            raise UsageError(f"--soak takes a time such as 90s, 30m or 8h, not {self.soak:g}")
+
+    def argv(self) -> list[str]:
+        """The options of `orchestrator run` that ask for this run, apart from where its results go."""
+        return [*self.kernel.argv(), *argv(self)]

@@ -1,0 +1,93 @@
+"""What bytes at a patched site mean to the CPU, in AT&T syntax: for reports, so nothing here ever raises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import capstone
+from capstone import x86_const
+
+BAD = "(bad)"
+INT3 = 0xCC
+MASK = (1 << 64) - 1
+
+Name = Callable[[int], str | None]
+"""The symbol at an address, such as `orch_nop5_site+0x2`; None where there is none."""
+
+
+def disassemble(data: bytes, address: int, name: Name | None = None) -> str:
+    """The first instruction of `data`, which lies at `address`; `(bad)` when the bytes are none, or cut short.
+
+    name: for the target of a branch, which is then shown as `jmp 0xffffffffa0000ad2 <orch_nop5_new>`.
+    """
+    return next(instructions(data, address, name), (BAD, 0))[0]
+
+
+def describe(data: bytes, address: int, old: bytes, new: bytes, name: Name | None = None) -> str:
+    """What `data`, found at the site at `address`, is to a poke from `old` to `new`, in a few words.
+
+    One of: the old or the new instruction; int3 with the tail of one; torn, that is a mixture in which each byte is of
+    one of them; or the plain disassembly. A tail that old and new share is called the one in whose phase it comes.
+    """
+    if len(data) != len(old) or len(data) != len(new) or not data:
+        return _all(data, address, name)
+    was = f"old instruction ({disassemble(old, address, name)})"
+    will = f"new instruction ({disassemble(new, address, name)})"
+    if data == old:
+        return f"the {was}"
+    if data == new:
+        return f"the {will}"
+    if data == bytes([INT3]):
+        return "int3"
+    if data[0] == INT3 and data[1:] in (old[1:], new[1:]):
+        return f"int3; then the tail of the {was if data[1:] == old[1:] else will}"
+    if mixture := _mixture(data, old, new):
+        return f"torn: {mixture}; reads as {_all(data, address, name)}"
+    return _all(data, address, name)
+
+
+def _mixture(data: bytes, old: bytes, new: bytes) -> str | None:
+    """How the bytes of both instructions, and int3, are mixed in `data`; None when there are others."""
+    if any(
+        byte not in (before, after)
+        for byte, before, after in zip(data[1:], old[1:], new[1:], strict=True)
+    ):
+        return None
+    firsts = {
+        new[0]: "the first byte of the new instruction",
+        old[0]: "the first byte of the old instruction",
+        INT3: "int3",
+    }
+    if data[0] not in firsts:
+        return None
+    if data[1:] == old[1:]:
+        tail = "the tail of the old one"
+    elif data[1:] == new[1:]:
+        tail = "the tail of the new one"
+    else:
+        ours = [f"+{at}" for at in range(1, len(data)) if data[at] == new[at] != old[at]]
+        tail = f"the tail of the old one, but for {', '.join(ours)} of the new one"
+    return f"{firsts[data[0]]} with {tail}"
+
+
+def _all(data: bytes, address: int, name: Name | None) -> str:
+    """`data` from its first to its last byte."""
+    parts, done = [], 0
+    for text, length in instructions(data, address, name):
+        parts.append(text)
+        done += length
+    return "; ".join([*parts, BAD] if done < len(data) or not parts else parts)
+
+
+def instructions(data: bytes, address: int, name: Name | None) -> Iterator[tuple[str, int]]:
+    """Text and length of one instruction after the other, up to the first bytes that do not decode."""
+    machine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+    machine.syntax = capstone.CS_OPT_SYNTAX_ATT
+    machine.detail = True
+    for instruction in machine.disasm(data, address & MASK):
+        text = f"{instruction.mnemonic} {instruction.op_str}".rstrip()
+        if name and instruction.group(x86_const.X86_GRP_BRANCH_RELATIVE):
+            target = instruction.operands[0].imm & MASK
+            symbol = name(target)
+            text += f" <{symbol}>" if symbol else ""
+        yield text, instruction.size

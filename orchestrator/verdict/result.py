@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The result of a run: in memory, with everything a report needs, and as verdict.json in the run's directory.
+
+verdict.json is written and read here and nowhere else. orchestrator/report/verdict.schema.json describes it for other
+programs.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.host.paths import write_whole
+from orchestrator.kernel.model import Kernel
+from orchestrator.machine.qemu import MachineSpec
+from orchestrator.spec import RunSpec
+from orchestrator.verdict.checks import CheckResult, Status
+from orchestrator.verdict.evidence import Evidence, Soak
+from orchestrator.verdict.outcome import Verdict
+
+FILE = "verdict.json"
+SCHEMA = 2
+"""Goes up when a field goes away or changes its meaning, not when one is added."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """Everything that is known of a run when it is over."""
+
+    spec: RunSpec
+    directory: Path
+    kernel: Kernel | None
+    """None where none could be had."""
+    machine: MachineSpec | None
+    """None where the run ended before there was one."""
+    evidence: Evidence
+    verdict: Verdict
+    seconds: dict[str, float]
+    """Host seconds by what they were spent on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelRecord:
+    """The kernel that was run, as verdict.json has it; the fields are those of kernel.model.Kernel."""
+
+    name: str
+    release: str
+    digest: str
+    origin: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerdictRecord:
+    """The content of a verdict.json."""
+
+    outcome: str
+    reason: str
+    exit_status: int
+    kernel: KernelRecord | None = None
+    edited: tuple[str, ...] = ()
+    """What --edit-text changed in the kernel's code, one instruction each."""
+    hang_report: tuple[str, ...] = ()
+    """Where each CPU was when the guest stopped making progress, one line each."""
+    soak: Soak | None = None
+    checks: tuple[CheckResult, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def with_status(self, *statuses: Status) -> list[CheckResult]:
+        """The checks that have one of these statuses, in their order."""
+        return [check for check in self.checks if check.status in statuses]
+
+
+def record(result: RunResult) -> VerdictRecord:
+    """What verdict.json keeps of `result`."""
+    kernel, evidence, verdict = result.kernel, result.evidence, result.verdict
+    return VerdictRecord(
+        outcome=verdict.outcome,
+        reason=verdict.reason,
+        exit_status=verdict.exit_status,
+        kernel=KernelRecord(
+            name=kernel.name, release=kernel.release, digest=kernel.digest, origin=kernel.origin
+        )
+        if kernel
+        else None,
+        edited=tuple(evidence.edited),
+        hang_report=tuple(evidence.hang_report),
+        soak=evidence.soak,
+        checks=tuple(verdict.results),
+        seconds={name: round(seconds, 3) for name, seconds in result.seconds.items()},
+    )
+
+
+def write(result: RunResult) -> None:
+    """Write verdict.json into the run's directory, whole or not at all. Raises OSError."""
+    content = {"schema": SCHEMA, **asdict(record(result))}
+    write_whole(result.directory / FILE, json.dumps(content, indent=1) + "\n")
+
+
+def read(directory: Path) -> VerdictRecord:
+    """The verdict of the run in `directory`.
+
+    Raises OSError when there is none, ValueError when it is damaged or of another schema.
+    """
+    content = json.loads((directory / FILE).read_text())
+    try:
+        if content.pop("schema") != SCHEMA:
+            raise ValueError(f"{directory / FILE} is of another version of this program")
+        return _record(content)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{directory / FILE} is damaged: {error!r}") from error
+
+
+def _record(content: dict[str, Any]) -> VerdictRecord:
+    checks = [{**check, "details": tuple(check["details"])} for check in content["checks"]]
+    content |= {
+        "kernel": KernelRecord(**content["kernel"]) if content["kernel"] else None,
+        "edited": tuple(content["edited"]),
+        "hang_report": tuple(content["hang_report"]),
+        "soak": Soak(**content["soak"]) if content["soak"] else None,
+        "checks": tuple(CheckResult(**check) for check in checks),
+    }
+    return VerdictRecord(**content)

@@ -1,0 +1,101 @@
+"""The cache as a user sees it: what it holds, and what cleaning takes and leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator.host.debian import Package
+from orchestrator.host.paths import cache_dir, cached_dir, locked
+from orchestrator.kernel import cache
+
+DAY = 86400.0
+
+
+@pytest.fixture(autouse=True)
+def cache_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return cache_dir()
+
+
+def entry(kind: str, name: str, *, idle: float, size: int = 4096) -> Path:
+    """A directory of the cache that was last used `idle` seconds ago."""
+    path = cache_dir() / kind / name
+    path.mkdir(parents=True)
+    (path / "file").write_bytes(b"x" * size)
+    os.utime(path, (0, time.time() - idle))
+    return path
+
+
+def removed(**options: float) -> list[str]:
+    return [item.path.name for item in cache.clean(**options)]  # type: ignore[arg-type]
+
+
+def test_what_was_not_used_for_long_goes() -> None:
+    old, new = entry("kernels", "old", idle=40 * DAY), entry("stock", "new", idle=2 * DAY)
+    assert removed(older=30 * DAY) == ["old"]
+    assert not old.exists() and new.exists()
+    assert not list(cache_dir().glob("*/.*gone*"))
+
+
+def test_the_longest_unused_goes_first_until_enough_is_left() -> None:
+    for name, days in (("b", 2), ("c", 3), ("a", 1)):
+        entry("kernels", name, idle=days * DAY, size=1 << 20)
+    assert removed(keep=(2 << 20) + 65536) == ["c"]
+    assert removed(keep=0) == ["b", "a"]
+
+
+def test_using_it_makes_it_new() -> None:
+    path = entry("modules", "used", idle=40 * DAY)
+    cached_dir(path, lambda _: pytest.fail("it is there"))
+    assert removed(older=30 * DAY) == []
+
+
+def test_what_is_new_or_being_made_stays() -> None:
+    entry("kernels", "new", idle=60)
+    busy = entry("kernels", "busy", idle=40 * DAY)
+    with locked(busy.with_name(f".{busy.name}.lock")):
+        os.utime(busy.with_name(f".{busy.name}.lock"), (0, 0))
+        assert removed(older=DAY, keep=0) == []
+    assert busy.exists()
+
+
+def test_a_dry_run_takes_nothing() -> None:
+    path = entry("kernels", "old", idle=40 * DAY)
+    assert removed(older=DAY, dry=True) == ["old"]
+    assert path.exists()
+
+
+def test_a_kernel_in_the_cache_is_told_with_its_patches() -> None:
+    place = entry("kernels", "k", idle=0)
+    origin = {"package": "linux-source-6.1", "version": "6.1.9-1", "patches": "a.patch, b.patch"}
+    (place / "kernel.json").write_text(
+        json.dumps({"name": "6.1-plain", "release": "6.1.9", "origin": origin})
+    )
+    (found,) = cache.kernels()
+    assert (found.name, found.what, found.patches) == (
+        "6.1-plain",
+        "linux-source-6.1 6.1.9-1",
+        ("a.patch", "b.patch"),
+    )
+
+
+def test_images_are_offered_by_the_name_that_means_just_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    there = [
+        Package("linux-image-6.16.3-amd64", "6.16.3-1", "sid"),
+        Package("linux-image-6.9.10-amd64", "6.9.10-1", "sid"),
+        Package("linux-headers-6.9.10-amd64", "6.9.10-1", "sid"),
+        Package("linux-image-6.9.10-cloud-amd64", "6.9.10-1", "sid"),
+    ]
+    monkeypatch.setattr("orchestrator.host.debian.candidates", lambda *_: there)
+    offered = cache.offered()
+    assert list(offered)[-1] == "debian:6.16.3"
+    assert {selector: headers for selector, (_, headers) in offered.items()} == {
+        "debian:6.9.10": True, "debian:6.9.10-cloud": False, "debian:6.16.3": False,
+    }  # fmt: skip

@@ -1,0 +1,89 @@
+"""A run in a process of its own: what comes back, and that none is left."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator.kernel.model import KernelRequest
+from orchestrator.many.children import Children, Stopped
+
+SLEEPER = (
+    sys.executable,
+    "-c",
+    "import os, sys, time; print(os.getpid(), flush=True); time.sleep(60)",
+)
+DEAF = (
+    sys.executable,
+    "-c",
+    "import signal, time; signal.signal(2, signal.SIG_IGN); time.sleep(60)",
+)
+
+
+def alive(log: Path) -> bool:
+    try:
+        os.kill(int(log.read_text().split()[0]), 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_the_verdict_is_read_back_and_without_one_the_last_line_says_why(tmp_path: Path) -> None:
+    write = "import pathlib, sys; d = pathlib.Path(sys.argv[-1]); d.mkdir(); (d / 'verdict.json').write_text('{}')"
+    ended = Children().run(
+        [], tmp_path / "run", tmp_path / "log", program=(sys.executable, "-c", write)
+    )
+    assert (ended.status, ended.verdict) == (0, {})
+    program = ("sh", "-c", "echo one; echo orchestrator: there is no such kernel >&2; exit 129")
+    ended = Children().run([], tmp_path / "other", tmp_path / "log", program=program)
+    assert (ended.status, ended.verdict, ended.why) == (129, None, "there is no such kernel")
+    ended = Children().run(
+        [], tmp_path / "other", tmp_path / "log", program=("sh", "-c", "kill -9 $$")
+    )
+    assert (ended.status, ended.why) == (-9, "it ended with status -9")
+
+
+def test_one_that_takes_too_long_is_killed(tmp_path: Path) -> None:
+    ended = Children().run([], tmp_path / "run", tmp_path / "log", program=SLEEPER, longest=0.6)
+    assert ended.status is None and "had not ended after" in ended.why
+    assert not alive(tmp_path / "log")
+
+
+def test_stop_ends_what_runs_and_lets_nothing_begin(tmp_path: Path) -> None:
+    children = Children()
+    threading.Timer(0.7, children.stop).start()
+    with pytest.raises(Stopped):
+        children.run([], tmp_path / "run", tmp_path / "log", program=SLEEPER)
+    assert not alive(tmp_path / "log")
+    with pytest.raises(Stopped):
+        children.run([], tmp_path / "run", tmp_path / "log2", program=SLEEPER)
+
+
+def test_one_that_nobody_wants_any_more_is_ended_also_when_it_does_not_listen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.many.children.GRACE", 0.3)
+    start = time.monotonic()
+    with pytest.raises(Stopped):
+        Children().run([], tmp_path / "run", tmp_path / "log", program=DEAF, unwanted=lambda: True)
+    assert time.monotonic() - start < 20
+
+
+def test_a_request_as_options() -> None:
+    assert KernelRequest(selector="debian:6.1").argv() == ["--kernel", "debian:6.1"]
+    request = KernelRequest(
+        tree=Path("/t"),
+        patches=(Path("/p"), Path("/q")),
+        fragments=(Path("/f"),),
+        settings=("CONFIG_X=y",),
+    )
+    assert request.argv() == (
+        ["--tree", "/t", "--patch", "/p", "--patch", "/q", "--config", "/f", "--set", "CONFIG_X=y"]
+    )
+    image = KernelRequest(bzimage=Path("/b"), headers=Path("/h"))
+    assert image.argv() == ["--bzimage", "/b", "--headers", "/h"]
