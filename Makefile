@@ -1,24 +1,26 @@
 # SPDX-License-Identifier: GPL-2.0-only
 
 define HELP
-make run              boot the default patched kernel on 8 CPUs, poke it, and say what became of it
+make run              boot the default patched kernel on 8 CPUs, poke it, and print the verdict
 make run ARGS="..."   the same with more options, such as ARGS="--smp 2 --kernel debian:6.1"
-make test             all tests: unit tests in seconds, then real guests in minutes (ARGS="..." goes to pytest)
-make test-unit        only those that boot nothing
-make test-vm          only those that boot a guest
-make lint             ruff and mypy
-make doctor           what this machine has, what is missing, and what that means
-make setup            only install what the above need, which each of them does first
-make clean            remove what was made in this checkout (kernels stay in the cache: see make doctor)
+make test             lint and all tests: unit tests take seconds, those with real guests minutes
+                      (ARGS="..." goes to pytest)
+make test-unit        only the tests that boot nothing
+make test-vm          only the tests that boot a guest
+make lint             ruff check, ruff format --check, mypy --strict
+make doctor           check what this machine has, what is missing, and what that means
+make setup            install what is needed; every command above does this first
+make clean            remove what was made in this checkout (the cache of kernels stays; to make
+                      it smaller, use .venv/bin/orchestrator kernels clean)
 endef
 
 BIN := .venv/bin
 ARGS :=
 
-# What runs make itself (kernels, the test module) must not take our options and jobserver for its own.
-ALONE := env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL -u MAKEOVERRIDES
+# make's options and its jobserver must not reach the builds of kernels and of the test module.
+CLEAN_ENV := env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL -u MAKEOVERRIDES
 
-# A guard against a hang, for one test: the first of the VM tests has a kernel to fetch and build.
+# Limit for one test, in seconds, against a hang. The first VM test has to fetch and build a kernel.
 TIMEOUT := 1800
 
 .PHONY: help run test test-unit test-vm lint doctor setup clean
@@ -26,24 +28,35 @@ TIMEOUT := 1800
 help:
 	$(info $(HELP))@:
 
-# Of two equal options the last one counts, so ARGS can change --smp. make's own exit status is 2 whenever a run does
-# not end in PASS; what the orchestrator's was (1: the kernel failed, 125: it could not be tested) it says in its
-# message. Call $(BIN)/orchestrator where the status matters.
+# If an option is given twice, the last one counts, so ARGS can change --smp. make itself exits with
+# 2 whenever a run does not pass; its message has the exit status of orchestrator (1: the kernel
+# failed, 125: it could not be tested). Call $(BIN)/orchestrator directly where the status matters.
 run: setup
-	@$(ALONE) $(BIN)/orchestrator run --smp 8 $(ARGS)
+	@$(CLEAN_ENV) $(BIN)/orchestrator run --smp 8 $(ARGS)
 
-# One pytest for both, in the order of their names, so that there is one closing line and one status to read.
+# All three tools run even if an earlier one fails. Leaves 0 or 1 in $$lint.
+RUN_LINT = lint=0; \
+	$(BIN)/ruff check . || lint=1; \
+	$(BIN)/ruff format --check . || lint=1; \
+	$(BIN)/mypy --strict || lint=1
+
+# The tests run even if lint fails. One pytest runs the unit tests, then those that boot a guest, so
+# that there is only one summary.
 test: setup
-	@$(ALONE) $(BIN)/python -m pytest --timeout=$(TIMEOUT) tests $(ARGS)
+	@$(RUN_LINT); tests=0; \
+	$(CLEAN_ENV) $(BIN)/python -m pytest --timeout=$(TIMEOUT) tests $(ARGS) || tests=1; \
+	say() { [ "$$1" = 0 ] && echo passed || echo FAILED; }; \
+	echo "make test: lint $$(say $$lint), tests $$(say $$tests)"; \
+	exit $$((lint | tests))
 
 test-unit: setup
-	@$(ALONE) $(BIN)/python -m pytest --timeout=60 tests/unit $(ARGS)
+	@$(CLEAN_ENV) $(BIN)/python -m pytest --timeout=60 tests/unit $(ARGS)
 
 test-vm: setup
-	@$(ALONE) $(BIN)/python -m pytest --timeout=$(TIMEOUT) tests/vm $(ARGS)
+	@$(CLEAN_ENV) $(BIN)/python -m pytest --timeout=$(TIMEOUT) tests/vm $(ARGS)
 
 lint: setup
-	@$(BIN)/ruff check .; status=$$?; $(BIN)/mypy --strict && exit $$status
+	@$(RUN_LINT); exit $$lint
 
 doctor: setup
 	@$(BIN)/orchestrator doctor
