@@ -24,6 +24,7 @@ from pathlib import Path
 from orchestrator import ui
 from orchestrator.errors import InfraError
 from orchestrator.host import proc
+from orchestrator.host.notices import waiting_for, warn
 from orchestrator.host.paths import cache_dir, locked, need_space, write_whole
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -92,7 +93,7 @@ def candidates(pattern: str, suites: Iterable[str]) -> list[Package]:
             else InfraError("this machine's apt sources name no mirror for security updates")
         )
     for failure in failures:
-        ui.console.print(f"  ! skipped: {failure}", markup=False)
+        warn(f"skipped: {failure}")
     return found
 
 
@@ -215,9 +216,7 @@ def _mirrors() -> tuple[str, str | None]:
 def _state(suites: tuple[str, ...]) -> Path:
     """A directory with an apt.conf and fresh lists of `suites`; old lists will do when the mirror cannot be reached."""
     state = cache_dir() / "apt" / "+".join(suites)
-    with locked(
-        state / "lock", lambda: ui.console.print("  … waiting for another run's apt", markup=False)
-    ):
+    with locked(state / "lock", waiting_for("another run's apt")):
         if _age(state) > LISTS_LAST:
             _refresh(state)
     return state
@@ -293,9 +292,7 @@ def _refresh(state: Path) -> None:
         except InfraError as error:
             if not stamp.exists():
                 raise
-            ui.console.print(
-                f"  ! using the lists of {_age(state) / 3600:.0f} hours ago: {error}", markup=False
-            )
+            warn(f"using package lists that are {_age(state) / 3600:.0f} hours old: {error}")
             return
     stamp.touch()
 
@@ -341,10 +338,7 @@ def _fetch(state: Path, wanted: Sequence[tuple[str, str]]) -> list[Path]:
         return next(store.glob(f"{name}_{version.replace(':', '%3a')}_*.deb"), None)
 
     # One download at a time: two runs that want the same package share it, and the mirror is the bottleneck anyway.
-    with locked(
-        store / ".lock",
-        lambda: ui.console.print("  … waiting for another run's download", markup=False),
-    ):
+    with locked(store / ".lock", waiting_for("another run's download")):
         missing = [pair for pair in wanted if not cached(*pair)]
         if missing:
             title = (

@@ -18,6 +18,7 @@ from pathlib import Path
 from orchestrator import ui
 from orchestrator.errors import InfraError, OrchestratorError, UsageError
 from orchestrator.host import debian, proc
+from orchestrator.host.notices import waiting_for, warn
 from orchestrator.host.paths import cache_dir, cached_dir, locked, need_space
 
 HOST_PACKAGES: dict[str, str] = {
@@ -84,9 +85,7 @@ def qemu(override: Path | None = None) -> Qemu:
     except InfraError as error:
         if not system:
             raise
-        ui.console.print(
-            f"  ! staying with the system's QEMU {_dotted(system.version)}: {error}", markup=False
-        )
+        warn(f"staying with the system's QEMU {_dotted(system.version)}: {error}")
         return system
     return system if system and system.version >= own.version else own
 
@@ -214,15 +213,13 @@ def _unpacked(name: str, packages: Sequence[str], works: Callable[[Path], object
     """
     tools = cache_dir() / "tools"
     link = tools / name
-    with locked(
-        tools / f".{name}.lock", lambda: ui.console.print(f"  … waiting for {name}", markup=False)
-    ):
+    with locked(tools / f".{name}.lock", waiting_for(f"another run's {name}")):
         if link.is_dir():
             try:
                 works(link.resolve())
                 return link.resolve()
             except OrchestratorError as error:
-                ui.console.print(f"  ! {name} is fetched again: {error}", markup=False)
+                warn(f"{name} is fetched again: {error}")
         debs = _closure(packages)
         digest = hashlib.sha256("\n".join(sorted(deb.name for deb in debs)).encode()).hexdigest()[
             :16

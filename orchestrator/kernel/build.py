@@ -44,7 +44,7 @@ class Recipe:
     """What to build, apart from the source. base: one of make's targets tinyconfig, allnoconfig, defconfig, or
     the text of a .config.
 
-    fragments: (who asks, text), merged in order; settings: single options, merged last. wished: the names in
+    fragments: (who asks, text), merged in order; settings: single options, merged last. optional: the names in
     `fragments` whose options may get lost (our own defaults on a tree of another version) instead of failing.
     make: variables for make's command line.
     """
@@ -52,7 +52,7 @@ class Recipe:
     base: str
     fragments: Sequence[tuple[str, str]] = ()
     settings: Sequence[str] = ()
-    wished: frozenset[str] = frozenset()
+    optional: frozenset[str] = frozenset()
     make: Mapping[str, str] = field(default_factory=dict)
 
     def identity(self) -> str:
@@ -142,7 +142,7 @@ def _configure(work: Workspace, recipe: Recipe) -> list[config.LostOption]:
             shutil.copyfile(draft, final)
     result = config.parse(final.read_text(), str(final))
     lost = config.lost(asked, result)
-    failed = [one for one in lost if one.by not in recipe.wished]
+    failed = [one for one in lost if one.by not in recipe.optional]
     if failed:
         raise BuildError(
             f"{len(failed)} option{'s' if len(failed) > 1 else ''} did not survive `make olddefconfig`:\n"

@@ -1,11 +1,10 @@
-"""The cache as a user sees it: which kernels it holds, what it takes, and how it is made smaller."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""The cache as a user sees it: the kernels in it, the space it takes, and how to shrink it."""
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -15,117 +14,131 @@ from pathlib import Path
 from orchestrator.errors import InfraError
 from orchestrator.host import debian
 from orchestrator.host.paths import cache_dir
-from orchestrator.kernel import debian_image, definition
+from orchestrator.kernel import debian_mirror, definition, record
+from orchestrator.kernel.record import KernelRecord
 
-KINDS = ("kernels", "stock", "sources", "work", "checkouts", "modules", "symbols", "debs", "bisect")
-"""Folders of the cache whose entries can be fetched or built again, each entry by itself."""
+FOLDERS = (
+    "kernels",
+    "stock",
+    "sources",
+    "work",
+    "checkouts",
+    "modules",
+    "symbols",
+    "debs",
+    "bisect",
+)
+"""Folders of the cache whose entries can each be fetched or built again."""
 IN_USE = 3600.0
-"""Seconds for which an entry is safe from cleaning: a run may have just begun to use it."""
+"""Seconds since its last use during which an entry is never removed: a run may depend on it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CachedKernel:
-    """One kernel in the cache. patches: their file names. where: its directory."""
+    """One kernel in the cache."""
 
     name: str
     release: str
-    what: str
+    source: str
+    """Package and version, or the tree."""
     patches: tuple[str, ...]
-    where: Path
+    """File names."""
+    directory: Path
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheEntry:
-    """One entry of the cache. size: bytes on the disk. used: seconds since the epoch, when it last was."""
+    """One entry of the cache: a directory or a file."""
 
     kind: str
+    """One of FOLDERS."""
     path: Path
     size: int
+    """Bytes on disk."""
     used: float
+    """Time of the last use, in seconds since the epoch."""
 
 
 def kernels() -> list[CachedKernel]:
-    """Those in the cache, built or fetched."""
-    found = []
-    for note in sorted(cache_dir().glob("*/*/kernel.json")):
-        told = json.loads(note.read_text())
-        origin = told["origin"]
-        patches = tuple(
-            name for name in origin.get("patches", "none").split(", ") if name != "none"
-        )
-        words = (origin.get("package") or origin.get("tree", ""), origin.get("version", ""))
-        what = " ".join(filter(None, words))
-        found.append(
-            CachedKernel(
-                name=told["name"],
-                release=told["release"],
-                what=what,
-                patches=patches,
-                where=note.parent,
-            )
-        )
-    return found
+    """All kernels in the cache, built or fetched."""
+    return [_described(file.parent) for file in sorted(cache_dir().glob(f"*/*/{record.FILE}"))]
+
+
+def _described(directory: Path) -> CachedKernel:
+    kernel = KernelRecord.read(directory)
+    origin = kernel.origin
+    source = (origin.get("package") or origin.get("tree", ""), origin.get("version", ""))
+    patches = origin.get("patches", "none").split(", ")
+    return CachedKernel(
+        name=kernel.name,
+        release=kernel.release,
+        source=" ".join(filter(None, source)),
+        patches=tuple(name for name in patches if name != "none"),
+        directory=directory,
+    )
 
 
 def offered() -> dict[str, tuple[str, bool]]:
-    """Debian's images by the selector that names exactly that version: the suite, and whether it has headers for it."""
-    suites = dict.fromkeys(
-        suite for known in (*debian_image.SUITES.values(), debian_image.NEWER) for suite in known
+    """Debian's images, oldest first: exact selector -> (suite, whether it has the headers)."""
+    packages = debian.candidates(
+        r"linux-(image|headers)-\d+\.\d+\.\d+\S*-amd64", debian_mirror.all_suites()
     )
-    images = debian.candidates(r"linux-(image|headers)-\d+\.\d+\.\d+\S*-amd64", suites)
     headers = {
         (package.name, package.version)
-        for package in images
+        for package in packages
         if package.name.startswith("linux-headers-")
     }
-    found: dict[str, tuple[str, bool]] = {}
-    for image in sorted(
-        images, key=lambda package: [int(part) for part in re.findall(r"\d+", package.upstream)]
-    ):
-        if not debian_image.IMAGE.fullmatch(image.name):
+    offers: dict[str, tuple[str, bool]] = {}
+    for image in sorted(packages, key=debian_mirror.version_key):
+        if not debian_mirror.IMAGE.fullmatch(image.name):
             continue
-        has = (image.name.replace("linux-image-", "linux-headers-", 1), image.version) in headers
-        selector = debian_image.exactly(image)
-        if selector not in found or (has and not found[selector][1]):
-            found[selector] = (image.suite, has)
-    return found
+        has_headers = (debian_mirror.headers_name(image), image.version) in headers
+        selector = debian_mirror.exact_selector(image)
+        if selector not in offers or (has_headers and not offers[selector][1]):
+            offers[selector] = (image.suite, has_headers)
+    return offers
 
 
 def definitions() -> dict[str, str]:
-    """What kernels/ has, by name, each with its line of description."""
+    """The definitions in kernels/: name -> description."""
     return {name: definition.load(name).description for name in definition.names()}
 
 
 def items() -> list[CacheEntry]:
-    """Everything in the cache that cleaning may take, the longest unused first."""
-    found = [
-        CacheEntry(kind=kind, path=path, size=_size(path), used=_used(path))
-        for kind in KINDS
-        for path in (cache_dir() / kind).glob("[!.]*")
+    """Every entry that cleaning may remove, the least recently used first."""
+    entries = [
+        CacheEntry(kind=folder, path=path, size=_size(path), used=_used(path))
+        for folder in FOLDERS
+        for path in (cache_dir() / folder).glob("[!.]*")
         if not path.name.endswith((".list", ".log"))
     ]
-    return sorted(found, key=lambda item: item.used)
+    return sorted(entries, key=lambda entry: entry.used)
 
 
 def clean(
     *, older: float | None = None, keep: int | None = None, dry: bool = False
 ) -> Iterator[CacheEntry]:
-    """Remove what was not used for `older` seconds, and then the longest unused until `keep` bytes remain.
+    """Remove entries and yield them.
 
-    Yields what is removed; with `dry` nothing is. What was used within the hour stays, and what is just being made.
+    First go the entries not used for `older` seconds, then the least recently used ones until
+    `keep` bytes remain. Entries used within the last hour, and those being made, stay. With `dry`,
+    nothing is removed.
     """
-    all_items, now = items(), time.time()
-    total = sum(item.size for item in all_items)
-    for item in all_items:
-        idle = now - item.used
-        wanted = (older is not None and idle > older) or (keep is not None and total > keep)
-        if wanted and idle > IN_USE and (dry or _remove(item.path)):
-            total -= item.size
-            yield item
+    entries, now = items(), time.time()
+    total = sum(entry.size for entry in entries)
+    for entry in entries:
+        idle = now - entry.used
+        excess = (older is not None and idle > older) or (keep is not None and total > keep)
+        if excess and idle > IN_USE and (dry or _remove(entry.path)):
+            total -= entry.size
+            yield entry
 
 
 def _remove(path: Path) -> bool:
-    """Remove an entry unless somebody holds its lock; first out of sight, so that a half of it is never found."""
+    """Remove an entry, unless somebody holds its lock. Returns whether it was removed.
+
+    A directory is renamed first, so that nobody finds half of it.
+    """
     lock = path / "lock" if (path / "lock").is_file() else path.with_name(f".{path.name}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a") as handle:
@@ -147,7 +160,7 @@ def _remove(path: Path) -> bool:
 
 
 def _size(path: Path) -> int:
-    """Bytes on the disk; a file with several names counts in part, as the others may stay."""
+    """Bytes on disk. A file with N hard links counts as 1/N, since the other links may stay."""
     if not path.is_dir():
         return path.lstat().st_blocks * 512
     total = 0
@@ -159,6 +172,6 @@ def _size(path: Path) -> int:
 
 
 def _used(path: Path) -> float:
-    """The newest of the times at which it was made, asked for (paths.cached_dir() touches the lock), or built in."""
+    """When the entry was last made, requested (paths.cached_dir() touches its lock) or built in."""
     signs = (path, path.with_name(f".{path.name}.lock"), path / "lock", path / "build.log")
     return max(sign.stat().st_mtime for sign in signs if sign.exists())

@@ -11,6 +11,7 @@ from pathlib import Path
 from orchestrator import ui
 from orchestrator.errors import InfraError, UsageError
 from orchestrator.host import proc
+from orchestrator.host.notices import waiting_for
 from orchestrator.host.paths import cache_dir, locked
 
 PREFIX = "git:"
@@ -45,10 +46,8 @@ def checked_out(selector: str) -> Iterator[Path]:
     identity = str(local.resolve()) if local.is_dir() else where
     name = hashlib.sha256(identity.encode()).hexdigest()[:16]
     folder = cache_dir() / "checkouts" / name
-    with locked(
-        folder.with_name(f".{name}.lock"),
-        lambda: ui.say(f"waiting for another run's checkout of {where}"),
-    ):
+    lock = folder.with_name(f".{name}.lock")
+    with locked(lock, waiting_for(f"another run's checkout of {where}")):
         if local.is_dir():
             commit = resolve(local, ref)
             borrow(local, folder)

@@ -1,10 +1,12 @@
-"""Kernel configurations: merging fragments, and what became of the options that were asked for."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""Kernel configurations: merging fragments, and which of the requested options did not survive."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from orchestrator.errors import UsageError
 
@@ -12,24 +14,28 @@ _SET = re.compile(r"^(CONFIG_\w+)=(.*)$")
 _UNSET = re.compile(r"^# (CONFIG_\w+) is not set$")
 
 Options = dict[str, str]
-"""CONFIG_X -> `y`, `m`, `n`, `64`, `"text"`; unset options are `n`."""
+"""CONFIG_X -> `y`, `m`, `n`, `64`, `"text"`. Unset options are `n`."""
 
 
 @dataclass(frozen=True)
 class LostOption:
-    """An option that came out otherwise than it was asked for. by: the file (or `setting`) that asked."""
+    """An option whose value after `make olddefconfig` is not the requested one."""
 
     option: str
-    asked: str
-    got: str
+    requested: str
+    actual: str
     by: str
+    """The fragment that requested it, or `setting`."""
 
     def __str__(self) -> str:
-        return f"{self.option}={self.asked} (asked by {self.by}) came out as {self.got}"
+        return f"{self.option}={self.requested} (requested by {self.by}) became {self.actual}"
 
 
 def parse(text: str, where: str) -> Options:
-    """The options of a .config or fragment. Comments and empty lines are skipped, anything else is wrong usage."""
+    """The options of a .config or fragment.
+
+    Comments and empty lines are skipped. Raises UsageError for any other line.
+    """
     options: Options = {}
     for number, raw in enumerate(text.splitlines(), 1):
         line = raw.strip()
@@ -44,8 +50,20 @@ def parse(text: str, where: str) -> Options:
     return options
 
 
+def read_files(fragments: Iterable[Path]) -> tuple[tuple[str, str], ...]:
+    """(file name, text) of each fragment. Raises UsageError if one is missing or does not parse."""
+    texts = []
+    for fragment in fragments:
+        if not fragment.is_file():
+            raise UsageError(f"there is no config fragment {fragment}")
+        text = fragment.read_text()
+        parse(text, str(fragment))
+        texts.append((fragment.name, text))
+    return tuple(texts)
+
+
 def settings(lines: Iterable[str]) -> Options:
-    """The options of single settings as they are given on a command line; `CONFIG_` may be left out."""
+    """The options of single settings from the command line, where `CONFIG_` may be left out."""
     options: Options = {}
     for line in lines:
         name, equals, value = line.partition("=")
@@ -65,24 +83,22 @@ def render(options: Mapping[str, str]) -> str:
 
 
 def lost(
-    asked: Iterable[tuple[str, Mapping[str, str]]], result: Mapping[str, str]
+    requests: Iterable[tuple[str, Mapping[str, str]]], result: Mapping[str, str]
 ) -> list[LostOption]:
-    """What `result` has otherwise than asked, for (who asks, options) in order; who asks later overrides."""
+    """The requested options that `result` does not have.
+
+    requests: (who requests, options), in order; later ones override earlier ones.
+    """
     final: dict[str, tuple[str, str]] = {}
-    for who, options in asked:
+    for who, options in requests:
         for name, value in options.items():
             final[name] = (value, who)
     missing = []
     for name, (value, who) in final.items():
-        # An option that does not exist, or whose dependencies fail, is absent: that is what `n` asks for.
-        got = result.get(name, "n")
-        if got != value and not (value == '""' and got == "n"):
-            missing.append(
-                LostOption(
-                    name,
-                    value,
-                    got if name in result else "n (unknown, or its dependencies fail)",
-                    who,
-                )
-            )
+        # An option that does not exist, or whose dependencies fail, is absent from .config. A
+        # request for `n` is satisfied by that.
+        actual = result.get(name, "n")
+        if actual != value and not (value == '""' and actual == "n"):
+            shown = actual if name in result else "n (unknown, or its dependencies fail)"
+            missing.append(LostOption(name, value, shown, who))
     return missing

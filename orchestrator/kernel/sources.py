@@ -18,8 +18,9 @@ from pathlib import Path
 from orchestrator import ui
 from orchestrator.errors import BuildError, InfraError, UsageError
 from orchestrator.host import debian, proc
+from orchestrator.host.notices import waiting_for
 from orchestrator.host.paths import cache_dir, cached_dir, need_space, write_whole
-from orchestrator.kernel import debian_image
+from orchestrator.kernel import debian_mirror
 from orchestrator.kernel.checkout import git
 
 Manifest = dict[str, str]
@@ -90,11 +91,7 @@ def from_debian(series: str, workspace: str) -> Source:
                 ) from error
             shutil.rmtree(packed)
 
-    cached_dir(
-        final,
-        make,
-        lambda: ui.console.print("  … waiting for another run to unpack it", markup=False),
-    )
+    cached_dir(final, make, waiting_for(f"another run's {package.name}"))
     return Source(
         root=final,
         identity=debian_identity(package),
@@ -111,9 +108,7 @@ def from_debian(series: str, workspace: str) -> Source:
 
 def debian_package(series: str) -> debian.Package:
     """The newest linux-source-`series` of the mirror."""
-    return debian.newest(
-        f"linux-source-{series}", debian_image.SUITES.get(series, debian_image.NEWER)
-    )
+    return debian.newest(f"linux-source-{series}", debian_mirror.suites(series))
 
 
 def debian_identity(package: debian.Package) -> str:
@@ -170,7 +165,7 @@ def _from_tarball(file: Path) -> Source:
                 f"{file} holds no kernel source tree in one folder: it has no {missing[0]}"
             )
 
-    cached_dir(final, make, lambda: ui.say("waiting for another run to unpack it"))
+    cached_dir(final, make, waiting_for(f"another run's {file.name}"))
     return Source(
         root=final,
         identity=f"tarball {digest}",

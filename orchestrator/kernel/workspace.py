@@ -19,8 +19,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator import ui
 from orchestrator.errors import InfraError
+from orchestrator.host.notices import waiting_for
 from orchestrator.host.paths import cache_dir, write_whole
 from orchestrator.kernel.sources import Manifest, Source, fingerprint
 
@@ -121,7 +121,7 @@ def opened(name: str) -> Iterator[Workspace]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            ui.console.print(f"  … waiting for another build in {name}", markup=False)
+            waiting_for(f"another build in {name}")()
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield Workspace(root, descriptor)
     finally:

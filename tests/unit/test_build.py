@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import BuildError, UsageError
-from orchestrator.kernel import build, obtain, workspace
+from orchestrator.host.paths import cache_dir
+from orchestrator.kernel import build, from_source, obtain, workspace
 from orchestrator.kernel.model import Kernel, KernelRequest
 
 FAKE = Path(__file__).parent / "fakekernel"
@@ -24,7 +25,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     fragment = tmp_path / "trim.config"
     fragment.write_text("CONFIG_SMP=y\n")
-    monkeypatch.setattr(obtain, "TREE_FRAGMENT", fragment)
+    monkeypatch.setattr(from_source, "TREE_FRAGMENT", fragment)
     monkeypatch.setattr(build, "_NEEDED", build._TOOLS)
     return Path(shutil.copytree(FAKE, tmp_path / "linux"))
 
@@ -46,7 +47,7 @@ def _obtain(tree: Path, **request: object) -> Kernel:
 
 
 def _workspace() -> Path:
-    (found,) = (obtain.cache_dir() / "work").iterdir()
+    (found,) = (cache_dir() / "work").iterdir()
     return found
 
 
@@ -189,21 +190,21 @@ def test_compile_error_shows_the_compilers_lines(git_tree: Path) -> None:
     message = str(caught.value)
     assert "arch/x86/kernel/alternative.c:7:16: error: " in message and "return phase;" in message
     assert "make" not in message.split("\n(the whole log")[0].splitlines()[-1]
-    assert not list((obtain.cache_dir() / "kernels").glob("*/kernel.json"))
-    assert not list((obtain.cache_dir() / "kernels").glob(".*partial*"))
+    assert not list((cache_dir() / "kernels").glob("*/kernel.json"))
+    assert not list((cache_dir() / "kernels").glob(".*partial*"))
     _edit(git_tree / "arch/x86/kernel/alternative.c", "return phase;", "return phases;")
     assert _obtain(git_tree).release == "6.1.0-fake"
 
 
 def test_options_that_do_not_survive_are_named(git_tree: Path) -> None:
     with pytest.raises(
-        BuildError, match=r"1 option did not survive.*\n  CONFIG_KPROBE=y \(asked by setting\)"
+        BuildError, match=r"1 option did not survive.*\n  CONFIG_KPROBE=y \(requested by setting\)"
     ):
         _obtain(git_tree, settings=("CONFIG_KPROBE=y",))
 
 
 def test_our_own_wishes_may_get_lost_on_a_tree_and_are_told(git_tree: Path) -> None:
-    obtain.TREE_FRAGMENT.write_text("CONFIG_SMP=y\nCONFIG_MPPARSE=y\n")
+    from_source.TREE_FRAGMENT.write_text("CONFIG_SMP=y\nCONFIG_MPPARSE=y\n")
     assert _obtain(git_tree).origin["options lost"] == "CONFIG_MPPARSE"
 
 
@@ -254,14 +255,14 @@ def test_two_at_once_build_once(git_tree: Path) -> None:
     with multiprocessing.get_context("fork").Pool(2) as pool:
         first, second = pool.map(_obtain, [git_tree, git_tree])
     assert first == second
-    assert len(list((obtain.cache_dir() / "kernels").glob("*/kernel.json"))) == 1
+    assert len(list((cache_dir() / "kernels").glob("*/kernel.json"))) == 1
 
 
 def test_the_callers_environment_does_not_leak_in(
     git_tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = _obtain(git_tree)
-    shutil.rmtree(obtain.cache_dir())
+    shutil.rmtree(cache_dir())
     for name, value in {
         "MAKEFLAGS": "-n",
         "O": "/nowhere",
@@ -283,7 +284,7 @@ def test_what_is_no_tree(tmp_path: Path, git_tree: Path) -> None:
 
 
 def test_finished_images_take_no_patches() -> None:
-    with pytest.raises(UsageError, match="is a finished image"):
+    with pytest.raises(UsageError, match="is a finished kernel"):
         obtain.obtain(KernelRequest(selector="debian:6.1", settings=("SMP=y",)))
 
 

@@ -70,14 +70,14 @@ def test_a_dry_run_takes_nothing() -> None:
     assert path.exists()
 
 
-def test_a_kernel_in_the_cache_is_told_with_its_patches() -> None:
+def test_a_cached_kernel_is_listed_with_its_patches() -> None:
     place = entry("kernels", "k", idle=0)
     origin = {"package": "linux-source-6.1", "version": "6.1.9-1", "patches": "a.patch, b.patch"}
     (place / "kernel.json").write_text(
         json.dumps({"name": "6.1-plain", "release": "6.1.9", "origin": origin})
     )
     (found,) = cache.kernels()
-    assert (found.name, found.what, found.patches) == (
+    assert (found.name, found.source, found.patches) == (
         "6.1-plain",
         "linux-source-6.1 6.1.9-1",
         ("a.patch", "b.patch"),

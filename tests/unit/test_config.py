@@ -43,4 +43,4 @@ def test_lost_options() -> None:
         config.LostOption("CONFIG_GONE", "m", "n (unknown, or its dependencies fail)", "extra"),
         config.LostOption("CONFIG_NR", "8", "64", "extra"),
     ]
-    assert str(config.lost(asked, result)[-1]) == "CONFIG_NR=8 (asked by extra) came out as 64"
+    assert str(config.lost(asked, result)[-1]) == "CONFIG_NR=8 (requested by extra) became 64"

@@ -14,7 +14,9 @@ import pytest
 from orchestrator.errors import InfraError, UsageError
 from orchestrator.host import debian, paths, tools
 from orchestrator.host.debian import Package
-from orchestrator.kernel import debian_image
+from orchestrator.kernel import debian_mirror, obtain
+from orchestrator.kernel.kinds import debian_image
+from orchestrator.kernel.model import KernelRequest
 
 
 @pytest.fixture(autouse=True)
@@ -166,7 +168,7 @@ def test_static_programs_are_told_from_dynamic_ones(tmp_path: Path) -> None:
 )
 def test_selectors_that_are_none(selector: str) -> None:
     with pytest.raises(UsageError, match="write debian:VERSION"):
-        debian_image.obtain(selector)
+        obtain.obtain(KernelRequest(selector=selector))
 
 
 def test_unknown_version_names_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +180,7 @@ def test_unknown_version_names_what_there_is(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(
         UsageError, match=r"no such image \(did you mean debian:6\.1\.9\d?\?\); of 6\.1 there are"
     ):
-        debian_image.obtain("debian:6.1.91")
+        obtain.obtain(KernelRequest(selector="debian:6.1.91"))
 
 
 def test_versions_are_sorted_by_number_and_flavour(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,12 +194,12 @@ def test_versions_are_sorted_by_number_and_flavour(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(
         debian, "host_suites", lambda: ("bookworm", "bookworm-security", "bookworm-backports")
     )
-    assert [package.version for package in debian_image.versions("6.12")] == [
+    assert [package.version for package in debian_mirror.images("6.12")] == [
         "6.12.90-1",
         "6.12.100-1",
         "6.12.100-1~deb12u1",
     ]
-    assert len(debian_image.versions("6.12", "cloud")) == 1
+    assert len(debian_mirror.images("6.12", "cloud")) == 1
 
 
 def test_headers_are_made_to_work_where_they_are(tmp_path: Path) -> None:
@@ -299,7 +301,7 @@ def test_tools_from_the_mirror() -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("selector", ["debian:6.1", "debian:5.10", "debian:6.12"])
 def test_stock_kernel_takes_a_module(selector: str, tmp_path: Path) -> None:
-    kernel = debian_image.obtain(selector)
+    kernel = obtain.obtain(KernelRequest(selector=selector))
     assert kernel.bzimage.is_file() and kernel.option("SMP") == "y" and kernel.kbuild
     (tmp_path / "hello.c").write_text(
         "#include <linux/module.h>\nstatic int __init hello(void) { return 0; }\n"

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`debian-source:SERIES`: Debian's source package of a series, with our small configuration."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from orchestrator.errors import UsageError
+from orchestrator.kernel import compat, from_source, sources
+from orchestrator.kernel.kinds.kind import Kind, register
+from orchestrator.kernel.model import Kernel, KernelRequest
+from orchestrator.kernel.sources import Source
+
+
+@register
+class DebianSourceKind(Kind):
+    prefix = "debian-source:"
+
+    def check(self, request: KernelRequest) -> None:
+        self._series(request.selector)
+
+    def identify(self, request: KernelRequest) -> tuple[str, Path]:
+        series = self._series(request.selector)
+        identity = sources.debian_identity(sources.debian_package(series))
+        plan = from_source.tree_plan(request, compat.needed(compat.pair(series)))
+        digest = plan.digest(identity)
+        return digest, from_source.place(digest)
+
+    def fetch(self, selector: str) -> Path:
+        return self._source(selector).root
+
+    def obtain(self, request: KernelRequest) -> Kernel:
+        return from_source.obtain_tree(request.selector, self._source(request.selector), request)
+
+    def _source(self, selector: str) -> Source:
+        return sources.from_debian(self._series(selector), workspace=selector.replace(":", "-"))
+
+    def _series(self, selector: str) -> str:
+        """`6.12` of `debian-source:6.12`."""
+        series = selector.removeprefix(self.prefix)
+        if not re.fullmatch(r"\d+\.\d+", series):
+            raise UsageError(
+                f"{selector}: Debian's source packages are named by series, "
+                f"such as {self.prefix}6.12"
+            )
+        return series

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`NAME` or `./FILE.yaml`: a kernel definition (source, patches and configuration)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orchestrator.kernel import config, definition, from_source, sources
+from orchestrator.kernel.build import Recipe
+from orchestrator.kernel.definition import Definition
+from orchestrator.kernel.from_source import BuildPlan
+from orchestrator.kernel.kinds.kind import KINDS, Kind, by_selector, register
+from orchestrator.kernel.model import Kernel, KernelRequest
+
+
+@register
+class DefinitionKind(Kind):
+    def matches(self, request: KernelRequest) -> bool:
+        """Every selector without another kind's prefix, misspelt ones included."""
+        prefixes = tuple(kind.prefix for kind in KINDS if kind.prefix)
+        return by_selector(request) and not request.selector.startswith(prefixes)
+
+    def check(self, request: KernelRequest) -> None:
+        definition.load(request.selector)
+
+    def identify(self, request: KernelRequest) -> tuple[str, Path]:
+        chosen = definition.load(request.selector)
+        identity = sources.debian_identity(sources.debian_package(chosen.source.debian_source))
+        digest = _plan(chosen, request).digest(identity)
+        return digest, from_source.place(digest)
+
+    def fetch(self, selector: str) -> Path:
+        chosen = definition.load(selector)
+        return sources.from_debian(chosen.source.debian_source, workspace=chosen.name).root
+
+    def obtain(self, request: KernelRequest) -> Kernel:
+        chosen = definition.load(request.selector)
+        # Each definition has its own workspace. In a shared one, a header that one definition
+        # patches would cause the objects of all others to be rebuilt.
+        source = sources.from_debian(chosen.source.debian_source, workspace=chosen.name)
+        return from_source.obtain_built(request.selector, source, _plan(chosen, request))
+
+
+def _plan(chosen: Definition, request: KernelRequest) -> BuildPlan:
+    base = chosen.base()
+    recipe = Recipe(
+        base=base.read_text() if isinstance(base, Path) else base,
+        fragments=config.read_files((*chosen.fragment_files(), *request.fragments)),
+        settings=request.settings,
+        make=chosen.make,
+    )
+    return BuildPlan(recipe=recipe, patches=(*chosen.patch_files(), *request.patches))
