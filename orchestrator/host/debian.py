@@ -1,8 +1,10 @@
-"""Debian packages without root: a private apt that reads the machine's configuration and changes nothing of it.
+# SPDX-License-Identifier: GPL-2.0-only
+"""Debian packages without root: a private apt that does not change this machine's apt.
 
-Only the mirror's address, proxies and the like (`Acquire::*`) are taken from the machine; lists, sources and downloads
-are our own, under cache_dir()/apt. Indexes are checked against Debian's own archive keyring and packages against the
-indexes, both by apt. All failures are InfraError: nothing here says anything about a kernel.
+It takes the address of the mirror and network settings (`Acquire::*`) from the machine; its lists,
+sources and downloads are separate, under cache_dir()/apt. apt verifies the indexes with Debian's
+archive keyring, and the packages with the indexes. All failures raise InfraError, since none of
+them is the fault of a kernel.
 """
 
 from __future__ import annotations
@@ -29,19 +31,19 @@ from orchestrator.host.paths import cache_dir, locked, need_space, write_whole
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 MIRROR_VARIABLE = "ORCHESTRATOR_DEBIAN_MIRROR"
-"""Environment variable that overrides the mirror found in the machine's apt sources (`URI` or `URI SECURITY_URI`)."""
+"""Environment variable (`URI` or `URI SECURITY_URI`) that overrides the machine's mirror."""
 STABLE = ("bullseye", "bookworm", "trixie")
-"""Releases that have -security and -backports beside them."""
+"""Releases that also have -security and -backports suites."""
 ROLLING = ("forky", "testing", "sid", "unstable")
 LISTS_LAST = 24 * 3600
-"""Seconds after which package lists are fetched anew."""
+"""Age in seconds after which package lists are fetched again."""
 RETRY_AFTER = 600
-"""Seconds after which a package that was not found is worth fetching the lists again."""
+"""Age in seconds after which lists are fetched again if they lack a package."""
 
 
 @dataclass(frozen=True, order=True)
 class Package:
-    """One version of a binary package and the suite that has it."""
+    """One version of a binary package, and the suite that it is in."""
 
     name: str
     version: str
@@ -54,7 +56,10 @@ class Package:
 
 
 def host_suites() -> tuple[str, ...]:
-    """The suites that match this machine, so that what is unpacked from them runs on it; the last may be backports."""
+    """The suites whose programs run on this machine; the last may be backports.
+
+    Raises InfraError on a machine that is not a Debian.
+    """
     release = Path("/etc/os-release")
     text = release.read_text() if release.is_file() else ""
     found = re.search(r'^VERSION_CODENAME="?(\w+)', text, re.MULTILINE)
@@ -64,54 +69,54 @@ def host_suites() -> tuple[str, ...]:
     if codename in ROLLING:
         return (codename,)
     raise InfraError(
-        f"this machine is not a Debian (codename {codename}): install the programs from its own packages"
+        f"this machine is not a Debian (codename {codename}): "
+        "install the programs from its own packages"
     )
 
 
 def candidates(pattern: str, suites: Iterable[str]) -> list[Package]:
-    """All packages whose whole name matches the regular expression `pattern`, in any of `suites`, unsorted.
+    """All packages in `suites` whose whole name matches the regular expression `pattern`, unsorted.
 
-    A suite that the mirror does not have (any more) is skipped with a note; InfraError when none could be asked.
+    A suite that the mirror does not have (any more) is skipped with a warning. Raises InfraError if
+    no suite could be searched.
     """
-    found: list[Package] = []
+    packages: list[Package] = []
     failures: list[InfraError] = []
-    asked = 0
+    searched = 0
     for suite in suites:
         if suite.endswith("-security") and _mirrors()[1] is None:
-            continue  # a machine without a security mirror just has fewer versions to choose from
+            continue  # without a security mirror there are just fewer versions to choose from
         try:
             state = _state((suite,))
         except InfraError as error:
             failures.append(error)
             continue
-        asked += 1
-        found += _matching(state, pattern, suite)
-    if not asked:
-        raise (
-            failures[0]
-            if failures
-            else InfraError("this machine's apt sources name no mirror for security updates")
-        )
+        searched += 1
+        packages += _matching(state, pattern, suite)
+    if not searched:
+        if failures:
+            raise failures[0]
+        raise InfraError("this machine's apt sources name no mirror for security updates")
     for failure in failures:
         warn(f"skipped: {failure}")
-    return found
+    return packages
 
 
 def download(package: Package) -> Path:
-    """The .deb of `package`, verified by apt against the signed index; from the cache when it was fetched before."""
+    """The .deb of `package`, from the cache or downloaded and verified by apt."""
     return _fetch(_state((package.suite,)), [(package.name, package.version)])[0]
 
 
 def newest(name: str, suites: Sequence[str]) -> Package:
     """The newest version of the package called exactly `name` in `suites`."""
-    found = candidates(re.escape(name), suites)
-    if not found:
+    packages = candidates(re.escape(name), suites)
+    if not packages:
         raise InfraError(f"no package {name} in {', '.join(suites)} of the Debian mirror")
-    return newest_of(found)
+    return newest_of(packages)
 
 
 def newest_of(packages: Iterable[Package]) -> Package:
-    """The one with the highest version, by dpkg's rules."""
+    """The package with the highest version in dpkg's order. There must be at least one."""
     chosen: Package | None = None
     for package in packages:
         if chosen is None or _newer(package.version, chosen.version):
@@ -121,9 +126,10 @@ def newest_of(packages: Iterable[Package]) -> Package:
 
 
 def closure(packages: Sequence[str], suites: Sequence[str]) -> list[Path]:
-    """The .debs of `packages` and of all they depend on that this machine has not installed, recommendations left out.
+    """The .debs of `packages` and of all dependencies that are not installed on this machine.
 
-    The last of `suites` is preferred where several have a package (as `apt-get -t`).
+    Recommended packages are left out. If several of `suites` have a package, the last is preferred
+    (as with `apt-get -t`).
     """
     state = _state(tuple(suites))
     command = [
@@ -137,19 +143,22 @@ def closure(packages: Sequence[str], suites: Sequence[str]) -> list[Path]:
         "install",
     ]
     listing = _apt(state, [*command, *packages], f"cannot resolve {', '.join(packages)}")
-    wanted = []
+    versions = []
     for line in listing.splitlines():
         if match := re.match(r"'\S+' ([^_\s]+)_([^_\s]+)_\w+\.deb \d+", line):
-            wanted.append((match[1], urllib.parse.unquote(match[2])))
-    if not wanted:
+            versions.append((match[1], urllib.parse.unquote(match[2])))
+    if not versions:
         raise InfraError(
             f"apt names nothing to download for {', '.join(packages)}:\n{_tail(listing)}"
         )
-    return _fetch(state, wanted)
+    return _fetch(state, versions)
 
 
 def unpack(deb: Path, into: Path) -> None:
-    """Unpack the files of `deb` below `into`. A damaged archive is removed from the cache, so that a repeat helps."""
+    """Unpack the files of `deb` into the directory `into`.
+
+    A damaged archive is removed from the cache, so that it is downloaded again next time.
+    """
     into.mkdir(parents=True, exist_ok=True)
     try:
         proc.run([proc.need("dpkg-deb", "dpkg"), "-x", deb, into])
@@ -166,18 +175,21 @@ def unpack(deb: Path, into: Path) -> None:
 
 
 def depends(deb: Path) -> list[tuple[str, str | None]]:
-    """What `deb` depends on: package names, with the version where exactly one is asked for (`= 6.1.192-2`)."""
+    """(package, version) of each dependency of `deb`.
+
+    The version is None unless the dependency requires exactly one (`= 6.1.192-2`).
+    """
     text = proc.run([proc.need("dpkg-deb", "dpkg"), "--showformat=${Depends}", "-W", deb]).stdout
-    found = re.findall(r"([a-z0-9][a-z0-9.+-]+)(?::\w+)?(?:\s*\(([<>=]+)\s*([^)]+)\))?", text)
-    return [(name, version if relation == "=" else None) for name, relation, version in found]
+    fields = re.findall(r"([a-z0-9][a-z0-9.+-]+)(?::\w+)?(?:\s*\(([<>=]+)\s*([^)]+)\))?", text)
+    return [(name, version if relation == "=" else None) for name, relation, version in fields]
 
 
-# --- the private apt -------------------------------------------------------------------------------------------------
+# --- the private apt -----------------------------------------------------------------------------
 
 
 @cache
 def _mirrors() -> tuple[str, str | None]:
-    """The URIs of the archive and of its security part (None where there is none) in the machine's sources."""
+    """The URIs of the archive and of its security updates (None if missing) in the apt sources."""
     if named := os.environ.get(MIRROR_VARIABLE):
         archive, _, security = named.partition(" ")
         return archive, security.strip() or None
@@ -199,13 +211,14 @@ def _mirrors() -> tuple[str, str | None]:
         name = release.removesuffix("-security").removesuffix("-updates").removesuffix("-backports")
         if name not in releases or component != "main" or origin not in ("", "Debian"):
             continue
-        # Others' repositories also call their suites after Debian's: trust what names Debian or its keyring first.
+        # Third-party repositories use Debian's suite names as well: prefer a repository that names
+        # Debian or its keyring.
         weight = 2 * (origin == "Debian") + ("debian-archive" in signed_by)
         group = securities if release.endswith("-security") else archives
         group[uri] = max(weight, group.get(uri, 0))
     if not archives:
         raise InfraError(
-            f"this machine's apt sources name no Debian mirror: set {MIRROR_VARIABLE} to one's URI"
+            f"this machine's apt sources name no Debian mirror: set {MIRROR_VARIABLE} to its URI"
         )
     return max(archives, key=archives.__getitem__), max(
         securities, key=securities.__getitem__, default=None
@@ -214,7 +227,7 @@ def _mirrors() -> tuple[str, str | None]:
 
 @cache
 def _state(suites: tuple[str, ...]) -> Path:
-    """A directory with an apt.conf and fresh lists of `suites`; old lists will do when the mirror cannot be reached."""
+    """A directory with an apt.conf and recent lists of `suites`, old ones if the mirror is down."""
     state = cache_dir() / "apt" / "+".join(suites)
     with locked(state / "lock", waiting_for("another run's apt")):
         if _age(state) > LISTS_LAST:
@@ -223,10 +236,11 @@ def _state(suites: tuple[str, ...]) -> Path:
 
 
 def _configure(state: Path) -> None:
-    """Write the apt.conf and sources.list of `state`, after the machine's configuration as it is now."""
+    """Write the apt.conf and sources.list of `state` from the machine's current configuration."""
     if not KEYRING.is_file():
         raise InfraError(
-            f"{KEYRING} is missing, without it no package can be trusted: install debian-archive-keyring"
+            f"{KEYRING} is missing, and without it no package can be verified: "
+            "install debian-archive-keyring"
         )
     archive, security = _mirrors()
     lines = []
@@ -240,18 +254,13 @@ def _configure(state: Path) -> None:
     for part in ("lists/partial", "cache/archives/partial", "etc"):
         (state / part).mkdir(parents=True, exist_ok=True)
     (state / "sources.list").write_text("".join(lines))
-    # The machine's own parts are not read (their hooks would act on the system's caches); its network settings are
-    # copied. IndexTargets stay apt's own: appstream's and apt-file's would fetch far more than we need.
+    # The machine's apt.conf.d is not read, because its hooks would act on the system's caches. Its
+    # network settings are copied, except IndexTargets: those of appstream and apt-file would fetch
+    # far more than we need. The Allow* settings are not copied: signatures are always required.
     dump = proc.run(["apt-config", "dump", "--format", '%F "%v";%n']).stdout
-    unwanted = (
-        "IndexTargets",
-        "Languages",
-        "Changelogs",
-        "Allow",
-    )  # Allow*: a signature must be there, always
-    wanted = re.compile(f"Acquire::(?!{'|'.join(unwanted)})")
-    copied = [line for line in dump.splitlines() if wanted.match(line)]
-    own = {
+    copied_settings = re.compile("Acquire::(?!IndexTargets|Languages|Changelogs|Allow)")
+    copied = [line for line in dump.splitlines() if copied_settings.match(line)]
+    settings = {
         "Dir::Etc": f"{state}/etc",
         "Dir::Etc::main": f"{state}/etc/none",
         "Dir::Etc::parts": f"{state}/etc/none",
@@ -265,24 +274,25 @@ def _configure(state: Path) -> None:
         "Dir::Cache": f"{state}/cache",
         "Dir::Log": f"{state}/cache",
         "APT::Architecture": "amd64",
-        "APT::Update::Error-Mode": "any",  # else a suite that could not be fetched still exits 0
-        "APT::Sandbox::User": "",  # _apt may not enter a home directory
+        # without it, `apt-get update` exits 0 even if it could not fetch a suite
+        "APT::Update::Error-Mode": "any",
+        "APT::Sandbox::User": "",  # user _apt cannot enter a home directory
         "Acquire::Languages": "none",
         "Acquire::Retries": "2",
-        "Debug::NoLocking": "true",  # dpkg's lock is root's; ours is taken around it
+        "Debug::NoLocking": "true",  # apt's lock needs root; callers hold our own
     }
-    text = "\n".join([*copied, *(f'{key} "{value}";' for key, value in own.items()), ""])
+    text = "\n".join([*copied, *(f'{key} "{value}";' for key, value in settings.items()), ""])
     (state / "apt.conf").write_text(f'APT::Architectures {{ "amd64"; }};\n{text}')
 
 
 def _age(state: Path) -> float:
-    """Seconds since the lists of `state` were fetched; infinite when they never were."""
+    """Seconds since the lists of `state` were fetched; infinite if they never were."""
     stamp = state / "refreshed"
     return time.time() - stamp.stat().st_mtime if stamp.exists() else float("inf")
 
 
 def _refresh(state: Path) -> None:
-    """Fetch the lists of `state`, whose lock is held."""
+    """Fetch the lists of `state`. The caller holds its lock."""
     stamp = state / "refreshed"
     with ui.step(f"package lists of {state.name.replace('+', ', ')}"):
         try:
@@ -298,9 +308,10 @@ def _refresh(state: Path) -> None:
 
 
 def _matching(state: Path, pattern: str, suite: str) -> list[Package]:
-    """The packages of `state` by `pattern`; when there are none and the lists are not quite new, they are renewed.
+    """The packages in the lists of `state` that match `pattern`.
 
-    Answers are kept until the lists change, so that asking for a kernel that is there costs no second of apt.
+    If there are none and the lists are older than RETRY_AFTER, the lists are fetched again. Results
+    are kept until the lists change, because a search with apt takes a second.
     """
     memory = state / "answers.json"
     for attempt in (1, 2):
@@ -311,35 +322,43 @@ def _matching(state: Path, pattern: str, suite: str) -> list[Package]:
         if pattern in known:
             return [Package(*fields) for fields in known[pattern]]
         names = _apt(state, ["apt-cache", "pkgnames"], "cannot read apt's lists").split()
-        chosen = [name for name in names if re.fullmatch(pattern, name)]
-        found = []
-        if chosen:
-            for line in _apt(
-                state, ["apt-cache", "madison", *chosen], "cannot read apt's lists"
-            ).splitlines():
-                fields = [field.strip() for field in line.split("|")]
-                if len(fields) == 3 and fields[2].endswith("Packages"):
-                    found.append(Package(fields[0], fields[1], suite))
-        if found or attempt == 2 or _age(state) < RETRY_AFTER:
-            known[pattern] = [[package.name, package.version, package.suite] for package in found]
+        packages = _versions(state, [name for name in names if re.fullmatch(pattern, name)], suite)
+        if packages or attempt == 2 or _age(state) < RETRY_AFTER:
+            known[pattern] = [
+                [package.name, package.version, package.suite] for package in packages
+            ]
             write_whole(memory, json.dumps(known))
             break
         with locked(state / "lock"):
             _refresh(state)
-    return found
+    return packages
 
 
-def _fetch(state: Path, wanted: Sequence[tuple[str, str]]) -> list[Path]:
-    """The .debs of the (package, version) pairs, in that order, downloaded where the cache has them not."""
+def _versions(state: Path, names: Sequence[str], suite: str) -> list[Package]:
+    """All versions of the packages `names` in the lists of `state`."""
+    if not names:
+        return []
+    listing = _apt(state, ["apt-cache", "madison", *names], "cannot read apt's lists")
+    packages = []
+    for line in listing.splitlines():
+        fields = [field.strip() for field in line.split("|")]
+        if len(fields) == 3 and fields[2].endswith("Packages"):
+            packages.append(Package(fields[0], fields[1], suite))
+    return packages
+
+
+def _fetch(state: Path, versions: Sequence[tuple[str, str]]) -> list[Path]:
+    """The .debs of the (package, version) pairs in order; downloads those not in the cache."""
     store = cache_dir() / "debs"
     store.mkdir(parents=True, exist_ok=True)
 
     def cached(name: str, version: str) -> Path | None:
         return next(store.glob(f"{name}_{version.replace(':', '%3a')}_*.deb"), None)
 
-    # One download at a time: two runs that want the same package share it, and the mirror is the bottleneck anyway.
+    # One download at a time: two runs that need the same package share it, and the mirror limits
+    # the speed anyway.
     with locked(store / ".lock", waiting_for("another run's download")):
-        missing = [pair for pair in wanted if not cached(*pair)]
+        missing = [pair for pair in versions if not cached(*pair)]
         if missing:
             title = (
                 missing[0][0]
@@ -353,30 +372,29 @@ def _fetch(state: Path, wanted: Sequence[tuple[str, str]]) -> list[Path]:
                 tempfile.TemporaryDirectory(prefix=".partial-", dir=store) as partial,
             ):
                 need_space(store, 300, f"downloading {title}")
-                _configure(
-                    state
-                )  # the machine's proxy may have changed since the lists were fetched
+                # the machine's proxy may have changed since the lists were fetched
+                _configure(state)
                 names = [f"{name}={version}" for name, version in missing]
-                _apt(
-                    state,
-                    ["apt-get", "download", *names],
-                    f"cannot download {title}",
-                    cwd=Path(partial),
-                )
+                command = ["apt-get", "download", *names]
+                _apt(state, command, f"cannot download {title}", cwd=Path(partial))
                 for deb in Path(partial).glob("*.deb"):
                     deb.rename(store / deb.name)
-    found = [cached(*pair) for pair in wanted]
-    if None in found:
+    debs = [cached(*pair) for pair in versions]
+    if None in debs:
         raise InfraError(
-            f"apt did not deliver {wanted[found.index(None)][0]} although it reported success"
+            f"apt did not download {versions[debs.index(None)][0]} although it reported success"
         )
-    return [deb for deb in found if deb]
+    return [deb for deb in debs if deb]
 
 
 def _apt(state: Path, command: Sequence[str], problem: str, cwd: Path | None = None) -> str:
-    """Run an apt program on `state` and return what it printed; `problem` starts the sentence when it fails."""
+    """Run an apt program with `state` and return its output.
+
+    problem: the beginning of the error message if it fails.
+    """
     env = {"APT_CONFIG": str(state / "apt.conf"), "DEBIAN_FRONTEND": "noninteractive"}
-    # By a file and not by -o: only $APT_CONFIG is read before the machine's own parts, which it leaves out.
+    # A file instead of -o options: apt reads $APT_CONFIG before the machine's own files, so that it
+    # can exclude them.
     try:
         return proc.run(command, cwd=cwd, env=env).stdout
     except subprocess.CalledProcessError as error:
@@ -384,9 +402,9 @@ def _apt(state: Path, command: Sequence[str], problem: str, cwd: Path | None = N
 
 
 def _tail(output: str, lines: int = 4) -> str:
-    """The lines of apt's output that tell what went wrong."""
-    told = [line for line in output.splitlines() if line.startswith(("E:", "W:", "Err:"))]
-    return "\n".join((told or output.splitlines())[-lines:])
+    """The last lines of apt's output, only errors and warnings if there are any."""
+    problems = [line for line in output.splitlines() if line.startswith(("E:", "W:", "Err:"))]
+    return "\n".join((problems or output.splitlines())[-lines:])
 
 
 def _newer(left: str, right: str) -> bool:

@@ -1,7 +1,8 @@
-"""The programs a run needs and how to get them without root: QEMU, and what goes into the guest's initramfs.
+# SPDX-License-Identifier: GPL-2.0-only
+"""The programs a run needs, without root: QEMU, and busybox and dropbear for the guest's initramfs.
 
-A program of the system is taken when it is good enough. Otherwise Debian's package is unpacked, with those of its
-libraries that the system lacks, into cache_dir()/tools/DIGEST (of the package versions) and run from there.
+The system's program is used if it is good enough. Otherwise Debian's package, with the libraries
+that the system lacks, is unpacked into cache_dir()/tools/NAME-DIGEST and run from there.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ HOST_PACKAGES: dict[str, str] = {
     "bison": "kernel build: kconfig's parser",
     "ccache": "makes rebuilding a patched kernel fast (optional)",
     "cpio": "guest image; kernel headers archive",
-    "debian-archive-keyring": "the keys by which Debian's packages are verified",
+    "debian-archive-keyring": "verifies Debian's packages",
     "flex": "kernel build: kconfig's scanner",
     "gcc": "kernel and module build",
     "gdb": "watches the guest",
@@ -37,61 +38,68 @@ HOST_PACKAGES: dict[str, str] = {
     "libssl-dev": "kernel build: certificate tools",
     "make": "kernel and module build",
     "patch": "applies patch series",
-    "util-linux": "setpriv, so that children end with us",
+    "util-linux": "setpriv: child processes end with the orchestrator",
     "xz-utils": "unpacks kernel sources",
 }
-"""Debian package that must be installed on the host -> why. QEMU, busybox and dropbear are fetched when needed."""
+"""Debian package that must be installed on the host -> what needs it.
+
+QEMU, busybox and dropbear are fetched when needed.
+"""
 
 QEMU_VARIABLE = "ORCHESTRATOR_QEMU"
-"""Environment variable: the qemu-system-x86_64 to use, whatever its version."""
+"""Environment variable with the qemu-system-x86_64 to use, whatever its version."""
 QEMU_GOOD = (9, 1)
-"""The first QEMU whose plugin interface our ledger of int3 can use (orchestrator/watch/ledger.py)."""
+"""The first version whose plugin interface supports our int3 ledger (watch/ledger.py)."""
 LIBRARIES = ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu")
-"""Where Debian's packages put shared libraries; some (libfuse3) still use the second before trixie."""
+"""Where Debian's packages put shared libraries. Before trixie, some (libfuse3) use the second."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Qemu:
-    """A QEMU to run. firmware: directories for -L, none when it finds its own. env: to be added to its environment."""
+    """A QEMU to run."""
 
     binary: Path
     version: tuple[int, ...]
     firmware: tuple[Path, ...] = ()
+    """Directories for -L; empty if it finds its firmware itself."""
     env: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables that it needs in addition."""
 
     @property
     def good(self) -> bool:
-        """Whether it can count int3 for us under TCG."""
+        """Whether it can count int3 under TCG."""
         return self.version >= QEMU_GOOD
 
 
 def qemu(override: Path | None = None) -> Qemu:
-    """The QEMU to use: `override` or $ORCHESTRATOR_QEMU; the system's if it is 9.1 or newer; else Debian's newest.
+    """The QEMU to use.
 
-    Where only an older one is to be had that one is returned: see Qemu.good.
+    This is `override` or $ORCHESTRATOR_QEMU if given, the system's if it is 9.1 or newer, and
+    otherwise Debian's newest. An older one is returned if there is no other: see Qemu.good.
+    Raises UsageError for an override that is not a program, InfraError if there is no QEMU at all.
     """
     named = override or (Path(os.environ[QEMU_VARIABLE]) if os.environ.get(QEMU_VARIABLE) else None)
     if named:
         binary = shutil.which(named)
         if not binary:
             raise UsageError(f"{named} is not a program: give the path of a qemu-system-x86_64")
-        return _asked(Path(binary).absolute())
+        return _inspected(Path(binary).absolute())
     found = shutil.which("qemu-system-x86_64")
-    system = _asked(Path(found)) if found else None
+    system = _inspected(Path(found)) if found else None
     if system and system.good:
         return system
     try:
-        own = _qemu_in(_unpacked("qemu", ["qemu-system-x86"], _qemu_in))
+        fetched = _qemu_in(_unpacked("qemu", ["qemu-system-x86"], _qemu_in))
     except InfraError as error:
         if not system:
             raise
         warn(f"staying with the system's QEMU {_dotted(system.version)}: {error}")
         return system
-    return system if system and system.version >= own.version else own
+    return system if system and system.version >= fetched.version else fetched
 
 
 def busybox() -> Path:
-    """A statically linked busybox: the system's, or the one of Debian's busybox-static."""
+    """A statically linked busybox: the system's, or that of Debian's busybox-static."""
     found = shutil.which("busybox")
     if found and _is_static(Path(found)):
         return Path(found).resolve()
@@ -99,7 +107,7 @@ def busybox() -> Path:
 
 
 def dropbear() -> list[tuple[Path, str]]:
-    """The SSH server for the guest and all the shared libraries it needs: (path on the host, path in the guest).
+    """The guest's SSH server and its shared libraries: (path on the host, path in the guest).
 
     The first is the server itself, /usr/sbin/dropbear in the guest.
     """
@@ -109,17 +117,17 @@ def dropbear() -> list[tuple[Path, str]]:
     return _dropbear_in(_unpacked("dropbear", ["dropbear-bin"], _dropbear_in))
 
 
-# --- what is in an unpacked tree, each failing when the tree does not work -------------------------------------------
+# --- programs in an unpacked tree; InfraError if one does not work -------------------------------
 
 
 def _qemu_in(root: Path) -> Qemu:
     shares = ("usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu")
-    return _asked(
+    return _inspected(
         root / "usr/bin/qemu-system-x86_64",
         firmware=tuple(root / share for share in shares if (root / share).is_dir()),
         env={
             **_library_path(root),
-            # else it looks for the system's modules, which another QEMU's build refuses with a complaint
+            # By default it finds the system's modules and complains that they are of another build.
             "QEMU_MODULE_DIR": str(root / LIBRARIES[0] / "qemu"),
         },
     )
@@ -133,24 +141,24 @@ def _busybox_in(root: Path) -> Path:
                     f"{root / place} is not statically linked, so it cannot run in the guest"
                 )
             return root / place
-    raise InfraError(f"Debian's busybox-static has no busybox where it is looked for, in {root}")
+    raise InfraError(f"Debian's busybox-static has no busybox in /usr/bin or /bin, in {root}")
 
 
 def _dropbear_in(root: Path) -> list[tuple[Path, str]]:
     return _with_libraries(root / "usr/sbin/dropbear", _library_path(root))
 
 
-def _asked(
+def _inspected(
     binary: Path, *, firmware: tuple[Path, ...] = (), env: Mapping[str, str] | None = None
 ) -> Qemu:
-    """The Qemu that `binary` says it is; an InfraError when it does not run (a library is missing)."""
+    """The Qemu at `binary`. Raises InfraError if it does not run (a library is missing)."""
     try:
-        said = proc.run([binary, "--version"], env=env).stdout
+        output = proc.run([binary, "--version"], env=env).stdout
     except subprocess.CalledProcessError as error:
         raise InfraError(f"{binary} does not run: {error.output.strip()}") from error
-    match = re.search(r"version (\d+(?:\.\d+)+)", said)
+    match = re.search(r"version (\d+(?:\.\d+)+)", output)
     if not match:
-        raise InfraError(f"{binary} --version does not tell a version: {said.strip()[:200]}")
+        raise InfraError(f"{binary} --version prints no version: {output.strip()[:200]}")
     return Qemu(
         binary=binary,
         version=tuple(int(part) for part in match[1].split(".")),
@@ -164,34 +172,35 @@ def _library_path(root: Path) -> dict[str, str]:
 
 
 def _with_libraries(binary: Path, env: Mapping[str, str]) -> list[tuple[Path, str]]:
-    """`binary` and its shared libraries, the loader among them, as (host, guest) paths."""
+    """`binary`, its shared libraries and the loader, as (host, guest) paths."""
     ldd = proc.run([proc.need("ldd", "libc-bin"), binary], env=env, check=False).stdout
     if missing := re.findall(r"(\S+) => not found", ldd):
         raise InfraError(
-            f"{binary} lacks {', '.join(missing)}: the package's dependencies were not resolved rightly"
+            f"{binary} lacks {', '.join(missing)}: its package's dependencies are incomplete"
         )
     files = [(binary.resolve(), f"/usr/sbin/{binary.name}")]
     libraries = re.findall(r"=> (/\S+)", ldd)
     for library in libraries:
         files.append((Path(library).resolve(), f"/lib/x86_64-linux-gnu/{Path(library).name}"))
-        # glibc before 2.34 loads this by name for getpwnam(), so ldd cannot know
+        # glibc before 2.34 loads this at run time, for getpwnam(), so ldd does not list it.
         nss = Path(library).with_name("libnss_files.so.2")
         if Path(library).name.startswith("libc.so") and nss.is_file():
             files.append((nss.resolve(), f"/lib/x86_64-linux-gnu/{nss.name}"))
     loader = re.search(r"^\s*(/\S*/ld-\S+)", ldd, re.MULTILINE)
     if not libraries or not loader:
-        raise InfraError(f"ldd does not tell the libraries of {binary}: {ldd.strip()[:200]}")
+        raise InfraError(f"ldd lists no libraries of {binary}: {ldd.strip()[:200]}")
     files.append((Path(loader[1]).resolve(), loader[1]))
     return files
 
 
 def _is_static(binary: Path) -> bool:
-    """Whether the ELF file asks for no loader (has no PT_INTERP segment)."""
+    """Whether the ELF file needs no loader (has no PT_INTERP segment)."""
     data = binary.read_bytes()[:4096]
     if data[:5] != b"\x7fELF\x02":
         return False
     offset, size, count = (
-        int.from_bytes(data[at : at + n], "little") for at, n in ((32, 8), (54, 2), (56, 2))
+        int.from_bytes(data[start : start + length], "little")
+        for start, length in ((32, 8), (54, 2), (56, 2))
     )
     return all(
         data[offset + i * size : offset + i * size + 4] != b"\x03\0\0\0" for i in range(count)
@@ -202,14 +211,16 @@ def _dotted(version: Sequence[int]) -> str:
     return ".".join(map(str, version))
 
 
-# --- unpacking -------------------------------------------------------------------------------------------------------
+# --- unpacking -----------------------------------------------------------------------------------
 
 
 def _unpacked(name: str, packages: Sequence[str], works: Callable[[Path], object]) -> Path:
-    """The directory in which `packages` and their missing libraries are unpacked, and `works` is content with it.
+    """The directory in which `packages` and their missing libraries are unpacked.
 
-    cache_dir()/tools/`name` is a link to the directory of the last time; apt is asked only when it does not work, for
-    one because the system has lost a library that it had then.
+    works: raises an OrchestratorError if the programs in a directory do not work.
+
+    cache_dir()/tools/`name` links to the latest such directory. It is used as long as it works, and
+    made again when it does not, for example after the system has lost a library.
     """
     tools = cache_dir() / "tools"
     link = tools / name
@@ -221,11 +232,9 @@ def _unpacked(name: str, packages: Sequence[str], works: Callable[[Path], object
             except OrchestratorError as error:
                 warn(f"{name} is fetched again: {error}")
         debs = _closure(packages)
-        digest = hashlib.sha256("\n".join(sorted(deb.name for deb in debs)).encode()).hexdigest()[
-            :16
-        ]
-        final = tools / f"{name}-{digest}"
-        shutil.rmtree(final, ignore_errors=True)  # it is the one that did not work, or none
+        versions = "\n".join(sorted(deb.name for deb in debs))
+        final = tools / f"{name}-{hashlib.sha256(versions.encode()).hexdigest()[:16]}"
+        shutil.rmtree(final, ignore_errors=True)  # if it exists, it is the one that does not work
 
         def make(partial: Path) -> None:
             need_space(tools, 400, f"unpacking {name}")
@@ -243,7 +252,7 @@ def _unpacked(name: str, packages: Sequence[str], works: Callable[[Path], object
 
 
 def _closure(packages: Sequence[str]) -> list[Path]:
-    """`packages` with missing dependencies, from this machine's suites; backports preferred where there are any."""
+    """The .debs of `packages` and missing dependencies, from backports if possible."""
     suites = debian.host_suites()
     try:
         return debian.closure(packages, suites)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""From a request to a kernel that boots: obtain.py is the way in, kinds/ has one file for each kind of request."""
+"""From a request to a kernel that boots: obtain.py is the way in, kinds/ has one file a kind."""

@@ -1,4 +1,5 @@
-"""Configuring and making a kernel in a workspace, and taking from it what a run needs."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""Configures and builds a kernel in a workspace, and copies out what a run needs."""
 
 from __future__ import annotations
 
@@ -21,9 +22,9 @@ from orchestrator.kernel import config
 from orchestrator.kernel.workspace import Workspace
 
 LAYOUT = 1
-"""Part of every digest; goes up when what is made, or how, changes."""
+"""Part of every digest. Increase it when the result of a build changes."""
 TARGET = {"ARCH": "x86_64", "CROSS_COMPILE": ""}
-"""Variables for make, of a kernel and of its modules: some trees name others in their Makefile."""
+"""Variables for make, for kernels and modules: some trees set others in their Makefile."""
 FIXED = {
     **TARGET,
     "LOCALVERSION": "",
@@ -32,31 +33,31 @@ FIXED = {
     "KBUILD_BUILD_HOST": "orchestrator",
     "KBUILD_BUILD_VERSION": "1",
 }
-"""Variables for make that keep who, when and where out of the image, so that equal inputs give equal bytes."""
+"""Variables for make that keep user, time and host out of the image: same input, same bytes."""
 FOREIGN = re.compile(
-    r"(MAKE.*|MFLAGS|GNUMAKEFLAGS|ARCH|CROSS_COMPILE|KBUILD_.*|KCFLAGS|KCONFIG_.*|O|V|W|C|M|CC|LD|LLVM)"
+    r"(MAKE.*|MFLAGS|GNUMAKEFLAGS|ARCH|CROSS_COMPILE|KBUILD_.*|KCFLAGS|KCONFIG_.*"
+    r"|O|V|W|C|M|CC|LD|LLVM)"
 )
-"""Environment variables of the caller's that would change or break the build (a Makefile may have started us)."""
+"""Environment variables that would change or break the build; a Makefile may have started us."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What to build, apart from the source. base: one of make's targets tinyconfig, allnoconfig, defconfig, or
-    the text of a .config.
-
-    fragments: (who asks, text), merged in order; settings: single options, merged last. optional: the names in
-    `fragments` whose options may get lost (our own defaults on a tree of another version) instead of failing.
-    make: variables for make's command line.
-    """
+    """How to configure and build a source."""
 
     base: str
+    """One of make's targets tinyconfig, allnoconfig and defconfig, or the text of a .config."""
     fragments: Sequence[tuple[str, str]] = ()
+    """(name, text), merged on the base in order."""
     settings: Sequence[str] = ()
+    """Single options (`CONFIG_X=y`), merged last."""
     optional: frozenset[str] = frozenset()
+    """Names of fragments whose options may get lost: our defaults, on a tree of any version."""
     make: Mapping[str, str] = field(default_factory=dict)
+    """Variables for make's command line."""
 
     def identity(self) -> str:
-        """Text that is equal exactly for recipes, with this compiler, that give the same kernel."""
+        """Text that is equal exactly for recipes that this compiler makes the same kernel of."""
         parts = [
             LAYOUT,
             self.base,
@@ -67,18 +68,18 @@ class Recipe:
         ]
         return repr(parts)
 
-    def asked(self) -> list[tuple[str, config.Options]]:
-        """(who asks, options), the later overriding the earlier."""
+    def requests(self) -> list[tuple[str, config.Options]]:
+        """(who requests, options); later ones override earlier ones."""
         fragments = [(who, config.parse(text, who)) for who, text in self.fragments]
         return [*fragments, ("setting", config.settings(self.settings))]
 
 
 def toolchain() -> str:
-    """Compiler and linker, as they name themselves."""
-    said = [
-        proc.run([proc.need(name, name_of), "--version"]).stdout for name, name_of in _TOOLS.items()
+    """The versions of compiler and linker, as they print them."""
+    outputs = [
+        proc.run([proc.need(tool, package), "--version"]).stdout for tool, package in _TOOLS.items()
     ]
-    return " | ".join(text.splitlines()[0] for text in said)
+    return " | ".join(output.splitlines()[0] for output in outputs)
 
 
 _TOOLS = {"gcc": "gcc", "ld": "binutils"}
@@ -86,10 +87,12 @@ _NEEDED = {"make": "make", "flex": "flex", "bison": "bison", "bc": "bc", **_TOOL
 
 
 def build(work: Workspace, recipe: Recipe, name: str, into: Path) -> list[config.LostOption]:
-    """Make the kernel of `work`'s source by `recipe` and put what a run needs `into` a folder:
+    """Build the source in `work` by `recipe` and put what a run needs into the directory `into`:
 
-    bzImage, vmlinux (with symbols), config, release, and kbuild/, against which modules are built without the source.
-    Returns the wished options that got lost. BuildError: an option did not survive, or the compiler's own lines.
+    bzImage, vmlinux (with symbols), config, release, and kbuild/, which is enough to build modules.
+
+    Returns the options of the optional fragments that got lost. Raises BuildError if any other
+    option got lost or something does not compile; the message has the compiler's own lines.
     """
     for program, package in _NEEDED.items():
         proc.need(program, package)
@@ -97,31 +100,34 @@ def build(work: Workspace, recipe: Recipe, name: str, into: Path) -> list[config
     _interrupted(work).touch()
     try:
         with ui.step(f"configure {name}"):
-            wished = _configure(work, recipe)
+            lost = _configure(work, recipe)
         with ui.step(f"build {name}") as step:
             _make(work, recipe.make, ["bzImage", "modules_prepare"], name, step)
     except BuildError:
-        _interrupted(work).unlink(
-            missing_ok=True
-        )  # make ended by itself, and it removes what it had half written
+        # make ended by itself, and removes files that it has only half written
+        _interrupted(work).unlink(missing_ok=True)
         raise
     _interrupted(work).unlink(missing_ok=True)
     _collect(work, into)
-    return wished
+    return lost
 
 
-# --- configuration ---------------------------------------------------------------------------------------------------
+# --- configuration -------------------------------------------------------------------------------
 
 
 def _configure(work: Workspace, recipe: Recipe) -> list[config.LostOption]:
-    """Write build/.config; check that every asked option is in it. Only a changed .config is written."""
-    asked = recipe.asked()
+    """Write build/.config, only if it changes, and return the optional options that got lost.
+
+    Raises BuildError if another requested option got lost.
+    """
+    requests = recipe.requests()
     key = hashlib.sha256(repr((recipe.identity(), _kconfig_state(work))).encode()).hexdigest()
     remembered, final = work.root / "config.key", work.build / ".config"
     done = f"{key} {_hash(final)}"
     if not final.is_file() or not remembered.is_file() or remembered.read_text() != done:
         remembered.unlink(missing_ok=True)
-        # In an output directory of its own ($KCONFIG_CONFIG does not do: tinyconfig merges on .config by that name).
+        # Configure in a separate output directory. $KCONFIG_CONFIG is not enough: tinyconfig merges
+        # on a file that is always named .config.
         draft = work.root / "configure" / ".config"
         draft.parent.mkdir(exist_ok=True)
         draft.unlink(missing_ok=True)
@@ -130,30 +136,30 @@ def _configure(work: Workspace, recipe: Recipe) -> list[config.LostOption]:
         else:
             draft.write_text(recipe.base)
         options = config.parse(draft.read_text(), "base configuration")
-        for _, more in asked:
+        for _, more in requests:
             for option, value in more.items():
-                options.pop(
-                    option, None
-                )  # to the end: of a choice's members, kconfig takes the last that is set
+                # Move it to the end: kconfig takes the last member of a choice that is set.
+                options.pop(option, None)
                 options[option] = value
         draft.write_text(config.render(options))
         _make(work, recipe.make, ["olddefconfig"], "olddefconfig", output=draft.parent)
         if not final.is_file() or final.read_bytes() != draft.read_bytes():
             shutil.copyfile(draft, final)
     result = config.parse(final.read_text(), str(final))
-    lost = config.lost(asked, result)
-    failed = [one for one in lost if one.by not in recipe.optional]
+    lost = config.lost(requests, result)
+    failed = [option for option in lost if option.by not in recipe.optional]
     if failed:
+        count = f"{len(failed)} option{'s' if len(failed) > 1 else ''}"
         raise BuildError(
-            f"{len(failed)} option{'s' if len(failed) > 1 else ''} did not survive `make olddefconfig`:\n"
-            + "\n".join(f"  {one}" for one in failed)
+            f"{count} did not survive `make olddefconfig`:\n"
+            + "\n".join(f"  {option}" for option in failed)
         )
     remembered.write_text(f"{key} {_hash(final)}")
     return lost
 
 
 def _kconfig_state(work: Workspace) -> list[str]:
-    """The source's Kconfig files by path, size and time: a patch to one changes what options there are."""
+    """Path, size and time of the source's Kconfig files: a patch to one can change the options."""
     listing = []
     for folder, folders, files in os.walk(work.src):
         if folder == str(work.src):
@@ -171,7 +177,7 @@ def _hash(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
 
 
-# --- make ------------------------------------------------------------------------------------------------------------
+# --- make ----------------------------------------------------------------------------------------
 
 
 def _make(
@@ -182,16 +188,20 @@ def _make(
     step: ui.Progress | None = None,
     output: Path | None = None,
 ) -> None:
-    """Run make on `targets` in the workspace; what it says goes to build.log and, as progress, to `step`."""
-    gcc, environment = (
-        "gcc",
-        {key: value for key, value in os.environ.items() if not FOREIGN.fullmatch(key)},
-    )
+    """Run make with `targets` in the workspace.
+
+    Its output goes to build.log; `step` shows the progress.
+    output: the directory for O=, by default the workspace's build directory.
+    Raises BuildError, or InfraError if the disk is full.
+    """
+    gcc = "gcc"
+    environment = {key: value for key, value in os.environ.items() if not FOREIGN.fullmatch(key)}
     if shutil.which("ccache"):
         gcc = "ccache gcc"
         environment |= {
             "CCACHE_DIR": str(cache_dir() / "ccache"),
-            # Workspaces share objects: paths below this one are made relative before they are compared.
+            # Workspaces share objects: ccache makes paths below this one relative before it
+            # compares.
             "CCACHE_BASEDIR": str(work.root),
             "CCACHE_NOHASHDIR": "1",
         }
@@ -201,9 +211,8 @@ def _make(
     command = ["make", f"-j{jobs}", "-C", str(work.src), f"O={output or work.build}"]
     command += [f"{key}={value}" for key, value in settings.items()]
     log = work.root / "build.log"
-    status, lines = _run(
-        [*command, *targets], environment, log, work.lock, _Counter(work.root / "objects", step)
-    )
+    counter = _ObjectCounter(work.root / "objects", step)
+    status, lines = _run([*command, *targets], environment, log, work.lock, counter)
     if status == 0:
         return
     text = "".join(lines)
@@ -214,8 +223,11 @@ def _make(
     raise BuildError(f"{name} does not build:\n{explain(text)}\n(the whole log: {log})")
 
 
-class _Counter:
-    """Shows how many objects are made, of how many there were the last time that all had to be made."""
+class _ObjectCounter:
+    """Shows how many objects are built so far, out of the number in the largest build so far.
+
+    That number is remembered in the file `memory`.
+    """
 
     def __init__(self, memory: Path, step: ui.Progress | None) -> None:
         self._memory, self._step, self._made, self._shown = memory, step, 0, 0.0
@@ -230,8 +242,8 @@ class _Counter:
         self._made += 1
         if time.monotonic() - self._shown > 0.2:
             self._shown = time.monotonic()
-            of = f" of about {self._total}" if self._total >= self._made else ""
-            self._step.progress(f"{self._made}{of} objects")
+            total = f" of about {self._total}" if self._total >= self._made else ""
+            self._step.progress(f"{self._made}{total} objects")
 
     def finish(self) -> None:
         if self._made > self._total:
@@ -239,9 +251,16 @@ class _Counter:
 
 
 def _run(
-    command: Sequence[str], environment: Mapping[str, str], log: Path, lock: int, counter: _Counter
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    log: Path,
+    lock: int,
+    counter: _ObjectCounter,
 ) -> tuple[int, list[str]]:
-    """Run make with its output read line by line. On Ctrl-C it may first remove what it had half written."""
+    """Run make and read its output line by line; its exit status and the lines.
+
+    On Ctrl-C, make gets 5 s to remove files that it has only half written.
+    """
     lines: list[str] = []
     child = subprocess.Popen(
         proc.mortal(command),
@@ -278,14 +297,18 @@ def _run(
 
 
 def explain(output: str) -> str:
-    """The lines of make's output that say what went wrong: the first error with its context, else the last lines."""
+    """The lines of make's output that show what failed.
+
+    These are the first error with its context; without one, the lines before make's `***`.
+    """
     lines = output.splitlines()
-    telling = re.compile(
+    errors = re.compile(
         r"(\berror\b ?:|\bError: |undefined reference|multiple definition|fatal error|ERROR: )"
     )
-    first = next((at for at, line in enumerate(lines) if telling.search(line)), None)
+    first = next((number for number, line in enumerate(lines) if errors.search(line)), None)
     if first is None:
-        first = next((at for at, line in enumerate(lines) if "***" in line), len(lines) - 1)
+        stars = (number for number, line in enumerate(lines) if "***" in line)
+        first = next(stars, len(lines) - 1)
         return "\n".join(lines[max(0, first - 5) : first + 1])
     start = first
     while start > 0 and re.match(
@@ -302,16 +325,19 @@ def explain(output: str) -> str:
     return "\n".join(shown)
 
 
-# --- interruptions ---------------------------------------------------------------------------------------------------
+# --- interruptions -------------------------------------------------------------------------------
 
 
 def _interrupted(work: Workspace) -> Path:
-    """A file that exists while make runs, as old as that make."""
+    """A file that exists while make runs, with the time at which make was started."""
     return work.root / "building"
 
 
 def _discard_interrupted(work: Workspace) -> None:
-    """Remove whatever a killed make wrote: an object cut short is newer than its source and make would keep it."""
+    """Remove whatever a killed make wrote.
+
+    make would keep a truncated object, since it is newer than its source.
+    """
     marker = _interrupted(work)
     if not marker.exists():
         return
@@ -326,19 +352,20 @@ def _discard_interrupted(work: Workspace) -> None:
     marker.unlink()
 
 
-# --- results ---------------------------------------------------------------------------------------------------------
+# --- results -------------------------------------------------------------------------------------
 
 
 def _collect(work: Workspace, into: Path) -> None:
-    """Copy the results out of the workspace, whose files the next build overwrites."""
+    """Copy the results out of the workspace, where the next build overwrites them."""
     into.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(work.build / "arch/x86/boot/bzImage", into / "bzImage")
     shutil.copyfile(work.build / "vmlinux", into / "vmlinux")
     shutil.copyfile(work.build / ".config", into / "config")
     shutil.copyfile(work.build / "include/config/kernel.release", into / "release")
     kbuild = into / "kbuild"
-    # Source and build products side by side, as in a tree that was built in place: what distributions' header
-    # packages hold. Files of src are never written to, so they are linked; those of build are, so they are copied.
+    # Source and build products side by side, as in a tree built in place; distributions' header
+    # packages have the same files. Files in src are never written to, so they can be linked. Those
+    # in build are overwritten, so they are copied.
     for part in ("include", "scripts", "arch/x86/include"):
         _gather(work.src / part, kbuild / part, link=True)
         _gather(work.build / part, kbuild / part, link=False)
@@ -348,14 +375,17 @@ def _collect(work: Workspace, into: Path) -> None:
     for name in (".config", "tools/objtool/objtool", "Module.symvers"):
         if (work.build / name).exists():
             _gather(work.build / name, kbuild / name, link=False)
-    # `make modules` would write Module.symvers, but it also makes all modules; without any, the symbols that modules
-    # may use are those of vmlinux.
+    # Only `make modules` writes Module.symvers, but it builds all modules. Without any, modules can
+    # only use the symbols of vmlinux.
     if not (kbuild / "Module.symvers").exists() and (work.build / "vmlinux.symvers").exists():
         shutil.copyfile(work.build / "vmlinux.symvers", kbuild / "Module.symvers")
 
 
 def _gather(source: Path, target: Path, *, link: bool) -> None:
-    """Copy or hard-link `source`, if there is one, leaving out objects and make's notes on them in a folder."""
+    """Copy or hard-link the file or directory `source`, if it exists, to `target`.
+
+    Objects and make's dependency files in a directory are left out.
+    """
     if not source.exists() and not source.is_symlink():
         return
     if source.is_dir() and not source.is_symlink():

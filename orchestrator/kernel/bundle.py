@@ -1,4 +1,5 @@
-"""A built kernel as one piece of bytes, for a machine that has not the source to build it from."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""A built kernel packed into bytes, for a machine that does not have the source to build it."""
 
 from __future__ import annotations
 
@@ -11,26 +12,32 @@ from orchestrator.host.paths import cached_dir
 
 
 def pack(place: Path) -> bytes:
-    """The kernel in the directory `place` of the cache (obtain.identify()), about 20 MB."""
+    """The kernel in the cache directory `place` (see obtain.identify()), about 20 MB.
+
+    Raises InfraError if tar fails.
+    """
     done = subprocess.run(
         proc.mortal([proc.need("tar", "tar"), "-C", place, "-cz", "."]), capture_output=True
     )
     if done.returncode:
-        raise InfraError(
-            f"{place} cannot be packed: {done.stderr.decode(errors='replace').strip()}"
-        )
+        raise InfraError(f"{place} cannot be packed: {_message(done.stderr)}")
     return done.stdout
 
 
-def install(place: Path, parcel: bytes) -> None:
-    """Put what pack() made at `place` in this machine's cache, unless it is there already."""
+def install(place: Path, packed: bytes) -> None:
+    """Unpack the result of pack() to `place` in this machine's cache, unless it is there already.
+
+    Raises InfraError if tar fails.
+    """
 
     def make(partial: Path) -> None:
         unpack = proc.mortal([proc.need("tar", "tar"), "-C", partial, "--no-same-owner", "-xz"])
-        done = subprocess.run(unpack, input=parcel, capture_output=True)
+        done = subprocess.run(unpack, input=packed, capture_output=True)
         if done.returncode:
-            raise InfraError(
-                f"{place} cannot be unpacked: {done.stderr.decode(errors='replace').strip()}"
-            )
+            raise InfraError(f"{place} cannot be unpacked: {_message(done.stderr)}")
 
     cached_dir(place, make)
+
+
+def _message(stderr: bytes) -> str:
+    return stderr.decode(errors="replace").strip()

@@ -1,4 +1,5 @@
-"""Commits of git repositories, checked out into folders of the cache: the repository itself is never written to."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""Commits of git repositories, checked out into the cache. The repository is never written to."""
 
 from __future__ import annotations
 
@@ -24,11 +25,11 @@ SAFE = (
     "-c",
     "core.hooksPath=/dev/null",
 )
-"""A repository of another user's is fine to read, but none of its configuration may start a program."""
+"""Allow reading another user's repository, but keep its configuration from running programs."""
 
 
 def parse(selector: str) -> tuple[str, str]:
-    """`git:WHERE@REF` to (WHERE, REF). WHERE: a URL or a path. REF: a branch, a tag or a commit."""
+    """`git:WHERE@REF` to (WHERE, REF): a URL or path, and a branch, tag or commit."""
     where, _, ref = selector.removeprefix(PREFIX).rpartition("@")
     if not where or not ref or where.startswith("-") or ref.startswith("-"):
         raise UsageError(f"{selector}: write git:URL-or-path@REF, such as git:~/linux@v6.12")
@@ -37,9 +38,9 @@ def parse(selector: str) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def checked_out(selector: str) -> Iterator[Path]:
-    """The files of the commit that `selector` names, for as long as the context lasts.
+    """A directory with the files of the commit that `selector` names, locked within the context.
 
-    UsageError: there is no such repository or commit. InfraError: it cannot be fetched.
+    Raises UsageError if there is no such repository or commit, InfraError if it cannot be fetched.
     """
     where, ref = parse(selector)
     local = Path(where).expanduser()
@@ -58,16 +59,16 @@ def checked_out(selector: str) -> Iterator[Path]:
 
 
 def resolve(repository: Path, ref: str) -> str:
-    """The commit that `ref` is in the local `repository`."""
-    words = ["rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}"]
-    found = git(repository, *words, check=False)
-    if found.returncode:
-        raise UsageError(f"{repository} has no commit {ref}, or is no git repository")
-    return found.stdout.strip().splitlines()[-1]
+    """The commit hash of `ref` in the local `repository`. Raises UsageError if there is none."""
+    command = ["rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}"]
+    done = git(repository, *command, check=False)
+    if done.returncode:
+        raise UsageError(f"{repository} has no commit {ref}, or is not a git repository")
+    return done.stdout.strip().splitlines()[-1]
 
 
 def borrow(repository: Path, folder: Path) -> None:
-    """Make `folder` a repository without objects of its own: it takes them from `repository`."""
+    """Make `folder` a git repository that takes its objects from `repository`."""
     _init(folder)
     objects = git(
         repository, "rev-parse", "--path-format=absolute", "--git-path", "objects"
@@ -76,8 +77,11 @@ def borrow(repository: Path, folder: Path) -> None:
 
 
 def switch(folder: Path, commit: str, where: object) -> None:
-    """Have `folder` hold the files of `commit` and nothing else. where: it comes from, for the message."""
-    # What a killed checkout left; whoever calls holds a lock on the folder.
+    """Check out `commit` in `folder` and remove all other files. The caller has locked the folder.
+
+    where: where the commit comes from, for the error message. Raises UsageError.
+    """
+    # left behind by a killed checkout
     (folder / ".git" / "index.lock").unlink(missing_ok=True)
     try:
         git(folder, "checkout", "-q", "--force", "--detach", commit)
@@ -89,28 +93,19 @@ def switch(folder: Path, commit: str, where: object) -> None:
 
 
 def _fetch(url: str, ref: str, folder: Path) -> str:
+    """Fetch `ref`, without its history, into the repository `folder`; its commit hash."""
     _init(folder)
+    command = ["fetch", "-q", "--depth=1", "--no-tags", "--end-of-options", url, ref]
     with ui.step(f"fetch {ref} of {url}"):
-        done = git(
-            folder,
-            "fetch",
-            "-q",
-            "--depth=1",
-            "--no-tags",
-            "--end-of-options",
-            url,
-            ref,
-            check=False,
-        )
+        done = git(folder, *command, check=False)
     if done.returncode:
-        said = done.stdout.strip().splitlines()
         if "couldn't find remote ref" in done.stdout or "not our ref" in done.stdout:
             raise UsageError(
-                f"{url} has no {ref}: name a branch or a tag, or a commit that the server gives out"
+                f"{url} has no {ref}: name a branch, a tag, or a commit that the server offers"
             )
-        raise InfraError(
-            f"git cannot fetch {ref} of {url}: {said[-1] if said else 'it does not say why'}"
-        )
+        lines = done.stdout.strip().splitlines()
+        reason = lines[-1] if lines else "it gives no reason"
+        raise InfraError(f"git cannot fetch {ref} of {url}: {reason}")
     return resolve(folder, "FETCH_HEAD")
 
 
@@ -120,10 +115,10 @@ def _init(folder: Path) -> None:
         proc.run([proc.need("git", "git"), "init", "-q", folder])
 
 
-def git(repository: Path, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """git in `repository`, which may be another's: read, without its index being refreshed or its hooks being run."""
+def git(repository: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run git in `repository`, which may be another user's: no hooks run, no index is refreshed."""
     # Nobody is there to type a password.
     env = {"GIT_TERMINAL_PROMPT": "0"}
     return proc.run(
-        [proc.need("git", "git"), *SAFE, "-C", repository, *words], env=env, check=check
+        [proc.need("git", "git"), *SAFE, "-C", repository, *arguments], env=env, check=check
     )

@@ -1,4 +1,5 @@
-"""What older kernel trees need to be built with today's compiler, as data: kernels/compat/compat.yaml says what."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""What older kernel trees need to build with today's compilers: kernels/compat/compat.yaml."""
 
 from __future__ import annotations
 
@@ -19,35 +20,43 @@ FILE = definition.DEFINITIONS / "compat" / "compat.yaml"
 
 
 class CompatEntry(Strict):
-    """For kernels from `first` up to, and without, `before`. why: in a sentence. The rest as in definition.py.
-
-    lacks: path in the tree -> text; only for trees that have the file, without the text.
-    """
+    """One entry of compat.yaml, for kernel versions from `first` up to, not including, `before`."""
 
     first: str = pydantic.Field(alias="from", pattern=r"^\d+\.\d+$")
     before: str = pydantic.Field(pattern=r"^\d+\.\d+$")
     why: str
+    """What does not work, in one sentence."""
     make: Mapping[str, str] = pydantic.Field(default={})
+    """Variables for make's command line. Values for the same variable are joined with spaces."""
     config: list[str] = pydantic.Field(default=[])
+    """Options without `CONFIG_`. A version that lacks one may lose it."""
     patches: list[str] = pydantic.Field(default=[])
+    """File names in the same directory."""
     base: str | None = None
+    """The make target to configure from, in place of tinyconfig."""
     lacks: Mapping[str, str] = pydantic.Field(default={})
+    """Path in the tree -> text. The entry applies only if the file exists and lacks the text."""
 
 
 @dataclass(frozen=True)
 class Compat:
-    """All that a kernel of one version needs. why: of each entry. config: as a fragment, empty when there is none."""
+    """Everything that one kernel needs."""
 
     why: tuple[str, ...] = ()
+    """The reason for each entry that applies."""
     make: tuple[tuple[str, str], ...] = ()
     config: str = ""
+    """A config fragment, possibly empty."""
     patches: tuple[Path, ...] = ()
     base: str = "tinyconfig"
 
 
 @cache
 def entries(file: Path = FILE) -> tuple[CompatEntry, ...]:
-    """What `file` has. InfraError when it is not what it must be: it is a part of this program."""
+    """The entries of `file`.
+
+    Raises InfraError if the file is damaged: it is part of this program.
+    """
     try:
         return tuple(
             CompatEntry.model_validate(entry) for entry in yaml.safe_load(file.read_text())
@@ -57,41 +66,44 @@ def entries(file: Path = FILE) -> tuple[CompatEntry, ...]:
 
 
 def version(makefile: str) -> tuple[int, int]:
-    """(VERSION, PATCHLEVEL) of the text of a tree's Makefile; (0, 0) where it has none."""
-    found = [
+    """(VERSION, PATCHLEVEL) from the text of a tree's Makefile; 0 for one that is missing."""
+    matches = [
         re.search(rf"^{name}\s*=\s*(\d+)", makefile, re.MULTILINE)
         for name in ("VERSION", "PATCHLEVEL")
     ]
-    major, minor = (int(match[1]) if match else 0 for match in found)
+    major, minor = (int(match[1]) if match else 0 for match in matches)
     return major, minor
 
 
 def needed(
-    of: tuple[int, int], root: Path | None = None, known: Iterable[CompatEntry] | None = None
+    kernel: tuple[int, int], root: Path | None = None, known: Iterable[CompatEntry] | None = None
 ) -> Compat:
-    """What a kernel of the version `of` needs. root: its tree, None for one that lacks nothing."""
-    fit = [
+    """What a kernel of the version `kernel` needs.
+
+    root: its source tree; without it, entries with `lacks` do not apply.
+    known: the entries to choose from, by default those of compat.yaml.
+    """
+    applying = [
         entry
         for entry in (entries() if known is None else known)
-        if pair(entry.first) <= of < pair(entry.before) and _lacks(root, entry.lacks)
+        if pair(entry.first) <= kernel < pair(entry.before) and _lacks(root, entry.lacks)
     ]
     make: dict[str, str] = {}
-    for entry in fit:
+    for entry in applying:
         for name, value in entry.make.items():
             make[name] = f"{make[name]} {value}" if name in make else value
+    options = [f"CONFIG_{option}" for entry in applying for option in entry.config]
     return Compat(
-        why=tuple(entry.why for entry in fit),
+        why=tuple(entry.why for entry in applying),
         make=tuple(make.items()),
-        config=config.render(
-            config.settings([f"CONFIG_{option}" for entry in fit for option in entry.config])
-        ),
-        patches=tuple(FILE.parent / name for entry in fit for name in entry.patches),
-        base=next((entry.base for entry in fit if entry.base), Compat.base),
+        config=config.render(config.settings(options)),
+        patches=tuple(FILE.parent / name for entry in applying for name in entry.patches),
+        base=next((entry.base for entry in applying if entry.base), Compat.base),
     )
 
 
 def _lacks(root: Path | None, texts: Mapping[str, str]) -> bool:
-    """Whether each of these files is in the tree, and lacks its text."""
+    """Whether each of these files exists in the tree and lacks its text."""
     files = {root / path: text for path, text in texts.items()} if root else {}
     return len(files) == len(texts) and all(
         file.is_file() and text not in file.read_text(errors="replace")

@@ -1,16 +1,18 @@
-"""kernels/NAME.yaml: a kernel that is built from source, as data. Its format is the models below, nothing is implied.
+# SPDX-License-Identifier: GPL-2.0-only
+"""kernels/NAME.yaml: a kernel to build from source, as data. The models below are the whole format.
 
-    name: 6.1-int3                       # as the file is called
+    name: 6.1-int3                       # the same as the file's
     description: one line for `orchestrator kernels list`
-    source: {debian-source: "6.1"}       # Debian's linux-source-6.1, the newest point release in the mirror
+    source: {debian-source: "6.1"}       # Debian's linux-source-6.1, newest version in the mirror
     config:
       base: tinyconfig                   # tinyconfig, defconfig, or a file
-      fragments: [6.1-int3/trim.config]  # merged in order; an option that does not survive is an error
-    series: 6.1-int3/series              # a file that lists patches, one a line, beside it or in patches/ beside it
-    patches: []                          # single patches, after the series
+      fragments: [6.1-int3/trim.config]  # merged in order; a lost option is an error
+    series: 6.1-int3/series              # lists patches, one a line, which are beside it or in
+                                         # patches/ beside it
+    patches: []                          # more patches, applied after the series
     make: {KCFLAGS: -g1}                 # variables for make's command line
 
-Paths are relative to the folder of the file.
+Paths are relative to the directory of the file.
 """
 
 from __future__ import annotations
@@ -31,20 +33,22 @@ BASES = ("tinyconfig", "defconfig")
 
 
 class DefinitionSource(Strict):
-    """Where the source comes from. debian_source: the series of a Debian linux-source package, as text."""
+    """Where the source comes from."""
 
     debian_source: str = pydantic.Field(alias="debian-source", pattern=r"^\d+\.\d+$")
+    """The series of one of Debian's linux-source packages."""
 
 
 class DefinitionConfig(Strict):
-    """What is configured: the base and what is merged on it."""
+    """The configuration."""
 
     base: str = "tinyconfig"
     fragments: list[str] = pydantic.Field(default=[])
+    """Files that are merged on the base, in order."""
 
 
 class Definition(Strict):
-    """One kernels/*.yaml. `folder` is where its paths start."""
+    """One kernels/*.yaml."""
 
     name: str
     description: str
@@ -54,6 +58,7 @@ class Definition(Strict):
     patches: list[str] = pydantic.Field(default=[])
     make: Mapping[str, str] = pydantic.Field(default={})
     _folder: Path = pydantic.PrivateAttr(default=DEFINITIONS)
+    """The directory that paths are relative to."""
 
     def fragment_files(self) -> tuple[Path, ...]:
         return tuple(self._folder / name for name in self.config.fragments)
@@ -75,12 +80,15 @@ INNER: Mapping[str, type[pydantic.BaseModel]] = {
 
 
 def names() -> list[str]:
-    """All definitions that come with the project, sorted."""
+    """The names of all definitions in kernels/, sorted."""
     return sorted(path.stem for path in DEFINITIONS.glob("*.yaml"))
 
 
 def load(selector: str) -> Definition:
-    """The definition called `selector`, or the one in the file of that path (`./mine.yaml`)."""
+    """The definition named `selector`, or the one in the file `selector` (`./mine.yaml`).
+
+    Raises UsageError if there is none or it is wrong.
+    """
     if selector.endswith((".yaml", ".yml")):
         file = Path(selector)
         if not file.is_file():
@@ -90,13 +98,17 @@ def load(selector: str) -> Definition:
         if "/" in selector or not file.is_file():
             known = [*names(), "debian:6.1"]
             raise UsageError(
-                f"unknown kernel {selector}{nearest(selector, known)}: `orchestrator kernels list` shows them"
+                f"unknown kernel {selector}{nearest(selector, known)}: "
+                "`orchestrator kernels list` shows them"
             )
     return read(file)
 
 
 def read(file: Path) -> Definition:
-    """The definition in `file`, checked: types, names, and that every file it mentions is there."""
+    """The definition in `file`.
+
+    Raises UsageError if a type or name is wrong or a file that it mentions is missing.
+    """
     data = yamlfile.mapping(file, "a kernel definition is a mapping (name: ..., source: ...)")
     try:
         definition = Definition.model_validate(data)
@@ -104,7 +116,9 @@ def read(file: Path) -> Definition:
         raise UsageError(f"{file}: {yamlfile.explained(error, Definition, INNER)}") from error
     definition._folder = file.resolve().parent
     if definition.name != file.stem:
-        raise UsageError(f"{file}: name: is {definition.name}, must be {file.stem} as the file")
+        raise UsageError(
+            f"{file}: name: is {definition.name}, must be {file.stem} like the file's name"
+        )
     mentioned = [("config.fragments", path) for path in definition.fragment_files()]
     mentioned += [("patches", definition._folder / name) for name in definition.patches]
     if definition.series:
@@ -116,5 +130,5 @@ def read(file: Path) -> Definition:
         if not path.is_file():
             also = f", nor is it one of {', '.join(BASES)}" if key == "config.base" else ""
             raise UsageError(f"{file}: {key}: there is no file {path}{also}")
-    definition.patch_files()
+    definition.patch_files()  # raises UsageError for a missing patch of the series
     return definition

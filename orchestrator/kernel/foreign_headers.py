@@ -1,7 +1,9 @@
-"""Headers of a newer release made usable on this one: their programs get that release's C library, their makefiles a
-compiler that passes over what it does not know.
+# SPDX-License-Identifier: GPL-2.0-only
+"""Makes the kernel headers of a newer Debian release usable on this machine.
 
-Which programs and which options those are is found by trying them, not by any version.
+Their programs (modpost, objtool, fixdep) get that release's C library, and their makefiles get a
+compiler wrapper that drops options this machine's gcc does not know. Which programs and options are
+affected is found by trying them, not by comparing versions.
 """
 
 from __future__ import annotations
@@ -15,52 +17,69 @@ from orchestrator.host import debian, proc
 from orchestrator.host.paths import cache_dir
 
 LIBRARIES = ("libc6", "libelf1t64", "zlib1g", "libzstd1")
-"""What modpost, objtool and fixdep are linked with; libelf1t64 is called so since trixie, where such programs begin."""
+"""Packages of the libraries that these programs are linked with.
+
+libelf1t64 has this name since trixie, the first release whose programs do not run on bookworm.
+"""
 LOADER = "ld-linux-x86-64.so.2"
 OPTION = re.compile(r"(?<![\w-])(-[fm][a-z][a-z0-9-]*)(=?)")
-"""Compiler options in makefiles that may be new. Those of warnings are never refused, only noted."""
+"""Options in makefiles that gcc may refuse. It never refuses an unknown warning option."""
 
 
 def adapt(prefix: Path, final: Path, suite: str) -> None:
-    """Adapt the headers unpacked in `prefix`, which are of `suite` and will stand in `final`."""
+    """Adapt the headers that are unpacked in `prefix`.
+
+    final: where `prefix` will be moved.
+    suite: the suite that the headers come from.
+    """
     programs = [program for program in _programs(prefix) if not _runs_here(program)]
     if programs:
-        _give_libraries(prefix, suite.partition("-")[0])
+        _add_libraries(prefix, suite.partition("-")[0])
     for program in programs:
-        kept = program.with_name(program.name + ".elf")
-        program.rename(kept)
-        libraries = final / "runtime"
-        at = final / kept.relative_to(prefix)
-        program.write_text(
-            "#!/bin/sh\n# Made for a newer C library than this machine's, so it runs with that one.\n"
-            f'exec {libraries}/{LOADER} --library-path {libraries} {at} "$@"\n'
-        )
-        program.chmod(0o755)
-    if refused := sorted(_refused(prefix)):
-        compiler = prefix / "runtime" / "gcc"
-        compiler.parent.mkdir(exist_ok=True)
-        patterns = "|".join(f"{option}|{option}=*" for option in refused)
-        compiler.write_text(
-            "#!/bin/bash\n# These headers are made for a newer gcc: pass over the options that this one lacks.\n"
-            f'for word; do case $word in {patterns}) ;; *) words+=("$word") ;; esac; done\n'
-            'exec gcc "${words[@]}"\n'
-        )
-        compiler.chmod(0o755)
-        for variables in prefix.glob("usr/src/linux-headers-*/.kernelvariables"):
-            at = final / compiler.relative_to(prefix)
-            text = variables.read_text()
-            variables.write_text(re.sub(r",\$\(CROSS_COMPILE\)gcc\)", f",{at})", text))
+        _wrap(program, prefix, final)
+    if refused := sorted(_refused_options(prefix)):
+        _wrap_compiler(refused, prefix, final)
+
+
+def _wrap(program: Path, prefix: Path, final: Path) -> None:
+    """Replace `program` by a script that runs it with the libraries in prefix/runtime."""
+    original = program.with_name(program.name + ".elf")
+    program.rename(original)
+    libraries = final / "runtime"
+    binary = final / original.relative_to(prefix)
+    program.write_text(
+        "#!/bin/sh\n# Built for a newer C library than this machine's, so run it with that one.\n"
+        f'exec {libraries}/{LOADER} --library-path {libraries} {binary} "$@"\n'
+    )
+    program.chmod(0o755)
+
+
+def _wrap_compiler(refused: list[str], prefix: Path, final: Path) -> None:
+    """Make the headers use a gcc that ignores the options `refused`."""
+    compiler = prefix / "runtime" / "gcc"
+    compiler.parent.mkdir(exist_ok=True)
+    patterns = "|".join(f"{option}|{option}=*" for option in refused)
+    compiler.write_text(
+        "#!/bin/bash\n# These headers expect a newer gcc: drop the options that this one lacks.\n"
+        "for argument; do\n"
+        f'case $argument in {patterns}) ;; *) arguments+=("$argument") ;; esac\n'
+        "done\n"
+        'exec gcc "${arguments[@]}"\n'
+    )
+    compiler.chmod(0o755)
+    for variables in prefix.glob("usr/src/linux-headers-*/.kernelvariables"):
+        path = final / compiler.relative_to(prefix)
+        text = variables.read_text()
+        variables.write_text(re.sub(r",\$\(CROSS_COMPILE\)gcc\)", f",{path})", text))
 
 
 def _programs(prefix: Path) -> Iterator[Path]:
+    """The ELF executables among the headers."""
     for directory, _, files in os.walk(prefix / "usr" / "lib"):
         for name in files:
             file = Path(directory, name)
-            if (
-                not file.is_symlink()
-                and os.access(file, os.X_OK)
-                and file.read_bytes()[:4] == b"\x7fELF"
-            ):
+            executable = not file.is_symlink() and os.access(file, os.X_OK)
+            if executable and file.read_bytes()[:4] == b"\x7fELF":
                 yield file
 
 
@@ -68,23 +87,23 @@ def _runs_here(program: Path) -> bool:
     return "not found" not in proc.run([proc.need("ldd", "libc-bin"), program], check=False).stdout
 
 
-def _give_libraries(prefix: Path, suite: str) -> None:
-    """The shared libraries of `suite` in prefix/runtime."""
+def _add_libraries(prefix: Path, suite: str) -> None:
+    """Copy the shared libraries of `suite` to prefix/runtime."""
     unpacked = prefix / "runtime" / "packages"
     for name in LIBRARIES:
-        if found := debian.candidates(re.escape(name), (suite,)):
-            debian.unpack(debian.download(debian.newest_of(found)), unpacked)
+        if packages := debian.candidates(re.escape(name), (suite,)):
+            debian.unpack(debian.download(debian.newest_of(packages)), unpacked)
     for library in unpacked.glob("**/x86_64-linux-gnu/*.so*"):
-        link = prefix / "runtime" / library.name
-        if library.is_file() and not link.exists():
-            link.write_bytes(library.read_bytes())
-            link.chmod(0o755)
+        copy = prefix / "runtime" / library.name
+        if library.is_file() and not copy.exists():
+            copy.write_bytes(library.read_bytes())
+            copy.chmod(0o755)
     proc.run(["rm", "-rf", unpacked])
 
 
-def _refused(prefix: Path) -> set[str]:
+def _refused_options(prefix: Path) -> set[str]:
     """Options in the makefiles that this machine's gcc does not know."""
-    wanted: set[tuple[str, str]] = set()
+    options: set[tuple[str, str]] = set()
     for common in prefix.glob("usr/src/linux-headers-*"):
         for makefile in (
             common / "Makefile",
@@ -92,13 +111,13 @@ def _refused(prefix: Path) -> set[str]:
             *common.glob("scripts/Makefile.*"),
         ):
             if makefile.is_file():
-                wanted |= set(OPTION.findall(makefile.read_text()))
+                options |= set(OPTION.findall(makefile.read_text()))
     empty = cache_dir() / "empty.c"
     empty.touch()
     gcc = proc.need("gcc", "gcc")
-    options = sorted({option + ("=0" if sign else "") for option, sign in wanted})
-    said = proc.run([gcc, "-c", "-o", "/dev/null", *options, empty], check=False).stdout
+    arguments = sorted({option + ("=0" if equals else "") for option, equals in options})
+    output = proc.run([gcc, "-c", "-o", "/dev/null", *arguments, empty], check=False).stdout
     return {
         option.partition("=")[0]
-        for option in re.findall(r"unrecognized command-line option .(-[\w=-]+)", said)
+        for option in re.findall(r"unrecognized command-line option .(-[\w=-]+)", output)
     }

@@ -1,4 +1,5 @@
-"""What the rest of the program knows of a kernel, whatever it was made from."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the rest of the program knows about a kernel, whatever kind it is."""
 
 from __future__ import annotations
 
@@ -8,12 +9,12 @@ from pathlib import Path
 from orchestrator.options import argv, option
 
 SOURCE, CHANGES = "kernel", "changes"
-"""Groups of options: which kernel, and what is done to its source or configuration before it is built."""
+"""Option groups: which kernel, and changes to its source or configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class KernelRequest:
-    """Which kernel the user wants. `bzimage` and `tree` win over `selector`."""
+    """Which kernel the user requests. `bzimage` and `tree` override `selector`."""
 
     selector: str = option(
         "--kernel",
@@ -21,7 +22,8 @@ class KernelRequest:
         metavar="NAME",
         group=SOURCE,
         key="kernel",
-        help="a definition in kernels/, debian:VERSION, debian-source:SERIES or git:WHERE@REF (default: 6.1-int3)",
+        help="a definition in kernels/, debian:VERSION, debian-source:SERIES or git:WHERE@REF "
+        "(default: 6.1-int3)",
     )
     tree: Path | None = option(
         "--tree",
@@ -74,38 +76,45 @@ class KernelRequest:
     )
 
     def argv(self) -> list[str]:
-        """The options of `orchestrator run` that ask for this kernel."""
-        words = argv(self)
-        if self.tree or self.bzimage:  # which win
-            at = words.index("--kernel")
-            del words[at : at + 2]
-        return words
+        """The options of `orchestrator run` that request this kernel."""
+        arguments = argv(self)
+        if self.tree or self.bzimage:  # the selector has no effect
+            index = arguments.index("--kernel")
+            del arguments[index : index + 2]
+        return arguments
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """A kernel that can be booted, and a module built for.
-
-    name: as the user asked for it. release: `uname -r`. digest: hex, identifies the content (source, patches, config,
-    compiler), so whatever is derived from the kernel can be cached under it. bzimage: the bootable image. config: its
-    .config, None where it is not to be had. kbuild: the directory that `make -C KBUILD M=...` takes (build tree or
-    unpacked headers), None when modules cannot be built. vmlinux: ELF file with symbols, None when there is none.
-    origin: where it came from, in words and versions, for the report. make: variables that make wants on its command
-    line for modules, too.
-    """
+    """A kernel that is ready to boot, with what is needed to build modules for it."""
 
     name: str
+    """As the user requested it."""
     release: str
+    """As `uname -r` prints it."""
     digest: str
+    """Hexadecimal, identifies the content: source, patches, config and compiler.
+
+    Everything derived from the kernel can be cached under it.
+    """
     bzimage: Path
+    """The image to boot."""
     config: Path | None
+    """Its .config, if available."""
     kbuild: Path | None = None
+    """The directory for `make -C KBUILD M=...`: a build tree or unpacked headers.
+
+    None if modules cannot be built.
+    """
     vmlinux: Path | None = None
+    """The ELF file with symbols, if available."""
     origin: dict[str, str] = field(default_factory=dict)
+    """Where the kernel comes from, as label -> text for the report."""
     make: dict[str, str] = field(default_factory=dict)
+    """Variables for make's command line, needed for modules as well."""
 
     def option(self, name: str) -> str | None:
-        """The value of CONFIG_`name` (`y`, `m`, `64`, `"text"`), or None where it is not set (or not known)."""
+        """The value of CONFIG_`name` (`y`, `m`, `64`, `"text"`), None if not set or not known."""
         if self.config is None:
             return None
         prefix = f"CONFIG_{name}="

@@ -1,4 +1,5 @@
-"""Applying patches to a source tree without touching it: the result is the changed files, in a folder of their own."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""Applies patches without touching the source tree: changed files go to a separate directory."""
 
 from __future__ import annotations
 
@@ -13,85 +14,93 @@ from orchestrator.kernel import mails
 
 
 def listed(series: Path) -> list[Path]:
-    """The patches that the file `series` lists, one a line (quilt): beside it or in patches/ beside it."""
+    """The patches in the file `series` (quilt's format: one a line, `#` begins a comment).
+
+    Patches are beside the file or in patches/ beside it. Raises UsageError if one is missing.
+    """
     if not series.is_file():
         raise UsageError(f"there is no series {series}")
-    found: list[Path] = []
+    patches: list[Path] = []
     for number, line in enumerate(series.read_text().splitlines(), 1):
         if name := line.partition("#")[0].strip():
             places = (series.parent / name, series.parent / "patches" / name)
             patch = next((place for place in places if place.is_file()), None)
             if not patch:
                 raise UsageError(f"{series}:{number}: there is no patch {name}")
-            found.append(patch)
-    return found
+            patches.append(patch)
+    return patches
 
 
 def read(files: Iterable[Path]) -> list[tuple[str, str]]:
-    """(name, diff) of each patch, in order. A mail's name has its subject. A file without any is wrong usage."""
+    """(name, diff) of each patch in `files`, in order; the name of a mail includes its subject.
+
+    Raises UsageError for a file that is missing or has no patch.
+    """
     texts: list[tuple[str, str]] = []
     for file in files:
         if not file.is_file():
             raise UsageError(f"there is no patch {file}")
-        sent = mails.diffs(file)
-        if sent is None:
+        patches = mails.diffs(file)
+        if patches is None:
             text = file.read_text(errors="surrogateescape")
-            sent = [("", text)] if mails.DIFF.search(text) else []
-        if not sent:
+            patches = [("", text)] if mails.DIFF.search(text) else []
+        if not patches:
             raise UsageError(f"{file} is not a patch: it has no `+++ b/FILE` line")
-        texts += [(f"{file} ({subject})" if subject else str(file), text) for subject, text in sent]
+        texts += [
+            (f"{file} ({subject})" if subject else str(file), text) for subject, text in patches
+        ]
     return texts
 
 
 def touched(text: str) -> set[str]:
-    """Paths that the patch may read or write. A line inside a hunk may be taken for a header: too many do no harm."""
+    """Paths that the patch may read or write.
+
+    There may be too many, which is harmless: a line inside a hunk can look like a header.
+    """
     paths = re.findall(r"^(?:---|\+\+\+) (?:[^/\s]+)/([^\t\n]+?)(?:\t.*)?$", text, re.MULTILINE)
     paths += re.findall(r"^(?:rename|copy) (?:from|to) (.+)$", text, re.MULTILINE)
-    paths += [
-        path
-        for pair in re.findall(r"^diff --git a/(\S+) b/(\S+)$", text, re.MULTILINE)
-        for path in pair
-    ]
+    for both in re.findall(r"^diff --git a/(\S+) b/(\S+)$", text, re.MULTILINE):
+        paths += both
     return {path for path in paths if not path.startswith("/") and ".." not in Path(path).parts}
 
 
 def apply(
     patches: Iterable[Path], original: Callable[[str], Path | None], scratch: Path
 ) -> dict[str, Path | None]:
-    """Apply `patches` in order to copies in `scratch` of the files that `original(path)` finds in the source.
+    """Apply `patches` to copies of the files they touch.
 
-    Returns every path whose content is now different, with its file in `scratch`, None where it was deleted. Offsets
-    are accepted, fuzz is not: a hunk whose context differs may land in the wrong place. BuildError says which patch,
-    file and hunk failed.
+    original: finds the file in the source for a path, or None.
+    scratch: directory for the copies, made if it does not exist.
+
+    Returns path -> file in `scratch` for every path whose content changed, None for a deleted file.
+    Offsets are accepted but fuzz is not: a hunk whose context differs may land in the wrong place.
+    Raises BuildError with the patch, file and hunk that failed.
     """
     git = proc.need("git", "git")
     texts = read(patches)
     scratch.mkdir(parents=True, exist_ok=True)
-    fetched: set[str] = set()
-    letter = scratch.with_name(f"{scratch.name}.patch")
+    copied: set[str] = set()
+    patch = scratch.with_name(f"{scratch.name}.patch")
     for name, text in texts:
-        for path in touched(text) - fetched:
-            fetched.add(path)
+        for path in touched(text) - copied:
+            copied.add(path)
             source = original(path)
             if source is not None:
                 (scratch / path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(source, scratch / path)
-        # The scratch folder may lie inside somebody's repository, which would make git skip "untracked" files.
+        # If `scratch` is inside some git repository, git must not find it: it would silently skip
+        # the untracked files.
         env = {"GIT_CEILING_DIRECTORIES": str(scratch.resolve().parent)}
         command = [git, "apply", "-p1", "--whitespace=nowarn"]
-        letter.write_text(text, errors="surrogateescape")
-        if proc.run([*command, letter.resolve()], cwd=scratch, env=env, check=False).returncode:
-            said = proc.run(
-                [*command, "--reject", "--verbose", letter.resolve()],
-                cwd=scratch,
-                env=env,
-                check=False,
-            )
-            raise BuildError(f"{name} does not apply: {explain(said.stdout)}")
-    letter.unlink(missing_ok=True)
+        patch.write_text(text, errors="surrogateescape")
+        if proc.run([*command, patch.resolve()], cwd=scratch, env=env, check=False).returncode:
+            command += ["--reject", "--verbose"]
+            rejected = proc.run([*command, patch.resolve()], cwd=scratch, env=env, check=False)
+            raise BuildError(f"{name} does not apply: {explain(rejected.stdout)}")
+    patch.unlink(missing_ok=True)
     changed: dict[str, Path | None] = {}
     present = {str(path.relative_to(scratch)) for path in scratch.rglob("*") if path.is_file()}
-    for path in sorted(fetched | present):
+    for path in sorted(copied | present):
         source = original(path)
         if path not in present:
             if source is not None:
@@ -102,12 +111,14 @@ def apply(
 
 
 def explain(output: str) -> str:
-    """`FILE: hunk #2 (near line 120)` for each failure in the output of `git apply --reject --verbose`."""
+    """`FILE: hunk #2 does not fit (near line 120)` for each failure.
+
+    output: what `git apply --reject --verbose` printed.
+    """
     problems: list[str] = []
     file = ""
-    lines: dict[
-        str, list[str]
-    ] = {}  # all errors come before all rejects, both in the order of the hunks
+    # git prints all errors before all rejects, both in the order of the hunks.
+    lines: dict[str, list[str]] = {}
     for text in output.splitlines():
         if match := re.match(r"Applying patch (.+?)(?: with \d+ rejects?)?\.\.\.$", text):
             file = match[1]

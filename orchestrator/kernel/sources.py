@@ -1,4 +1,5 @@
-"""Kernel sources: Debian's, unpacked once, and trees of the user's, read but never written."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""Kernel sources: Debian's packages and tarballs, unpacked once, and trees, which are only read."""
 
 from __future__ import annotations
 
@@ -24,50 +25,52 @@ from orchestrator.kernel import debian_mirror
 from orchestrator.kernel.checkout import git
 
 Manifest = dict[str, str]
-"""Path relative to the source's root -> fingerprint of content, mode and kind; equal fingerprints are equal files."""
+"""Path relative to the source's root -> fingerprint() of the file."""
 
 SIGNS = ("Makefile", "Kconfig", "arch/x86/kernel", "scripts/kconfig")
-"""What every kernel tree since 2008 has."""
+"""Paths that exist in every kernel tree since 2008."""
 INERT = re.compile(
-    r"(Documentation/(?!.*(Kconfig|Makefile)$)|LICENSES/|tools/testing/|\.git/|\.mailmap$|MAINTAINERS$)"
+    r"(Documentation/(?!.*(Kconfig|Makefile)$)|LICENSES/|tools/testing/|\.git/"
+    r"|\.mailmap$|MAINTAINERS$)"
 )
-"""Files of a tree that cannot change its kernel: left out, so that editing them does not build it again."""
+"""Files that cannot affect the kernel. They are left out, so editing them causes no rebuild."""
 TARBALL = re.compile(r"\.(tar(\.(gz|xz|bz2|zst))?|tgz|txz)$")
 TOP = (
-    "!/*",
-    "/.*",
-    "/vmlinux*",
-    "/System.map",
-    "/*.symvers",
-    "/modules.*",
-    "/*.o",
-    "/*.a",
-    "/*.patch",
-    "/debian",
-)
-"""What to ignore at the top of a tree without git: the .gitignore in Debian's tarballs ignores `/*`, all of it."""
-PRODUCTS = ("*.o", "*.a", "*.ko", ".*.cmd", ".*.d", "*.mod", "*.mod.c", "*.so", "*.so.dbg", "*.order", "*.symvers",
-            "bzImage", "/include/config", "/include/generated", "/arch/*/include/generated")  # fmt: skip
-"""What a build makes that must not be taken for a source, for trees without a .gitignore."""
+    "!/*", "/.*", "/vmlinux*", "/System.map", "/*.symvers", "/modules.*", "/*.o", "/*.a",
+    "/*.patch", "/debian",
+)  # fmt: skip
+"""Patterns for `git ls-files -x` at the top of a tree without git.
+
+The first one is needed because the .gitignore in Debian's tarballs ignores everything (`/*`).
+"""
+PRODUCTS = (
+    "*.o", "*.a", "*.ko", ".*.cmd", ".*.d", "*.mod", "*.mod.c", "*.so", "*.so.dbg", "*.order",
+    "*.symvers", "bzImage", "/include/config", "/include/generated", "/arch/*/include/generated",
+)  # fmt: skip
+"""Patterns for build products, which are no source files, for trees without a .gitignore."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A source to build from. root: its files. identity: text that is equal exactly for equal content.
-
-    frozen: the files of root never change, so they may be hard-linked. workspace: name under which its build is kept.
-    """
+    """A source to build from."""
 
     root: Path
     identity: str
+    """Text that is the same exactly for the same content."""
     workspace: str
+    """Name of the workspace to build in."""
     manifest: Manifest
     frozen: bool
+    """Whether the files in root never change, so that they can be hard-linked."""
     origin: dict[str, str] = field(default_factory=dict)
+    """Becomes part of Kernel.origin."""
 
 
 def from_debian(series: str, workspace: str) -> Source:
-    """The newest linux-source-`series` of the mirror, unpacked in the cache (about 1.5 GB, 15 s the first time)."""
+    """The newest linux-source-`series` of the mirror, unpacked in the cache.
+
+    It takes about 1.5 GB, and 15 s the first time.
+    """
     package = debian_package(series)
     final = cache_dir() / "sources" / f"linux-{package.version.replace(':', '_')}"
 
@@ -80,7 +83,7 @@ def from_debian(series: str, workspace: str) -> Source:
             tarballs = list(packed.glob("usr/src/linux-source-*.tar.*"))
             if not tarballs:
                 raise InfraError(
-                    f"{deb.name} holds no source tarball: this package's layout is not known"
+                    f"{deb.name} has no source tarball: the layout of this package is unknown"
                 )
             proc.need("xz", "xz-utils")
             try:
@@ -112,11 +115,15 @@ def debian_package(series: str) -> debian.Package:
 
 
 def debian_identity(package: debian.Package) -> str:
+    """The identity of from_debian()'s source, known before it is fetched."""
     return f"{package.name} {package.version}"
 
 
 def from_tree(tree: Path) -> Source:
-    """The kernel tree `tree` as it is now, uncommitted changes and new files included, build products left out."""
+    """The kernel tree or tarball `tree` as it is now.
+
+    Uncommitted changes and new files are included, build products are left out.
+    """
     tree = tree.resolve()
     check_tree(tree)
     if tree.is_file():
@@ -130,7 +137,7 @@ def from_tree(tree: Path) -> Source:
     origin = {"kind": "tree", "tree": str(tree), "content": identity}
     described = git(tree, "describe", "--always", "--abbrev=12", check=False)
     if described.returncode == 0:
-        # Not `describe --dirty`, which locks and writes the tree's index whatever it is told.
+        # Not `describe --dirty`: it locks and writes the tree's index regardless of options.
         changes = git(tree, "status", "--porcelain", "--untracked-files=no", check=False).stdout
         origin["git"] = described.stdout.strip() + (" with changes" if changes.strip() else "")
     return Source(
@@ -144,7 +151,7 @@ def from_tree(tree: Path) -> Source:
 
 
 def _from_tarball(file: Path) -> Source:
-    """The source in the tarball `file`, unpacked once for its content."""
+    """The source in the tarball `file`, unpacked once and cached by its content."""
     with file.open("rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
     final = cache_dir() / "sources" / f"tarball-{digest[:24]}"
@@ -160,9 +167,9 @@ def _from_tarball(file: Path) -> Source:
                 raise UsageError(
                     f"{file} does not unpack: {error.output.strip()[-300:]}"
                 ) from error
-        if missing := [sign for sign in SIGNS if not (partial / sign).exists()]:
+        if missing := [path for path in SIGNS if not (partial / path).exists()]:
             raise UsageError(
-                f"{file} holds no kernel source tree in one folder: it has no {missing[0]}"
+                f"{file} is not a kernel source tree in one directory: it has no {missing[0]}"
             )
 
     cached_dir(final, make, waiting_for(f"another run's {file.name}"))
@@ -177,26 +184,31 @@ def _from_tarball(file: Path) -> Source:
 
 
 def check_tree(tree: Path) -> None:
-    """UsageError unless `tree` is the top of a kernel source tree, or a tarball."""
+    """Raise UsageError unless `tree` is the top of a kernel source tree, or a tarball."""
     if tree.is_file() and TARBALL.search(tree.name):
         return
     if not tree.is_dir():
         raise UsageError(
-            f"{tree} is not a directory: --tree takes the top of a kernel source tree, or its tarball"
+            f"{tree} is not a directory: --tree takes the top of a kernel source tree, or a tarball"
         )
-    missing = [sign for sign in SIGNS if not (tree / sign).exists()]
+    missing = [path for path in SIGNS if not (tree / path).exists()]
     if missing:
         raise UsageError(f"{tree} is not a kernel source tree: it has no {missing[0]}")
 
 
 def scan(root: Path, paths: Iterable[str], memory: Path) -> Manifest:
-    """Fingerprints of `paths` below `root`. `memory` spares reading files whose size, times and inode are as before."""
+    """Fingerprints of `paths` below `root`.
+
+    memory: a file that this function keeps, so that it need not read files again whose size, times
+    and inode are unchanged.
+    """
     try:
         known: dict[str, list[int | str]] = json.loads(memory.read_text())
     except (OSError, ValueError):
         known = {}
-    # A file written in the moment of the scan may be written again within the same tick of its timestamp.
-    certain = time.time_ns() - 2_000_000_000
+    # A file written during the scan may be written again without a change of its timestamp, whose
+    # resolution is limited. Such recent files are not remembered.
+    settled = time.time_ns() - 2_000_000_000
     manifest: Manifest = {}
     remembered: dict[str, list[int | str]] = {}
     for path in paths:
@@ -207,19 +219,22 @@ def scan(root: Path, paths: Iterable[str], memory: Path) -> Manifest:
             status = os.lstat(file)
             if stat.S_ISDIR(status.st_mode):  # a submodule or a nested repository
                 continue
-            sign: list[int | str] = [
+            stamp: list[int | str] = [
                 status.st_size,
                 status.st_mtime_ns,
                 status.st_ctime_ns,
                 status.st_ino,
             ]
-            before = known.get(path)
-            printed = str(before[4]) if before and before[:4] == sign else fingerprint(Path(file))
+            previous = known.get(path)
+            if previous and previous[:4] == stamp:
+                printed = str(previous[4])
+            else:
+                printed = fingerprint(Path(file))
         except FileNotFoundError:  # tracked, but deleted in the working tree
             continue
         manifest[path] = printed
-        if status.st_mtime_ns < certain and status.st_ctime_ns < certain:
-            remembered[path] = [*sign, printed]
+        if status.st_mtime_ns < settled and status.st_ctime_ns < settled:
+            remembered[path] = [*stamp, printed]
     if remembered != known:
         memory.parent.mkdir(parents=True, exist_ok=True)
         write_whole(memory, json.dumps(remembered))
@@ -227,7 +242,7 @@ def scan(root: Path, paths: Iterable[str], memory: Path) -> Manifest:
 
 
 def fingerprint(file: Path) -> str:
-    """What identifies the content, kind and executable bit of `file`."""
+    """Text that identifies the content, type and executable bit of `file`."""
     if file.is_symlink():
         return f"link {file.readlink()}"
     with file.open("rb") as handle:
@@ -236,21 +251,26 @@ def fingerprint(file: Path) -> str:
 
 
 def _walk(root: Path) -> Manifest:
-    """All files of an unpacked source. As it never changes, a path is fingerprint enough."""
+    """The manifest of an unpacked source, whose files never change: one fingerprint for all."""
     listing = root.parent / f"{root.name}.list"
     if not listing.is_file() or listing.stat().st_mtime < root.stat().st_mtime:
         paths = [
             os.path.relpath(os.path.join(folder, name), root)  # noqa: PTH118 (80,000 times)
             for folder, folders, files in os.walk(root)
             for name in (*files, *folders)
-            if name in files or os.path.islink(f"{folder}/{name}")  # noqa: PTH114 (a link to a folder is a file here)
+            # a link to a directory counts as a file
+            if name in files or os.path.islink(f"{folder}/{name}")  # noqa: PTH114
         ]
         write_whole(listing, "\n".join(path for path in sorted(paths) if not INERT.match(path)))
     return dict.fromkeys(listing.read_text().splitlines(), "original")
 
 
 def _listed(tree: Path) -> list[str]:
-    """The source files of `tree`: what git tracks or does not ignore; without git, what .gitignore files leave."""
+    """The source files of `tree`: those that git tracks or does not ignore.
+
+    Without git, the files that .gitignore does not exclude; a kernel's .gitignore files name all
+    build products. Raises BuildError if git fails.
+    """
     inside = git(tree, "rev-parse", "--is-inside-work-tree", check=False)
     try:
         if inside.returncode == 0 and inside.stdout.strip() == "true":
@@ -259,14 +279,12 @@ def _listed(tree: Path) -> list[str]:
             ).stdout
         else:
             products = () if (tree / ".gitignore").is_file() else PRODUCTS
-            with (
-                tempfile.TemporaryDirectory() as empty
-            ):  # a kernel's .gitignore files name all that a build makes
+            with tempfile.TemporaryDirectory() as empty:
                 proc.run(["git", "init", "-q", "--bare", empty])
                 command = ["git", "--git-dir", empty, "--work-tree", str(tree), "-C", str(tree)]
-                ours = [word for pattern in (*TOP, *products) for word in ("-x", pattern)]
+                exclude = [token for pattern in (*TOP, *products) for token in ("-x", pattern)]
                 listing = proc.run(
-                    [*command, "ls-files", "-z", "--others", "--exclude-standard", *ours]
+                    [*command, "ls-files", "-z", "--others", "--exclude-standard", *exclude]
                 ).stdout
     except subprocess.CalledProcessError as error:
         raise BuildError(

@@ -1,4 +1,5 @@
-"""Building, on a fake kernel tree that takes a second: what is rebuilt, what is told, what is left alone."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""Building a fake kernel tree, which takes a second: what is rebuilt, reported, left alone."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ FAKE = Path(__file__).parent / "fakekernel"
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A fake kernel tree, with a cache of its own and no default fragment or tools that it does not need."""
+    """A fake kernel tree, a private cache, and no more tools and default options than it needs."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     fragment = tmp_path / "trim.config"
     fragment.write_text("CONFIG_SMP=y\n")
@@ -47,12 +48,12 @@ def _obtain(tree: Path, **request: object) -> Kernel:
 
 
 def _workspace() -> Path:
-    (found,) = (cache_dir() / "work").iterdir()
-    return found
+    (workspace,) = (cache_dir() / "work").iterdir()
+    return workspace
 
 
 def _compiled() -> list[str]:
-    """The objects that the last make compiled."""
+    """The objects that the last make compiled, sorted."""
     lines = (_workspace() / "build.log").read_text().splitlines()
     return sorted(line.split()[1] for line in lines if line.startswith("  CC"))
 
@@ -72,7 +73,7 @@ def _edit(file: Path, old: str, new: str) -> None:
     file.write_text(text.replace(old, new))
 
 
-def test_build_and_what_it_leaves(git_tree: Path) -> None:
+def test_a_build_has_everything_a_run_needs_and_leaves_the_tree_alone(git_tree: Path) -> None:
     before = _content(git_tree)
     kernel = _obtain(git_tree)
     assert _content(git_tree) == before, "the tree was written to"
@@ -86,7 +87,7 @@ def test_build_and_what_it_leaves(git_tree: Path) -> None:
     assert len(_compiled()) == 3
 
 
-def test_without_git_and_with_the_gitignore_of_debians_tarballs(tree: Path) -> None:
+def test_build_products_do_not_matter_without_git_under_debians_gitignore(tree: Path) -> None:
     first = _obtain(tree)
     assert first.release == "6.1.0-fake"
     ignored = tree / ".gitignore"
@@ -98,19 +99,18 @@ def test_without_git_and_with_the_gitignore_of_debians_tarballs(tree: Path) -> N
     assert _obtain(tree).digest == first.digest
 
 
-def test_without_git_and_without_a_gitignore(tree: Path) -> None:
+def test_build_products_do_not_matter_without_git_and_gitignore(tree: Path) -> None:
     (tree / ".gitignore").unlink()
     first = _obtain(tree)
     for target in ("tinyconfig", "bzImage"):
         subprocess.run(["make", "-s", "-C", tree, target, "CC=gcc"], check=True)
     assert list(tree.rglob("*.o")) and (tree / "vmlinux").exists()
-    shutil.rmtree(
-        tree / "scripts/mod"
-    )  # a program for the host has no name that tells: all would be built again
+    # no pattern matches the names of host programs: they would count as sources
+    shutil.rmtree(tree / "scripts/mod")
     assert _obtain(tree).digest == first.digest
 
 
-def test_the_same_is_not_built_again(git_tree: Path) -> None:
+def test_an_unchanged_tree_is_not_built_again(git_tree: Path) -> None:
     first = _obtain(git_tree)
     (_workspace() / "build.log").unlink()
     assert _obtain(git_tree) == first
@@ -124,12 +124,12 @@ def test_one_change_compiles_one_object(git_tree: Path) -> None:
     assert _compiled() == ["arch/x86/kernel/traps.o"]
     assert second.digest != first.digest
     assert second.bzimage.read_bytes() != first.bzimage.read_bytes()
-    # back to the first content: the finished kernel is still there
+    # back to the first content, whose finished kernel is still in the cache
     _edit(git_tree / "arch/x86/kernel/traps.c", "ROUNDS + 1", "ROUNDS")
     assert _obtain(git_tree) == first
 
 
-def test_a_header_compiles_all_and_an_older_time_counts_as_change(git_tree: Path) -> None:
+def test_a_changed_header_compiles_everything_even_if_its_time_is_older(git_tree: Path) -> None:
     _obtain(git_tree)
     header = git_tree / "include/linux/kernel.h"
     _edit(header, "3", "2")
@@ -138,7 +138,7 @@ def test_a_header_compiles_all_and_an_older_time_counts_as_change(git_tree: Path
     assert len(_compiled()) == 3
 
 
-def test_a_new_time_alone_is_no_change(git_tree: Path) -> None:
+def test_a_new_timestamp_alone_is_no_change(git_tree: Path) -> None:
     first = _obtain(git_tree)
     (git_tree / "drivers/console.c").touch()
     assert _obtain(git_tree).digest == first.digest
@@ -154,7 +154,7 @@ def test_untracked_and_deleted_files_count(git_tree: Path) -> None:
         _obtain(git_tree)
 
 
-def test_build_products_in_the_tree_do_not_matter(git_tree: Path) -> None:
+def test_build_products_in_a_git_tree_do_not_matter(git_tree: Path) -> None:
     first = _obtain(git_tree)
     for target in ("tinyconfig", "bzImage"):
         subprocess.run(["make", "-s", "-C", git_tree, target, "CC=gcc"], check=True)
@@ -162,7 +162,7 @@ def test_build_products_in_the_tree_do_not_matter(git_tree: Path) -> None:
     assert _obtain(git_tree).digest == first.digest
 
 
-def test_patch_goes_to_a_copy(git_tree: Path, tmp_path: Path) -> None:
+def test_a_patch_is_applied_to_a_copy(git_tree: Path, tmp_path: Path) -> None:
     first = _obtain(git_tree)
     _edit(git_tree / "arch/x86/kernel/alternative.c", "phases = 3", "phases = 2")
     difference = subprocess.run(
@@ -183,12 +183,12 @@ def test_patch_goes_to_a_copy(git_tree: Path, tmp_path: Path) -> None:
     assert "phases = 3" in (_workspace() / "src/arch/x86/kernel/alternative.c").read_text()
 
 
-def test_compile_error_shows_the_compilers_lines(git_tree: Path) -> None:
+def test_a_compile_error_shows_the_compilers_lines(git_tree: Path) -> None:
     _edit(git_tree / "arch/x86/kernel/alternative.c", "return phases;", "return phase;")
     with pytest.raises(BuildError) as caught:
         _obtain(git_tree)
     message = str(caught.value)
-    assert "arch/x86/kernel/alternative.c:7:16: error: " in message and "return phase;" in message
+    assert "arch/x86/kernel/alternative.c:8:16: error: " in message and "return phase;" in message
     assert "make" not in message.split("\n(the whole log")[0].splitlines()[-1]
     assert not list((cache_dir() / "kernels").glob("*/kernel.json"))
     assert not list((cache_dir() / "kernels").glob(".*partial*"))
@@ -196,14 +196,14 @@ def test_compile_error_shows_the_compilers_lines(git_tree: Path) -> None:
     assert _obtain(git_tree).release == "6.1.0-fake"
 
 
-def test_options_that_do_not_survive_are_named(git_tree: Path) -> None:
+def test_lost_options_are_named(git_tree: Path) -> None:
     with pytest.raises(
         BuildError, match=r"1 option did not survive.*\n  CONFIG_KPROBE=y \(requested by setting\)"
     ):
         _obtain(git_tree, settings=("CONFIG_KPROBE=y",))
 
 
-def test_our_own_wishes_may_get_lost_on_a_tree_and_are_told(git_tree: Path) -> None:
+def test_our_default_options_may_get_lost_on_a_tree_and_are_reported(git_tree: Path) -> None:
     from_source.TREE_FRAGMENT.write_text("CONFIG_SMP=y\nCONFIG_MPPARSE=y\n")
     assert _obtain(git_tree).origin["options lost"] == "CONFIG_MPPARSE"
 
@@ -215,12 +215,12 @@ def test_fragments_and_settings_override(git_tree: Path, tmp_path: Path) -> None
     assert kernel.option("SMP") in (None, "n") and kernel.option("NR_CPUS") == "16"
 
 
-def test_an_object_cut_short_by_a_kill_is_made_again(git_tree: Path) -> None:
+def test_an_object_truncated_by_a_kill_is_built_again(git_tree: Path) -> None:
     first = _obtain(git_tree)
     _edit(git_tree / "arch/x86/kernel/traps.c", "return ROUNDS", "return ROUNDS + 1")
     second = _obtain(git_tree)
     shutil.rmtree(second.bzimage.parent)
-    # as a SIGKILL in mid-compilation would leave it: newer than its source, but no object
+    # like after a SIGKILL during compilation: newer than its source, but truncated
     (_workspace() / "building").touch()
     (_workspace() / "build/arch/x86/kernel/traps.o").write_bytes(b"\x7fELF")
     third = _obtain(git_tree)
@@ -229,7 +229,7 @@ def test_an_object_cut_short_by_a_kill_is_made_again(git_tree: Path) -> None:
     assert len(third.bzimage.read_bytes()) > 1000
 
 
-def test_interrupted_copy_is_repaired(git_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_copy_is_repaired(git_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _obtain(git_tree)
     _edit(git_tree / "include/linux/kernel.h", "3", "2")
     _edit(git_tree / "drivers/console.c", "return 0", "return 1")
@@ -251,7 +251,7 @@ def test_interrupted_copy_is_repaired(git_tree: Path, monkeypatch: pytest.Monkey
         assert (_workspace() / "src" / name).read_text() == (git_tree / name).read_text()
 
 
-def test_two_at_once_build_once(git_tree: Path) -> None:
+def test_two_processes_at_once_build_once(git_tree: Path) -> None:
     with multiprocessing.get_context("fork").Pool(2) as pool:
         first, second = pool.map(_obtain, [git_tree, git_tree])
     assert first == second
@@ -273,7 +273,7 @@ def test_the_callers_environment_does_not_leak_in(
     assert _obtain(git_tree).bzimage.read_bytes() == first.bzimage.read_bytes()
 
 
-def test_what_is_no_tree(tmp_path: Path, git_tree: Path) -> None:
+def test_a_path_that_is_no_kernel_tree_is_refused(tmp_path: Path, git_tree: Path) -> None:
     with pytest.raises(UsageError, match="is not a directory"):
         _obtain(tmp_path / "nowhere")
     with pytest.raises(UsageError, match="is not a kernel source tree: it has no Makefile"):
@@ -283,7 +283,7 @@ def test_what_is_no_tree(tmp_path: Path, git_tree: Path) -> None:
         _obtain(git_tree)
 
 
-def test_finished_images_take_no_patches() -> None:
+def test_finished_kernels_take_no_settings() -> None:
     with pytest.raises(UsageError, match="is a finished kernel"):
         obtain.obtain(KernelRequest(selector="debian:6.1", settings=("SMP=y",)))
 
@@ -301,11 +301,11 @@ make: *** [Makefile:234: __sub-make] Error 2
 """
 
 
-def test_explain_takes_the_error_with_its_context() -> None:
+def test_explain_shows_the_error_with_its_context() -> None:
     assert build.explain(LOG).splitlines() == LOG.splitlines()[1:6]
 
 
-def test_explain_without_a_compilers_error() -> None:
+def test_explain_shows_makes_message_without_a_compiler_error() -> None:
     assert "No rule to make target" in build.explain(
         "  GEN Makefile\nmake: *** No rule to make target 'x'.  Stop.\n"
     )

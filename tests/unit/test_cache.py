@@ -1,4 +1,5 @@
-"""The cache as a user sees it: what it holds, and what cleaning takes and leaves."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""The cache as a user sees it: its content, and what cleaning removes and keeps."""
 
 from __future__ import annotations
 
@@ -35,27 +36,27 @@ def removed(**options: float) -> list[str]:
     return [item.path.name for item in cache.clean(**options)]  # type: ignore[arg-type]
 
 
-def test_what_was_not_used_for_long_goes() -> None:
+def test_entries_not_used_recently_are_removed() -> None:
     old, new = entry("kernels", "old", idle=40 * DAY), entry("stock", "new", idle=2 * DAY)
     assert removed(older=30 * DAY) == ["old"]
     assert not old.exists() and new.exists()
     assert not list(cache_dir().glob("*/.*gone*"))
 
 
-def test_the_longest_unused_goes_first_until_enough_is_left() -> None:
+def test_the_least_recently_used_go_first_until_the_rest_fits() -> None:
     for name, days in (("b", 2), ("c", 3), ("a", 1)):
         entry("kernels", name, idle=days * DAY, size=1 << 20)
     assert removed(keep=(2 << 20) + 65536) == ["c"]
     assert removed(keep=0) == ["b", "a"]
 
 
-def test_using_it_makes_it_new() -> None:
+def test_an_entry_in_use_counts_as_new() -> None:
     path = entry("modules", "used", idle=40 * DAY)
-    cached_dir(path, lambda _: pytest.fail("it is there"))
+    cached_dir(path, lambda _: pytest.fail("it exists already"))
     assert removed(older=30 * DAY) == []
 
 
-def test_what_is_new_or_being_made_stays() -> None:
+def test_new_entries_and_those_being_made_stay() -> None:
     entry("kernels", "new", idle=60)
     busy = entry("kernels", "busy", idle=40 * DAY)
     with locked(busy.with_name(f".{busy.name}.lock")):
@@ -64,7 +65,7 @@ def test_what_is_new_or_being_made_stays() -> None:
     assert busy.exists()
 
 
-def test_a_dry_run_takes_nothing() -> None:
+def test_a_dry_run_removes_nothing() -> None:
     path = entry("kernels", "old", idle=40 * DAY)
     assert removed(older=DAY, dry=True) == ["old"]
     assert path.exists()
@@ -76,24 +77,24 @@ def test_a_cached_kernel_is_listed_with_its_patches() -> None:
     (place / "kernel.json").write_text(
         json.dumps({"name": "6.1-plain", "release": "6.1.9", "origin": origin})
     )
-    (found,) = cache.kernels()
-    assert (found.name, found.source, found.patches) == (
+    (kernel,) = cache.kernels()
+    assert (kernel.name, kernel.source, kernel.patches) == (
         "6.1-plain",
         "linux-source-6.1 6.1.9-1",
         ("a.patch", "b.patch"),
     )
 
 
-def test_images_are_offered_by_the_name_that_means_just_them(
+def test_images_are_offered_by_their_exact_selector(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    there = [
+    packages = [
         Package("linux-image-6.16.3-amd64", "6.16.3-1", "sid"),
         Package("linux-image-6.9.10-amd64", "6.9.10-1", "sid"),
         Package("linux-headers-6.9.10-amd64", "6.9.10-1", "sid"),
         Package("linux-image-6.9.10-cloud-amd64", "6.9.10-1", "sid"),
     ]
-    monkeypatch.setattr("orchestrator.host.debian.candidates", lambda *_: there)
+    monkeypatch.setattr("orchestrator.host.debian.candidates", lambda *_: packages)
     offered = cache.offered()
     assert list(offered)[-1] == "debian:6.16.3"
     assert {selector: headers for selector, (_, headers) in offered.items()} == {

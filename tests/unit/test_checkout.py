@@ -1,4 +1,5 @@
-"""Sources that are no folder: commits of git repositories, and tarballs."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""Sources that are not a directory: commits of git repositories, and tarballs."""
 
 from __future__ import annotations
 
@@ -20,16 +21,16 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
 
 
-def git(tree: Path, *words: str) -> str:
+def git(tree: Path, *arguments: str) -> str:
     identity = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
     return subprocess.run(
-        ["git", *identity, "-C", tree, *words], check=True, capture_output=True, text=True
+        ["git", *identity, "-C", tree, *arguments], check=True, capture_output=True, text=True
     ).stdout
 
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """Two commits, the first one tagged v1, and changes that nobody has committed."""
+    """Two commits, tagged v-one and v-two, and uncommitted changes."""
     tree = tmp_path / "linux"
     tree.mkdir()
     git(tree, "init", "-q", "-b", "main")
@@ -42,7 +43,7 @@ def repository(tmp_path: Path) -> Path:
     return tree
 
 
-def test_where_and_ref_are_told_apart() -> None:
+def test_a_selector_is_split_into_where_and_ref() -> None:
     assert checkout.parse("git:/src/linux@v6.12") == ("/src/linux", "v6.12")
     assert checkout.parse("git:git@example.org:linux.git@main") == (
         "git@example.org:linux.git",
@@ -53,12 +54,14 @@ def test_where_and_ref_are_told_apart() -> None:
 @pytest.mark.parametrize(
     "selector", ["git:", "git:/src/linux", "git:/src/linux@", "git:@v1", "git:--upload-pack=x@v1"]
 )
-def test_what_names_no_commit_is_wrong_usage(selector: str) -> None:
+def test_a_selector_without_where_or_ref_is_wrong_usage(selector: str) -> None:
     with pytest.raises(UsageError, match="write git:URL-or-path@REF"):
         checkout.parse(selector)
 
 
-def test_a_commit_of_a_local_repository(repository: Path) -> None:
+def test_a_commit_of_a_local_repository_is_checked_out_without_changing_it(
+    repository: Path,
+) -> None:
     before = git(repository, "status", "--porcelain")
     for ref, content in (
         ("v-one", "one"),
@@ -73,20 +76,20 @@ def test_a_commit_of_a_local_repository(repository: Path) -> None:
     assert git(repository, "worktree", "list").count("\n") == 1
 
 
-def test_what_a_build_left_in_a_checkout_goes(repository: Path) -> None:
+def test_build_products_in_a_checkout_are_removed(repository: Path) -> None:
     with checkout.checked_out(f"git:{repository}@v-one") as tree:
         (tree / "leftover.o").touch()
     with checkout.checked_out(f"git:{repository}@main") as tree:
         assert sorted(path.name for path in tree.iterdir()) == [".git", "version"]
 
 
-def test_a_commit_of_a_repository_elsewhere(repository: Path) -> None:
+def test_a_commit_of_a_remote_repository_is_fetched_without_history(repository: Path) -> None:
     with checkout.checked_out(f"git:file://{repository}@v-one") as tree:
         assert (tree / "version").read_text() == "one"
         assert git(tree, "rev-list", "--count", "HEAD").strip() == "1"
 
 
-def test_a_ref_that_is_not_there(repository: Path, tmp_path: Path) -> None:
+def test_a_missing_ref_or_repository_is_reported(repository: Path, tmp_path: Path) -> None:
     for where in (repository, f"file://{repository}"):
         with (
             pytest.raises(UsageError, match=r"has no .*v-three"),
@@ -100,7 +103,7 @@ def test_a_ref_that_is_not_there(repository: Path, tmp_path: Path) -> None:
         pass
 
 
-# -- tarballs
+# --- tarballs ------------------------------------------------------------------------------------
 
 
 def _pack(file: Path, folder: Path) -> Path:
@@ -108,7 +111,7 @@ def _pack(file: Path, folder: Path) -> Path:
     return file
 
 
-def test_a_tarball_is_unpacked_once_for_its_content(tmp_path: Path) -> None:
+def test_a_tarball_is_unpacked_once_and_found_by_its_content(tmp_path: Path) -> None:
     first = sources.from_tree(_pack(tmp_path / "linux-1.tar.gz", FAKE))
     assert (first.root / "Kconfig").read_text() == (FAKE / "Kconfig").read_text()
     assert "Makefile" in first.manifest
@@ -118,11 +121,11 @@ def test_a_tarball_is_unpacked_once_for_its_content(tmp_path: Path) -> None:
     assert sources.from_tree(again).identity == first.identity
 
 
-def test_a_tarball_of_something_else_leaves_nothing(tmp_path: Path) -> None:
+def test_a_tarball_without_a_kernel_leaves_nothing_in_the_cache(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "text").touch()
     with pytest.raises(
-        UsageError, match="holds no kernel source tree in one folder: it has no Makefile"
+        UsageError, match="is not a kernel source tree in one directory: it has no Makefile"
     ):
         sources.from_tree(_pack(tmp_path / "notes.tar", tmp_path / "notes"))
     broken = tmp_path / "linux.tar.gz"

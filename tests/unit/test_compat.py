@@ -1,4 +1,5 @@
-"""What older trees need to be built today: by version, and put together."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""Which workarounds an older tree needs to build today."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ KNOWN = [
 
 
 @pytest.mark.parametrize(
-    ("of", "why", "make", "config"),
+    ("version", "why", "make", "config"),
     [
         ((2, 6), (), {}, ""),
         ((3, 0), ("a",), {"KCFLAGS": "-w"}, "CONFIG_A=y"),
@@ -37,14 +38,14 @@ KNOWN = [
         ((5, 1), (), {}, ""),
     ],
 )
-def test_all_that_fit_a_version(
-    of: tuple[int, int], why: tuple[str, ...], make: dict[str, str], config: str
+def test_all_entries_for_a_version_are_combined(
+    version: tuple[int, int], why: tuple[str, ...], make: dict[str, str], config: str
 ) -> None:
-    found = needed(of, known=KNOWN)
-    assert (found.why, dict(found.make), found.config.strip()) == (why, make, config)
+    result = needed(version, known=KNOWN)
+    assert (result.why, dict(result.make), result.config.strip()) == (why, make, config)
 
 
-def test_a_fix_that_a_stable_release_has_is_not_made_again(tmp_path: Path) -> None:
+def test_a_fix_that_a_stable_release_already_has_is_not_applied(tmp_path: Path) -> None:
     entry = {"from": "3.0", "before": "4.16", "why": "c", "lacks": {"arch/module.c": "PLT32"}}
     known = [CompatEntry.model_validate(entry)]
     assert needed((4, 4), None, known).why == needed((4, 4), tmp_path, known).why == ()
@@ -55,24 +56,24 @@ def test_a_fix_that_a_stable_release_has_is_not_made_again(tmp_path: Path) -> No
     assert needed((4, 4), tmp_path, known).why == ()
 
 
-def test_the_version_is_the_makefiles() -> None:
+def test_the_version_comes_from_the_makefile() -> None:
     assert compat.version("# SPDX\nVERSION = 4\nPATCHLEVEL = 19\nSUBLEVEL = 0\n") == (4, 19)
     assert compat.version("all:\n") == (0, 0)
 
 
-def test_ours_is_sound() -> None:
+def test_our_compat_file_is_valid() -> None:
     assert compat.entries()
     for entry in compat.entries():
         assert compat.pair(entry.first) < compat.pair(entry.before) and entry.why
         assert all((compat.FILE.parent / name).is_file() for name in entry.patches)
 
 
-def test_a_damaged_file_is_ours_to_mend(tmp_path: Path) -> None:
+def test_a_damaged_compat_file_is_an_infra_error(tmp_path: Path) -> None:
     (tmp_path / "wrong.yaml").write_text("- {from: 3}\n")
     with pytest.raises(InfraError, match=r"wrong\.yaml"):
         compat.entries(tmp_path / "wrong.yaml")
 
 
-def test_our_module_is_built_with_its_warnings() -> None:
+def test_our_module_is_built_with_warnings_even_where_the_kernel_is_not() -> None:
     assert module._with_warnings("-fno-pie -w -fcommon") == "-fno-pie -fcommon"
     assert module._with_warnings("ld -z max-page-size=0x200000") == "ld -z max-page-size=0x200000"

@@ -1,4 +1,5 @@
-"""kernels/*.yaml: what is accepted, and that every mistake is one sentence with the file and the key."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""kernels/*.yaml: what is accepted, and that each mistake is reported with file and key."""
 
 from __future__ import annotations
 
@@ -35,17 +36,17 @@ def _read(folder: Path, text: str) -> definition.Definition:
     return definition.read(folder / "mine.yaml")
 
 
-def test_good_definition_resolves_its_files(folder: Path) -> None:
-    got = _read(folder, GOOD)
-    assert got.source.debian_source == "6.1"
-    assert [path.name for path in got.patch_files()] == ["0001.patch", "0002.patch"]
-    assert got.fragment_files() == (folder / "extra.config",)
-    assert got.base() == "tinyconfig"
-    assert got.make == {"KCFLAGS": "-g1"}
+def test_a_good_definition_finds_its_files(folder: Path) -> None:
+    loaded = _read(folder, GOOD)
+    assert loaded.source.debian_source == "6.1"
+    assert [path.name for path in loaded.patch_files()] == ["0001.patch", "0002.patch"]
+    assert loaded.fragment_files() == (folder / "extra.config",)
+    assert loaded.base() == "tinyconfig"
+    assert loaded.make == {"KCFLAGS": "-g1"}
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "says"),
+    ("old", "new", "message"),
     [
         ("series:", "serie:", "serie: unknown key (did you mean series?)"),
         ("fragments:", "fragment:", "config.fragment: unknown key (did you mean fragments?)"),
@@ -68,26 +69,26 @@ def test_good_definition_resolves_its_files(folder: Path) -> None:
         ("name: mine", "name: [mine", "not YAML"),
     ],
 )
-def test_mistakes_are_named(folder: Path, old: str, new: str, says: str) -> None:
+def test_each_mistake_is_named(folder: Path, old: str, new: str, message: str) -> None:
     assert old in GOOD
     with pytest.raises(UsageError) as caught:
         _read(folder, GOOD.replace(old, new))
-    assert says in str(caught.value)
+    assert message in str(caught.value)
     assert str(folder / "mine.yaml") in str(caught.value)
 
 
-def test_a_patch_missing_from_the_series_is_named_with_its_line(folder: Path) -> None:
+def test_a_missing_patch_of_the_series_is_named_with_its_line(folder: Path) -> None:
     (folder / "queue/0001.patch").unlink()
     with pytest.raises(UsageError, match=r"series:2: there is no patch 0001\.patch"):
         _read(folder, GOOD)
 
 
-def test_not_a_mapping(folder: Path) -> None:
+def test_a_file_that_is_no_mapping_is_refused(folder: Path) -> None:
     with pytest.raises(UsageError, match="is a mapping"):
         _read(folder, "- 6.1\n")
 
 
-def test_unknown_kernel_suggests_the_nearest() -> None:
+def test_an_unknown_kernel_suggests_the_nearest() -> None:
     with pytest.raises(
         UsageError,
         match=r"unknown kernel 6\.1-int \(did you mean 6\.1-int3\?\): `orchestrator kernels",

@@ -1,4 +1,5 @@
-"""Patches: applied beside the source, and failures that say which patch, file and hunk."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""Patches: applied to copies, and failures that name the patch, file and hunk."""
 
 from __future__ import annotations
 
@@ -55,7 +56,7 @@ def _apply(files: list[Path], source: Path, scratch: Path) -> dict[str, Path | N
     return patches.apply(files, original, scratch)
 
 
-def test_change_creation_and_deletion(
+def test_files_are_changed_created_and_deleted_in_copies(
     source: Path, tmp_path: Path, make_patch: Callable[..., Path]
 ) -> None:
     patch = make_patch("1.patch", a="".join(LINES[1:]), b=None, new="int new;\n")
@@ -79,7 +80,7 @@ def test_patches_build_on_each_other(
     assert (tmp_path / "scratch/kernel/a.c").read_text().startswith("second\nfirst\nline 1\n")
 
 
-def test_failure_names_patch_file_and_hunk(
+def test_a_failure_names_the_patch_file_and_hunk(
     source: Path, tmp_path: Path, make_patch: Callable[..., Path]
 ) -> None:
     changed = list(LINES)
@@ -96,7 +97,7 @@ def test_failure_names_patch_file_and_hunk(
     )
 
 
-def test_every_hunk_has_its_own_line(
+def test_each_failed_hunk_is_listed_with_its_line(
     source: Path, tmp_path: Path, make_patch: Callable[..., Path]
 ) -> None:
     changed = list(LINES)
@@ -105,11 +106,14 @@ def test_every_hunk_has_its_own_line(
     (source / "kernel/a.c").write_text("".join(f"{line.strip()}!\n" for line in LINES))
     with pytest.raises(BuildError) as caught:
         _apply([patch], source, tmp_path / "scratch")
-    said = "kernel/a.c: hunk #1 does not fit (near line 2); kernel/a.c: hunk #2 does not fit (near line 28)"
-    assert str(caught.value).endswith(f"1.patch does not apply: {said}")
+    hunks = [
+        "kernel/a.c: hunk #1 does not fit (near line 2)",
+        "kernel/a.c: hunk #2 does not fit (near line 28)",
+    ]
+    assert str(caught.value).endswith(f"1.patch does not apply: {'; '.join(hunks)}")
 
 
-def test_patch_to_a_file_that_is_not_there(
+def test_a_patch_to_a_missing_file_is_reported(
     source: Path, tmp_path: Path, make_patch: Callable[..., Path]
 ) -> None:
     patch = make_patch("1.patch", a="".join(LINES[1:]))
@@ -118,7 +122,7 @@ def test_patch_to_a_file_that_is_not_there(
         _apply([patch], source, tmp_path / "scratch")
 
 
-def test_inside_somebody_elses_repository(
+def test_patches_apply_inside_another_git_repository(
     source: Path, tmp_path: Path, make_patch: Callable[..., Path]
 ) -> None:
     patch = make_patch("1.patch", a="".join(LINES[1:]))
@@ -126,7 +130,7 @@ def test_inside_somebody_elses_repository(
     assert _apply([patch], source, tmp_path / "scratch").keys() == {"kernel/a.c"}
 
 
-def test_what_is_no_patch(source: Path, tmp_path: Path) -> None:
+def test_a_file_without_a_patch_is_refused(source: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello\n")
     with pytest.raises(UsageError, match="is not a patch"):
         _apply([tmp_path / "notes.txt"], source, tmp_path / "scratch")
@@ -138,14 +142,16 @@ def test_paths_outside_the_tree_are_not_touched() -> None:
     assert patches.touched("--- a/../../etc/passwd\n+++ b/kernel/a.c\n") == {"kernel/a.c"}
 
 
-# -- mails
+# --- mails ---------------------------------------------------------------------------------------
 
 
 GOLDEN = Path(__file__).with_name("golden")
 SERIES = GOLDEN / "series-out-of-order-with-cover-and-reply.mbox"
 
 
-def test_a_series_in_an_mbox_applies_in_its_own_order(source: Path, tmp_path: Path) -> None:
+def test_a_series_in_an_mbox_applies_in_the_order_of_its_numbers(
+    source: Path, tmp_path: Path
+) -> None:
     names = [name.partition("(")[2] for name, _ in patches.read([SERIES])]
     assert names == [
         "[PATCH v2 1/3] kernel: first)",
@@ -158,7 +164,7 @@ def test_a_series_in_an_mbox_applies_in_its_own_order(source: Path, tmp_path: Pa
     assert not list(tmp_path.glob("*.patch"))
 
 
-def test_a_patch_inline_in_a_mail(source: Path, tmp_path: Path) -> None:
+def test_a_patch_inline_in_a_mail_applies(source: Path, tmp_path: Path) -> None:
     _apply([GOLDEN / "patch-inline-in-a-mail.eml"], source, tmp_path / "scratch")
     assert (tmp_path / "scratch/kernel/a.c").read_text() == "first\n" + "".join(LINES[1:])
 
@@ -186,11 +192,11 @@ def test_a_series_with_a_gap_is_refused(tmp_path: Path) -> None:
 def test_two_versions_of_a_series_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "both.mbox"
     file.write_text(SERIES.read_text() + SERIES.read_text().replace("PATCH v2", "PATCH v3"))
-    with pytest.raises(UsageError, match="more than one series, or one version of it"):
+    with pytest.raises(UsageError, match="more than one series, or more than one version of it"):
         patches.read([file])
 
 
-def test_one_mail_of_a_series_is_a_patch_like_any_other(tmp_path: Path) -> None:
+def test_a_single_mail_of_a_series_is_an_ordinary_patch(tmp_path: Path) -> None:
     file = tmp_path / "one.mbox"
     file.write_text("From 1111" + SERIES.read_text().split("From 1111")[3])
     assert [name.partition(" ")[2] for name, _ in patches.read([file])] == [
@@ -198,7 +204,7 @@ def test_one_mail_of_a_series_is_a_patch_like_any_other(tmp_path: Path) -> None:
     ]
 
 
-def test_mails_without_a_patch_are_none(tmp_path: Path) -> None:
+def test_mails_without_a_patch_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "cover.mbox"
     file.write_text("From 1111" + SERIES.read_text().split("From 1111")[1])
     with pytest.raises(UsageError, match="is not a patch"):

@@ -1,4 +1,5 @@
-"""Packages, tools and stock kernels: what can be tried without the mirror, and (marked net) with it."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""Packages, tools and Debian's images, without the mirror and (marked net) with it."""
 
 from __future__ import annotations
 
@@ -20,13 +21,13 @@ from orchestrator.kernel.model import KernelRequest
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     debian._mirrors.cache_clear()
     debian._state.cache_clear()
 
 
-# --- debian ----------------------------------------------------------------------------------------------------------
+# --- debian --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -38,11 +39,11 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("7.3.4-1", "7.3.4"),
     ],
 )
-def test_upstream_version(version: str, upstream: str) -> None:
+def test_the_upstream_version_lacks_epoch_and_revision(version: str, upstream: str) -> None:
     assert Package("x", version, "sid").upstream == upstream
 
 
-def test_newest_follows_dpkgs_order() -> None:
+def test_the_newest_package_follows_dpkgs_order() -> None:
     versions = ["6.1.9-1", "6.1.10-1", "6.1.10-1~bpo12+1"]
     assert (
         debian.newest_of(Package("x", version, "sid") for version in versions).version == "6.1.10-1"
@@ -68,7 +69,7 @@ def _deb(folder: Path, depends: str) -> Path:
     return folder / "x.deb"
 
 
-def test_depends_and_unpack(tmp_path: Path) -> None:
+def test_a_package_is_unpacked_and_its_dependencies_are_parsed(tmp_path: Path) -> None:
     deb = _deb(
         tmp_path,
         "linux-headers-6.1-common (= 6.1.192-2), linux-kbuild-6.1 (>= 6.1), kmod, aa | bb:any",
@@ -84,7 +85,7 @@ def test_depends_and_unpack(tmp_path: Path) -> None:
     assert (tmp_path / "out/usr/file").read_text() == "content"
 
 
-def test_a_damaged_package_leaves_the_cache(tmp_path: Path) -> None:
+def test_a_damaged_package_is_removed_from_the_cache(tmp_path: Path) -> None:
     deb = paths.cache_dir() / "debs/x_1_all.deb"
     deb.parent.mkdir()
     deb.write_bytes(_deb(tmp_path, "kmod").read_bytes()[:-200])
@@ -93,7 +94,7 @@ def test_a_damaged_package_leaves_the_cache(tmp_path: Path) -> None:
     assert not deb.exists()
 
 
-def test_mirror_is_the_machines_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mirror_comes_from_the_machines_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     listing = (
         "https://others.example.org/\tbookworm\tmain\t\t/usr/share/keyrings/others.gpg\n"
         "http://mirror.example.org/debian/\tbookworm-updates\tmain\tDebian\t\n"
@@ -109,7 +110,7 @@ def test_mirror_is_the_machines_own(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_no_mirror_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_mirror_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         debian.proc, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, "", "")
     )
@@ -118,7 +119,7 @@ def test_no_mirror_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
         debian._mirrors()
 
 
-def test_a_mirror_that_cannot_be_reached_is_an_infra_error(
+def test_an_unreachable_mirror_is_an_infra_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(debian.MIRROR_VARIABLE, f"file://{tmp_path}/nowhere")
@@ -126,17 +127,17 @@ def test_a_mirror_that_cannot_be_reached_is_an_infra_error(
         debian.candidates("busybox-static", ("bookworm",))
 
 
-# --- tools -----------------------------------------------------------------------------------------------------------
+# --- tools ---------------------------------------------------------------------------------------
 
 
-def test_qemu_override(tmp_path: Path) -> None:
+def test_an_override_must_be_a_qemu_that_runs(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not a program"):
         tools.qemu(tmp_path / "qemu")
     fake = tmp_path / "qemu"
     fake.write_text("#!/bin/sh\necho QEMU emulator version 7.2.19 '(Debian 1:7.2)'\n")
     fake.chmod(0o755)
-    found = tools.qemu(fake)
-    assert found.version == (7, 2, 19) and not found.good
+    qemu = tools.qemu(fake)
+    assert qemu.version == (7, 2, 19) and not qemu.good
     fake.write_text(
         "#!/bin/sh\necho error while loading shared libraries: libfuse3.so.3; exit 127\n"
     )
@@ -144,14 +145,14 @@ def test_qemu_override(tmp_path: Path) -> None:
         tools.qemu(fake)
 
 
-def test_libraries_of_a_program() -> None:
+def test_a_program_comes_with_its_libraries_and_loader() -> None:
     files = dict((guest, host) for host, guest in tools._with_libraries(Path("/bin/ls"), {}))
     assert files["/usr/sbin/ls"].is_file()
     assert "/lib64/ld-linux-x86-64.so.2" in files and "/lib/x86_64-linux-gnu/libc.so.6" in files
     assert all(host.is_file() and not host.is_symlink() for host in files.values())
 
 
-def test_static_programs_are_told_from_dynamic_ones(tmp_path: Path) -> None:
+def test_static_programs_are_recognized(tmp_path: Path) -> None:
     assert not tools._is_static(Path("/bin/ls"))
     (tmp_path / "a.c").write_text("void _start(void) { for (;;); }\n")
     subprocess.run(
@@ -160,37 +161,39 @@ def test_static_programs_are_told_from_dynamic_ones(tmp_path: Path) -> None:
     assert tools._is_static(tmp_path / "a")
 
 
-# --- stock kernels ---------------------------------------------------------------------------------------------------
+# --- Debian's images -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "selector", ["debian:", "debian:6", "debian:bookworm", "debian:6.1-clod", "debian:6.1.1.1"]
 )
-def test_selectors_that_are_none(selector: str) -> None:
+def test_a_malformed_selector_is_wrong_usage(selector: str) -> None:
     with pytest.raises(UsageError, match="write debian:VERSION"):
         obtain.obtain(KernelRequest(selector=selector))
 
 
-def test_unknown_version_names_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    there = [
+def test_an_unknown_version_lists_those_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    packages = [
         Package(f"linux-image-6.1.0-{abi}-amd64", f"6.1.{point}-1", "bookworm")
         for abi, point in ((9, 90), (7, 7))
     ]
-    monkeypatch.setattr(debian, "candidates", lambda *_: there)
+    monkeypatch.setattr(debian, "candidates", lambda *_: packages)
     with pytest.raises(
         UsageError, match=r"no such image \(did you mean debian:6\.1\.9\d?\?\); of 6\.1 there are"
     ):
         obtain.obtain(KernelRequest(selector="debian:6.1.91"))
 
 
-def test_versions_are_sorted_by_number_and_flavour(monkeypatch: pytest.MonkeyPatch) -> None:
-    there = [
+def test_images_are_sorted_by_version_and_selected_by_flavour(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    packages = [
         Package("linux-image-6.12.100+deb13-amd64", "6.12.100-1", "trixie-security"),
         Package("linux-image-6.12.100+deb12-amd64", "6.12.100-1~deb12u1", "bookworm-security"),
         Package("linux-image-6.12.90+deb12-amd64", "6.12.90-1", "bookworm-backports"),
         Package("linux-image-6.12.100+deb13-cloud-amd64", "6.12.100-1", "trixie-security"),
     ]
-    monkeypatch.setattr(debian, "candidates", lambda *_: there)
+    monkeypatch.setattr(debian, "candidates", lambda *_: packages)
     monkeypatch.setattr(
         debian, "host_suites", lambda: ("bookworm", "bookworm-security", "bookworm-backports")
     )
@@ -202,7 +205,7 @@ def test_versions_are_sorted_by_number_and_flavour(monkeypatch: pytest.MonkeyPat
     assert len(debian_mirror.images("6.12", "cloud")) == 1
 
 
-def test_headers_are_made_to_work_where_they_are(tmp_path: Path) -> None:
+def test_relocated_headers_work_in_any_directory(tmp_path: Path) -> None:
     headers, common = (
         tmp_path / f"usr/src/linux-headers-6.1-{name}" for name in ("amd64", "common")
     )
@@ -219,10 +222,10 @@ def test_headers_are_made_to_work_where_they_are(tmp_path: Path) -> None:
     debian_image._relocate(tmp_path)
     moved = tmp_path.with_name("moved")
     tmp_path.rename(moved)
-    said = subprocess.run(
+    done = subprocess.run(
         ["make", "-s", "-C", moved / headers.relative_to(tmp_path)], capture_output=True, text=True
     )
-    compiler, output = said.stdout.split()
+    compiler, output = done.stdout.split()
     assert compiler == "gcc"
     assert Path(output).resolve() == moved / headers.relative_to(tmp_path)
     assert (moved / "usr/src/linux-headers-6.1-amd64/scripts").readlink() == Path(
@@ -230,10 +233,10 @@ def test_headers_are_made_to_work_where_they_are(tmp_path: Path) -> None:
     )
 
 
-# --- cached directories ----------------------------------------------------------------------------------------------
+# --- cached directories --------------------------------------------------------------------------
 
 
-def test_failed_make_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failed_make_leaves_nothing(tmp_path: Path) -> None:
     final = tmp_path / "store/thing"
 
     def failing(partial: Path) -> None:
@@ -245,7 +248,7 @@ def test_failed_make_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in final.parent.iterdir()] == [".thing.lock"]
 
 
-def test_leftovers_of_a_killed_process_go(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     final = tmp_path / "store/thing"
     stale = final.parent / ".thing.partial-dead"
     stale.mkdir(parents=True)
@@ -253,7 +256,7 @@ def test_leftovers_of_a_killed_process_go(tmp_path: Path) -> None:
     assert final.is_dir() and not stale.exists()
 
 
-def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
+def test_a_full_disk_is_explained(tmp_path: Path) -> None:
     def full(partial: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -274,19 +277,19 @@ def _make_slowly(final: Path) -> int:
     return len(made)
 
 
-def test_two_processes_make_it_once(tmp_path: Path) -> None:
+def test_several_processes_make_a_directory_once(tmp_path: Path) -> None:
     with multiprocessing.get_context("fork").Pool(3) as pool:
         assert sum(pool.map(_make_slowly, [tmp_path / "thing"] * 3)) == 1
 
 
-# --- with the mirror -------------------------------------------------------------------------------------------------
+# --- with the mirror -----------------------------------------------------------------------------
 
 
 @pytest.mark.net
 @pytest.mark.timeout(300)
-def test_tools_from_the_mirror() -> None:
+def test_tools_from_the_mirror_run() -> None:
     qemu = tools.qemu()
-    assert qemu.good, "no QEMU >= 9.1 to be had for this machine"
+    assert qemu.good, "no QEMU >= 9.1 is available for this machine"
     subprocess.run(
         [qemu.binary, "-machine", "help"],
         env={**os.environ, **qemu.env},
@@ -300,7 +303,7 @@ def test_tools_from_the_mirror() -> None:
 @pytest.mark.net
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("selector", ["debian:6.1", "debian:5.10", "debian:6.12"])
-def test_stock_kernel_takes_a_module(selector: str, tmp_path: Path) -> None:
+def test_a_module_can_be_built_for_a_debian_image(selector: str, tmp_path: Path) -> None:
     kernel = obtain.obtain(KernelRequest(selector=selector))
     assert kernel.bzimage.is_file() and kernel.option("SMP") == "y" and kernel.kbuild
     (tmp_path / "hello.c").write_text(
