@@ -62,8 +62,8 @@ def host_suites() -> tuple[str, ...]:
     """
     release = Path("/etc/os-release")
     text = release.read_text() if release.is_file() else ""
-    found = re.search(r'^VERSION_CODENAME="?(\w+)', text, re.MULTILINE)
-    codename = found[1] if found else "sid"
+    match = re.search(r'^VERSION_CODENAME="?(\w+)', text, re.MULTILINE)
+    codename = match[1] if match else "sid"
     if codename in STABLE:
         return (codename, f"{codename}-security", f"{codename}-backports")
     if codename in ROLLING:

@@ -84,8 +84,8 @@ def qemu(override: Path | None = None) -> Qemu:
         if not binary:
             raise UsageError(f"{named} is not a program: give the path of a qemu-system-x86_64")
         return _inspected(Path(binary).absolute())
-    found = shutil.which("qemu-system-x86_64")
-    system = _inspected(Path(found)) if found else None
+    path = shutil.which("qemu-system-x86_64")
+    system = _inspected(Path(path)) if path else None
     if system and system.good:
         return system
     try:
@@ -100,9 +100,9 @@ def qemu(override: Path | None = None) -> Qemu:
 
 def busybox() -> Path:
     """A statically linked busybox: the system's, or that of Debian's busybox-static."""
-    found = shutil.which("busybox")
-    if found and _is_static(Path(found)):
-        return Path(found).resolve()
+    system = shutil.which("busybox")
+    if system and _is_static(Path(system)):
+        return Path(system).resolve()
     return _busybox_in(_unpacked("busybox", ["busybox-static"], _busybox_in))
 
 
@@ -111,9 +111,9 @@ def dropbear() -> list[tuple[Path, str]]:
 
     The first is the server itself, /usr/sbin/dropbear in the guest.
     """
-    found = shutil.which("dropbear", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-    if found:
-        return _with_libraries(Path(found), {})
+    system = shutil.which("dropbear", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if system:
+        return _with_libraries(Path(system), {})
     return _dropbear_in(_unpacked("dropbear", ["dropbear-bin"], _dropbear_in))
 
 

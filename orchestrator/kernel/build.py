@@ -34,7 +34,7 @@ FIXED = {
     "KBUILD_BUILD_VERSION": "1",
 }
 """Variables for make that keep user, time and host out of the image: same input, same bytes."""
-FOREIGN = re.compile(
+FOREIGN_VARIABLES = re.compile(
     r"(MAKE.*|MFLAGS|GNUMAKEFLAGS|ARCH|CROSS_COMPILE|KBUILD_.*|KCFLAGS|KCONFIG_.*"
     r"|O|V|W|C|M|CC|LD|LLVM)"
 )
@@ -195,7 +195,9 @@ def _make(
     Raises BuildError, or InfraError if the disk is full.
     """
     gcc = "gcc"
-    environment = {key: value for key, value in os.environ.items() if not FOREIGN.fullmatch(key)}
+    environment = {
+        key: value for key, value in os.environ.items() if not FOREIGN_VARIABLES.fullmatch(key)
+    }
     if shutil.which("ccache"):
         gcc = "ccache gcc"
         environment |= {

@@ -19,7 +19,7 @@ from orchestrator.host.paths import cache_dir
 LIBRARIES = ("libc6", "libelf1t64", "zlib1g", "libzstd1")
 """Packages of the libraries that these programs are linked with.
 
-libelf1t64 has this name since trixie, the first release whose programs do not run on bookworm.
+libelf1t64 has this name since trixie, the first release whose headers needed this.
 """
 LOADER = "ld-linux-x86-64.so.2"
 OPTION = re.compile(r"(?<![\w-])(-[fm][a-z][a-z0-9-]*)(=?)")

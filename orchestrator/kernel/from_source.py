@@ -42,14 +42,14 @@ class BuildPlan:
 
 def tree_plan(request: KernelRequest, workarounds: Compat) -> BuildPlan:
     """The plan for a source that no definition describes."""
-    ours = tuple((f"our {name}", text) for name, text in config.read_files((TREE_FRAGMENT,)))
+    defaults = tuple((f"our {name}", text) for name, text in config.read_files((TREE_FRAGMENT,)))
     if workarounds.config:
-        ours = (*ours, (f"our {compat.FILE.name}", workarounds.config))
+        defaults = (*defaults, (f"our {compat.FILE.name}", workarounds.config))
     recipe = Recipe(
         base=workarounds.base,
-        fragments=(*ours, *config.read_files(request.fragments)),
+        fragments=(*defaults, *config.read_files(request.fragments)),
         settings=request.settings,
-        optional=frozenset(name for name, _ in ours),
+        optional=frozenset(name for name, _ in defaults),
         make=dict(workarounds.make),
     )
     return BuildPlan(recipe=recipe, patches=(*workarounds.patches, *request.patches))
@@ -111,7 +111,7 @@ def _build(name: str, source: Source, plan: BuildPlan, partial: Path) -> list[co
         with ui.step(f"source of {name}, {len(plan.patches)} patches"):
             scratch = work.root / "patched"
             shutil.rmtree(scratch, ignore_errors=True)
-            work.hold(source, patches.apply(plan.patches, original, scratch))
+            work.sync(source, patches.apply(plan.patches, original, scratch))
         return build.build(work, plan.recipe, name, partial)
 
 

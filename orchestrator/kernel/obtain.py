@@ -54,7 +54,7 @@ def _checked_kind(request: KernelRequest) -> Kind:
             "--bzimage is a finished kernel and --tree a source to build: give only one of them"
         )
     if request.headers and not request.bzimage:
-        raise UsageError("--headers belongs to --bzimage: a tree and a package bring their own")
+        raise UsageError("--headers needs --bzimage: trees and packages have headers already")
     kind = kinds.kind_of(request)
     kind.check(request)
     return kind

@@ -27,7 +27,7 @@ from orchestrator.kernel.checkout import git
 Manifest = dict[str, str]
 """Path relative to the source's root -> fingerprint() of the file."""
 
-SIGNS = ("Makefile", "Kconfig", "arch/x86/kernel", "scripts/kconfig")
+TREE_PATHS = ("Makefile", "Kconfig", "arch/x86/kernel", "scripts/kconfig")
 """Paths that exist in every kernel tree since 2008."""
 INERT = re.compile(
     r"(Documentation/(?!.*(Kconfig|Makefile)$)|LICENSES/|tools/testing/|\.git/"
@@ -35,7 +35,7 @@ INERT = re.compile(
 )
 """Files that cannot affect the kernel. They are left out, so editing them causes no rebuild."""
 TARBALL = re.compile(r"\.(tar(\.(gz|xz|bz2|zst))?|tgz|txz)$")
-TOP = (
+IGNORED_AT_TOP = (
     "!/*", "/.*", "/vmlinux*", "/System.map", "/*.symvers", "/modules.*", "/*.o", "/*.a",
     "/*.patch", "/debian",
 )  # fmt: skip
@@ -43,7 +43,7 @@ TOP = (
 
 The first one is needed because the .gitignore in Debian's tarballs ignores everything (`/*`).
 """
-PRODUCTS = (
+IGNORED_PRODUCTS = (
     "*.o", "*.a", "*.ko", ".*.cmd", ".*.d", "*.mod", "*.mod.c", "*.so", "*.so.dbg", "*.order",
     "*.symvers", "bzImage", "/include/config", "/include/generated", "/arch/*/include/generated",
 )  # fmt: skip
@@ -167,7 +167,7 @@ def _from_tarball(file: Path) -> Source:
                 raise UsageError(
                     f"{file} does not unpack: {error.output.strip()[-300:]}"
                 ) from error
-        if missing := [path for path in SIGNS if not (partial / path).exists()]:
+        if missing := [path for path in TREE_PATHS if not (partial / path).exists()]:
             raise UsageError(
                 f"{file} is not a kernel source tree in one directory: it has no {missing[0]}"
             )
@@ -191,7 +191,7 @@ def check_tree(tree: Path) -> None:
         raise UsageError(
             f"{tree} is not a directory: --tree takes the top of a kernel source tree, or a tarball"
         )
-    missing = [path for path in SIGNS if not (tree / path).exists()]
+    missing = [path for path in TREE_PATHS if not (tree / path).exists()]
     if missing:
         raise UsageError(f"{tree} is not a kernel source tree: it has no {missing[0]}")
 
@@ -278,11 +278,13 @@ def _listed(tree: Path) -> list[str]:
                 tree, "ls-files", "-z", "--cached", "--others", "--exclude-standard"
             ).stdout
         else:
-            products = () if (tree / ".gitignore").is_file() else PRODUCTS
+            products = () if (tree / ".gitignore").is_file() else IGNORED_PRODUCTS
             with tempfile.TemporaryDirectory() as empty:
                 proc.run(["git", "init", "-q", "--bare", empty])
                 command = ["git", "--git-dir", empty, "--work-tree", str(tree), "-C", str(tree)]
-                exclude = [token for pattern in (*TOP, *products) for token in ("-x", pattern)]
+                exclude = [
+                    token for pattern in (*IGNORED_AT_TOP, *products) for token in ("-x", pattern)
+                ]
                 listing = proc.run(
                     [*command, "ls-files", "-z", "--others", "--exclude-standard", *exclude]
                 ).stdout

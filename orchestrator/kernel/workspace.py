@@ -48,7 +48,7 @@ class Workspace:
         """Whether it has a source already."""
         return (self.root / "state.json").exists()
 
-    def hold(self, source: Source, overlay: Mapping[str, Path | None]) -> None:
+    def sync(self, source: Source, overlay: Mapping[str, Path | None]) -> None:
         """Make src equal to `source`, with the files in `overlay` replaced (None: deleted).
 
         Raises InfraError if a file of the source changes while it is copied.

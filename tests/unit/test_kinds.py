@@ -91,7 +91,7 @@ def test_an_unknown_selector_is_an_unknown_kernel(selector: str) -> None:
     ("fields", "message"),
     [
         (BZIMAGE | TREE, "give only one of them"),
-        ({"headers": Path("headers")}, "--headers belongs to --bzimage"),
+        ({"headers": Path("headers")}, "--headers needs --bzimage"),
         (BZIMAGE | {"settings": ("SMP=y",)}, "bzImage is a finished kernel: patches and settings"),
         ({"selector": "debian:6.1", "settings": ("SMP=y",)}, "debian:6.1 is a finished kernel"),
         ({"selector": "debian:6.1-clod"}, "write debian:VERSION"),
