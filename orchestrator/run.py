@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator import rundir, ui
-from orchestrator.attach import guest as interactive
+from orchestrator.attach import notes, owner
 from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.guest import initramfs, module
 from orchestrator.host import tools
@@ -106,7 +106,7 @@ def debug(spec: RunSpec) -> int:
     try:
         with _guest(cell, attachable=True) as observer:
             observer.prepare()
-            return interactive.session(observer.machine, cell.directory)
+            return owner.run_gdb(observer.machine, cell.directory)
     except UsageError:
         rundir.discard(cell.directory)
         raise
@@ -130,7 +130,7 @@ def inspect_kernel(request: KernelRequest) -> tuple[Kernel, dict[str, str]]:
                 Watch(observer.machine, addresses, cell.directory, module=False) as watch,
                 watch.memory() as (read, _),
             ):
-                found = facts.facts(of_vmlinux(interactive.kernel_symbols(cell.directory)), read)
+                found = facts.facts(of_vmlinux(notes.kernel_symbols(cell.directory)), read)
     known.parent.mkdir(exist_ok=True)
     write_whole(known, json.dumps(found, indent=1) + "\n")
     return kernel, found
@@ -162,7 +162,7 @@ def _guest(cell: _RunInProgress, *, attachable: bool) -> Iterator[Observer]:
             evidence,
             kernel.vmlinux,
             without_module,
-            loaded=lambda: interactive.note_symbols(
+            loaded=lambda: notes.note_symbols(
                 machine, kernel, directory, fetch=attachable or bool(spec.edits)
             ),
         )
@@ -234,7 +234,7 @@ def _machine_spec(
 
 def _edit_text(edits: Sequence[textedit.Edit], watch: Watch, cell: _RunInProgress) -> None:
     """Change the kernel's code in memory. The verdict says so: it is about the kernel as it is then."""
-    lines = of_vmlinux(interactive.kernel_symbols(cell.directory))
+    lines = of_vmlinux(notes.kernel_symbols(cell.directory))
     with watch.memory() as (read, write):
         for change in textedit.locate(edits, lines, read):
             write(change.address, change.new)

@@ -1,7 +1,9 @@
-"""Runs inside a person's GDB: the symbols of a run, its guest if it has one, and the command `guest`.
+# SPDX-License-Identifier: GPL-2.0-only
+"""Runs inside the user's GDB: loads a run's symbols, attaches to its guest, adds `guest`.
 
-GDB loads this file with `source`; nothing else of the program is importable there, so it uses the standard library
-only. interactive.py writes what is read here, and is at the other end of the socket.
+GDB loads this file with `source`. It uses only the standard library, because the rest of the
+program cannot be imported there. notes.py and owner.py write the files that are read here, and
+owner.py is the other end of the socket and describes what goes over it.
 """
 
 from __future__ import annotations
@@ -15,80 +17,84 @@ from pathlib import Path
 import gdb
 
 HELP = """
-The guest is stopped, with {cpus} CPUs as threads. `continue` lets it run, Ctrl-C stops it again; `quit` ends it.
-  guest COMMAND        runs COMMAND with the guest's shell, over ssh; the guest goes on for that long. So a poke is
+The guest is stopped. Its {cpus} CPUs are threads.
+`continue` resumes the guest, Ctrl-C stops it, `quit` ends it.
+  guest COMMAND        run COMMAND with the guest's shell, over ssh; resumes the guest meanwhile.
+                       To poke a site:
                        guest echo 'step site=nop5 how=direct ms=100 cpu=0' > /dev/orchestrator
-                       and its results: guest cat /dev/orchestrator
-  hbreak FUNCTION      breaks without writing to the text that is under test, as break would under KVM
-  orch_window          tells the poke under way, if there is one: x/2gx &orch_window is its site, length and gate
-  {directory}/console.log has what the guest says
+                       and to see the results: guest cat /dev/orchestrator
+  hbreak FUNCTION      set a hardware breakpoint; `break` under KVM writes to the text under test
+  x/2gx &orch_window   show the poke in progress, if any: site address, then length and `gated`
+  {directory}/console.log is the guest's console
 """
+
+OWNER_GONE = "the orchestrator process that owns the guest has ended"
 
 
 class Guest(gdb.Command):
-    """guest COMMAND: run COMMAND with the guest's shell and show what it says.
+    """guest COMMAND: run COMMAND with the guest's shell and show its output.
 
-    A guest that is stopped goes on for it and is stopped again when COMMAND has ended. When a breakpoint stops it before,
-    COMMAND waits in the guest until you `continue`, and is shown when it has ended."""
+    A stopped guest is resumed for it and stopped again when COMMAND has ended. If a breakpoint
+    stops the guest first, COMMAND waits in the guest until you `continue`. Its output is shown
+    when it has ended."""
 
-    def __init__(self, line):
+    def __init__(self, connection):
         super().__init__("guest", gdb.COMMAND_RUNNING)
-        self._line = line
-        self._answers = line.makefile("rb")
+        self._connection = connection
+        self._answers = connection.makefile("rb")
         self._answer = None
-        self._busy = self._going = False
+        self._command_running = False  # in the guest
+        self._in_continue = False  # invoke() is inside the `continue` that it made
 
     def invoke(self, command, from_tty):
         self.dont_repeat()
         if not command:
-            raise gdb.GdbError("guest COMMAND: which command is the guest's shell to run?")
-        if self._busy:
+            raise gdb.GdbError("usage: guest COMMAND (a command for the guest's shell)")
+        if self._command_running:
             raise gdb.GdbError(
-                "the command before is still under way in the guest: `continue` lets it go on"
+                "the previous command is still running in the guest: `continue` to let it finish"
             )
         try:
-            self._line.sendall(json.dumps({"run": command}).encode() + b"\n")
+            self._connection.sendall(json.dumps({"run": command}).encode() + b"\n")
         except OSError:
-            raise gdb.GdbError("the orchestrator that has the guest has ended") from None
-        self._busy = True
-        # Signals are for GDB's own thread to take.
+            raise gdb.GdbError(OWNER_GONE) from None
+        self._command_running = True
+        # The new thread inherits the mask: only GDB's own thread may take signals.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         threading.Thread(target=self._wait, daemon=True).start()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if any(thread.is_running() for thread in gdb.selected_inferior().threads()):
-            return  # by `continue &`: what the command says comes when it has ended
-        self._going = True
+            return  # the guest runs already (`continue &`): the output is shown when it is there
+        self._in_continue = True
         try:
-            quietly("continue")  # the stop is shown all the same
+            quietly("continue")  # GDB shows a stop at a breakpoint all the same
         finally:
-            self._going = False
-        if self._busy:
-            gdb.write("The command is still under way in the guest.\n")
+            self._in_continue = False
+        if self._command_running:
+            gdb.write("The command is still running in the guest.\n")
         else:
             self._show()
 
     def _wait(self):
-        """In a thread: GDB must go on handling the guest's stops meanwhile."""
+        """Wait for the answer, in a thread: GDB must go on handling the guest's stops."""
         try:
             raw = self._answers.readline()
         except OSError:
             raw = b""
-        self._answer = (
-            json.loads(raw) if raw else {"error": "the orchestrator that has the guest has ended"}
-        )
+        self._answer = json.loads(raw) if raw else {"error": OWNER_GONE}
         gdb.post_event(self._ended)
 
     def _ended(self):
-        self._busy = False
-        if self._going:
-            quietly("interrupt")  # so that `continue` returns, and shows it
+        self._command_running = False
+        if self._in_continue:
+            quietly("interrupt")  # makes `continue` return, and invoke() shows the answer
         else:
             self._show()
 
     def _show(self):
         answer = self._answer
-        text = answer.get("said", "")
-        gdb.write(text if not text or text.endswith("\n") else text + "\n")
+        output = answer.get("said", "")
+        gdb.write(output if not output or output.endswith("\n") else output + "\n")
         if "error" in answer:
             gdb.write(f"guest: {answer['error']}\n")
         elif answer["status"]:
@@ -100,24 +106,22 @@ def quietly(command):
 
 
 def load(symbols):
-    """The symbols of the kernel and of the test module."""
+    """Load the symbols of the kernel and of the test module."""
     kernel, module = symbols["kernel"], symbols["module"]
     if kernel and Path(kernel).exists():
-        # A file made from kallsyms has no code: it is for its symbols alone.
+        # A file made from kallsyms has symbols but no code, so it must not be the exec file.
         quietly(f'{"file" if symbols["code"] else "symbol-file"} "{kernel}"')
     else:
-        gdb.write(
-            "The kernel's own symbols are not there: it has no vmlinux, and was never kept.\n"
-        )
+        gdb.write("No kernel symbols: there is no vmlinux, and the guest was never kept.\n")
     if module and Path(module).exists():
         sections = " ".join(f"-s {name} {address}" for name, address in symbols["sections"].items())
         quietly(f'add-symbol-file "{module}" {sections}')
     elif module:
-        gdb.write(f"The test module's symbols are not there any more ({module}).\n")
+        gdb.write(f"No test module symbols: {module} does not exist any more.\n")
 
 
 def start(directory):
-    """Open the run in `directory`, with its guest if that is still there."""
+    """Open the run in `directory`, and attach to its guest if that still runs."""
     directory = Path(directory)
     for setting in ("confirm off", "architecture i386:x86-64"):
         quietly(f"set {setting}")
@@ -125,16 +129,16 @@ def start(directory):
     load(json.loads((directory / "symbols.json").read_text()))
     if not live.exists():
         gdb.write(
-            f"{directory.name} is over: there is no guest, only its symbols, for looking at addresses.\n"
+            f"{directory.name} is finished: there is no guest, only symbols to look up addresses.\n"
         )
         return
     channels = json.loads(live.read_text())
-    line = socket.socket(socket.AF_UNIX)
-    line.connect(channels["line"])
-    greeting = json.loads(line.makefile("rb").readline() or "{}")
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(channels["line"])
+    greeting = json.loads(connection.makefile("rb").readline() or "{}")
     if "cpus" not in greeting:
         gdb.write(f"{greeting.get('error', 'the guest has just ended')}\n", gdb.STDERR)
         gdb.execute("quit 125")
     quietly(f"target remote {channels['gdb']}")
-    Guest(line)
+    Guest(connection)
     gdb.write(HELP.format(cpus=greeting["cpus"], directory=directory))

@@ -30,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    from orchestrator.attach import guest as attach
+    from orchestrator.attach.client import attach
     from orchestrator.run import debug
 
-    return debug(run_spec(options)) if options.now else attach.attach(options.run)
+    return debug(run_spec(options)) if options.now else attach(options.run)

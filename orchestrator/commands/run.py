@@ -35,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    from orchestrator.attach import guest as attach
+    from orchestrator.attach import owner
     from orchestrator.run import run
 
     spec = run_spec(options)
@@ -43,7 +43,7 @@ def main(options: argparse.Namespace) -> int:
     def keep(result: RunResult, machine: Machine | None) -> None:
         _report(result)
         if options.keep == "always" or result.verdict.exit_status:
-            attach.keep(machine, result.directory)
+            owner.keep(machine, result.directory)
 
     if options.keep:
         return run(spec, keep).verdict.exit_status

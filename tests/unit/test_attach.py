@@ -1,4 +1,5 @@
-"""What GDB is given, and how a run is found; the symbol file as binutils and GDB read it."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""Attaching a user's GDB: the symbol file, how a run is found, and the owner's connection."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from typing import Any, cast
 import pytest
 
 from orchestrator import cli
-from orchestrator.attach import guest as interactive
+from orchestrator.attach import client, owner
 from orchestrator.commands import run as run_command
 from orchestrator.errors import EXIT_USAGE, LostVM, UsageError
 from orchestrator.machine.machine import Machine
@@ -48,7 +49,7 @@ def output(*command: object) -> str:
     ).stdout
 
 
-def test_the_symbol_file_has_the_kernels_own_symbols_and_nothing_else(elf: Path) -> None:
+def test_the_symbol_file_has_only_the_kernels_own_symbols(elf: Path) -> None:
     assert output("nm", "-n", elf).splitlines() == [
         "ffffffff81000000 T _stext",
         "ffffffff81000000 T _text",
@@ -61,22 +62,22 @@ def test_the_symbol_file_has_the_kernels_own_symbols_and_nothing_else(elf: Path)
     ]
 
 
-def test_binutils_find_nothing_wrong_with_the_symbol_file(elf: Path) -> None:
+def test_readelf_accepts_the_symbol_file(elf: Path) -> None:
     done = subprocess.run(["readelf", "-aW", str(elf)], capture_output=True, text=True, check=True)
     assert "rror" not in done.stderr and "arning" not in done.stderr
 
 
 @pytest.mark.skipif(not shutil.which("gdb"), reason="GDB is not installed")
-def test_gdb_finds_the_function_of_an_address(elf: Path) -> None:
+def test_gdb_maps_an_address_to_its_function(elf: Path) -> None:
     commands = (
         "info symbol 0xffffffff81000104",
         "info symbol 0xffffffff81a00009",
         "info symbol 0xffffffff82000001",
     )
-    said = output(
+    text = output(
         "gdb", "-nx", "-batch", *(word for line in commands for word in ("-ex", line)), elf
     )
-    assert said.splitlines() == [
+    assert text.splitlines() == [
         "same + 4 in section .text",
         "counter + 1 in section .data",
         "init_function + 1 in section .text",
@@ -89,7 +90,7 @@ def test_a_kernel_without_symbols_makes_an_empty_file(tmp_path: Path) -> None:
     assert output("readelf", "-sW", file)
 
 
-# -- which run
+# -- which run GDB opens
 
 
 @pytest.fixture
@@ -109,47 +110,49 @@ def live(directory: Path, line: Path) -> None:
     (directory / "live.json").write_text(json.dumps({"gdb": str(line), "line": str(line)}))
 
 
-def test_the_newest_run_that_is_kept_is_taken(runs: Path) -> None:
-    assert interactive._find(None) == runs / "20261102-2-kept"
+def test_the_newest_kept_run_is_the_default(runs: Path) -> None:
+    assert client.find_run(None) == runs / "20261102-2-kept"
 
 
 def test_a_run_whose_process_was_killed_is_not_kept(runs: Path) -> None:
     live(runs / "20261103-3-over", runs / "gone")
-    assert interactive._find(None) == runs / "20261102-2-kept"
-    assert interactive._find("20261103-3-over") == runs / "20261103-3-over"
+    assert client.find_run(None) == runs / "20261102-2-kept"
+    assert client.find_run("20261103-3-over") == runs / "20261103-3-over"
     assert not (runs / "20261103-3-over" / "live.json").exists()
 
 
 def test_a_run_is_found_by_name_and_by_directory(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert interactive._find("20261101-1-old") == runs / "20261101-1-old"
-    assert interactive._find(str(runs / "20261101-1-old")) == runs / "20261101-1-old"
+    assert client.find_run("20261101-1-old") == runs / "20261101-1-old"
+    assert client.find_run(str(runs / "20261101-1-old")) == runs / "20261101-1-old"
     monkeypatch.chdir(runs)
-    assert interactive._find("./20261101-1-old").resolve() == runs / "20261101-1-old"
+    assert client.find_run("./20261101-1-old").resolve() == runs / "20261101-1-old"
 
 
-def test_without_a_kept_run_it_says_how_to_have_one(runs: Path) -> None:
+def test_without_a_kept_run_the_error_says_how_to_get_one(runs: Path) -> None:
     (runs / "20261102-2-kept" / "live.json").unlink()
     with pytest.raises(UsageError, match="run --keep"):
-        interactive._find(None)
+        client.find_run(None)
 
 
-def test_an_unknown_name_is_answered_with_the_nearest(runs: Path) -> None:
-    with pytest.raises(UsageError, match=r"is no run: did you mean 20261101-1-old"):
-        interactive._find("20261101-1-odl")
+def test_an_unknown_run_suggests_the_closest_name(runs: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"there is no run 20261101-1-odl: did you mean 20261101-1-old"
+    ):
+        client.find_run("20261101-1-odl")
 
 
-def test_a_run_that_never_had_its_module_is_wrong_usage(runs: Path) -> None:
+def test_a_run_that_never_loaded_its_module_is_wrong_usage(runs: Path) -> None:
     with pytest.raises(UsageError, match=r"before its test module was loaded"):
-        interactive.attach("20261101-1-old")
+        client.attach("20261101-1-old")
 
 
-# -- the line between GDB and the process that has the guest
+# -- the connection between GDB and the process that owns the guest
 
 
 class Guest:
-    """As much of a Machine as the line uses."""
+    """The parts of a Machine that GdbConnection uses."""
 
     def __init__(self, directory: Path) -> None:
         self.gdb_path = directory / "gdb"
@@ -158,10 +161,10 @@ class Guest:
         self.spec = SimpleNamespace(smp=3)
         self.process = SimpleNamespace(poll=lambda: None)
         self.ssh = self
-        self.ran: list[str] = []
+        self.commands: list[str] = []
 
     def run(self, command: str, timeout: float) -> tuple[int, str]:
-        self.ran.append(command)
+        self.commands.append(command)
         if command == "die":
             raise LostVM("QEMU was killed")
         while command == "wait":
@@ -170,16 +173,18 @@ class Guest:
         return len(command), f"did {command}\n"
 
 
-class Caller:
+class GdbEnd:
+    """GDB's end of the connection."""
+
     def __init__(self, path: Path) -> None:
         self.end = socket.socket(socket.AF_UNIX)
         self.end.connect(str(path))
         self._file = self.end.makefile("rb")
 
-    def hear(self) -> Any:
+    def receive(self) -> Any:
         return json.loads(self._file.readline())
 
-    def say(self, command: str) -> None:
+    def send(self, command: str) -> None:
         self.end.sendall(json.dumps({"run": command}).encode() + b"\n")
 
     def close(self) -> None:
@@ -188,39 +193,39 @@ class Caller:
 
 
 @pytest.mark.timeout(30)
-def test_the_line_runs_commands_for_one_gdb_and_ends_with_it(tmp_path: Path) -> None:
+def test_the_owner_runs_commands_for_one_gdb_until_it_quits(tmp_path: Path) -> None:
     guest = Guest(tmp_path)
     ended: list[bool] = []
-    with interactive.GdbConnection(cast(Machine, guest), tmp_path) as line:
-        thread = threading.Thread(target=lambda: ended.append(line.serve()))
+    with owner.GdbConnection(cast(Machine, guest), tmp_path) as connection:
+        thread = threading.Thread(target=lambda: ended.append(connection.serve()))
         thread.start()
         path = Path(json.loads((tmp_path / "live.json").read_text())["line"])
-        first, second = Caller(path), Caller(path)
-        assert first.hear() == {"cpus": 3}
-        assert "another GDB" in second.hear()["error"]
+        first, second = GdbEnd(path), GdbEnd(path)
+        assert first.receive() == {"cpus": 3}
+        assert "another GDB" in second.receive()["error"]
         second.close()
-        first.say("ls")
-        assert first.hear() == {"status": 2, "said": "did ls\n"}
-        first.say("die")
-        assert first.hear() == {"error": "QEMU was killed"}
-        first.say("wait")
+        first.send("ls")
+        assert first.receive() == {"status": 2, "said": "did ls\n"}
+        first.send("die")
+        assert first.receive() == {"error": "QEMU was killed"}
+        first.send("wait")
         assert not ended
         first.close()  # in the middle of a command
         thread.join(10)
     assert ended == [True]
-    assert guest.ran == ["ls", "die", "wait"]
+    assert guest.commands == ["ls", "die", "wait"]
     assert not (tmp_path / "live.json").exists() and not guest.on_poll
 
 
-def test_the_line_ends_when_the_guest_does(tmp_path: Path) -> None:
+def test_the_owner_stops_serving_when_the_guest_ends(tmp_path: Path) -> None:
     guest = Guest(tmp_path)
     guest.process = SimpleNamespace(poll=lambda: -9)
-    with interactive.GdbConnection(cast(Machine, guest), tmp_path) as line:
-        assert line.serve() is False
+    with owner.GdbConnection(cast(Machine, guest), tmp_path) as connection:
+        assert connection.serve() is False
 
 
 def test_a_run_without_a_guest_cannot_be_kept(tmp_path: Path) -> None:
-    interactive.keep(None, tmp_path)
+    owner.keep(None, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -228,13 +233,13 @@ def test_a_run_without_a_guest_cannot_be_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", ["gdb nonsense", "gdb 20261101-1-old", "gdb --now a-run", "run --keep=never"]
+    "arguments", ["gdb nonsense", "gdb 20261101-1-old", "gdb --now a-run", "run --keep=never"]
 )
-def test_wrong_usage_is_129_in_one_sentence(
-    words: str, runs: Path, capsys: pytest.CaptureFixture[str]
+def test_wrong_usage_exits_with_129_and_one_sentence(
+    arguments: str, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     try:
-        status = cli.main(words.split())
+        status = cli.main(arguments.split())
     except SystemExit as end:
         status = cast(int, end.code)
     assert status == EXIT_USAGE
@@ -250,7 +255,7 @@ def test_wrong_usage_is_129_in_one_sentence(
         ("--keep=always", "pass", True),
     ],
 )
-def test_what_is_kept_when(
+def test_keep_decides_by_the_verdict(
     option: str, outcome: str, is_kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[Path] = []
@@ -265,6 +270,6 @@ def test_what_is_kept_when(
 
     monkeypatch.setattr("orchestrator.run.run", run)
     monkeypatch.setattr(run_command, "_report", lambda result: None)
-    monkeypatch.setattr(interactive, "keep", lambda machine, directory: kept.append(directory))
+    monkeypatch.setattr(owner, "keep", lambda machine, directory: kept.append(directory))
     assert cli.main(["run", option]) == exit_status
     assert kept == [tmp_path] * is_kept

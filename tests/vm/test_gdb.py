@@ -94,10 +94,10 @@ def test_a_guest_of_its_own(directory: Path) -> None:
     said = gdb.say(
         "guest echo 'step site=nop5 how=direct ms=20 cpu=0' > /dev/orchestrator; echo poked"
     )
-    assert "Breakpoint 1" in said and "still under way" in said
+    assert "Breakpoint 1" in said and "still running" in said
     assert "text_poke_bp" in gdb.say("bt")
     assert "orch_pass_nop5" in gdb.say("info symbol $rsi")
-    assert "still under way" in gdb.say("guest true")
+    assert "still running" in gdb.say("guest true")
     gdb.say("delete")
 
     gdb.child.sendline("continue")
@@ -147,7 +147,7 @@ def test_a_kept_guest_is_looked_at_from_another_terminal_and_ends_with_that(
     second.child.expect_exact("another GDB is attached")
     assert second.end() == 125
     # A kernel that has failed can be looked at as well.
-    assert "still under way" not in gdb.say("guest echo 1 > /proc/sys/kernel/panic_on_oops")
+    assert "still running" not in gdb.say("guest echo 1 > /proc/sys/kernel/panic_on_oops")
     gdb.say("hbreak panic")
     assert "Breakpoint 1" in gdb.say("guest echo c > /proc/sysrq-trigger")
     assert "sysrq_handle_crash" in gdb.say("bt")
