@@ -33,7 +33,7 @@ def attach(name: str | None) -> int:
 
 def gdb_command(directory: Path) -> list[str]:
     """The command line of a GDB on the run in `directory`."""
-    # No -nx: the user wants his own .gdbinit.
+    # No -nx: this GDB is the user's, with the user's own .gdbinit.
     return [
         proc.need("gdb", "gdb"),
         "-quiet",

@@ -1,8 +1,9 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Which accelerator the guest runs on, and why.
 
-A /dev/kvm that opens is no proof of a KVM that works: under some nested hypervisors a virtual machine can be created,
-but QEMU dies of an assertion, or the guest stands still as soon as it is in 64-bit mode. So KVM is used only where it
-has run guest/probe/probe.S to its end, which is found out once and remembered.
+A /dev/kvm that can be opened does not prove that KVM works. Under some nested hypervisors a virtual
+machine can be created, but QEMU dies of an assertion, or the guest hangs as soon as it is in 64-bit
+mode. So KVM is used only if it has run guest/probe/probe.S to its end. The result is remembered.
 """
 
 from __future__ import annotations
@@ -22,22 +23,23 @@ from orchestrator.host.paths import PROJECT, cache_dir, cached_dir, locked, stat
 from orchestrator.host.tools import Qemu
 
 CHOICES = ("auto", "kvm", "tcg", "tcg-multi", "tcg-single")
-"""`tcg` is tcg-single."""
+"""`tcg` means tcg-single."""
 
 PROBE = PROJECT / "guest" / "probe" / "probe.S"
 PROBE_STATUS = 85
-"""QEMU's exit status when the probe has come to its end: see probe.S."""
+"""QEMU's exit status when the probe has run to its end: see probe.S."""
 PROBE_SECONDS = 10.0
 """A KVM that works needs a quarter of a second."""
 
 
 @dataclass(frozen=True)
 class Accel:
-    """kind: hardware virtualisation or QEMU's translator; thread: of TCG, one per CPU or one for all (None for KVM)."""
-
     kind: Literal["kvm", "tcg"]
+    """Hardware virtualisation or QEMU's translator."""
     thread: Literal["multi", "single"] | None
+    """TCG's threads: one per virtual CPU, or one for all of them. None for KVM."""
     why: str
+    """Why this one was chosen, for the user."""
 
     @property
     def option(self) -> str:
@@ -46,27 +48,29 @@ class Accel:
 
     @property
     def untrusted(self) -> str | None:
-        """Why a failure may be the accelerator's own, None when there is no reason to think so."""
+        """Why the accelerator itself may cause a failure; None if that is unlikely."""
         return UNSOUND if self.thread == "multi" else None
 
     @property
     def cpu(self) -> str:
-        """The CPU model to use where the user names none.
+        """The default CPU model.
 
-        max, not qemu64: that is a K8 of 2003 for which kernels choose other NOPs than on what people run today. Without
-        la57: a fifth level of page tables makes every page walk of TCG longer and proves nothing.
+        TCG gets max, not qemu64: that is a K8 of 2003, for which kernels choose other NOPs than on
+        the CPUs people use today. It gets no la57, because a fifth level of page tables makes every
+        page walk of TCG longer and proves nothing.
         """
         return "host" if self.kind == "kvm" else "max,la57=off"
 
 
 def choose(accel: str, qemu: Qemu) -> Accel:
-    """The accelerator for the user's word `accel` (one of CHOICES).
+    """The accelerator for the user's choice `accel`, one of CHOICES.
 
-    Raises InfraError when KVM is asked for by name and does not work; `auto` falls back on TCG and says why.
+    `auto` is KVM, or TCG with the reason if KVM does not work. Raises InfraError if `kvm` was asked
+    for and does not work, UsageError for anything that is not in CHOICES.
     """
     if accel not in CHOICES:
         raise UsageError(
-            f"unknown accelerator {accel}{nearest(accel, CHOICES)}: one of {', '.join(CHOICES)}"
+            f"unknown accelerator {accel}{nearest(accel, CHOICES)}: use one of {', '.join(CHOICES)}"
         )
     if accel in ("auto", "kvm"):
         trouble = kvm_trouble(qemu)
@@ -80,21 +84,22 @@ def choose(accel: str, qemu: Qemu) -> Accel:
 
 
 def kvm_trouble(qemu: Qemu, *, device: Path = Path("/dev/kvm"), memory: Path | None = None) -> str:
-    """What is wrong with KVM here, in one sentence without a full stop; empty when it works.
+    """What is wrong with KVM on this host, as a sentence without a full stop; empty if it works.
 
-    What the probe found is kept in the file `memory` (default: hosts.json in the state directory), by host, kernel and
-    QEMU, because one that hangs costs PROBE_SECONDS. Delete the file to probe again.
+    memory: a JSON file with earlier results of the probe, by host, kernel and QEMU version. The
+    default is hosts.json in the state directory. They are kept because a probe that hangs costs
+    PROBE_SECONDS. Delete the file to probe again.
     """
     if not device.exists():
         return f"there is no {device}"
     if not os.access(device, os.R_OK | os.W_OK):
-        return f"{device} is not ours to open (is the user in the group kvm?)"
+        return f"you may not open {device} (are you in the group kvm?)"
     memory = memory or state_dir() / "hosts.json"
     key = " ".join((_host(), platform.release(), "qemu", ".".join(map(str, qemu.version))))
     with locked(memory.with_name(f".{memory.name}.lock")):
         try:
             known = dict(json.loads(memory.read_text()))
-        except (OSError, ValueError):  # none yet, or not one of ours: probing again repairs it
+        except (OSError, ValueError):  # no such file, or a damaged one, which is overwritten below
             known = {}
         if not isinstance(known.get(key), str):
             known[key] = probe(qemu, "kvm", "host")
@@ -103,26 +108,19 @@ def kvm_trouble(qemu: Qemu, *, device: Path = Path("/dev/kvm"), memory: Path | N
 
 
 def probe(qemu: Qemu, accel: str, cpu: str, seconds: float = PROBE_SECONDS) -> str:
-    """Run the probe; what went wrong, or an empty string."""
+    """Run the probe, for at most `seconds`. Returns what went wrong, or an empty string."""
     command = [
-        *(
-            str(qemu.binary),
-            *(argument for path in qemu.firmware for argument in ("-L", str(path))),
-        ),
-        *(
-            "-nodefaults",
-            "-no-user-config",
-            "-display",
-            "none",
-            "-M",
-            "pc",
-            "-accel",
-            accel,
-            "-cpu",
-            cpu,
-            "-no-reboot",
-        ),
-        *("-bios", str(_probe_image()), "-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"),
+        str(qemu.binary),
+        *(argument for path in qemu.firmware for argument in ("-L", str(path))),
+        "-nodefaults",
+        "-no-user-config",
+        *("-display", "none"),
+        *("-M", "pc"),
+        *("-accel", accel),
+        *("-cpu", cpu),
+        "-no-reboot",
+        *("-bios", str(_probe_image())),
+        *("-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"),
     ]
     try:
         done = subprocess.run(
@@ -133,34 +131,38 @@ def probe(qemu: Qemu, accel: str, cpu: str, seconds: float = PROBE_SECONDS) -> s
             timeout=seconds,
         )
     except subprocess.TimeoutExpired:
-        return f"a guest of a few instructions did not come to its end within {seconds:.0f} s"
+        return f"a guest of a few instructions did not finish within {seconds:.0f} s"
     if done.returncode == PROBE_STATUS:
         return ""
-    said = done.stderr.decode(errors="replace").strip().splitlines()
+    errors = done.stderr.decode(errors="replace").strip().splitlines()
     how = (
         f"ended with status {done.returncode}"
         if done.returncode >= 0
         else f"died of signal {-done.returncode}"
     )
-    return f"QEMU {how}{': ' + said[-1].rstrip('.') if said else ''}"
+    return f"QEMU {how}{': ' + errors[-1].rstrip('.') if errors else ''}"
 
 
 UNSOUND = (
-    "with several TCG threads QEMU can go on running code that was patched: a store to a page comes after its "
-    "translations were thrown away, and another thread may translate the old bytes in between"
+    "with several TCG threads QEMU can go on running code that was patched: it discards the "
+    "translations of a page before it stores to the page, and another thread may translate the old "
+    "bytes in between"
 )
-"""Why several threads are never chosen by ourselves. (accel/tcg/cputlb.c, notdirty_write(): the store follows the
-invalidation, and is not under the page's lock.) QEMU 7.2 showed it as endless traps and oopses within seconds; 10.0,
-which locks the pages that it translates, as up to a tenth more int3 executed than the guest was ever shown, and an oops
-once. One thread has none of it, and serves this purpose faster too, since no sync round has to wait for the host to
-schedule a thread for each CPU."""
+"""Why `auto` never chooses several threads.
+
+In QEMU's accel/tcg/cputlb.c, notdirty_write() invalidates first; the store follows, and the page's
+lock does not cover it. QEMU 7.2 showed this as endless traps and oopses within seconds. QEMU 10.0
+locks the pages that it translates, and executed up to a tenth more int3 than the guest ever saw,
+with one oops. A single thread has none of this. It is also faster here, because no sync
+round has to wait for the host to schedule a thread for each CPU.
+"""
 
 
-def _tcg(word: str) -> Accel:
-    if word == "tcg-multi":
+def _tcg(choice: str) -> Accel:
+    if choice == "tcg-multi":
         return Accel("tcg", "multi", f"asked for, although {UNSOUND}")
     return Accel(
-        "tcg", "single", "one thread for all CPUs, since with several QEMU can run stale code"
+        "tcg", "single", "one thread for all CPUs, because with several QEMU can run stale code"
     )
 
 
@@ -172,28 +174,19 @@ def _host() -> str:
 
 
 def _probe_image() -> Path:
-    """The probe, assembled: a firmware image of 64 KiB."""
+    """The assembled probe: a firmware image of 64 KiB."""
     digest = hashlib.sha256(PROBE.read_bytes()).hexdigest()[:16]
 
     def make(directory: Path) -> None:
-        parts = {suffix: directory / f"probe.{suffix}" for suffix in ("o", "elf", "bin")}
+        obj, elf, image = (directory / f"probe.{suffix}" for suffix in ("o", "elf", "bin"))
+        objcopy = proc.need("objcopy", "binutils")
         try:
-            proc.run([proc.need("gcc", "gcc"), "-c", "-o", parts["o"], PROBE])
-            proc.run([proc.need("ld", "binutils"), "-Ttext=0", "-o", parts["elf"], parts["o"]])
-            proc.run(
-                [
-                    proc.need("objcopy", "binutils"),
-                    "-O",
-                    "binary",
-                    "-j",
-                    ".text",
-                    parts["elf"],
-                    parts["bin"],
-                ]
-            )
+            proc.run([proc.need("gcc", "gcc"), "-c", "-o", obj, PROBE])
+            proc.run([proc.need("ld", "binutils"), "-Ttext=0", "-o", elf, obj])
+            proc.run([objcopy, "-O", "binary", "-j", ".text", elf, image])
         except subprocess.CalledProcessError as error:
             raise InfraError(
-                f"the probe for KVM does not assemble: {error.output.strip()}"
+                f"cannot assemble the probe for KVM: {error.output.strip()}"
             ) from error
 
     return cached_dir(cache_dir() / "helpers" / f"probe-{digest}", make) / "probe.bin"

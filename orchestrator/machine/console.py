@@ -1,4 +1,9 @@
-"""The guest's console: every line with the time at which it came, for evidence and for the scanner."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""The transport of the guest's console: every line as it arrives, with its time.
+
+What the lines mean is decided elsewhere: guest/klog.py finds the kernel's faults in them, and
+guest/ktap.py the test module's report.
+"""
 
 from __future__ import annotations
 
@@ -16,24 +21,24 @@ from pexpect.fdpexpect import fdspawn
 from orchestrator.guest.klog import READY, Scanner
 
 PIPE_SIZE = 1 << 20
-"""What an unprivileged process may ask for. The guest waits in every printk when the pipe is full."""
+"""The most that an unprivileged process may set. A full pipe blocks the guest in printk."""
 
 KEPT = 10_000
-"""Lines kept in memory."""
+"""Minimum number of lines kept in memory, once there have been that many."""
 
 
 class Console:
-    """Reads the console, a pipe whose other end `output` is QEMU's, in a thread: from its first byte to QEMU's end.
+    """Reads the console in a thread, from the guest's first byte to QEMU's end.
 
-    lines: all of them; of a long run the newest (KEPT and more). Each also goes to the file `log` as {"time": seconds
-    since the epoch, "line": text}, and through `scanner`. An unfinished line is taken as a line when QEMU ends: a crash
-    can cut the last one short.
+    The console is a pipe; QEMU gets the end `output`. Each line goes to `lines`, to the file `log`
+    as {"time": seconds since the epoch, "line": text}, and to `scanner`. When QEMU ends, an
+    unfinished line counts as a line, because a crash can cut the last one short.
     """
 
     def __init__(self, log: Path) -> None:
         self.lines: list[str] = []
+        """All lines so far; in a long run only the newest, but at least KEPT of them."""
         self.scanner = Scanner()
-        self.ended = threading.Event()
         self._ready = threading.Event()
         self._log = log.open("a", buffering=1)
         self._input, self.output = os.pipe()
@@ -41,33 +46,29 @@ class Console:
         self._thread = threading.Thread(target=self._run, name="console", daemon=True)
 
     def start(self) -> None:
-        """Read from here on. Call it when QEMU has got `output`, which is closed on our side."""
+        """Start reading. Call it once QEMU has inherited `output`: this closes our copy of it."""
         os.close(self.output)
         self._thread.start()
 
     @property
     def ready(self) -> bool:
-        """Whether the guest's init has said that it is there."""
+        """Whether the guest's init has reported that it is ready."""
         return self._ready.is_set()
 
-    def tail(self, count: int = 10) -> list[str]:
-        return self.lines[-count:]
-
     def close(self) -> None:
-        """Wait for the last lines, which are still to be read when QEMU has just ended."""
+        """Read the rest, which QEMU may have left in the pipe when it ended, and stop."""
         self._thread.join(5)
         self._log.close()
 
     def _run(self) -> None:
         spawn: Any = fdspawn(self._input, timeout=None, maxread=65536)
         while spawn.expect_exact([b"\n", EOF]) == 0:
-            self._take(spawn.before)
+            self._add(spawn.before)
         if spawn.before:
-            self._take(spawn.before)
+            self._add(spawn.before)
         spawn.close()
-        self.ended.set()
 
-    def _take(self, raw: bytes) -> None:
+    def _add(self, raw: bytes) -> None:
         line = raw.decode(errors="replace").strip("\r")
         self._log.write(json.dumps({"time": round(time.time(), 6), "line": line}) + "\n")
         self.lines.append(line)

@@ -1,4 +1,5 @@
-"""Why a wait for the guest ended without what was waited for (beside LostVM)."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""Reasons, besides LostVM, why a wait for the guest ended early."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from orchestrator.guest.klog import Finding
 
 
 class KernelFault(OrchestratorError):
-    """The guest's kernel has reported on its console that it cannot go on. `findings` are all so far, fatal or not."""
+    """The guest's kernel reported on its console that it cannot go on."""
 
     exit_status = EXIT_KERNEL_FAILED
 
@@ -19,17 +20,21 @@ class KernelFault(OrchestratorError):
         )
         self.outcome = fatal.outcome
         self.findings = tuple(findings)
+        """All findings so far, fatal or not."""
 
 
 class GuestReset(LostVM):
-    """The guest was up and has reset itself: a triple fault, which is a panic too early or too deep to be reported."""
+    """The guest was up and reset itself: a triple fault.
+
+    That counts as a panic, one that came too early or too deep for the kernel to report it.
+    """
 
     outcome = "panic"
     exit_status = EXIT_KERNEL_FAILED
 
 
 class TimedOut(OrchestratorError):
-    """The guest is there and its kernel reports no fault, but what was waited for did not happen in time."""
+    """The guest runs and its kernel reports no fault, but the event did not happen in time."""
 
     outcome = "timeout"
 

@@ -1,4 +1,8 @@
-"""The host's end of the serial line that carries ssh; guest/init/ttylink.c is the other, and describes the frames."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""The host's end of the serial line that carries ssh.
+
+The guest's end is guest/init/ttylink.c, which describes the frames.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,15 @@ import threading
 
 MAX_PAYLOAD = 4096
 WINDOW = 16384
-"""Bytes under way to the guest at most; its tty layer keeps 64 KiB."""
+"""Most bytes in flight to the guest. The guest's tty layer can buffer 64 KiB."""
 
 
 class Link:
-    """Carries one connection at a time between a pair of sockets of ours and the serial line.
+    """Carries one connection at a time over the serial line.
 
-    `ready` is set when the guest's end has first been heard of. `connect()` begins a connection and returns our end of
-    it: an ordinary socket, at end of file when the connection has ended, at whichever side.
+    `ready` is set when the guest's end has first been heard from. `connect()` begins a connection,
+    which ends the previous one, and returns our end of it: an ordinary socket. That socket is at
+    end of file when either side has ended the connection.
     """
 
     def __init__(self, line: socket.socket) -> None:
@@ -24,18 +29,18 @@ class Link:
         self._line = line
         self._line.setblocking(False)
         self._lock = threading.Lock()  # guards the next three
-        self._next: socket.socket | None = None  # the other end of what `connect` has returned last
+        self._next: socket.socket | None = None  # our half of what connect() returned last
         self._closing = False
         self._over = False
         self._number = 0  # of the present connection; frames of an earlier one may still arrive
-        self._answered = False  # by the guest, so that what comes belongs to it
-        self._ended = False  # by the guest, but there may be data left for our side
+        self._answered = False  # the guest has begun this connection, so its frames belong to it
+        self._ended = False  # the guest has ended it, but _to_local may still hold data
         self._local: socket.socket | None = None
         self._to_line = bytearray()
         self._to_local = bytearray()
         self._from_line = bytearray()
-        self._sent = 0  # bytes given to the line in all
-        self._acknowledged = 0  # of these, read by the guest
+        self._sent = 0  # bytes written to the line in all
+        self._acknowledged = 0  # bytes of these that the guest has read
         self._wake_read, self._wake_write = socket.socketpair()
         self._thread = threading.Thread(target=self._run, name="ssh-line", daemon=True)
         self._thread.start()
@@ -54,7 +59,7 @@ class Link:
         return ours
 
     def close(self) -> None:
-        """End the thread and the connection; the line is closed too."""
+        """End the thread and the connection, and close the line."""
         with self._lock:
             self._closing = True
             if not self._over:
@@ -63,7 +68,7 @@ class Link:
         for end in (self._line, self._wake_read, self._wake_write):
             end.close()
 
-    # Everything below runs in the thread, so that no socket is closed while the selector looks at it.
+    # Everything below runs in the thread, so no socket is closed while the selector waits on it.
 
     def _begin(self, local: socket.socket) -> None:
         self._drop()
@@ -89,7 +94,7 @@ class Link:
             while self._turn():
                 pass
         except OSError:
-            pass  # the line is broken: QEMU has gone, which Machine.poll() tells better
+            pass  # the line is broken: QEMU has gone, and Machine.poll() reports why
         finally:
             with self._lock:
                 self._over = True
@@ -106,7 +111,7 @@ class Link:
         if begun is not None:
             self._begin(begun)
         with selectors.DefaultSelector() as selector:
-            for end, events in self._wanted().items():
+            for end, events in self._interest().items():
                 selector.register(end, events)
             ready = {key.fileobj: events for key, events in selector.select()}
         if self._wake_read in ready:
@@ -121,18 +126,20 @@ class Link:
             self._serve(self._local, ready.get(self._local, 0))
         return True
 
-    def _wanted(self) -> dict[socket.socket, int]:
-        """What to wait for."""
-        wanted = {self._wake_read: selectors.EVENT_READ, self._line: selectors.EVENT_READ}
-        if self._to_line and self._room() > 0 and self.ready.is_set():  # else nobody reads it
-            wanted[self._line] |= selectors.EVENT_WRITE
+    def _interest(self) -> dict[socket.socket, int]:
+        """The events to wait for, by socket."""
+        interest = {self._wake_read: selectors.EVENT_READ, self._line: selectors.EVENT_READ}
+        # Until the guest's end is ready, nobody reads what we write.
+        if self._to_line and self._room() > 0 and self.ready.is_set():
+            interest[self._line] |= selectors.EVENT_WRITE
         if self._local is not None:
-            # Nothing is read for the guest before it has begun the connection, nor faster than the line takes it.
+            # Take data for the guest only once it has begun the connection, and no faster than the
+            # line takes it.
             events = selectors.EVENT_READ if self._answered and not self._to_line else 0
             events |= selectors.EVENT_WRITE if self._to_local else 0
             if events:
-                wanted[self._local] = events
-        return wanted
+                interest[self._local] = events
+        return interest
 
     def _serve(self, local: socket.socket, events: int) -> None:
         try:
@@ -170,15 +177,13 @@ class Link:
         if kind == b"H":
             self.ready.set()
             number = struct.unpack("<I", payload)[0]
-            if (
-                number == 0
-            ):  # ttylink has (re)started: it has read nothing yet, and knows of no connection
+            if number == 0:  # ttylink has (re)started: it has read nothing and has no connection
                 self._restart()
             elif number == self._number:
                 self._answered = True
         elif kind == b"A":
             behind = (self._sent - struct.unpack("<I", payload)[0]) % 2**32
-            # A ttylink that was started again may also have read what was meant for the one before it.
+            # A restarted ttylink may also have read bytes that were sent to the one before it.
             self._acknowledged = self._sent - (behind if behind <= WINDOW else 0)
         elif kind == b"D" and self._answered and self._local is not None:
             self._to_local += payload

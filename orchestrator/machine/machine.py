@@ -1,4 +1,5 @@
-"""A running guest: QEMU, its channels, and waits that end when either of them does."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""A running guest: QEMU, the channels to it, and waits that end if the guest or QEMU does."""
 
 from __future__ import annotations
 
@@ -24,25 +25,27 @@ from orchestrator.machine.qmp import Qmp
 from orchestrator.machine.ssh import Keys, Shell
 
 POLL = 0.05
-"""Seconds between two looks at a condition."""
+"""Interval between two checks of a condition, in seconds."""
 QUIT_SECONDS = 2.0
-"""How long QEMU may take to end by itself."""
+"""Time for QEMU to end by itself."""
 
 
 class Machine:
-    """One guest, from QEMU's start (paused) to its end. Use it as a context manager, in one thread.
+    """One guest, from the start of QEMU (paused) to its end. Use it as a context manager.
 
-    directory: receives qemu.cmd (the command line), qemu.stderr, qemu.log, qmp.jsonl, console.log and console.jsonl.
-    keys: those whose guest_files() are in the initramfs. attachable: whether GDB may connect more than once, one at a
-    time.
+    directory: gets qemu.cmd (the command line), qemu.stderr, qemu.log, qmp.jsonl, console.log and
+    console.jsonl.
+    keys: the ones whose guest_files() are in the initramfs.
+    attachable: whether GDB may connect more than once, one at a time.
 
         with Machine(spec, directory, keys) as machine:
-            ...                        # attach GDB to machine.gdb_path, then machine.gdb_connected()
+            ...  # attach GDB to machine.gdb_path, then call machine.gdb_connected()
             machine.cont()
             machine.wait_ready(60)
             machine.ssh.run("uname -r")
 
-    Start it from a thread that lives as long as the machine should: QEMU is killed when that thread ends.
+    Use it in one thread, and one that lives as long as the machine should: QEMU is killed when the
+    thread that started it ends. Raises InfraError if QEMU does not start.
     """
 
     def __init__(
@@ -53,13 +56,13 @@ class Machine:
         self._keys = keys
         self._attachable = attachable
         self.ignore_faults = False
-        """Whether waits go on when the kernel has reported something fatal: for a person who wants to look at it."""
+        """Whether waits go on after a fatal report of the kernel, for a user who debugs it."""
         self._cleanup = contextlib.ExitStack()
         self.on_poll: list[Callable[[], None]] = []
-        """Called several times a second in every wait: an observer that needs attention now and then."""
+        """Called several times a second in every wait. One that raises an exception ends the wait."""
 
     def __enter__(self) -> Machine:
-        with self._cleanup as stack:  # undone again when the start fails half way
+        with self._cleanup as stack:  # undoes a start that fails half-way
             self._start(stack)
             self._cleanup = stack.pop_all()
         return self
@@ -78,7 +81,8 @@ class Machine:
         (qmp, qemu_qmp), (line, qemu_line) = socket.socketpair(), socket.socketpair()
         channels = qemu.Channels(qmp=qemu_qmp.fileno(), ssh=qemu_line.fileno(), gdb=self.gdb_path)
         self.command_line = qemu.command_line(self.spec, channels, self.directory)
-        (self.directory / "qemu.cmd").write_text(qemu.written(self.command_line, self.spec) + "\n")
+        shell_line = qemu.shell_line(self.command_line, self.spec)
+        (self.directory / "qemu.cmd").write_text(shell_line + "\n")
         self.qmp = Qmp(qmp, self.directory / "qmp.jsonl")
         stack.callback(self.qmp.close)
         link = Link(line)
@@ -94,10 +98,11 @@ class Machine:
                 stdout=self.console.output,
                 stderr=stderr,
                 pass_fds=[qemu_qmp.fileno(), qemu_line.fileno()],
-                start_new_session=True,  # Ctrl-C is for us to handle: a lost VM is not what the user should read
+                # Keeps Ctrl-C from QEMU: the user should not read of a lost VM after it.
+                start_new_session=True,
             )
         stack.callback(self._end)
-        # So that QEMU has the only copies, and its death is an end of file for us.
+        # QEMU must have the only copies, so that we see an end of file when it dies.
         qemu_qmp.close()
         qemu_line.close()
         self.console.start()
@@ -106,35 +111,37 @@ class Machine:
             self.qmp.connect()
         except LostVM:
             self.process.wait(5)
-            raise InfraError(f"QEMU did not start: {self._last_words()}") from None
-        stack.callback(self._end)  # first of all, so that the others find the end of their streams
+            raise InfraError(f"QEMU did not start: {self._last_errors()}") from None
+        # A second time, to run before the others: their close() waits for the end of file.
+        stack.callback(self._end)
 
     def cont(self) -> None:
         """Let the guest run."""
         self.qmp.cont()
 
     def gdb_connected(self) -> None:
-        """GDB is connected, so the path of its socket is no longer needed: remove it, unless attachable."""
+        """Remove the path of GDB's socket, which is not needed any more; unless attachable."""
         if not self._attachable:
             self._gdb_directory.remove()
 
     def wait_ready(self, timeout: float) -> None:
-        """Wait until the guest has booted and can be reached by ssh. Raises BootError after `timeout` seconds."""
+        """Wait until the guest has booted and ssh is connected.
+
+        Raises BootError after `timeout` seconds, and otherwise like wait().
+        """
         deadline = time.monotonic() + timeout
         try:
             self.wait(lambda: self.console.ready, timeout, "the guest's boot")
             self.ssh.connect(max(1.0, deadline - time.monotonic()))
         except TimedOut as error:
-            last = next(
-                (line for line in reversed(self.console.lines) if line.strip()), "nothing at all"
-            )
-            raise BootError(f"{error}; the last it said was: {last}") from error
+            last = next((line for line in reversed(self.console.lines) if line.strip()), "(none)")
+            raise BootError(f"{error}; the last console line was: {last}") from error
 
     def wait(self, predicate: Callable[[], bool], timeout: float, what: str) -> None:
-        """Wait until `predicate()`. Raises LostVM, KernelFault, or TimedOut after `timeout` seconds.
+        """Wait until `predicate()`, for at most `timeout` seconds.
 
-        A CPU or task that the kernel itself reports as stuck is a KernelFault too, but only when the time is up: on a
-        host that is busy elsewhere it may go on.
+        Raises LostVM, KernelFault, or TimedOut. A CPU or task that the kernel has reported as stuck
+        is a KernelFault too, but only when the time is up: on a busy host it may recover.
 
         what: what is waited for, for the message: "the module's report".
         """
@@ -148,7 +155,7 @@ class Machine:
             time.sleep(POLL)
 
     def check(self, what: str = "the guest") -> None:
-        """Raise LostVM when the machine has gone, KernelFault when the console has reported something fatal."""
+        """Raise LostVM if the machine has gone, KernelFault if its kernel has failed."""
         self.poll()
         for on_poll in self.on_poll:
             on_poll()
@@ -156,7 +163,7 @@ class Machine:
             raise KernelFault(what, fatal[0], self.console.scanner.findings)
 
     def poll(self) -> None:
-        """Raise LostVM when QEMU has ended, or the guest has reset or switched itself off."""
+        """Raise LostVM if QEMU has ended, or if the guest has reset or powered off."""
         shutdown = self.qmp.find("SHUTDOWN")
         reason = f" ({shutdown.data.get('reason')})" if shutdown else ""
         if self.qmp.lost:
@@ -169,7 +176,7 @@ class Machine:
                 if status < 0
                 else f"ended with status {status}"
             )
-            raise LostVM(f"QEMU {how}{reason}: {self._last_words()}")
+            raise LostVM(f"QEMU {how}{reason}: {self._last_errors()}")
         if shutdown:
             lost = (
                 GuestReset
@@ -177,15 +184,16 @@ class Machine:
                 else LostVM
             )
             raise lost(
-                f"the guest is no longer running{reason}: see qemu.log for the registers of a triple fault"
+                f"the guest is no longer running{reason}: "
+                "qemu.log has the registers if it was a triple fault"
             )
 
-    def _last_words(self) -> str:
+    def _last_errors(self) -> str:
         lines = (self.directory / "qemu.stderr").read_text(errors="replace").strip().splitlines()
-        return " / ".join(lines[-3:]) or "without a word"
+        return " / ".join(lines[-3:]) or "it printed no error"
 
     def _end(self) -> None:
-        """End QEMU: by its own means, so that what its plugins and logs still hold is written, or else by force."""
+        """Ask QEMU to quit, so that it flushes its plugins and logs; kill it if it does not."""
         if self.process.poll() is None:
             with contextlib.suppress(OrchestratorError, subprocess.TimeoutExpired):
                 self.qmp.execute("quit", QUIT_SECONDS)
@@ -196,14 +204,17 @@ class Machine:
 
 
 class _ShortLived:
-    """A private directory with a short path (a socket's has at most 107 bytes) that does not outlive us."""
+    """A private directory that does not outlive this process.
+
+    Its path is short, because the path of a unix socket has at most 107 bytes.
+    """
 
     def __init__(self) -> None:
         base = os.environ.get("XDG_RUNTIME_DIR", "/tmp")
         self.path = Path(
             tempfile.mkdtemp(prefix="orchestrator-", dir=base if len(base) < 60 else "/tmp")
         )
-        # When we end, even by SIGKILL, the shell reads an end of file and tidies up.
+        # When we end, even by SIGKILL, the shell reads end of file and removes the directory.
         self._keeper = subprocess.Popen(
             ["sh", "-c", 'read -r _; rm -rf -- "$1"', "sh", str(self.path)],
             stdin=subprocess.PIPE,

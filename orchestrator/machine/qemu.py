@@ -1,8 +1,9 @@
-"""The QEMU command line: one machine on which every kernel from 3.10 on boots.
+# SPDX-License-Identifier: GPL-2.0-only
+"""The QEMU command line: one machine that boots every kernel since 3.10.
 
-It has serial lines, a PIC, IO-APIC and timers, and nothing else: no disk, no network, no display. Everything that the
-guest needs is on the ISA bus, so that a kernel built without ACPI, PCI and virtio works too (it finds its CPUs by the
-MP table of SeaBIOS).
+It has serial lines, a PIC, IO-APIC and timers, and nothing else: no disk, no network, no display.
+All devices that the guest needs are on the ISA bus, so that a kernel built without ACPI, PCI and
+virtio works too. Such a kernel finds its CPUs through the MP table of SeaBIOS.
 """
 
 from __future__ import annotations
@@ -17,35 +18,37 @@ from orchestrator.machine.accel import Accel
 
 MAX_SMP = 64
 
-# Seconds without a sign of life after which the guest's own watchdogs speak up. The kernel's defaults (10, doubled for
-# the soft lockup, and 21) are reached by a healthy guest of 16 CPUs on a busy host under TCG: a stall of 61 s was seen
-# with every CPU idle, because QEMU's main loop had not come to run the timer.
+# Thresholds of the guest's own watchdogs, in seconds. The kernel's defaults (watchdog_thresh=10,
+# doubled for soft lockups, and 21 for RCU stalls) are too short for a healthy guest of 16 CPUs
+# under TCG on a busy host: a stall of 61 s was reported while every CPU was idle, because QEMU's
+# main loop had not got round to running the timer.
 WATCHDOG_SECONDS = 60
 RCU_STALL_SECONDS = 120
 
 
 @dataclass(frozen=True, kw_only=True)
 class MachineSpec:
-    """What machine to run which kernel on.
-
-    cpu: QEMU's -cpu, None for the one that fits the accelerator. smp: number of CPUs. memory: in MiB.
-    append: parameters after ours on the kernel command line, so that they win. options: further QEMU arguments (a
-    plugin, for example). log: items for QEMU's -d, written to qemu.log. seed: of what QEMU itself draws at random.
-    """
+    """A machine, and the kernel to boot on it."""
 
     qemu: Qemu
     accel: Accel
     bzimage: Path
     initrd: Path
     cpu: str | None = None
+    """QEMU's -cpu; None for the accelerator's default."""
     smp: int = 8
+    """Number of CPUs."""
     memory: int = 1024
+    """Memory in MiB."""
     append: tuple[str, ...] = ()
+    """Kernel parameters. They come after ours, so that they win."""
     options: tuple[str, ...] = ()
-    log: tuple[str, ...] = (
-        "cpu_reset",
-    )  # tells a triple fault, with all registers, from other resets
+    """Further QEMU arguments, for example a plugin."""
+    log: tuple[str, ...] = ("cpu_reset",)
+    """Items of QEMU's -d, written to qemu.log. cpu_reset has all registers, which shows whether a
+    reset was a triple fault."""
     seed: int = 1
+    """Seed of QEMU's own random numbers (-seed)."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.smp <= MAX_SMP:
@@ -56,34 +59,38 @@ class MachineSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Channels:
-    """QEMU's ends of what connects us: inherited socket descriptors, and the path on which it awaits GDB.
-
-    The console is QEMU's standard output.
-    """
+    """QEMU's ends of the channels to it. The console is not among them: it is QEMU's stdout."""
 
     qmp: int
+    """An inherited socket, as a file descriptor; `ssh` too."""
     ssh: int
     gdb: Path
+    """The unix socket on which QEMU waits for GDB."""
 
 
 def kernel_command_line(spec: MachineSpec) -> str:
     parameters = [
         "rdinit=/init",
         "console=ttyS0,115200",
-        # Shows a kernel that fails before it has set up its console. Where not built in, it is ignored.
+        # Shows a kernel that fails before it has set up its console. Ignored if it is not built in.
         "earlyprintk=serial,ttyS0,115200",
         "loglevel=8",
         "log_buf_len=4M",  # dmesg keeps the whole boot
-        "8250.nr_uarts=4",  # ttyS1 is the ssh line; some kernels are built to use a single UART
-        "nokaslr",  # addresses in the symbol table are those in memory
-        "nopti",  # else GDB cannot read kernel memory through a CPU that is in user mode
-        "ibt=off",  # kprobes place their int3 behind an ENDBR otherwise, and modules of other compilers would trap
-        # A panicked or oopsed guest stays as it is, for backtraces.
+        "8250.nr_uarts=4",  # ttyS1 carries ssh; some kernels are configured to use one UART only
+        "nokaslr",  # so that the addresses in the symbol table are those in memory
+        # With PTI, GDB cannot read kernel memory through a CPU that is in user mode.
+        "nopti",
+        # With IBT, kprobes place their int3 after the ENDBR, and a module whose compiler emitted no
+        # ENDBR would trap.
+        "ibt=off",
+        # Keep a panicked guest as it is, for backtraces: no reboot.
         "panic=0",
-        # The self-tests of interrupts and TSC fail at random when the host does not schedule a virtual CPU in time.
+        # The kernel's self-tests of the timer interrupt and the TSC fail at random if the host does
+        # not schedule a virtual CPU in time.
         "no_timer_check",
         "tsc=reliable",
-        "random.trust_cpu=on",  # 4.19 to 6.1: getrandom() need not wait for entropy that no device delivers
+        # 4.19 to 6.1: getrandom() does not wait for entropy, which no device here delivers.
+        "random.trust_cpu=on",
         f"watchdog_thresh={WATCHDOG_SECONDS}",
         f"rcupdate.rcu_cpu_stall_timeout={RCU_STALL_SECONDS}",
         *spec.append,
@@ -92,7 +99,7 @@ def kernel_command_line(spec: MachineSpec) -> str:
 
 
 def command_line(spec: MachineSpec, channels: Channels, directory: Path) -> list[str]:
-    """The argument vector of QEMU; logs go to `directory`."""
+    """QEMU's argument vector. The logs go to `directory`."""
     return [
         str(spec.qemu.binary),
         *(argument for path in spec.qemu.firmware for argument in ("-L", str(path))),
@@ -100,40 +107,37 @@ def command_line(spec: MachineSpec, channels: Channels, directory: Path) -> list
         "-nodefaults",
         "-no-user-config",
         *("-display", "none"),
-        # No further system calls for the process that runs foreign kernels: no new programs, no new privileges.
+        # A seccomp filter for the process that runs foreign kernels: it cannot start programs or
+        # gain privileges.
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
-        # The oldest machine type: kernels of 2013 know all of it. No system management mode: SeaBIOS gets by without.
+        # pc, the oldest machine type: kernels of 2013 know all of it. SeaBIOS does not need SMM.
         *("-M", "pc,usb=off,vmport=off,smm=off"),
         *("-accel", spec.accel.option),
         *("-cpu", spec.cpu or spec.accel.cpu),
-        # One CPU a socket: the MP table of SeaBIOS lists sockets only, and QEMU's default is cores (since 6.2).
+        # One CPU per socket, because SeaBIOS puts only sockets into its MP table. Since 6.2 QEMU's
+        # default is one socket with many cores.
         *("-smp", f"{spec.smp},sockets={spec.smp},cores=1,threads=1"),
         *("-m", str(spec.memory)),
-        # The clock stands still with the guest, and starts at the same moment in every run (the day of the v3 patch).
+        # clock=vm stops the clock while the guest is stopped. Every run starts at the same time:
+        # the day of the v3 patch.
         *("-rtc", "base=2013-07-12T00:00:00,clock=vm"),
         *("-seed", str(spec.seed)),
-        # A reset (a triple fault, above all) ends the run, but QEMU stays so that the registers can be looked at.
+        # A reset (most likely a triple fault) ends the run, but QEMU stays, paused, so that the
+        # registers can be read.
         *("-action", "reboot=shutdown,shutdown=pause"),
         *("-d", ",".join(spec.log), "-D", str(directory / "qemu.log")),
         *("-msg", "timestamp=on"),
-        "-S",  # the guest starts with QMP's `cont`, when every observer is in place
+        "-S",  # QMP's `cont` starts the guest, once every observer is in place
         *("-chardev", f"socket,id=qmp,fd={channels.qmp}", "-mon", "chardev=qmp,mode=control"),
-        *(
-            "-chardev",
-            f"socket,id=gdb,path={channels.gdb},server=on,wait=off",
-            "-gdb",
-            "chardev:gdb",
-        ),
-        # A pipe, not a socket: QEMU writes byte by byte, and a socket is full after 280 such writes. A full one makes
-        # the guest wait, and QEMU's logfile, which is complete whatever becomes of us, have such bytes twice.
+        *("-chardev", f"socket,id=gdb,path={channels.gdb},server=on,wait=off"),
+        *("-gdb", "chardev:gdb"),
+        # A pipe, not a socket: QEMU writes byte by byte, and 280 such writes fill a socket. When it
+        # is full the guest has to wait, and bytes appear twice in QEMU's logfile. We want that file
+        # because it is complete even if this process dies.
         *("-chardev", f"stdio,id=console,signal=off,logfile={_escaped(directory / 'console.log')}"),
         *("-device", "isa-serial,chardev=console,index=0"),
-        *(
-            "-chardev",
-            f"socket,id=ssh,fd={channels.ssh}",
-            "-device",
-            "isa-serial,chardev=ssh,index=1",
-        ),
+        *("-chardev", f"socket,id=ssh,fd={channels.ssh}"),
+        *("-device", "isa-serial,chardev=ssh,index=1"),
         *("-kernel", str(spec.bzimage)),
         *("-initrd", str(spec.initrd)),
         *("-append", kernel_command_line(spec)),
@@ -141,13 +145,13 @@ def command_line(spec: MachineSpec, channels: Channels, directory: Path) -> list
     ]
 
 
-def written(command: list[str], spec: MachineSpec) -> str:
-    """`command` as a line for a shell, with the environment it needs."""
+def shell_line(command: list[str], spec: MachineSpec) -> str:
+    """`command` as one line for a shell, with the environment that it needs."""
     return shlex.join(
         [*(f"{name}={value}" for name, value in sorted(spec.qemu.env.items())), *command]
     )
 
 
 def _escaped(path: Path) -> str:
-    """In the value of a QEMU option a comma is doubled."""
+    """`path` as a value within a QEMU option, where a comma is doubled."""
     return str(path).replace(",", ",,")

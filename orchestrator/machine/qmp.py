@@ -1,4 +1,5 @@
-"""The conversation with QEMU itself: commands from any thread, events into a list and a file as they come."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""QMP: commands to QEMU from any thread; QEMU's events in a list and a file as they arrive."""
 
 from __future__ import annotations
 
@@ -19,72 +20,60 @@ from orchestrator.errors import InfraError, LostVM
 
 T = TypeVar("T")
 
-PATIENCE = 20.0
-"""Seconds in which QEMU answers a command. Its main loop may have to wait for a virtual CPU, but never for long."""
+COMMAND_SECONDS = 20.0
+"""Timeout of a command. QEMU's main loop may have to wait for a virtual CPU, but never for long."""
 
 
 @dataclass(frozen=True)
 class QmpEvent:
-    """time: seconds since the epoch, by QEMU's clock of the host. name, data: as in QEMU's QAPI documentation."""
-
     time: float
+    """Seconds since the epoch, by the host's clock as QEMU read it."""
     name: str
+    """As in QEMU's QAPI documentation, like `data`."""
     data: dict[str, Any]
 
 
 class Qmp:
     """A QMP session over a connected socket.
 
-    The library (qemu.qmp) is asynchronous; its loop runs in a thread of its own, so that events arrive while nobody
-    asks. No method blocks for longer than its timeout: LostVM when QEMU has gone, InfraError when it is silent or
-    refuses the command.
+    The library (qemu.qmp) is asynchronous. Its loop runs in a thread of its own, so that events are
+    recorded even while no command is in progress. No method blocks for longer than its timeout.
+    They raise LostVM when QEMU has gone, InfraError when it does not answer or refuses the command.
     """
 
     def __init__(self, connection: socket.socket, log: Path) -> None:
         self.events: list[QmpEvent] = []
-        self.lost = False  # a command has found QEMU gone; its exit status may take a moment longer
+        self.lost = False
+        """Whether a command failed because QEMU is gone. Its exit status may come a bit later."""
         self._log = log.open("a", buffering=1)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="qmp", daemon=True)
         self._thread.start()
         self._client = QMPClient("orchestrator")
-        self._client.logger.disabled = (
-            True  # a QEMU that dies is our caller's to explain, not the library's
-        )
+        self._client.logger.disabled = True  # our caller reports a dying QEMU, not the library
         self._connection = connection
 
-    def connect(self, timeout: float = PATIENCE) -> None:
-        """Do the handshake. Events are recorded from here on."""
-        self._within(self._client.connect(self._connection), timeout, "its greeting")
+    def connect(self, timeout: float = COMMAND_SECONDS) -> None:
+        """Do the handshake, and record events from here on."""
+        self._complete(self._client.connect(self._connection), timeout, "its greeting")
         self._reader = asyncio.run_coroutine_threadsafe(self._read_events(), self._loop)
 
-    def execute(self, command: str, timeout: float = PATIENCE, **arguments: object) -> Any:
-        """The result of a QMP command. For argument names with a dash: `execute("x", **{"command-line": "y"})`."""
-        return self._within(self._client.execute(command, arguments), timeout, command)
+    def execute(self, command: str, timeout: float = COMMAND_SECONDS, **arguments: object) -> Any:
+        """Run a QMP command and return its result.
 
-    def human(self, line: str, timeout: float = PATIENCE) -> str:
-        """The output of a command of the human monitor, such as `info registers -a`."""
-        return str(self.execute("human-monitor-command", timeout, **{"command-line": line}))
+        For argument names with a dash: `execute("x", **{"command-line": "y"})`.
+        """
+        return self._complete(self._client.execute(command, arguments), timeout, command)
 
     def cont(self) -> None:
         self.execute("cont")
 
-    def stop(self) -> None:
-        self.execute("stop")
-
-    def quit(self) -> None:
-        self.execute("quit")
-
-    def status(self) -> str:
-        """`running`, `paused`, `debug` (stopped by GDB), `shutdown`, `internal-error` ..."""
-        return str(self.execute("query-status")["status"])
-
     def inject_nmi(self) -> None:
-        """An NMI on every CPU."""
+        """Send an NMI to every CPU."""
         self.execute("inject-nmi")
 
     def find(self, name: str) -> QmpEvent | None:
-        """The first event of that name, if there was one."""
+        """The first event called `name`, if there was one."""
         return next((event for event in list(self.events) if event.name == name), None)
 
     def close(self) -> None:
@@ -113,13 +102,15 @@ class Qmp:
                 self.events.append(event)
 
     async def _end(self) -> None:
-        with contextlib.suppress(QMPError, OSError, EOFError, TimeoutError):  # it was gone already
+        # These errors mean that the connection was gone already.
+        with contextlib.suppress(QMPError, OSError, EOFError, TimeoutError):
             await asyncio.wait_for(self._client.disconnect(), 2)
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
             task.cancel()
         self._loop.call_soon(self._loop.stop)
 
-    def _within(self, work: Coroutine[Any, Any, T], timeout: float, what: str) -> T:
+    def _complete(self, work: Coroutine[Any, Any, T], timeout: float, what: str) -> T:
+        """Run `work` in the library's thread and wait for its result."""
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result(timeout)
@@ -132,4 +123,4 @@ class Qmp:
             raise InfraError(f"QEMU refuses {what}: {error}") from error
         except (QMPError, OSError, EOFError) as error:
             self.lost = True
-            raise LostVM(f"QEMU has ended, so it cannot do {what}") from error
+            raise LostVM(f"QEMU ended before it could do {what}") from error

@@ -1,4 +1,5 @@
-"""Commands and files in the guest, over ssh on a serial line: the guest has no network."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""Commands and files in the guest, by ssh over a serial line: the guest has no network."""
 
 from __future__ import annotations
 
@@ -19,32 +20,33 @@ from orchestrator.errors import InfraError
 from orchestrator.machine.faults import TimedOut
 from orchestrator.machine.link import Link
 
-logging.getLogger("paramiko").setLevel(
-    logging.CRITICAL + 1
-)  # its thread logs what we raise as an error anyway
+# paramiko's thread logs what we raise as an error anyway.
+logging.getLogger("paramiko").setLevel(logging.CRITICAL + 1)
 
 POLL = 0.05
-"""Seconds between two looks at whether the machine is still there."""
-HANDSHAKE = 120.0
-"""Seconds for connecting: its cryptography runs on a translated CPU that may be busy with the test."""
-SETTLE = 1.0
-"""Seconds in which the cause of a broken connection shows."""
+"""Interval between two checks that the machine still runs, in seconds."""
+CONNECT_SECONDS = 120.0
+"""Timeout of connecting: the cryptography runs on a translated CPU that may be busy with a test."""
+SETTLE_SECONDS = 1.0
+"""Time within which the cause of a broken connection becomes known."""
 CHUNK = 32768
 
 
 @dataclass(frozen=True)
 class Keys:
-    """The key pairs of one run: who it is that we reach, and who we are to it."""
+    """The key pairs of one run."""
 
     host: Ed25519PrivateKey
+    """The guest's, by which we recognise it."""
     client: Ed25519PrivateKey
+    """Ours, by which the guest recognises us."""
 
     @classmethod
     def fresh(cls) -> Keys:
         return cls(Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate())
 
     def guest_files(self) -> dict[str, bytes]:
-        """For the initramfs, by path: dropbear's host key, and our public key."""
+        """The files of the initramfs, by path: dropbear's host key, and our public key."""
         return {
             "/etc/dropbear/host_key": _dropbear_format(self.host),
             "/root/.ssh/authorized_keys": self.client.public_key().public_bytes(
@@ -56,7 +58,8 @@ class Keys:
 class Shell:
     """One ssh connection to the guest.
 
-    Every wait calls `check`, which raises when the machine has gone or its kernel has failed, several times a second.
+    Every wait calls `check` several times a second. It raises when the machine has gone or its
+    kernel has failed.
     """
 
     def __init__(self, link: Link, keys: Keys, check: Callable[[str], None]) -> None:
@@ -65,21 +68,24 @@ class Shell:
         self._check = check
         self._transport: paramiko.Transport | None = None
 
-    def connect(self, timeout: float = HANDSHAKE) -> None:
-        """Connect, or connect again when the connection was lost. Raises TimedOut after `timeout` seconds."""
+    def connect(self, timeout: float = CONNECT_SECONDS) -> None:
+        """Connect, or reconnect after the connection was lost.
+
+        Raises TimedOut after `timeout` seconds, InfraError if the guest's server refuses.
+        """
         self.close()
         deadline = time.monotonic() + timeout
         what = "an ssh connection to the guest"
         self._until(self._link.ready.is_set, deadline, timeout, what)
         transport = paramiko.Transport(self._link.connect())
-        # paramiko's own limits (15 and 30 s) are meant for real machines; ours is `timeout`.
+        # paramiko's own limits (15 and 30 s) are meant for real machines.
         transport.banner_timeout = transport.auth_timeout = transport.handshake_timeout = timeout
         self._transport = transport
         try:
             done = threading.Event()
             transport.start_client(event=done)
             self._until(lambda: done.is_set() or not transport.is_alive(), deadline, timeout, what)
-            self._refuse_stranger(transport)
+            self._check_host_key(transport)
             done.clear()
             transport.auth_publickey("root", _paramiko_key(self._keys.client), event=done)
             self._until(lambda: done.is_set() or not transport.is_alive(), deadline, timeout, what)
@@ -92,28 +98,17 @@ class Shell:
             raise
 
     def run(self, command: str, timeout: float = 60, stdin: bytes = b"") -> tuple[int, str]:
-        """Run `command` with the guest's shell; its exit status (128 + number if a signal killed it) and output,
-        both streams.
+        """Run `command` with the guest's shell. Returns its exit status and its output.
 
-        Raises TimedOut after `timeout` seconds; the command is then left to itself.
+        The status is 128 + N if signal N killed the command; the output is stdout and stderr.
+        Raises TimedOut after `timeout` seconds, and leaves the command running.
         """
-        status, output = self._exchange(command, stdin, timeout, both=True)
+        status, output = self._exchange(command, stdin, timeout, with_stderr=True)
         return status, output.decode(errors="replace")
 
-    def put(self, content: bytes, path: str, timeout: float = 300) -> None:
-        """Write `content` to the file `path` of the guest."""
-        quoted = shlex.quote(path)
-        status, output = self._exchange(
-            f"cat > {quoted} && wc -c < {quoted}", content, timeout, both=True
-        )
-        if status or output.strip() != str(len(content)).encode():
-            raise InfraError(
-                f"{path} was not written in the guest: {output.decode(errors='replace').strip()}"
-            )
-
     def get(self, path: str, timeout: float = 300) -> bytes:
-        """The content of the file `path` of the guest."""
-        status, output = self._exchange(f"cat {shlex.quote(path)}", b"", timeout, both=False)
+        """The content of the file `path` in the guest. Raises InfraError if it cannot be read."""
+        status, output = self._exchange(f"cat {shlex.quote(path)}", b"", timeout, with_stderr=False)
         if status:
             raise InfraError(f"{path} cannot be read in the guest (cat ended with status {status})")
         return output
@@ -124,7 +119,7 @@ class Shell:
             self._transport = None
 
     def _exchange(
-        self, command: str, stdin: bytes, timeout: float, *, both: bool
+        self, command: str, stdin: bytes, timeout: float, *, with_stderr: bool
     ) -> tuple[int, bytes]:
         if self._transport is None or not self._transport.is_active():
             self.connect()
@@ -134,8 +129,8 @@ class Shell:
         output = bytearray()
         try:
             channel = self._transport.open_session(timeout=timeout)
-            channel.set_combine_stderr(both)
-            # Two shells, so that the outer one can tell the end of the inner one even if it was killed.
+            channel.set_combine_stderr(with_stderr)
+            # The outer shell reports the status of the inner one even if a signal kills that.
             channel.exec_command(f"sh -c {shlex.quote(command)}; exit $?")
             sent = 0
             while not (
@@ -159,18 +154,20 @@ class Shell:
                     channel.close()
                     raise TimedOut(what, timeout)
             status = channel.recv_exit_status()
-            if status == -1:  # paramiko's word for none: the shell would have told any
+            # paramiko's value for "no status": the outer shell would have reported one.
+            if status == -1:
                 raise EOFError("the connection was lost")
             return status, bytes(output)
         except (paramiko.SSHException, OSError, EOFError) as error:
-            # When QEMU dies its sockets end first, and the console's last lines may still be on their way too.
-            end = time.monotonic() + SETTLE
+            # If QEMU has died, that explains the error better. Its sockets close before the process
+            # has ended, and the console's last lines may not have been read yet.
+            end = time.monotonic() + SETTLE_SECONDS
             while time.monotonic() < end:
                 self._check(what)
                 time.sleep(POLL)
             raise InfraError(f"`{command}`: ssh to the guest failed: {error}") from error
 
-    def _refuse_stranger(self, transport: paramiko.Transport) -> None:
+    def _check_host_key(self, transport: paramiko.Transport) -> None:
         if not transport.is_active():
             raise InfraError(f"no ssh handshake with the guest: {transport.get_exception()}")
         expected = self._keys.host.public_key().public_bytes(
@@ -178,9 +175,7 @@ class Shell:
         )
         key = transport.get_remote_server_key()
         if f"{key.get_name()} {key.get_base64()}".encode() != expected:
-            raise InfraError(
-                "the ssh server that answers has another host key than the guest was given"
-            )
+            raise InfraError("the guest's ssh server does not have the host key that we gave it")
 
     def _until(
         self, predicate: Callable[[], bool], deadline: float, timeout: float, what: str
@@ -202,7 +197,10 @@ def _paramiko_key(key: Ed25519PrivateKey) -> paramiko.Ed25519Key:
 
 
 def _dropbear_format(key: Ed25519PrivateKey) -> bytes:
-    """The key as dropbear keeps it: two strings with lengths, the type and seed + public key (its signkey.c)."""
+    """The key as dropbear stores it (its signkey.c).
+
+    That is two strings, each after its length: the type, and the seed with the public key.
+    """
     raw = serialization.Encoding.Raw
     seed = key.private_bytes(raw, serialization.PrivateFormat.Raw, serialization.NoEncryption())
     public = key.public_key().public_bytes(raw, serialization.PublicFormat.Raw)

@@ -1,4 +1,5 @@
-"""The reader of the console: a pipe in, lines with times and findings out."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""The console's transport: bytes from a pipe in, lines with times and findings out."""
 
 from __future__ import annotations
 
@@ -17,12 +18,12 @@ def console(tmp_path: Path, *chunks: bytes) -> Console:
     for chunk in chunks:
         os.write(write, chunk)
     os.close(write)
-    assert reader.ended.wait(5)
     reader.close()
+    assert not reader._thread.is_alive()
     return reader
 
 
-def test_lines_in_pieces(tmp_path: Path) -> None:
+def test_a_line_may_arrive_in_pieces(tmp_path: Path) -> None:
     reader = console(tmp_path, b"[    0.0", b"00000] Linux version 6.1\r", b"\nsecond\r\n")
     assert reader.lines == ["[    0.000000] Linux version 6.1", "second"]
     written = [json.loads(line) for line in (tmp_path / "console.jsonl").read_text().splitlines()]
@@ -35,7 +36,7 @@ def test_an_unfinished_last_line_counts(tmp_path: Path) -> None:
     assert [finding.kind for finding in reader.scanner.findings] == ["panic"]
 
 
-def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+def test_bytes_that_are_not_text_are_replaced(tmp_path: Path) -> None:
     assert console(tmp_path, b"\xff\xfe\x00x\n").lines == ["\ufffd\ufffd\x00x"]
 
 
@@ -44,6 +45,6 @@ def test_a_megabyte_without_a_newline_is_read_in_seconds(tmp_path: Path) -> None
     assert [len(line) for line in reader.lines] == [1 << 20]
 
 
-def test_ready(tmp_path: Path) -> None:
+def test_the_guest_is_ready_when_its_init_says_so(tmp_path: Path) -> None:
     assert console(tmp_path, b"[ 1.0] orchestrator: guest ready: cpus=2\n").ready
     assert not console(tmp_path, b"[ 1.0] Linux version\n").ready

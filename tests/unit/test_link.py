@@ -1,4 +1,5 @@
-"""Both ends of the ssh line against each other: the guest's helper on a pseudo terminal, the host's over a socket."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""Both ends of the ssh line together: ttylink on a pseudo terminal, and Link over a socket."""
 
 from __future__ import annotations
 
@@ -28,7 +29,10 @@ def ttylink(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Wire:
-    """Carries bytes between the terminal's master side and a socket, as QEMU's UART does between guest and chardev."""
+    """Carries bytes between a terminal's master side and a socket.
+
+    QEMU's UART does the same between the guest and a chardev.
+    """
 
     def __init__(self, program: Path, *server: str) -> None:
         self.master, slave = pty.openpty()
@@ -71,7 +75,7 @@ def linked(program: Path, *server: str) -> Iterator[tuple[Link, Wire]]:
 
 
 def read(connection: socket.socket, count: int) -> bytes:
-    """`count` bytes, or fewer at the end of file."""
+    """`count` bytes, or fewer if the file ends before."""
     connection.settimeout(20)
     data = bytearray()
     while len(data) < count:
@@ -82,7 +86,7 @@ def read(connection: socket.socket, count: int) -> bytes:
     return bytes(data)
 
 
-def test_bulk_data_is_whole_in_both_directions_at_once(ttylink: Path) -> None:
+def test_bulk_data_arrives_whole_in_both_directions_at_once(ttylink: Path) -> None:
     content = random.Random(7).randbytes(4_000_000)
     with linked(ttylink, "/bin/cat") as (link, _):
         connection = link.connect()
@@ -102,7 +106,7 @@ def test_a_server_that_does_not_read_is_not_overrun(ttylink: Path) -> None:
         sender.join(5)
 
 
-def test_the_end_of_the_server_is_an_end_of_file_behind_its_last_byte(ttylink: Path) -> None:
+def test_when_the_server_ends_end_of_file_follows_its_last_byte(ttylink: Path) -> None:
     with linked(ttylink, "/bin/sh", "-c", "head -c 300000 /dev/zero") as (link, _):
         assert read(link.connect(), 1_000_000) == bytes(300_000)
 
@@ -118,7 +122,7 @@ def test_a_new_connection_replaces_the_old_one(ttylink: Path) -> None:
         assert read(first, 1) == b""
 
 
-def test_closing_our_end_ends_the_server_and_what_it_started(ttylink: Path) -> None:
+def test_closing_our_end_kills_the_server_and_its_children(ttylink: Path) -> None:
     with linked(ttylink, "/bin/sh", "-c", "sleep 30 & echo $!; wait") as (link, _):
         connection = link.connect()
         sleeper = Path("/proc") / connection.recv(100).decode().strip()
@@ -130,7 +134,7 @@ def test_closing_our_end_ends_the_server_and_what_it_started(ttylink: Path) -> N
         assert not sleeper.exists()
 
 
-def test_the_end_of_the_line_is_an_end_of_file(ttylink: Path) -> None:
+def test_a_broken_line_is_an_end_of_file(ttylink: Path) -> None:
     with linked(ttylink, "/bin/cat") as (link, wire):
         connection = link.connect()
         wire._end.shutdown(socket.SHUT_RDWR)

@@ -1,4 +1,5 @@
-"""The QMP session against a server of our own that answers, keeps silent, or dies."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""The QMP session against a fake server that answers, does not answer, or dies."""
 
 from __future__ import annotations
 
@@ -39,7 +40,7 @@ class Server:
 
     def _run(self) -> None:
         self.send(GREETING)
-        while raw := self.end.recv(65536):  # a request each: there is never more than one under way
+        while raw := self.end.recv(65536):  # one request: the client waits for each answer
             request = json.loads(raw)
             if self.silent:
                 continue
@@ -64,10 +65,12 @@ def qmp(server: Server, tmp_path: Path) -> Iterator[Qmp]:
 
 
 def test_commands_are_answered(qmp: Qmp) -> None:
-    assert qmp.status() == "paused"
+    assert qmp.execute("query-status") == {"status": "paused"}
 
 
-def test_events_are_kept_and_written_as_they_come(qmp: Qmp, server: Server, tmp_path: Path) -> None:
+def test_events_are_kept_and_logged_as_they_arrive(
+    qmp: Qmp, server: Server, tmp_path: Path
+) -> None:
     server.event("SHUTDOWN", guest=True, reason="guest-reset")
     deadline = time.monotonic() + 5
     while not qmp.find("SHUTDOWN") and time.monotonic() < deadline:
@@ -88,7 +91,7 @@ def test_a_silent_qemu_does_not_block(qmp: Qmp, server: Server) -> None:
         qmp.execute("query-status", timeout=0.2)
 
 
-def test_a_qemu_that_dies_in_a_command_is_lost(qmp: Qmp, server: Server) -> None:
+def test_a_qemu_that_dies_during_a_command_is_lost(qmp: Qmp, server: Server) -> None:
     server.silent = True
     threading.Timer(0.2, lambda: server.end.shutdown(socket.SHUT_RDWR)).start()
     start = time.monotonic()

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Guests for the tests that need one."""
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def provoke(kernel: Kernel, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def guest(kernel: Kernel, tmp_path: Path) -> Callable[..., Machine]:
-    """A function that makes a Machine, which is not started yet: its results are in tmp_path / "run"."""
+    """A function that makes a Machine, not started yet, with its results in tmp_path / "run"."""
 
     def make(files: dict[str, bytes | Path] | None = None, **options: object) -> Machine:
         directory = tmp_path / "run"
@@ -58,6 +59,7 @@ def guest(kernel: Kernel, tmp_path: Path) -> Callable[..., Machine]:
             "smp": 2,
             **options,
         }
-        return Machine(MachineSpec(qemu=qemu, initrd=image, **options), directory, keys)  # type: ignore[arg-type]
+        spec = MachineSpec(qemu=qemu, initrd=image, **options)  # type: ignore[arg-type]
+        return Machine(spec, directory, keys)
 
     return make

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * insmod provoke.ko how=WHAT: makes the kernel report WHAT on its console, so that the logs in tests/unit/console/ are
- * real ones. With `how=warn` and `how=none` loading succeeds; most others end the guest.
+ * insmod provoke.ko how=FAULT makes the kernel report FAULT on its console.
+ * The logs in tests/unit/klog/ were made with it. Loading succeeds with
+ * `how=warn` and `how=none`; most other faults end the guest.
  */
 #include <linux/delay.h>
 #include <linux/err.h>
@@ -21,7 +22,7 @@ module_param(how, charp, 0);
 
 static int cpu;
 module_param(cpu, int, 0);
-MODULE_PARM_DESC(cpu, "where what keeps a CPU busy runs");
+MODULE_PARM_DESC(cpu, "CPU for the faults that block a thread or a CPU");
 
 static DEFINE_SPINLOCK(lock);
 static DEFINE_MUTEX(first);
@@ -40,14 +41,14 @@ static void oops_everywhere(void *unused)
 	*(volatile int *)NULL = 0;
 }
 
-static int sleep_for_ever(void *unused)
+static int sleep_forever(void *unused)
 {
 	set_current_state(TASK_UNINTERRUPTIBLE);
 	schedule();
 	return 0;
 }
 
-static int spin_for_ever(void *unused)
+static int spin_forever(void *unused)
 {
 	preempt_disable();
 	for (;;)
@@ -102,9 +103,9 @@ static int __init provoke(void)
 		msleep(10);
 		spin_unlock(&lock);
 	} else if (!strcmp(how, "hung")) {
-		start(sleep_for_ever);
+		start(sleep_forever);
 	} else if (!strcmp(how, "softlockup")) {
-		start(spin_for_ever);
+		start(spin_forever);
 	} else if (!strcmp(how, "irqsoff")) {
 		start(spin_without_interrupts);
 	} else if (!strcmp(how, "lockdep")) {
@@ -133,4 +134,4 @@ static void __exit done(void)
 module_init(provoke);
 module_exit(done);
 MODULE_LICENSE("GPL");
-MODULE_DESCRIPTION("Provokes one kernel report");
+MODULE_DESCRIPTION("Provokes one fault report");
