@@ -318,7 +318,7 @@ class Observer:
 
     def _say_why(self, watch: Watch, of_module: list[str], error: TimedOut | KernelFault) -> None:
         """Look at the CPUs of a guest that does not go on, and raise what that tells."""
-        cpus = watch.look()
+        cpus = watch.cpu_snapshot()
         (self.directory / "cpus.json").write_text(json.dumps(cpus, indent=1) + "\n")
         names = symbols.Symbols(symbols.of_vmlinux(self.vmlinux) + of_module)
         self.evidence.hang_report = tuple(symbols.where(cpu, names) for cpu in cpus)

@@ -59,7 +59,7 @@ class Machine:
         """Whether waits go on after a fatal report of the kernel, for a user who debugs it."""
         self._cleanup = contextlib.ExitStack()
         self.on_poll: list[Callable[[], None]] = []
-        """Called several times a second in every wait. One that raises an exception ends the wait."""
+        """Called several times a second in every wait. An exception from one ends the wait."""
 
     def __enter__(self) -> Machine:
         with self._cleanup as stack:  # undoes a start that fails half-way

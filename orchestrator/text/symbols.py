@@ -67,7 +67,7 @@ def prefixes(addresses: Iterable[int]) -> list[str]:
 
 
 def where(cpu: Mapping[str, object], symbols: Symbols, depth: int = 8) -> str:
-    """One line on where a CPU is (as Watch.look() has it): the function it is in, then who may have called it.
+    """One line on where a CPU is (as Watch.cpu_snapshot() has it): the function it is in, then who may have called it.
 
     The callers are words on its stack that point into functions. Like the entries with a question mark in the kernel's
     own traces they may be left over from earlier calls.

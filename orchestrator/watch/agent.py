@@ -1,32 +1,50 @@
-"""Runs inside GDB: sees every sync round, text write and int3 of a window, and holds the poker at the gate.
+# SPDX-License-Identifier: GPL-2.0-only
+"""Runs inside GDB: records every sync, text write and int3, and holds the poker at the gate.
 
-GDB loads this file with `source`; nothing else of the program is importable there, so it uses the standard library
-only. A stop that only counts is answered here and never crosses MI: that is what makes watching every one affordable.
+GDB loads this file with `source`. It uses only the standard library, because the rest of the
+program cannot be imported there. Each stop is handled here and never crosses MI, which makes it
+affordable to watch every single one.
 
-What becomes of an int3 is learnt without a second stop: its handler is made to return through a stub in the module
-(guest/module/gate.c), which notes it down; the `return` event comes with the next stop. Where there is no module there
-is a second stop, where the handler returns to; and no poke is announced.
+All breakpoints are hardware breakpoints. A software breakpoint under KVM would write 0xcc into the
+very text under test; under TCG neither kind writes anything. They are set on kernel functions that
+run once per write, once per sync round and CPU, or once per trap. In arch/x86/kernel/alternative.c
+these are __text_poke(), do_sync_core() and poke_int3_handler(), or their names in other versions.
 
-Only hardware breakpoints are used. Under KVM a software breakpoint would write 0xcc into the very text under test;
-under TCG both kinds write nothing. All lie on functions of the kernel that run once a write, a sync round and CPU, or
-a trap (arch/x86/kernel/alternative.c: __text_poke, do_sync_core, poke_int3_handler or its namesakes).
+What the int3 handler did with a trap is learnt without a second stop: the agent replaces the
+handler's return address by a stub in the test module (guest/module/gate.c), which records the
+result. The `return` event is therefore written at the next stop, whichever that is. Without the
+module there is a second breakpoint where the handler returns to, and no poke is announced.
 
-One JSON object a line goes to the events file, written through at once:
+The events file has one JSON object per line, and every line is flushed at once:
 
-    n      running number, from 1
-    t      host seconds since the epoch
-    kind   window | hold | write | sync | int3 | return | stopper | end | cpus | error | again: a stop seen before.
-           Now and then one is reported twice, when another CPU stops while GDB steps this one over its breakpoint
-    step   number of the step that the test module is at
-    cpu    number of the virtual CPU that stopped
-    bytes  the site's bytes at that moment, hex, while a window is open
+    n      number of the event, from 1
+    t      seconds since the epoch, by the host's clock
+    kind   window | hold | write | sync | int3 | return | stopper | end | cpus | error | again
+    step   number of the step that the test module is running
+    cpu    number of the virtual CPU that stopped; -1 if the event is not about one
+    bytes  the site's bytes at that moment, in hex; only while a window is open
 
-and by kind: window: site, from, to, seq, task, targets; write and hold: addr, len, src (hex), own, irqs (bool), owner
-(task that holds text_mutex, 0 for none; left out until it is known where the mutex says so), and where the module has
-not announced it before (hex: eight bytes at addr) and callers (words on the stack that point into text); int3: ip (of
-the byte that trapped); return: value, ip (where the CPU will go on), trap (ip at entry); stopper: own (stop_machine()
-was called by the poker); cpus: cpus (where each CPU is, as Watch.cpus() tells), once a window, when something looks as
-if the report might want to show it. What is right and wrong the agent does not know.
+`again` stands for a stop that was recorded before. GDB sometimes reports one twice, if another CPU
+stops while GDB steps this one over its breakpoint. Further fields, by kind:
+
+    window       site, from, to, seq, task, gated, targets: orch_window of guest/module/orch.h
+    write, hold  addr, len, src (hex): the arguments of the write
+                 own (bool): the write is to the site of the open window
+                 irqs (bool): interrupts are on
+                 owner: the task that holds text_mutex, 0 for none. Left out until the agent knows
+                 which word of the mutex that is
+                 before (hex: 8 bytes at addr), callers (return addresses on the stack): only if the
+                 module has not announced the write
+    int3         ip: address of the byte that trapped
+    return       value: what the handler returned; ip: where the CPU continues
+                 trap: ip of the int3 event
+    stopper      own (bool): the poker called stop_machine()
+    end          seq: of the window that has ended
+    cpus         cpus: where each CPU is, as in Agent.cpus(). At most once per window, if something
+                 happened that the report may want to show
+    error        what: the exception
+
+The agent does not judge what is right and what is wrong. orchestrator/verdict/model.py does.
 """
 
 from __future__ import annotations
@@ -40,60 +58,67 @@ from pathlib import Path
 import gdb
 
 WINDOW = struct.Struct("<QIIQQQ8s8s2Q")  # struct orch_window in guest/module/orch.h
-PT_REGS_IP = 0x80  # offsetof(struct pt_regs, ip), the same on x86-64 since 2.6
-EFLAGS_IF = 0x200
-DIE_INT3 = 2  # enum die_val in arch/x86/include/asm/kdebug.h, since there is one
-THREAD_SIZE = 0x4000  # of x86-64 since 3.15; 0x2000 before
-MASK = (1 << 64) - 1
+RETURN = struct.Struct("<5Q")  # struct orch_return in guest/module/gate.c
+SLOT_SIZE = 32  # of each slot in orch_slots in guest/module/gate.c
+RETURN_STUB_SIZE = 64  # of each CPU's stub in orch_return_stubs in guest/module/gate.c
+SLOTS = ("write", "sync", "int3", "stopper")
+"""Which breakpoint has which slot in orch_slots."""
 
+PT_REGS_IP = 0x80  # offsetof(struct pt_regs, ip): the same on x86-64 since 2.6
+EFLAGS_IF = 0x200
+DIE_INT3 = 2  # enum die_val in arch/x86/include/asm/kdebug.h: unchanged since it was introduced
+THREAD_SIZE = 0x4000  # on x86-64 since 3.15; 0x2000 before
+U64_MAX = (1 << 64) - 1
 
 NOPS = (b"\x0f\x1f\x44\x00\x00", b"\x66\x66\x66\x66\x90", b"\xf3\x0f\x1e\xfa", b"\x66\x90", b"\x90")
-"""What functions begin with that does nothing: the tracer's five bytes, ENDBR64, short NOPs."""
-
+"""No-ops that functions begin with: ftrace's 5-byte NOPs, ENDBR64, and short NOPs."""
 
 CALLERS = 8
-"""Words of the stack that are kept of a write by others: enough to get out of the text-poke code."""
-SLOT = 32
-"""Bytes of a slot in orch_slots (guest/module/gate.c)."""
-RETURN = struct.Struct("<5Q")  # struct orch_return in guest/module/gate.c
-ENOUGH, MOST = 4, 16
-"""int3 of each CPU in a phase that are looked at where nobody holds the poker, and the most of one of them on average.
-Stops take longer than the guest has between two ticks, and a scheduler that only traps gets no work done."""
-RETURN_STUB = 64
-"""Bytes from one CPU's stub in orch_return_stubs to the next."""
+"""Return addresses recorded for a foreign write: enough to get out of the text-poke code."""
+
+INT3_PER_CPU, INT3_LIMIT = 4, 16
+"""Without the module nobody holds the poker, and int3 are recorded only until there are enough.
+
+The int3 breakpoint is disabled until the next phase when every CPU has recorded INT3_PER_CPU, or
+when one has recorded INT3_LIMIT times the number of CPUs. A stop takes longer than the guest has
+between two timer ticks, so a guest that only traps would get no work done.
+"""
 
 
 class HardwareBreakpoint(gdb.Breakpoint):
-    """A hardware breakpoint whose hits go to one method of the watch.
+    """A hardware breakpoint that calls `on_hit(cpu, frame)` and never stops the guest for good.
 
-    To go on from a breakpoint GDB takes it out, steps the CPU alone, and puts it in again: a second stop for each, and
-    with each stop QEMU throws all its translations away. So the CPU is sent past the breakpoint instead: where the
-    instruction is a NOP or a direct jump by setting one register, else through a copy of it in `slot`, as kprobes do.
+    To resume at a breakpoint, GDB removes it, single-steps that one CPU, and inserts it again. That
+    is a second stop for each hit, and at each stop QEMU discards all of its translations. So the
+    CPU is moved past the breakpoint instead, by setting its rip. If the instruction under the
+    breakpoint is a NOP or a direct jump, that is where it leads; otherwise it is a copy of the
+    instruction in `slot`, as kprobes do it. GDB steps only if neither is possible.
     """
 
-    def __init__(self, address, seen, slot):
+    def __init__(self, address, on_hit, slot):
         super().__init__(f"*{address:#x}", type=gdb.BP_HARDWARE_BREAKPOINT, internal=True)
         self.silent = True
-        self._seen = seen
+        self._on_hit = on_hit
         self._address = address
-        self._next = following(address) or (copied(address, slot) if slot else None)
+        self._resume_at = target_of_nop_or_jump(address) or (
+            copy_instruction(address, slot) if slot else None
+        )
 
     def stop(self):
-        """Never stops the guest for good."""
+        """GDB's hook. False resumes the guest."""
         try:
-            AGENT.see_returns()
-            self._seen(cpu_number(), gdb.newest_frame())
-            if self._next and register(gdb.newest_frame(), "rip") == self._address:
-                go_to(self._next)
-        except (
-            Exception
-        ) as error:  # an error in stop() would otherwise stop the guest without a word
+            AGENT.emit_returns()
+            self._on_hit(cpu_number(), gdb.newest_frame())
+            # The hit may have moved the CPU elsewhere: to the gate.
+            if self._resume_at and register(gdb.newest_frame(), "rip") == self._address:
+                set_rip(self._resume_at)
+        except Exception as error:  # GDB would stop the guest, and tell nobody why
             AGENT.emit("error", -1, what=f"{type(error).__name__}: {error}")
         return False
 
 
-def following(address):
-    """Where the instruction at `address` leads when that is all it does, else None."""
+def target_of_nop_or_jump(address):
+    """Where a CPU goes from the NOP or direct JMP at `address`; None for other instructions."""
     code = memory(address, 5)
     for nop in NOPS:
         if code.startswith(nop):
@@ -105,61 +130,66 @@ def following(address):
     return None
 
 
-def copied(address, slot):
-    """Copy the instruction at `address` to `slot`, with a jump behind it to what follows; `slot`.
+def copy_instruction(address, slot):
+    """Copy the instruction at `address` to `slot`, and append a JMP to the instruction after it.
 
-    None where it cannot run elsewhere (calls, conditional jumps): GDB has to step over it.
+    A rip-relative operand is adjusted. Returns `slot`, or None for an instruction that cannot run
+    elsewhere: a call, a conditional jump, or a rip-relative one whose operand is not found.
     """
     decoded = gdb.selected_frame().architecture().disassemble(address, count=1)[0]
     code, length = bytearray(memory(address, decoded["length"])), decoded["length"]
     if re.match(r"(call|j\w+|loop|xbegin|\(bad\))", decoded["asm"]):
         return None
     if "%rip" in decoded["asm"]:
-        target = re.search(r"\(%rip\)[^#]*# (0x[0-9a-f]+)", decoded["asm"])
-        if not target:
+        operand = re.search(r"\(%rip\)[^#]*# (0x[0-9a-f]+)", decoded["asm"])
+        if not operand:
             return None
-        used = int(target[1], 16)
-        at = code.find(struct.pack("<i", used - (address + length)))
+        target = int(operand[1], 16)
+        at = code.find(struct.pack("<i", target - (address + length)))
         if at < 0:
             return None
-        code[at : at + 4] = struct.pack("<i", used - (slot + length))
+        code[at : at + 4] = struct.pack("<i", target - (slot + length))
+    # JMP rel32 is relative to its own end, slot + length + 5, and leads to address + length.
     code += b"\xe9" + struct.pack("<i", address - (slot + 5))
     gdb.selected_inferior().write_memory(slot, bytes(code))
     return slot
 
 
-def go_to(address):
+def set_rip(address):
     gdb.execute(f"set var $rip = {address:#x}", to_string=True)
 
 
 def cpu_number():
-    """QEMU numbers its threads from 1 in the order of its CPUs (gdbstub/gdbstub.c: gdb_get_cpu_index)."""
+    """QEMU numbers threads from 1, in CPU order (gdbstub/gdbstub.c: gdb_get_cpu_index())."""
     return gdb.selected_thread().ptid[1] - 1
 
 
 def register(frame, name):
-    return int(frame.read_register(name)) & MASK
+    return int(frame.read_register(name)) & U64_MAX
 
 
 def memory(address, size):
     return bytes(gdb.selected_inferior().read_memory(address, size))
 
 
-def quad(address):
+def read_u64(address):
     return struct.unpack("<Q", memory(address, 8))[0]
 
 
-def text_words(stack, count):
-    """Those of the `count` words on the stack that lead into the kernel's or its modules' text, behind a call there."""
+def return_addresses(stack, count):
+    """Of the `count` words at `stack`, those that look like return addresses.
+
+    That is, they point into the text of the kernel or a module, right after a call instruction.
+    """
     try:
         words = struct.unpack(f"<{count}Q", memory(stack, 8 * count))
     except gdb.MemoryError:
         return []
-    return [word for word in words if word >> 31 == 0x1FFFFFFFF and behind_call(word)]
+    return [word for word in words if word >> 31 == 0x1FFFFFFFF and follows_call(word)]
 
 
-def behind_call(address):
-    """Whether there is a call before `address`: of a function (e8), or by a register (ff d0 to ff d7)."""
+def follows_call(address):
+    """Whether a call ends at `address`: CALL rel32 (e8), or CALL of a register (ff d0 to ff d7)."""
     try:
         code = memory(address - 5, 5)
     except gdb.MemoryError:
@@ -168,13 +198,17 @@ def behind_call(address):
 
 
 class Agent:
-    """The points of one window, the gate, and what both have seen.
+    """The breakpoints, the gate, and what is known of the poke in progress.
 
-    config: symbols (name -> address) with at least `write`, `sync`, `int3` and `text_mutex`; `stopper` optional; with
-    the test module `orch_window`, `orch_gate_stub`, `orch_gate_resume`, `orch_slots`, `orch_returns`,
-    `orch_return_stubs`. limit: how many breakpoints there are. regs: how the handler gets its pt_regs: `rdi`, or
-    `die_args` for a die notifier (third argument, struct die_args, whose first member is regs). events: path of the
-    file.
+    The configuration is the content of watch.json:
+
+    symbols: addresses by name. Always `write`, `sync`, `int3` and `text_mutex`; if the kernel has
+        it, `stopper`; with the test module, `orch_window`, `orch_gate_stub`, `orch_gate_resume`,
+        `orch_slots`, `orch_returns` and `orch_return_stubs`.
+    limit: number of hardware breakpoints that the machine has.
+    regs: where the int3 handler gets its pt_regs. `rdi`, or `die_args` for a die notifier: the
+        first member of struct die_args, its third argument.
+    events: path of the events file.
     """
 
     def __init__(self, config):
@@ -182,31 +216,33 @@ class Agent:
         self.regs = config["regs"]
         self.limit = config["limit"]
         self.events = Path(config["events"])
-        self.points = []
-        self.module = "orch_window" in self.symbols
-        self.traps = {}  # cpu -> (address of pt_regs, ip of the trap), of those whose handler has not returned
-        self.stacks = {}  # cpu -> stack pointer when that handler will have returned
-        self.way_back = None  # without a module: the point where handlers return to
-        self.handler = None  # the point on it, of a window
-        self.met = {}  # cpu -> int3 looked at since the last sync round
-        self.round_seen = False
-        self.write_style = None
-        self.owner_at = None
+        self.breakpoints = []
+        self.has_module = "orch_window" in self.symbols
+        self.pending = {}  # cpu -> (address of pt_regs, ip of the int3), until its handler returns
+        self.return_stacks = {}  # without the module: cpu -> stack pointer after that return
+        self.return_breakpoint = None  # without the module: where the int3 handler returns to
+        self.int3_breakpoint = None
+        self.int3_counts = {}  # without the module: cpu -> int3 recorded in this phase
+        self.sync_seen = False  # since the last write
+        self.first_argument = None  # of the write function: see write_arguments()
+        self.owner_word = None  # of text_mutex: see text_mutex_owner()
         self.count = 0
         self.step = 0
         self.window = None
-        self.forget()
+        self.reset_poke()
 
-    def forget(self):
+    def reset_poke(self):
+        """Forget the previous poke."""
         self.seq = None
         self.writes = 0
-        self.held = None  # stack pointer of the poker that waits at the gate
-        self.stack = None  # pointer into the poker's stack
-        self.written = None  # all that tells the last write from any other
-        self.synced = set()  # CPUs, since the last write
-        self.shown = False
+        self.held_stack = None  # stack pointer of the poker while it is held at the gate
+        self.poker_stack = None  # its stack pointer at the last write
+        self.last_write = None  # enough to recognise the same write
+        self.synced = set()  # CPUs that have synced since the last write
+        self.cpus_emitted = False
 
     def emit(self, kind, cpu, **fields):
+        """Write one event."""
         self.count += 1
         event = {
             "n": self.count,
@@ -220,114 +256,89 @@ class Agent:
         event.update(fields)
         self.file.write(json.dumps(event) + "\n")
 
-    # -- opening and closing, while the guest is stopped
+    # -- called from watch.py while the guest is stopped
 
     def open(self, step=0):
-        """Set the points, the most telling first, as many as the machine has breakpoints for; their names.
+        """Set the breakpoints, as many as the machine has, and return their names.
 
-        The events file begins anew: a run that goes on for hours keeps the last round's.
+        The most informative come first. The events file is truncated: a run that goes on for hours
+        keeps the events of its last cycle.
         """
         self.file = self.events.open("w", buffering=1)
-        seen = {
+        handlers = {
             "write": self.on_write,
             "sync": self.on_sync,
             "int3": self.on_int3,
             "stopper": self.on_stopper,
         }
-        wanted = [name for name in seen if name in self.symbols][: self.limit - (not self.module)]
+        # Without the module one breakpoint is reserved for the handler's return.
+        limit = self.limit - (not self.has_module)
+        names = [name for name in handlers if name in self.symbols][:limit]
         self.step = step
-        self.points = [self.point(name, seen[name]) for name in wanted]
-        self.handler = dict(zip(wanted, self.points, strict=True)).get("int3")
-        self.forget()
-        return wanted
+        self.breakpoints = [self.set_breakpoint(name, handlers[name]) for name in names]
+        self.int3_breakpoint = dict(zip(names, self.breakpoints, strict=True)).get("int3")
+        self.reset_poke()
+        return names
 
-    def point(self, name, seen):
-        """A breakpoint on the symbol `name`, with the slot of its own."""
-        slot = None
-        if self.module:
-            slot = self.symbols["orch_slots"] + SLOT * ("write", "sync", "int3", "stopper").index(
-                name
-            )
-        return HardwareBreakpoint(self.symbols[name], seen, slot)
+    def close(self):
+        """Remove the breakpoints and end the window."""
+        extra = [self.return_breakpoint] if self.return_breakpoint else []
+        for point in [*self.breakpoints, *extra]:
+            point.delete()
+        self.breakpoints, self.return_breakpoint = [], None
+        self.emit_returns()
+        self.end_window()
 
     def survey(self):
-        """Instead of the window's points: only count who traps where, to tell why nothing goes on."""
+        """Replace the breakpoints by one that only counts int3 by CPU and address, in `surveyed`.
+
+        That shows why a guest makes no progress.
+        """
         self.close()
-        self.trapping = {}
-        self.points = [self.point("int3", self.on_trapping)]
-
-    def trap(self, frame):
-        """At the handler's entry: where its pt_regs are, and the address of the int3. None when it is about none: a die
-        notifier is told of everything else, too."""
-        if self.regs == "die_args" and register(frame, "rsi") != DIE_INT3:
-            return None
-        regs = register(frame, "rdi") if self.regs == "rdi" else quad(register(frame, "rdx"))
-        return regs, quad(regs + PT_REGS_IP) - 1
-
-    def on_trapping(self, cpu, frame):
-        if not (trap := self.trap(frame)):
-            return
-        _, ip = trap
-        entry = self.trapping.setdefault(
-            f"{cpu} {ip:x}", {"cpu": cpu, "ip": ip, "traps": 0, "int3": 0}
-        )
-        entry["traps"] += 1
-        entry["int3"] += memory(ip, 1) == b"\xcc"
+        self.surveyed = {}
+        self.breakpoints = [self.set_breakpoint("int3", self.on_surveyed_int3)]
 
     def cpus(self):
-        """Where each CPU is: the registers that tell, and the words on its stack that may be return addresses."""
-        seen, stopped = [], gdb.selected_thread()
+        """Where each CPU is: registers, and the return addresses on its stack, innermost first."""
+        cpus, selected = [], gdb.selected_thread()
         for thread in sorted(gdb.selected_inferior().threads(), key=lambda thread: thread.ptid[1]):
             thread.switch()
             frame = gdb.newest_frame()
             stack = register(frame, "rsp")
-            seen.append(
+            cpus.append(
                 {
                     "cpu": thread.ptid[1] - 1,
                     "rip": register(frame, "rip"),
                     "rsp": stack,
                     "eflags": register(frame, "eflags"),
-                    "stack": text_words(stack, 64),
+                    "stack": return_addresses(stack, 64),
                 }
             )
-        stopped.switch()
-        return seen
+        selected.switch()
+        return cpus
 
-    def close(self):
-        for point in [*self.points, *([self.way_back] if self.way_back else [])]:
-            point.delete()
-        self.points, self.way_back = [], None
-        self.see_returns()
-        self.end_window()
+    # -- the window, and what the kernel's functions were called with
 
-    # -- what the points see
+    def set_breakpoint(self, name, on_hit):
+        """Set one on the symbol `name`, with its slot in the module if that is loaded."""
+        slot = None
+        if self.has_module:
+            slot = self.symbols["orch_slots"] + SLOT_SIZE * SLOTS.index(name)
+        return HardwareBreakpoint(self.symbols[name], on_hit, slot)
 
-    def end_window(self):
-        """The poke that was watched is over: note what the site holds now."""
-        if self.window:
-            self.emit("end", -1, seq=self.seq)
-            if memory(self.window["site"], self.window["len"]) != self.window["to"]:
-                self.show_cpus()
-        self.window = None
-
-    def show_cpus(self):
-        if not self.shown:
-            self.shown = True
-            self.emit("cpus", -1, cpus=self.cpus())
-
-    def look_at_window(self, cpu):
-        """Read the module's orch_window, so that what follows is accounted to the poke under way, if any."""
-        if not self.module:
+    def read_window(self, cpu):
+        """Read the module's orch_window: which poke is in progress, if any, and of which step."""
+        if not self.has_module:
             return
-        now = WINDOW.unpack(memory(self.symbols["orch_window"], WINDOW.size))
-        site, length, gated, seq, step, task, old, new, *targets = now
+        fields = WINDOW.unpack(memory(self.symbols["orch_window"], WINDOW.size))
+        site, length, gated, seq, step, task, old, new, *targets = fields
         if site and seq == self.seq:
             return
         self.end_window()
         self.step = step
         if not site:
             return
-        self.forget()
+        self.reset_poke()
         self.seq = seq
         self.window = {
             "site": site,
@@ -348,42 +359,69 @@ class Agent:
             **{"from": old[:length].hex(), "to": new[:length].hex()},
         )
 
-    def arguments(self, frame):
-        """(address, source, length) of __text_poke, told apart by which register points into the site.
+    def end_window(self):
+        """End the window, if one is open: its `end` event has the bytes that the poke left."""
+        if self.window:
+            self.emit("end", -1, seq=self.seq)
+            if memory(self.window["site"], self.window["len"]) != self.window["to"]:
+                self.emit_cpus()
+        self.window = None
 
-        Up to 6.0 it is __text_poke(addr, opcode, len); then a function to copy with comes first.
+    def emit_cpus(self):
+        """Record where the CPUs are, once per window."""
+        if not self.cpus_emitted:
+            self.cpus_emitted = True
+            self.emit("cpus", -1, cpus=self.cpus())
+
+    def trap(self, frame):
+        """At the handler's entry: the address of its pt_regs, and the address of the int3.
+
+        None if it was called for something else, as a die notifier may be.
+        """
+        if self.regs == "die_args" and register(frame, "rsi") != DIE_INT3:
+            return None
+        regs = register(frame, "rdi") if self.regs == "rdi" else read_u64(register(frame, "rdx"))
+        return regs, read_u64(regs + PT_REGS_IP) - 1
+
+    def write_arguments(self, frame):
+        """(address, source, length) of a call of __text_poke().
+
+        It is __text_poke(addr, opcode, len) up to 6.0, and later has the function that copies as
+        an additional first argument. The register that points into the site shows which it is.
         """
         registers = [register(frame, name) for name in ("rdi", "rsi", "rdx", "rcx")]
         if self.window:
-            for style in (1, 0):
-                if (
-                    self.window["site"]
-                    <= registers[style]
-                    < self.window["site"] + self.window["len"]
-                ):
-                    self.write_style = style
-                    return registers[style : style + 3]
-        style = 1 if self.write_style is None else self.write_style
-        return registers[style : style + 3]
+            start, end = self.window["site"], self.window["site"] + self.window["len"]
+            for first in (1, 0):
+                if start <= registers[first] < end:
+                    self.first_argument = first
+                    return registers[first : first + 3]
+        first = 1 if self.first_argument is None else self.first_argument
+        return registers[first : first + 3]
 
-    def owner(self):
-        """The task that holds text_mutex, 0 for none; None while it is not known which of its words tells.
+    def text_mutex_owner(self):
+        """The task that holds text_mutex, 0 for none; None if the owner's word is not known yet.
 
-        That differs by version and configuration (kernel/locking/mutex.h, rtmutex_common.h), and is found at the first
-        poke of which the module has said who does it. The lowest bits are flags.
+        Which word of the mutex that is depends on version and configuration (struct mutex, or with
+        PREEMPT_RT struct rt_mutex_base). It is found at the first announced poke, because the
+        module announces the poker's task. The lowest three bits are flags (MUTEX_FLAGS in
+        kernel/locking/mutex.h).
         """
         words = struct.unpack("<4Q", memory(self.symbols["text_mutex"], 32))
-        if self.owner_at is None and self.window:
-            owners = [at for at, word in enumerate(words) if word & ~7 == self.window["task"]]
-            self.owner_at = owners[0] if owners else None
-        return None if self.owner_at is None else words[self.owner_at] & ~7
+        if self.owner_word is None and self.window:
+            matches = [at for at, word in enumerate(words) if word & ~7 == self.window["task"]]
+            self.owner_word = matches[0] if matches else None
+        return None if self.owner_word is None else words[self.owner_word] & ~7
+
+    # -- the breakpoints
 
     def on_write(self, cpu, frame):
-        self.look_at_window(cpu)
-        if self.round_seen:
-            self.round_seen, self.met = False, {}
-            self.look_at_int3(True)
-        address, source, length = self.arguments(frame)
+        """At the entry of the function that writes text."""
+        self.read_window(cpu)
+        if self.sync_seen:  # a new phase
+            self.sync_seen, self.int3_counts = False, {}
+            self.enable_int3(True)
+        address, source, length = self.write_arguments(frame)
         own = bool(self.window) and 0 <= address - self.window["site"] < self.window["len"]
         fields = {
             "addr": address,
@@ -393,126 +431,143 @@ class Agent:
             "irqs": bool(register(frame, "eflags") & EFLAGS_IF),
         }
         stack = register(frame, "rsp")
-        if (owner := self.owner()) is not None:
+        if (owner := self.text_mutex_owner()) is not None:
             fields["owner"] = owner
         if not own:
             fields["before"] = memory(address, 8).hex()
-            fields["callers"] = text_words(stack, 32)[:CALLERS]
-        if own and self.written == (
-            stack,
-            address,
-            fields["src"],
-            memory(self.window["site"], self.window["len"]),
-        ):
-            self.emit(
-                "again", cpu
-            )  # the same stop: a second write would find the site changed by the first
+            fields["callers"] = return_addresses(stack, 32)[:CALLERS]
+        site_bytes = memory(self.window["site"], self.window["len"]) if own else None
+        this_write = (stack, address, fields["src"], site_bytes)
+        if own and self.last_write == this_write:
+            # The same stop: a second write would find the site as the first one left it.
+            self.emit("again", cpu)
             return
-        if own and self.window["gated"] and self.writes and self.held != stack:
-            self.held = stack
+        if own and self.window["gated"] and self.writes and self.held_stack != stack:
+            self.held_stack = stack
             self.emit("hold", cpu, **fields)
             if len(self.synced) < len(gdb.selected_inferior().threads()):
-                self.show_cpus()
+                self.emit_cpus()
             self.move_to_gate(frame)
             return
-        self.held = None
+        self.held_stack = None
         self.emit("write", cpu, **fields)
         self.writes += own
         if own:
-            self.stack = stack
-            self.written = (
-                stack,
-                address,
-                fields["src"],
-                memory(self.window["site"], self.window["len"]),
-            )
+            self.poker_stack = stack
+            self.last_write = this_write
             self.synced = set()
             if (self.writes == 1 and fields["src"] != "cc") or not fields["irqs"]:
-                self.show_cpus()
+                self.emit_cpus()
 
     def move_to_gate(self, frame):
+        """Send the poker to the gate's stub, which returns it here when the gate opens."""
         resume = struct.pack("<Q", register(frame, "rip"))
         gdb.selected_inferior().write_memory(self.symbols["orch_gate_resume"], resume)
-        go_to(self.symbols["orch_gate_stub"])
+        set_rip(self.symbols["orch_gate_stub"])
 
     def on_sync(self, cpu, frame):
+        """At the entry of do_sync_core()."""
+        # A round that the poker did not wait for continues after the poke has returned.
         if self.window:
-            self.look_at_window(
-                cpu
-            )  # a round that nobody has waited for goes on when the poke has returned
+            self.read_window(cpu)
         self.synced.add(cpu)
-        self.round_seen = True
+        self.sync_seen = True
         self.emit("sync", cpu)
 
     def on_int3(self, cpu, frame):
+        """At the entry of the int3 handler."""
         if not (trap := self.trap(frame)):
             return
         regs, ip = trap
-        if self.traps.get(cpu) == (regs, ip):
+        if self.pending.get(cpu) == (regs, ip):
             self.emit("again", cpu, ip=ip)  # the same trap: its handler has not returned
             return
         if not self.window:
-            self.look_at_window(cpu)
+            self.read_window(cpu)
         self.emit("int3", cpu, ip=ip)
-        if cpu not in self.traps:  # one within another (in an NMI) goes back by itself
-            self.traps[cpu] = (regs, ip)
-            stack, inferior = register(frame, "rsp"), gdb.selected_inferior()
-            if not self.module:
-                self.stacks[cpu] = stack + 8
-                if not self.way_back:  # the handler has one caller, so one place to return to
-                    self.way_back = HardwareBreakpoint(quad(stack), self.on_way_back, None)
-                self.way_back.enabled = True
-                self.met[cpu] = self.met.get(cpu, 0) + 1
-                cpus = len(gdb.selected_inferior().threads())
-                if (
-                    sum(count >= ENOUGH for count in self.met.values()) == cpus
-                    or max(self.met.values()) >= MOST * cpus
-                ):
-                    self.look_at_int3(False)
-                return
-            noted = RETURN.pack(regs, quad(stack), 0, 0, 0)
-            inferior.write_memory(self.symbols["orch_returns"] + cpu * RETURN.size, noted)
-            stub = self.symbols["orch_return_stubs"] + cpu * RETURN_STUB
-            inferior.write_memory(stack, struct.pack("<Q", stub))
+        if cpu in self.pending:
+            return  # nested, in an NMI: each CPU has only one record, so this return is not seen
+        self.pending[cpu] = (regs, ip)
+        if self.has_module:
+            self.return_through_stub(cpu, frame, regs)
+        else:
+            self.stop_at_return(cpu, frame)
 
-    def on_way_back(self, cpu, frame):
-        if cpu in self.traps and register(frame, "rsp") == self.stacks[cpu]:
-            regs, trap = self.traps.pop(cpu)
+    def return_through_stub(self, cpu, frame, regs):
+        """Have the handler return through the CPU's stub, which records the result."""
+        stack, inferior = register(frame, "rsp"), gdb.selected_inferior()
+        record = RETURN.pack(regs, read_u64(stack), 0, 0, 0)
+        inferior.write_memory(self.symbols["orch_returns"] + cpu * RETURN.size, record)
+        stub = self.symbols["orch_return_stubs"] + cpu * RETURN_STUB_SIZE
+        inferior.write_memory(stack, struct.pack("<Q", stub))
+
+    def stop_at_return(self, cpu, frame):
+        """Without the module: set a breakpoint where the handler returns to."""
+        stack = register(frame, "rsp")
+        self.return_stacks[cpu] = stack + 8
+        if not self.return_breakpoint:  # one is enough: the handler is called from one place
+            self.return_breakpoint = HardwareBreakpoint(read_u64(stack), self.on_return, None)
+        self.return_breakpoint.enabled = True
+        self.int3_counts[cpu] = self.int3_counts.get(cpu, 0) + 1
+        cpus = len(gdb.selected_inferior().threads())
+        if (
+            sum(count >= INT3_PER_CPU for count in self.int3_counts.values()) == cpus
+            or max(self.int3_counts.values()) >= INT3_LIMIT * cpus
+        ):
+            self.enable_int3(False)
+
+    def on_return(self, cpu, frame):
+        """Without the module: where the int3 handler returns to."""
+        if cpu in self.pending and register(frame, "rsp") == self.return_stacks[cpu]:
+            regs, trap = self.pending.pop(cpu)
             value = register(frame, "rax") & 0xFFFFFFFF
-            self.emit("return", cpu, value=value, ip=quad(regs + PT_REGS_IP), trap=trap)
-            self.way_back.enabled = bool(self.traps) or self.handler.enabled
+            self.emit("return", cpu, value=value, ip=read_u64(regs + PT_REGS_IP), trap=trap)
+            self.return_breakpoint.enabled = bool(self.pending) or self.int3_breakpoint.enabled
 
-    def look_at_int3(self, wanted):
-        """Whether handlers are stopped in from now on."""
-        if not self.module and self.handler.enabled != wanted:
-            self.handler.enabled = wanted
+    def enable_int3(self, enabled):
+        """Without the module: enable or disable the breakpoint on the int3 handler."""
+        if not self.has_module and self.int3_breakpoint.enabled != enabled:
+            self.int3_breakpoint.enabled = enabled
 
-    def see_returns(self):
-        """Tell of the handlers that have returned since the last stop."""
-        if not self.module:
+    def emit_returns(self):
+        """Record the int3 handlers that have returned through their stub since the last stop."""
+        if not self.has_module:
             return
-        for cpu, (_, trap) in list(self.traps.items()):
-            noted = memory(self.symbols["orch_returns"] + cpu * RETURN.size, RETURN.size)
-            _, _, ip, value, done = RETURN.unpack(noted)
+        for cpu, (_, trap) in list(self.pending.items()):
+            record = memory(self.symbols["orch_returns"] + cpu * RETURN.size, RETURN.size)
+            _, _, ip, value, done = RETURN.unpack(record)
             if done:
-                del self.traps[cpu]
+                del self.pending[cpu]
                 self.emit("return", cpu, value=value & 0xFFFFFFFF, ip=ip, trap=trap)
                 if self.window and trap == self.window["site"] and not value & 0xFFFFFFFF:
-                    self.show_cpus()
+                    self.emit_cpus()
 
     def on_stopper(self, cpu, frame):
-        # multi_cpu_stop(data): whoever calls stop_machine() has the data on its stack. Others may do so at any time,
-        # the scheduler too (migrate_swap()).
+        """At the entry of multi_cpu_stop(data).
+
+        `data` is on the stack of whoever called stop_machine(), which tells the poker from others.
+        They may call it at any time: the scheduler does so in migrate_swap().
+        """
         data = register(frame, "rdi")
-        self.emit(
-            "stopper", cpu, own=self.stack is not None and abs(data - self.stack) < THREAD_SIZE
+        stack = self.poker_stack
+        self.emit("stopper", cpu, own=stack is not None and abs(data - stack) < THREAD_SIZE)
+
+    def on_surveyed_int3(self, cpu, frame):
+        """At the entry of the int3 handler, during a survey."""
+        if not (trap := self.trap(frame)):
+            return
+        _, ip = trap
+        entry = self.surveyed.setdefault(
+            f"{cpu} {ip:x}", {"cpu": cpu, "ip": ip, "traps": 0, "int3": 0}
         )
+        entry["traps"] += 1
+        entry["int3"] += memory(ip, 1) == b"\xcc"
 
 
 AGENT = None
 
 
 def start(path):
-    """Make the watch from the configuration in the JSON file `path`."""
+    """Create the agent from the configuration in the JSON file `path`."""
     global AGENT
     AGENT = Agent(json.loads(Path(path).read_text()))

@@ -1,21 +1,21 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 /*
- * QEMU's own ledger of breakpoints: a TCG plugin that counts, for each address
- * of the kernel and each virtual CPU, how often the instruction int3 (0xcc) is
- * executed. It knows nothing of the guest, of GDB or of what is being tested.
+ * QEMU's own ledger of breakpoints: a TCG plugin that counts how often each
+ * int3 (0xcc) of the kernel is executed, by address and virtual CPU. It does
+ * not depend on the guest, on GDB, or on what is being tested.
  *
  * Only instructions that are int3 when they are translated get a callback, so
- * nothing else runs any slower. A site that is patched is translated anew for
- * each of its contents, so its int3 is counted and its other contents are not.
+ * nothing else runs any slower. When a site is patched it is translated again
+ * with its new content, so its int3 is counted and its other contents are not.
  *
- * The counters lie in a file that is mapped shared (argument `file=`), so that
- * they can be read at any time, also after QEMU was killed. Its layout is read
- * by ledger.py: SLOTS times { u64 address; u64 count[CPUS]; }, an address of 0
- * ending the list.
+ * The counters are in a file that is mapped shared (argument "ledger="), so
+ * they can be read at any time, even after QEMU was killed. ledger.py reads
+ * it: SLOTS times { u64 address; u64 count[CPUS]; }. An address of 0 ends the
+ * list.
  *
- * Of QEMU's plugin interface only what is used here is declared, after its
- * documentation (include/plugins/qemu-plugin.h, version 3 of October 2024 on:
- * qemu_plugin_insn_data() copies).
+ * Only the part of QEMU's plugin interface that is used here is declared. See
+ * include/plugins/qemu-plugin.h, version 3 or later (October 2024), in which
+ * qemu_plugin_insn_data() copies.
  */
 #include <fcntl.h>
 #include <stdbool.h>
@@ -56,7 +56,10 @@ struct slot {
 
 static struct slot *slots;
 
-/* Each virtual CPU has a counter of its own: no two threads write the same. */
+/*
+ * RELAXED, with no pair: each counter stands for itself. It is atomic so that
+ * ledger.py never reads a half-written value.
+ */
 static void executed(unsigned int cpu, void *data)
 {
 	struct slot *slot = data;
@@ -65,7 +68,14 @@ static void executed(unsigned int cpu, void *data)
 		__atomic_fetch_add(&slot->count[cpu], 1, __ATOMIC_RELAXED);
 }
 
-/* Several threads may translate at once. NULL when the list is full. */
+/*
+ * Find or claim the slot of an address. NULL when the list is full.
+ *
+ * Several threads may translate at once. The release half of the exchange,
+ * which claims a slot, pairs with the ACQUIRE of the load and of the failed
+ * exchange in another thread that finds the slot claimed. An address never
+ * changes again, and the counters are zero from the start (ftruncate()).
+ */
 static struct slot *slot_of(uint64_t address)
 {
 	for (int i = 0; i < SLOTS; i++) {
@@ -91,16 +101,20 @@ static void translated(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 		uint8_t first = 0;
 		struct slot *slot;
 
-		/* the upper half is the kernel's */
-		if (!(address >> 63) || qemu_plugin_insn_data(insn, &first, 1) != 1 || first != INT3)
+		/* The upper half of the address space is the kernel's. */
+		if (!(address >> 63))
+			continue;
+		if (qemu_plugin_insn_data(insn, &first, 1) != 1 || first != INT3)
 			continue;
 		slot = slot_of(address);
 		if (slot)
-			qemu_plugin_register_vcpu_insn_exec_cb(insn, executed, QEMU_PLUGIN_CB_NO_REGS, slot);
+			qemu_plugin_register_vcpu_insn_exec_cb(insn, executed,
+							       QEMU_PLUGIN_CB_NO_REGS, slot);
 	}
 }
 
-EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const struct qemu_info_t *info, int argc, char **argv)
+EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const struct qemu_info_t *info,
+			       int argc, char **argv)
 {
 	int fd = -1;
 

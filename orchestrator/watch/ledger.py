@@ -1,7 +1,9 @@
-"""QEMU's own count of int3: the ledger that neither the guest nor GDB has a hand in.
+# SPDX-License-Identifier: GPL-2.0-only
+"""QEMU's own count of int3: a ledger that depends on neither the guest nor GDB.
 
-A TCG plugin (ledger.c) counts executed int3 instructions of the kernel by address and virtual CPU. Under KVM QEMU sees
-no instructions, so that there is no such ledger; the run says so.
+A TCG plugin (ledger.c) counts the int3 instructions that the kernel executes, by address and
+virtual CPU. Under KVM QEMU does not see instructions, so there is no such ledger, and the run
+reports that.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import struct
 import subprocess
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 from orchestrator.errors import InfraError
 from orchestrator.host import proc
@@ -23,20 +26,34 @@ CFLAGS = ("-shared", "-fPIC", "-O2", "-Wall", "-fvisibility=hidden")
 CPUS = 64
 RECORD = struct.Struct(f"<Q{CPUS}Q")  # struct slot in ledger.c
 
-Counts = Counter[tuple[int, int]]
-"""Executed int3 by (address, cpu)."""
+
+class SiteCpu(NamedTuple):
+    """One virtual CPU at one site."""
+
+    site: int
+    """Address of the int3."""
+    cpu: int
+
+
+Counts = Counter[SiteCpu]
+"""Number of executed int3."""
 
 
 class Ledger:
-    """The ledger of one machine. `why_not` says why there is none, None when there is one."""
+    """The ledger of one machine, in the file int3.ledger of `directory`."""
 
     def __init__(self, qemu: Qemu, accel: Accel, directory: Path) -> None:
         self.path = directory / "int3.ledger"
         self.plugin: Path | None = None
         self.why_not: str | None = None
-        # With one thread QEMU takes the CPU that a block was translated on for the one that executes it: it takes that
-        # for a machine of one CPU (accel/tcg/plugin-gen.c, gen_cpu_index(), up to 10.0 at least). The sums are exact.
+        """Why there is no ledger; None if there is one."""
         self.by_cpu = accel.thread == "multi"
+        """Whether the CPUs are right. If not, only the sum over all CPUs is.
+
+        With one TCG thread QEMU attributes an execution to the CPU for which the block was
+        translated, because it believes that there is only one CPU: gen_cpu_index() in
+        accel/tcg/plugin-gen.c, up to 10.0 at least.
+        """
         if accel.kind == "kvm":
             self.why_not = "under KVM QEMU does not see the guest's instructions"
         elif not qemu.good:
@@ -54,18 +71,23 @@ class Ledger:
         return ("-plugin", f"file={self.plugin},ledger={self.path}") if self.plugin else ()
 
     def read(self) -> Counts:
-        """What has been counted up to now. Exact while the guest is stopped."""
+        """The counts so far. They are exact while the guest is stopped."""
         counts: Counts = Counter()
         if self.plugin and self.path.exists():
-            for address, *by_cpu in RECORD.iter_unpack(self.path.read_bytes()):
-                if not address:
+            for site, *by_cpu in RECORD.iter_unpack(self.path.read_bytes()):
+                if not site:
                     break
-                counts.update({(address, cpu): count for cpu, count in enumerate(by_cpu) if count})
+                counts.update(
+                    {SiteCpu(site, cpu): count for cpu, count in enumerate(by_cpu) if count}
+                )
         return counts
 
 
 def _plugin(qemu: Qemu) -> Path:
-    """The plugin, compiled and once loaded by this very QEMU; cached by both."""
+    """The compiled plugin, which this QEMU has loaded once. Cached by its source and the QEMU.
+
+    Raises InfraError if it does not compile, or if this QEMU does not load it.
+    """
     source = SOURCE.read_bytes()
     gcc = proc.need("gcc", "gcc")
     identity = [
@@ -78,26 +100,21 @@ def _plugin(qemu: Qemu) -> Path:
 
     def make(directory: Path) -> None:
         plugin = directory / "ledger.so"
-        firmware = [word for path in qemu.firmware for word in ("-L", str(path))]
         trial = [
             str(qemu.binary),
-            *firmware,
-            "-M",
-            "none",
+            *(argument for path in qemu.firmware for argument in ("-L", str(path))),
+            *("-M", "none"),
             "-nodefaults",
-            "-display",
-            "none",
-            "-monitor",
-            "stdio",
-            "-plugin",
-            f"file={plugin},ledger={directory}/trial",
+            *("-display", "none"),
+            *("-monitor", "stdio"),
+            *("-plugin", f"file={plugin},ledger={directory}/trial"),
         ]
         try:
             proc.run([gcc, *CFLAGS, "-o", plugin, SOURCE])
             proc.run(trial, env=dict(qemu.env), stdin="quit\n")
         except subprocess.CalledProcessError as error:
-            said = error.output.strip().splitlines()
-            why = said[-1] if said else "no reason given"
-            raise InfraError(f"this QEMU does not load our plugin: {why}") from error
+            lines = error.output.strip().splitlines()
+            reason = lines[-1] if lines else "no reason given"
+            raise InfraError(f"this QEMU does not load our plugin: {reason}") from error
 
     return cached_dir(cache_dir() / "ledger" / digest, make) / "ledger.so"

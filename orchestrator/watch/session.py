@@ -1,7 +1,9 @@
-"""GDB as a child process, driven over MI with commands matched to their answers by token.
+# SPDX-License-Identifier: GPL-2.0-only
+"""GDB as a child process, driven over MI. Each command is matched to its result by token.
 
-pygdbmi starts GDB and parses its output. Its own write() waits a fixed time for whatever may come, 200 ms a command
-as measured; here every command carries a token and returns when the result with that token is there.
+pygdbmi starts GDB and parses its output. Its write() is not used: it waits a fixed time for
+whatever may come, which was measured as 200 ms per command. Here every command carries a token, and
+returns as soon as the result with that token has arrived.
 """
 
 from __future__ import annotations
@@ -20,6 +22,18 @@ from orchestrator.errors import InfraError
 from orchestrator.host.proc import mortal, need
 
 Record = dict[str, Any]
+"""One record of GDB's output, as pygdbmi parses it."""
+
+SETTINGS = (
+    "pagination off",
+    "confirm off",
+    "mi-async on",
+    "architecture i386:x86-64",
+    "width 0",
+    "remotetimeout 30",
+    "startup-with-shell off",
+    "debuginfod enabled off",
+)
 
 
 class Refused(InfraError):
@@ -27,10 +41,10 @@ class Refused(InfraError):
 
 
 class Gdb:
-    """One GDB session; a context manager that leaves no process behind.
+    """One GDB session. Use it as a context manager: no process is left when the block ends.
 
-    `alive` is called between reads and may raise (the machine died): no wait here outlives what it waits for. `log`
-    gets every line sent and received.
+    log: gets every line that is sent and received.
+    alive: called between reads. It raises when the machine has died, which ends the wait.
     """
 
     def __init__(self, log: Path, alive: Callable[[], None]) -> None:
@@ -38,36 +52,18 @@ class Gdb:
         self._token = 0
         self._log = log.open("a", buffering=1)
         self._stops: list[Record] = []
-        self.command = mortal(
-            # A session of its own: Ctrl-C is for us to handle.
-            [
-                "setsid",
-                need("gdb", "gdb"),
-                "-nx",
-                "-quiet",
-                "--interpreter=mi3",
-                "-iex",
-                "set auto-load off",
-            ]
-        )
+        # A session of its own keeps Ctrl-C from GDB: we handle it.
+        gdb = ["setsid", need("gdb", "gdb"), "-nx", "-quiet", "--interpreter=mi3"]
+        self.command = mortal([*gdb, "-iex", "set auto-load off"])
         self._log.write("$ " + " ".join(self.command) + "\n")
         self._controller = GdbController(
             command=self.command, time_to_check_for_additional_output_sec=1e-6
         )
-        for setting in (
-            "pagination off",
-            "confirm off",
-            "mi-async on",
-            "architecture i386:x86-64",
-            "width 0",
-            "remotetimeout 30",
-            "startup-with-shell off",
-            "debuginfod enabled off",
-        ):
+        for setting in SETTINGS:
             try:
                 self.execute(f"-gdb-set {setting}")
             except Refused:
-                pass  # a GDB without debuginfod does not know that setting
+                pass  # a GDB built without debuginfod does not know that setting
             except BaseException:
                 self.close()
                 raise
@@ -96,67 +92,63 @@ class Gdb:
     def _read(self, timeout: float) -> list[Record]:
         process = self._controller.gdb_process
         if process is None or process.poll() is not None:
-            raise InfraError(
-                f"GDB ended with status {process.returncode if process else '?'}: see {self._log.name}"
-            )
+            status = process.returncode if process else "?"
+            raise InfraError(f"GDB ended with status {status}: see {self._log.name}")
         records: list[Record] = self._controller.get_gdb_response(
             timeout, raise_error_on_timeout=False
         )
         for record in records:
-            if record["message"] not in ("running", "thread-created", "library-loaded"):
-                self._log.write(
-                    f"{record['type']} {record.get('token')} {record['message']} {record['payload']!r}\n"
-                )
-            if record["type"] == "notify" and record["message"] == "stopped":
+            kind, message = record["type"], record["message"]
+            if message not in ("running", "thread-created", "library-loaded"):
+                self._log.write(f"{kind} {record.get('token')} {message} {record['payload']!r}\n")
+            if kind == "notify" and message == "stopped":
                 self._stops.append(record)
         return records
 
     def poll(self) -> None:
-        """Take in what GDB has said, so that its pipe never fills, without waiting."""
+        """Read what GDB has written, so that its pipe never fills. Does not wait."""
         self._read(0)
 
     def execute(self, command: str, timeout: float = 30.0) -> tuple[Record, str]:
-        """Send one MI command; its result record and what it wrote to GDB's console until then.
+        """Run one MI command. Returns its result record, and GDB's console output until then.
 
-        Raises Refused when GDB answers with an error, InfraError when it does not answer within `timeout` seconds or is
-        gone.
+        Raises Refused if GDB answers with an error, InfraError if it does not answer within
+        `timeout` seconds or has ended.
         """
         self._token += 1
         token = self._token
         self._log.write(f"> {token}{command}\n")
-        with contextlib.suppress(
-            OSError
-        ):  # its pipe is broken: GDB has ended, which _read() says better
+        # A broken pipe means that GDB has ended: _read() reports its status.
+        with contextlib.suppress(OSError):
             self._controller.io_manager.write(f"{token}{command}", read_response=False)
-        text: list[str] = []
-        aside: list[str] = []
+        console: list[str] = []
+        errors: list[str] = []
         end = time.monotonic() + timeout
         while True:
             for record in self._read(0.2):
                 if record["type"] == "console":
-                    text.append(record["payload"] or "")
+                    console.append(record["payload"] or "")
                 if record["type"] == "log":
-                    aside.append((record["payload"] or "").strip())
+                    errors.append((record["payload"] or "").strip())
                 if record["type"] == "result" and record.get("token") == token:
                     if record["message"] == "error":
-                        why = " ".join(
-                            [*filter(None, aside[-3:]), record["payload"].get("msg", "error")]
-                        )
-                        raise Refused(f"GDB: {why} (after {command!r})")
-                    return record, "".join(text)
+                        reason = record["payload"].get("msg", "error")
+                        text = " ".join([*filter(None, errors[-3:]), reason])
+                        raise Refused(f"GDB: {text} (after {command!r})")
+                    return record, "".join(console)
             self._alive()
             if time.monotonic() > end:
                 raise InfraError(f"GDB did not answer {command!r} within {timeout:.0f} s")
 
     def console(self, line: str, timeout: float = 30.0) -> str:
-        """Run one line of GDB's own language and return what it printed."""
+        """Run one line of GDB's command language, and return what it printed. Raises as execute."""
         escaped = line.replace("\\", "\\\\").replace('"', '\\"')
         return self.execute(f'-interpreter-exec console "{escaped}"', timeout)[1]
 
     # -- the guest
 
     def attach(self, target: Path) -> None:
-        """Connect to QEMU's stub on the unix socket `target`; the guest is stopped then."""
+        """Connect to QEMU's gdbstub on the unix socket `target`, which stops the guest."""
         self.execute(f"-target-select remote {target}")
 
     def resume(self) -> None:
@@ -164,12 +156,11 @@ class Gdb:
         self.execute("-exec-continue")
 
     def interrupt(self, timeout: float = 30.0) -> None:
-        """Stop every CPU of the guest and return when they are."""
+        """Stop every CPU of the guest. Raises InfraError if that takes over `timeout` seconds."""
         self.poll()
         if not self._stops:
-            with contextlib.suppress(
-                Refused
-            ):  # it stopped by itself in this very moment: seen below
+            # Refused means that the guest has just stopped by itself. The loop below sees that.
+            with contextlib.suppress(Refused):
                 self.execute("-exec-interrupt")
         end = time.monotonic() + timeout
         while not self._stops:
@@ -181,11 +172,11 @@ class Gdb:
 
     @property
     def stopped_by_itself(self) -> bool:
-        """Whether the guest stopped though nobody asked: a breakpoint's wish, or a signal."""
+        """Whether the guest stopped without interrupt(): at a breakpoint, or by a signal."""
         return bool(self._stops)
 
     @property
     def signal(self) -> str | None:
-        """The signal that the guest was last stopped with, None when it was not by one."""
+        """The signal of the last such stop; None if it was not by a signal."""
         payload = self._stops[-1]["payload"] if self._stops else None
         return payload.get("signal-name") if isinstance(payload, dict) else None

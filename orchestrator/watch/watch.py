@@ -1,4 +1,5 @@
-"""The watch as the run sees it: attach, open a window, hold the poker in it, close it again."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""The watch as the run uses it: attach GDB, open a window in which the agent observes, close it."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from orchestrator.watch.session import Gdb
 
 AGENT = Path(__file__).with_name("agent.py")
 KVM_BREAKPOINTS = 4
-TCG_BREAKPOINTS = 16  # no limit of QEMU's under TCG; more than we have points
+TCG_BREAKPOINTS = 16
+"""More than the agent ever sets: under TCG, QEMU has no limit."""
 
 MODULE = (
     "orch_window",
@@ -26,9 +28,10 @@ MODULE = (
     "orch_returns",
     "orch_return_stubs",
 )
+"""Symbols of the test module that the agent uses."""
 
 SYMBOLS = (*HANDLERS, *WRITERS, SYNC, *STOPPERS, LOCK, *MODULE)
-"""What the watch wants to know the addresses of, where they exist."""
+"""All symbols whose addresses the watch takes, if they exist."""
 
 
 def _first(symbols: Mapping[str, int], names: tuple[str, ...], what: str) -> str:
@@ -41,11 +44,14 @@ def _first(symbols: Mapping[str, int], names: tuple[str, ...], what: str) -> str
 
 
 class Watch:
-    """GDB on one machine, with the agent loaded. Use it as a context manager.
+    """GDB attached to one machine, with the agent loaded. Use it as a context manager.
 
-    symbols: addresses by name (SYMBOLS, where they exist). directory: receives gdb.log, watch.json and events.jsonl.
-    module: whether the test module is loaded, which announces pokes and has room for the agent's stubs.
-    Raises BootError when the kernel lacks a function that the watch must see.
+    symbols: addresses by name, of those in SYMBOLS that exist.
+    directory: gets gdb.log, watch.json and events.jsonl.
+    module: whether the test module is loaded, which announces pokes and has room for the agent's
+        copies of instructions.
+
+    Raises BootError if the kernel lacks a function that must be watched.
     """
 
     def __init__(
@@ -65,22 +71,17 @@ class Watch:
                 name: symbols[_first(symbols, (name,), "symbol of the test module")]
                 for name in MODULE
             }
-        self.events = directory / "events.jsonl"
+        kvm = machine.spec.accel.kind == "kvm"
+        config = {
+            "symbols": addresses,
+            "regs": HANDLERS[self.handler],
+            "events": str(directory / "events.jsonl"),
+            "limit": KVM_BREAKPOINTS if kvm else TCG_BREAKPOINTS,
+        }
         self.config = directory / "watch.json"
+        self.config.write_text(json.dumps(config, indent=1))
         self.points: list[str] = []
-        self.config.write_text(
-            json.dumps(
-                {
-                    "symbols": addresses,
-                    "regs": HANDLERS[self.handler],
-                    "events": str(self.events),
-                    "limit": KVM_BREAKPOINTS
-                    if machine.spec.accel.kind == "kvm"
-                    else TCG_BREAKPOINTS,
-                },
-                indent=1,
-            )
-        )
+        """Names of the breakpoints of the last window, as in the agent's open()."""
         self._gdb = Gdb(directory / "gdb.log", machine.poll)
 
     def __enter__(self) -> Watch:
@@ -102,57 +103,65 @@ class Watch:
 
     @contextlib.contextmanager
     def window(self, step: int = 0) -> Iterator[None]:
-        """While the block runs GDB stops at every write, sync and int3; outside the guest runs free.
+        """Have GDB stop at every write, sync and int3 during the block. Outside it never stops.
 
-        step: number of the one under way, as long as the test module does not say.
+        step: number of the current step, until the test module reports its own.
         """
         with self._stopped():
-            self.points = json.loads(
-                self._gdb.console(f"python print(json.dumps(AGENT.open({step})))")
-            )
+            self.points = self._evaluate(f"AGENT.open({step})")
         yield
         with self._stopped():
             self._gdb.console("python AGENT.close()")
 
     @contextlib.contextmanager
     def memory(self) -> Iterator[tuple[Callable[[int, int], bytes], Callable[[int, bytes], None]]]:
-        """With the guest stopped: functions that read bytes of its memory, and that write them, its code included."""
+        """Stop the guest during the block, and access its memory, code included.
+
+        Yields read(address, size) -> bytes and write(address, data).
+        """
+        inferior = "gdb.selected_inferior()"
 
         def read(address: int, size: int) -> bytes:
-            said = self._gdb.console(
-                f"python print(bytes({inferior}.read_memory({address}, {size})).hex())"
+            return bytes.fromhex(
+                self._gdb.console(
+                    f"python print(bytes({inferior}.read_memory({address}, {size})).hex())"
+                )
             )
-            return bytes.fromhex(said)
 
         def write(address: int, data: bytes) -> None:
             self._gdb.console(
                 f"python {inferior}.write_memory({address}, bytes.fromhex('{data.hex()}'))"
             )
 
-        inferior = "gdb.selected_inferior()"
         with self._stopped():
             yield read, write
 
     def on_poll(self) -> None:
-        """Called while the run waits for the guest: have it go on when it stopped though nobody wanted that."""
+        """Resume a guest that GDB stopped without being asked. Called while a run waits for it."""
         self._gdb.poll()
         if not self._gdb.stopped_by_itself:
             return
-        # SIGINT: an earlier interrupt that came too late. SIGTRAP: a breakpoint's stop of a CPU that has gone on since.
+        # SIGINT is an earlier interrupt that arrived too late. SIGTRAP is the stop of a CPU at a
+        # breakpoint that it has passed since.
         if self._gdb.signal not in (None, "SIGINT", "SIGTRAP"):
             raise InfraError(f"GDB stopped the guest with {self._gdb.signal}: see gdb.log")
         self._gdb.resume()
 
-    def look(self) -> list[dict[str, Any]]:
-        """Where each CPU is: cpu, rip, rsp, eflags, stack (words that may be return addresses, innermost first)."""
+    def cpu_snapshot(self) -> list[dict[str, Any]]:
+        """Where each CPU is: cpu, rip, rsp, eflags, and return addresses in stack, innermost first.
+
+        `stack` may have words that only look like return addresses.
+        """
         with self._stopped():
-            self._gdb.console(
-                "python AGENT.see_returns()"
-            )  # the last before a panic: no stop has come since
-            return list(json.loads(self._gdb.console("python print(json.dumps(AGENT.cpus()))")))
+            # Handlers that returned since the last stop; after a panic no further stop may come.
+            self._gdb.console("python AGENT.emit_returns()")
+            return list(self._evaluate("AGENT.cpus()"))
 
     def survey(self, seconds: float) -> list[dict[str, int]]:
-        """Who traps on int3 where during `seconds`: cpu, ip, traps, and int3: at how many of them memory held 0xcc."""
+        """Count int3 by CPU and address for `seconds`.
+
+        Each entry has cpu, ip, traps, and int3: at how many of the traps memory held 0xcc.
+        """
         with self._stopped():
             self._gdb.console("python AGENT.survey()")
         end = time.monotonic() + seconds
@@ -161,11 +170,11 @@ class Watch:
             time.sleep(0.05)
         with self._stopped():
             self._gdb.console("python AGENT.close()")
-            return list(
-                json.loads(
-                    self._gdb.console("python print(json.dumps(list(AGENT.trapping.values())))")
-                )
-            )
+            return list(self._evaluate("list(AGENT.surveyed.values())"))
+
+    def _evaluate(self, expression: str) -> Any:
+        """The value of a Python expression inside GDB, carried over as JSON."""
+        return json.loads(self._gdb.console(f"python print(json.dumps({expression}))"))
 
     @contextlib.contextmanager
     def _stopped(self) -> Iterator[None]:

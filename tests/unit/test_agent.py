@@ -1,4 +1,5 @@
-"""The agent's way past a breakpoint, with a memory of ours in place of GDB's. tests/vm/ has the real one."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""How the agent moves a CPU past a breakpoint, with a fake memory in place of GDB's."""
 
 from __future__ import annotations
 
@@ -31,26 +32,28 @@ def agent(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("orchestrator.watch.agent")
 
 
-def moved(
-    agent: ModuleType, monkeypatch: pytest.MonkeyPatch, code: bytes, said: str
+def copy_in_slot(
+    agent: ModuleType, monkeypatch: pytest.MonkeyPatch, code: bytes, disassembly: str
 ) -> bytes | None:
-    """What the slot holds when the instruction `code`, of which GDB's disassembler said `said`, has been copied."""
+    """The slot's content after the instruction `code` was copied; None if the agent refused.
+
+    disassembly: how GDB disassembles `code`.
+    """
     memory = Memory()
     memory.write_memory(HERE, code)
-    frame = SimpleNamespace(
-        architecture=lambda: SimpleNamespace(
-            disassemble=lambda _, count: [{"length": len(code), "asm": said}]
-        )
-    )
+    decoded = [{"length": len(code), "asm": disassembly}]
+    architecture = SimpleNamespace(disassemble=lambda _, count: decoded)
+    frame = SimpleNamespace(architecture=lambda: architecture)
     monkeypatch.setattr(agent.gdb, "selected_inferior", lambda: memory, raising=False)
     monkeypatch.setattr(agent.gdb, "selected_frame", lambda: frame, raising=False)
-    return memory.read_memory(SLOT, len(code) + 5) if agent.copied(HERE, SLOT) else None
+    copied = agent.copy_instruction(HERE, SLOT)
+    return memory.read_memory(SLOT, len(code) + 5) if copied else None
 
 
 @pytest.mark.parametrize(
-    ("code", "at", "said"),
+    ("code", "at", "disassembly"),
     [
-        # 5.4's poke_int3_handler, and 6.1's
+        # in poke_int3_handler() of 5.4, and of 6.1
         (
             "48 63 15 21 1c ac 00",
             3,
@@ -59,30 +62,30 @@ def moved(
         ("83 3d 21 1c ac 00 00", 2, "cmpl   $0x0,0xac1c21(%rip)        # 0xffffffff81ad7788"),
     ],
 )
-def test_what_is_relative_to_rip_still_means_the_same_address(
-    agent: ModuleType, monkeypatch: pytest.MonkeyPatch, code: str, at: int, said: str
+def test_a_rip_relative_operand_still_has_the_same_address_in_the_copy(
+    agent: ModuleType, monkeypatch: pytest.MonkeyPatch, code: str, at: int, disassembly: str
 ) -> None:
-    there = bytes.fromhex(code)
-    copy = moved(agent, monkeypatch, there, said)
+    original = bytes.fromhex(code)
+    copy = copy_in_slot(agent, monkeypatch, original, disassembly)
     assert copy is not None
     (displacement,) = struct.unpack_from("<i", copy, at)
-    assert SLOT + len(there) + displacement == 0xFFFFFFFF81AD7788
-    assert copy[:at] == there[:at] and copy[len(there) : len(there) + 1] == b"\xe9"
-    assert SLOT + len(copy) + struct.unpack_from("<i", copy, len(there) + 1)[0] == HERE + len(there)
+    assert SLOT + len(original) + displacement == 0xFFFFFFFF81AD7788
+    assert copy[:at] == original[:at] and copy[len(original) : len(original) + 1] == b"\xe9"
+    assert SLOT + len(copy) + struct.unpack_from("<i", copy, len(original) + 1)[0] == HERE + len(
+        original
+    )
 
 
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("code", "disassembly"),
     [
         ("e8 00 00 00 00", "call   0xffffffff81015b65"),
         ("75 03", "jne    0xffffffff81015b65"),
-        (
-            "48 63 15 21 1c ac 00",
-            "movslq 0xac1c21(%rip),%rdx",
-        ),  # of which GDB does not say where it leads
+        # without the comment in which GDB shows the operand's address
+        ("48 63 15 21 1c ac 00", "movslq 0xac1c21(%rip),%rdx"),
     ],
 )
-def test_what_cannot_run_elsewhere_is_stepped(
-    agent: ModuleType, monkeypatch: pytest.MonkeyPatch, code: str, said: str
+def test_an_instruction_that_cannot_run_elsewhere_is_not_copied(
+    agent: ModuleType, monkeypatch: pytest.MonkeyPatch, code: str, disassembly: str
 ) -> None:
-    assert moved(agent, monkeypatch, bytes.fromhex(code), said) is None
+    assert copy_in_slot(agent, monkeypatch, bytes.fromhex(code), disassembly) is None
