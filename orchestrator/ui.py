@@ -1,6 +1,7 @@
-"""What the user sees while something takes time: one line a step, with its duration, and the last line of progress.
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the user sees during a run: a line per step with its duration, and the current progress.
 
-Steps go to standard error, so that standard output stays the report alone.
+It goes to standard error, so that standard output has the report and nothing else.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from rich.status import Status
 
 console = Console(stderr=True, highlight=False)
 durations: dict[str, float] = {}
-"""Seconds that each finished step took, by its name, in order; the report shows them."""
+"""Seconds that each finished step took, by name, in order. The report shows them."""
 
 
 class Progress:
-    """A step under way; `progress(text)` shows how far it is."""
+    """A step in progress."""
 
     def __init__(self, name: str, status: Status | None) -> None:
         self.name = name
@@ -26,18 +27,17 @@ class Progress:
         self._last_plain = time.monotonic()
 
     def progress(self, text: str) -> None:
+        """Show how far the step has got."""
         if self._status is not None:
             self._status.update(f"{self.name}: {text}")
-        elif (
-            time.monotonic() - self._last_plain > 20
-        ):  # a log file (CI) gets a sign of life, not a flood
+        elif time.monotonic() - self._last_plain > 20:  # a log file (CI) gets only a few lines
             self._last_plain = time.monotonic()
             console.print(f"  … {self.name}: {text}", markup=False)
 
 
 @contextlib.contextmanager
 def step(name: str) -> Iterator[Progress]:
-    """Show `name` while the block runs, and how long it took when it is done."""
+    """Show `name` while the block runs, and afterwards how long it took."""
     start = time.monotonic()
     with contextlib.ExitStack() as stack:
         status = stack.enter_context(console.status(name)) if console.is_terminal else None
@@ -50,5 +50,5 @@ def step(name: str) -> Iterator[Progress]:
 
 
 def say(text: str) -> None:
-    """One line between the steps."""
+    """Print one line between the steps."""
     console.print(f"           {text}", markup=False, soft_wrap=True)

@@ -1,11 +1,13 @@
-"""The guest's root file system: a cpio archive of busybox, dropbear, guest/init/ and what the run adds.
+# SPDX-License-Identifier: GPL-2.0-only
+"""The guest's root file system: a cpio archive of busybox, dropbear, guest/init/ and run files.
 
-Written by ourselves, for two reasons: no root privileges for its device nodes, and the same bytes for the same input
-(no times, no owners, no inode numbers of the host). Not compressed, because decompressing under TCG costs more than
-loading, and because the kernel then needs no decompressor.
+We write the archive ourselves for two reasons. It takes no root privileges to add device nodes, and
+the same input yields the same bytes, without times, owners and inode numbers of the host. It is not
+compressed: under TCG decompression takes longer than loading, and the kernel needs no decompressor.
 
-The kernel unpacks archives that follow each other as one (Documentation/driver-api/early-userspace/buffer-format.rst):
-the base is the same for all runs and cached; the keys, the module and the scenarios come in a second one behind it.
+The kernel unpacks consecutive archives as one (Documentation/driver-api/early-userspace/
+buffer-format.rst). The first is the same for all runs and cached. The second has the keys, the test
+module and the scenarios.
 """
 
 from __future__ import annotations
@@ -31,19 +33,22 @@ ETC = {
     "/etc/passwd": b"root:x:0:0:root:/root:/bin/sh\n",
     "/etc/group": b"root:x:0:\n",
     "/etc/shells": b"/bin/sh\n",
-    # getpwnam() of a glibc without this file would also ask for NIS libraries.
+    # Without this file glibc's getpwnam() also loads NIS libraries.
     "/etc/nsswitch.conf": b"passwd: files\ngroup: files\nshadow: files\n",
 }
 
 
 @dataclass(frozen=True)
 class ArchiveEntry:
-    """One member of an archive. `path` has no leading slash; `mode` holds type and permissions as in stat(2)."""
+    """One member of an archive."""
 
     path: str
+    """Without a leading slash."""
     mode: int
+    """Type and permissions, as in stat(2)."""
     content: bytes = b""
     device: tuple[int, int] = (0, 0)
+    """Major and minor number of a device node."""
 
 
 def build(
@@ -55,8 +60,12 @@ def build(
 ) -> Path:
     """Write the initramfs of one run to `target` and return it.
 
-    busybox: a static one. dropbear: (path on the host, path in the guest) of the server and all its libraries.
-    files: by absolute guest path, content or a file of the host; what is a script or ELF program becomes executable.
+    busybox: a static one.
+    dropbear: the server and all of its libraries, as (path on the host, path in the guest).
+    files: content, or a file of the host, by absolute path in the guest. Scripts and ELF programs
+        become executable.
+
+    Raises InfraError if busybox does not run on this host or a helper does not compile.
     """
     with target.open("wb") as out:
         with _base(busybox, dropbear).open("rb") as base:
@@ -66,7 +75,7 @@ def build(
 
 
 def archive(entries: Iterable[ArchiveEntry]) -> Iterator[bytes]:
-    """The bytes of a "newc" cpio archive of `entries`, in their order (a directory must precede what is in it)."""
+    """The bytes of a "newc" cpio archive of `entries`. A directory must precede its content."""
     for number, entry in enumerate(entries, start=1):
         yield from _member(number, entry)
     yield from _member(0, ArchiveEntry("TRAILER!!!", 0))
@@ -82,7 +91,7 @@ def _member(inode: int, entry: ArchiveEntry) -> Iterator[bytes]:
         2 if stat.S_ISDIR(entry.mode) else 1,  # links
         0,  # mtime
         len(entry.content),
-        0,  # major and minor of the device the file is on
+        0,  # major and minor number of the device that the file is on
         0,
         *entry.device,
         len(name),
@@ -94,7 +103,7 @@ def _member(inode: int, entry: ArchiveEntry) -> Iterator[bytes]:
 
 
 def _entries(files: Mapping[str, bytes | Path]) -> Iterator[ArchiveEntry]:
-    """Regular files, by their path in the guest."""
+    """Members for regular files, by path in the guest."""
     for path, source in files.items():
         content = source if isinstance(source, bytes) else source.read_bytes()
         program = content.startswith((b"#!", b"\x7fELF"))
@@ -102,7 +111,7 @@ def _entries(files: Mapping[str, bytes | Path]) -> Iterator[ArchiveEntry]:
 
 
 def _with_parents(entries: Iterable[ArchiveEntry]) -> list[ArchiveEntry]:
-    """`entries` in the order of their paths, and before them every directory that they need."""
+    """Every directory that `entries` need, then `entries`, sorted by path."""
     named = {entry.path: entry for entry in entries}
     parents = {str(parent) for path in named for parent in PurePosixPath(path).parents} - {"."}
     return [*_directories(sorted(parents - named.keys())), *(named[path] for path in sorted(named))]
@@ -113,7 +122,7 @@ def _directories(paths: Iterable[str]) -> Iterator[ArchiveEntry]:
 
 
 def _base(busybox: Path, dropbear: Sequence[tuple[Path, str]]) -> Path:
-    """The cached archive of what does not change from run to run."""
+    """The cached archive that is the same for all runs."""
     files: dict[str, bytes | Path] = {
         **ETC,
         "/init": INIT / "init",
@@ -125,9 +134,10 @@ def _base(busybox: Path, dropbear: Sequence[tuple[Path, str]]) -> Path:
     }
     members = [
         *_applets(busybox),
-        *_entries(files),  # after the applets: the real thing wins
+        *_entries(files),  # after the applets, which they replace
         *_directories(DIRECTORIES),
-        # The kernel opens /dev/console for init before init can mount devtmpfs; without it init has no output.
+        # The kernel opens /dev/console for init, which can mount devtmpfs only later. Without this
+        # node init has no output.
         ArchiveEntry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)),
         ArchiveEntry("dev/null", stat.S_IFCHR | 0o666, device=(1, 3)),
     ]
@@ -144,7 +154,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _applets(busybox: Path) -> Iterator[ArchiveEntry]:
-    """Symbolic links for all applets, so that the guest need not spend its boot on `busybox --install`."""
+    """Symbolic links for all applets. They save the guest a slow `busybox --install` at boot."""
     try:
         names = proc.run([busybox, "--list-full"]).stdout.split()
     except (OSError, subprocess.CalledProcessError) as error:
@@ -155,7 +165,7 @@ def _applets(busybox: Path) -> Iterator[ArchiveEntry]:
 
 
 def _compiled(name: str) -> Path:
-    """The static program made from guest/init/`name`.c, cached by the content of source, flags and compiler version."""
+    """The static program built from guest/init/`name`.c. Cached by source, flags and compiler."""
     source = INIT / f"{name}.c"
     gcc = proc.need("gcc", "gcc")
     version = proc.run([gcc, "--version"]).stdout
@@ -169,7 +179,7 @@ def _compiled(name: str) -> Path:
         except subprocess.CalledProcessError as error:
             first = error.output.strip().splitlines()[:1]
             raise InfraError(
-                f"the guest's {name} does not compile ({''.join(first)}): is libc6-dev there?"
+                f"the guest's {name} does not compile ({''.join(first)}): is libc6-dev installed?"
             ) from error
 
     return cached_dir(cache_dir() / "helpers" / f"{name}-{digest}", make) / name

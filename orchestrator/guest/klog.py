@@ -1,7 +1,9 @@
-"""What the console says about the kernel: a scan of its lines, without I/O.
+# SPDX-License-Identifier: GPL-2.0-only
+"""The faults that the kernel's log reports: a scan of the console's lines, without I/O.
 
-The patterns are anchored at the start of the message, behind whatever printk puts before it, because the same words
-occur in harmless places: `---[ end Kernel panic`, `traps: sh[50] general protection fault ip:...` (a user program).
+Patterns are anchored at the start of the message, after the prefix that printk puts there, because
+the same words occur in harmless places: `---[ end Kernel panic`, or for a fault of a user program
+`traps: sh[50] general protection fault ip:...`.
 """
 
 from __future__ import annotations
@@ -12,12 +14,14 @@ from dataclasses import dataclass, field
 
 BOOT = "Linux version "
 READY = "orchestrator: guest ready"
-"""What guest/init/init says when the guest can be worked with."""
+"""The line by which guest/init/init reports that the guest can be used."""
 
 OUTCOMES = {
     "panic": "panic",
-    "oops": "oops",  # page fault, general protection, invalid opcode, double fault ...: anything that ends in die()
-    "int3": "oops",  # a breakpoint that nobody claimed: what a wrong int3 protocol ends in first of all
+    # Anything that ends in die(): page fault, general protection, invalid opcode, double fault ...
+    "oops": "oops",
+    # A breakpoint that no handler claimed: the most likely result of a wrong int3 protocol.
+    "int3": "oops",
     "bug": "oops",
     "reboot": "lost-vm",
     "soft-lockup": "hang",
@@ -28,28 +32,30 @@ OUTCOMES = {
     "lockdep": "warn",
     "atomic": "warn",
     "warn": "warn",
-    "lost": "infra",  # the kernel's own log buffer overflowed: not a fault, but the scan did not see everything
+    # The kernel's log buffer overflowed. No fault, but the scan has not seen everything.
+    "lost": "infra",
 }
-"""Every kind of finding, and the word of the verdict that it stands for."""
+"""Kind of finding -> outcome of the verdict."""
 
 FATAL = frozenset({"panic", "oops", "int3", "bug", "hard-lockup", "reboot"})
-"""The guest cannot be expected to go on. A soft lockup or an RCU stall may pass, on a host that is busy elsewhere."""
+"""Kinds after which the guest cannot be expected to go on.
 
-# `<6>` or `[    1.234567]`, and with CONFIG_PRINTK_CALLER the task or CPU: `[  T123]`, `[    C1]`.
+A soft lockup or an RCU stall is not one: on a busy host the guest may recover."""
+
+# `<6>` or `[    1.234567]`; with CONFIG_PRINTK_CALLER also the task or CPU: `[  T123]`, `[    C1]`.
 _PREFIX = re.compile(r"^(?:<\d+>)?(?:\[ *\d+\.\d+\](?:\[ *([TC]\d+)\])? ?)?")
 
-# The header of die(): `invalid opcode: 0000 [#1] PREEMPT SMP`, since 6.12 with `Oops: ` before it.
+# The header of die(): `invalid opcode: 0000 [#1] PREEMPT SMP`, preceded by `Oops: ` since 6.12.
 _DIE = re.compile(r"(?:Oops: )?(?P<what>[A-Za-z][^\[]*): [0-9a-f]{4,} \[#\d+\]")
 
+# The first line of a report. The first match counts.
 _HEADS = [
     (kind, re.compile(pattern))
     for kind, pattern in (
         ("panic", r"Kernel panic - not syncing"),
-        (
-            "panic",
-            r"(traps: )?PANIC: ",
-        ),  # early exceptions; a double fault on a stack that cannot be used
-        ("panic", r"-- System halted"),  # the decompressor's last words
+        # Early exceptions, and a double fault without a usable stack.
+        ("panic", r"(traps: )?PANIC: "),
+        ("panic", r"-- System halted"),  # from the decompressor
         ("bug", r"kernel BUG at |jump_label: Fatal kernel bug"),
         ("kasan", r"BUG: (KASAN|KFENCE|KCSAN): "),
         (
@@ -65,14 +71,16 @@ _HEADS = [
         (
             "lockdep",
             r"(WARNING|INFO|BUG|\[ (INFO|BUG)): "
-            r"(possible (circular|recursive|irq lock|deadlock)|inconsistent lock state|bad unlock balance"
-            r"|suspicious RCU usage|Nested lock|Invalid wait context|(HARD|SOFT)IRQ-|lock held when returning"
-            r"|held lock freed|.* still has locks held|trying to register non-static key)",
+            r"(possible (circular|recursive|irq lock|deadlock)|inconsistent lock state"
+            r"|bad unlock balance|suspicious RCU usage|Nested lock|Invalid wait context"
+            r"|(HARD|SOFT)IRQ-|lock held when returning|held lock freed|.* still has locks held"
+            r"|trying to register non-static key)",
         ),
         ("lockdep", r"INFO: trying to register non-static key"),
         (
             "oops",
-            r"BUG: (unable to handle|kernel NULL pointer|\w+ stack guard page|Bad |spinlock|rwlock)",
+            r"BUG: (unable to handle|kernel NULL pointer|\w+ stack guard page"
+            r"|Bad |spinlock|rwlock)",
         ),
         ("oops", r"(kernel tried to execute|general protection fault(?! ip:))"),
         ("oops", r"BUG: "),
@@ -81,8 +89,9 @@ _HEADS = [
     )
 ]
 
-# Warnings that are the host's doing: what the kernel must have said before, and the warning. Up to 5.2 a kernel that
-# could not measure the TSC, on a busy host, warns of a loop in setup_local_APIC() whose limit is cpu_khz.
+# Warnings that the host causes: a line that the kernel must have printed before, and the warning.
+# If a kernel up to 5.2 cannot measure the TSC, as on a busy host, it warns about a loop in
+# setup_local_APIC() whose limit is cpu_khz.
 _EXCUSED = [
     (
         re.compile(r"tsc: .*could not calculate TSC khz"),
@@ -90,26 +99,32 @@ _EXCUSED = [
     )
 ]
 
-# What follows a head and belongs to it.
+# Lines that may follow the first line, and belong to the same report.
 _BODY = re.compile(
-    r"\s|$|</?[A-Z]+>|[A-Z][A-Z0-9]{1,8}: |Call Trace|Code: |Modules linked|Hardware name|Workqueue|Tainted|Stack"
-    r"|Kernel |#PF|Oops|CPU \d|task:|Sending NMI|NMI backtrace|rcu: |\(detected|hardirqs|softirqs|irq event|Shutting"
-    r"|\S+ invoked|---|===|other info|stack backtrace|the existing|which lock|but task|\S+/\d+ |#\d|\d+ locks? held|>\S"
-    r"|Write of|Read of|Allocated|Freed|The buggy|Memory state|page:|raw:|flags:|\"echo 0|\[ (end|cut) |note: |Last "
+    r"\s|$|</?[A-Z]+>|[A-Z][A-Z0-9]{1,8}: |Call Trace|Code: |Modules linked|Hardware name"
+    r"|Workqueue|Tainted|Stack|Kernel |#PF|Oops|CPU \d|task:|Sending NMI|NMI backtrace|rcu: "
+    r"|\(detected|hardirqs|softirqs|irq event|Shutting|\S+ invoked|---|===|other info"
+    r"|stack backtrace|the existing|which lock|but task|\S+/\d+ |#\d|\d+ locks? held|>\S"
+    r"|Write of|Read of|Allocated|Freed|The buggy|Memory state|page:|raw:|flags:|\"echo 0"
+    r"|\[ (end|cut) |note: |Last "
 )
 _END = re.compile(r"---\[ end ")
 GAP = 8
-"""Lines that may come in between (from other CPUs) before a report counts as finished."""
+"""Foreign lines (from other CPUs) that may interrupt a report; after more it counts as finished."""
 
 
 @dataclass
 class Finding:
-    """kind: one of OUTCOMES. line, last: numbers of its first and last line, from 1. text: the first without prefix."""
+    """One report of the kernel."""
 
     kind: str
+    """A key of OUTCOMES."""
     line: int
+    """Number of its first line on the console, from 1."""
     text: str
+    """Its first line, without printk's prefix."""
     last: int
+    """Number of its last line."""
 
     @property
     def outcome(self) -> str:
@@ -122,46 +137,57 @@ class Finding:
 
 @dataclass
 class _OpenReport:
-    """One that may still go on. died: it has its header of die(), so that another one begins another report."""
+    """A report that further lines may still belong to."""
 
     finding: Finding
     died: bool
+    """Whether it has its header of die(). Another such header begins another report."""
 
 
 @dataclass
-class Scanner:
-    """Feeds on the console's lines in their order and collects findings.
+class FaultScanner:
+    """Takes the console's lines in order, and collects findings.
 
-    An oops is one finding although several of its lines look like one, and a panic that follows from it is another.
-    Those that are the host's doing are put aside as excused.
+    An oops is one finding although several of its lines look like the start of one. A panic that
+    follows from it is another finding.
 
-    Reports of several CPUs that run into each other are told apart where the kernel names the caller
-    (CONFIG_PRINTK_CALLER), and otherwise by their first lines alone.
+    Reports of several CPUs may be interleaved. They are told apart by the caller if the kernel
+    prints it (CONFIG_PRINTK_CALLER), and otherwise only by their first lines.
     """
 
     findings: list[Finding] = field(default_factory=list)
     excused: list[Finding] = field(default_factory=list)
+    """Warnings that the host causes. They are not in `findings`."""
     lines: int = 0
+    """Number of lines so far."""
     boots: int = 0
+    """Number of boots so far: 1 unless the guest has reset."""
     ready: bool = False
-    _open: dict[str, _OpenReport] = field(default_factory=dict)
+    """Whether the guest's init has reported READY."""
+    _open: dict[str, _OpenReport] = field(default_factory=dict)  # by caller
     _excuses: list[re.Pattern[str]] = field(default_factory=list)
 
     @property
     def fatal(self) -> list[Finding]:
-        """Those after which the guest cannot be expected to go on."""
+        """Findings after which the guest cannot be expected to go on."""
         return [finding for finding in self.findings if finding.fatal]
 
     @property
     def stalls(self) -> list[Finding]:
-        """Those that say that something did not go on; with a wait that has run out, the kernel hangs."""
+        """Findings that something makes no progress. If a wait times out too, the kernel hangs."""
         return [finding for finding in self.findings if finding.outcome == "hang"]
 
     @property
     def blind(self) -> str:
-        """Why the absence of findings proves nothing, in one sentence without a full stop; empty if it does."""
+        """Why a lack of findings proves nothing, as a sentence without a full stop.
+
+        Empty if it does prove that the kernel reported no fault.
+        """
         if not self.boots:
-            return "the console does not show the kernel's first line, so it was not scanned from the start"
+            return (
+                "the console does not show the kernel's first line, "
+                "so it was not scanned from the start"
+            )
         if not self.ready:
             return "the console does not show that the guest's init was reached"
         if any(finding.kind == "lost" for finding in self.findings):
@@ -169,7 +195,7 @@ class Scanner:
         return ""
 
     def feed(self, line: str) -> None:
-        """Take the next line, with or without its line end."""
+        """Take the next line, with or without its newline."""
         self.lines += 1
         prefix = _PREFIX.match(line)
         assert prefix is not None  # it matches the empty string
@@ -204,20 +230,9 @@ class Scanner:
         self._open[caller] = _OpenReport(finding, died)
 
 
-def scan(lines: Iterable[str]) -> Scanner:
-    """A Scanner that has been fed with all of `lines`."""
-    scanner = Scanner()
+def scan(lines: Iterable[str]) -> FaultScanner:
+    """A FaultScanner that has taken all of `lines`."""
+    scanner = FaultScanner()
     for line in lines:
         scanner.feed(line)
     return scanner
-
-
-# In QEMU's standard error: what makes a run prove nothing about the kernel.
-_EMULATOR = re.compile(
-    r"KVM internal error|kvm run failed|Assertion .* failed|terminating on signal|could not |ERROR:"
-)
-
-
-def scan_emulator(lines: Iterable[str]) -> list[str]:
-    """Lines of QEMU's standard error that tell of trouble of its own."""
-    return [line.rstrip() for line in lines if _EMULATOR.search(line)]

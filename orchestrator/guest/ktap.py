@@ -1,7 +1,8 @@
-"""The guest's report: KTAP version 1, with the module's counters as diagnostic lines.
+# SPDX-License-Identifier: GPL-2.0-only
+"""The test module's report: KTAP version 1, with the module's counters as diagnostic lines.
 
-The module writes it (guest/module/main.c) and the console shows its KTAP lines, so both are read by this parser:
-whatever precedes the KTAP on a line (time stamps, caller ids) is passed over, and so are lines that are not KTAP.
+The module writes it (guest/module/report.c), and the console shows its KTAP lines. This parser
+reads both, so it skips what precedes the KTAP on a line (time stamp, caller) and other lines.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 VERSION = re.compile(r"^KTAP version \d+$")
 PREFIX = re.compile(r"^(?:<\d+>)?(?:\[\s*\d+\.\d+\](?:\[\s*[TC]\d+\])?\s?)?")
@@ -17,46 +19,53 @@ PLAN = re.compile(r"^1\.\.(\d+)$")
 PAIR = re.compile(r"(\w+)=(\S+)")
 
 RESULTS = ("old", "new", "int3", "torn")
+"""The ways in which a pass through a site can go: enum orch_result in guest/module/orch.h."""
+
+
+class CpuPhase(NamedTuple):
+    cpu: int
+    phase: str
+    """A digit, or `free` for passes that belong to no phase."""
 
 
 @dataclass
 class StepReport:
-    """One result line and the diagnostics before it.
-
-    counts: passes by (cpu, phase), each a dict by RESULTS; the phase of a free-running pass is `free`.
-    stale: passes by cpu that went another way than the bytes last written. values: `key=value` diagnostics as text.
-    said: the other diagnostics, sentences on what does not hold.
-    """
+    """One result line, and the diagnostic lines before it."""
 
     number: int = 0
     name: str = ""
     ok: bool = False
     skip: str | None = None
-    counts: dict[tuple[int, str], dict[str, int]] = field(default_factory=dict)
+    """Why the step was skipped; None if it was not."""
+    counts: dict[CpuPhase, dict[str, int]] = field(default_factory=dict)
+    """Number of passes, by result (one of RESULTS), for each CPU and phase."""
     stale: dict[int, int] = field(default_factory=dict)
+    """cpu -> passes that did not go the way of the bytes last written."""
     values: dict[str, str] = field(default_factory=dict)
-    said: list[str] = field(default_factory=list)
+    """The other `key=value` diagnostics."""
+    complaints: list[str] = field(default_factory=list)
+    """Diagnostics that are sentences: each says what does not hold."""
 
     def integer(self, name: str, base: int = 10) -> int:
-        """The value `name` as a number; 0 where there is none, or none that can be read."""
+        """The value `name` as a number; 0 if it is missing or not a number."""
         try:
             return int(self.values.get(name, "0"), base)
         except ValueError:
             return 0
 
     def total(self, result: str) -> int:
+        """The number of passes with `result`, over all CPUs and phases."""
         return sum(count[result] for count in self.counts.values())
 
 
 @dataclass
 class GuestReport:
-    """planned: the number of the plan line, None when there was none. steps: in the order of their lines.
-    damaged: lines of counters that could not be read.
-    """
-
     planned: int | None = None
+    """Number of results that the plan line announces; None if there was no plan line."""
     steps: list[StepReport] = field(default_factory=list)
+    """In the order of their result lines."""
     damaged: list[str] = field(default_factory=list)
+    """Diagnostic lines that could not be parsed."""
 
     @property
     def whole(self) -> bool:
@@ -69,13 +78,13 @@ class GuestReport:
         )
 
     def step(self, number: int) -> StepReport | None:
-        """The result with this number, None when there is none or there are several."""
-        found = [step for step in self.steps if step.number == number]
-        return found[0] if len(found) == 1 else None
+        """The result with this number; None if there is none, or more than one."""
+        matches = [step for step in self.steps if step.number == number]
+        return matches[0] if len(matches) == 1 else None
 
 
 def parse(lines: Iterable[str]) -> GuestReport:
-    """The last report in `lines`: a kernel with KUnit tests has others on its console before ours."""
+    """The last report in `lines`. A kernel with KUnit tests prints others before ours."""
     report = GuestReport()
     step = StepReport()
     for raw in lines:
@@ -93,20 +102,19 @@ def parse(lines: Iterable[str]) -> GuestReport:
             step = StepReport()
         elif line.startswith("# "):
             try:
-                _diagnose(line[2:], step)
-            except (KeyError, ValueError):  # two lines of a console got mixed up
+                _add_diagnostic(line[2:], step)
+            except (KeyError, ValueError):  # two lines of the console ran into each other
                 report.damaged.append(line)
     return report
 
 
-def _diagnose(text: str, step: StepReport) -> None:
+def _add_diagnostic(text: str, step: StepReport) -> None:
     pairs = dict(PAIR.findall(text))
     if not PAIR.match(text):
-        step.said.append(text)
+        step.complaints.append(text)
     elif "phase" in pairs:
-        step.counts[int(pairs["cpu"]), pairs["phase"]] = {
-            name: int(pairs[name]) for name in RESULTS
-        }
+        key = CpuPhase(int(pairs["cpu"]), pairs["phase"])
+        step.counts[key] = {name: int(pairs[name]) for name in RESULTS}
     elif "stale" in pairs:
         step.stale[int(pairs["cpu"])] = int(pairs["stale"])
     else:

@@ -1,4 +1,5 @@
-"""Building the test module for exactly one kernel."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""Building the test module for one kernel."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ NAME = "orch.ko"
 
 
 def sources() -> dict[str, bytes]:
-    """Every file that the module is built from, by name: its own, the scenarios in code, and a list of these."""
+    """The module's sources, by name: its own, the scenarios in C, and a generated list of them."""
     files = {
         path.name: path.read_bytes()
         for path in sorted(SOURCES.iterdir())
@@ -33,9 +34,9 @@ def sources() -> dict[str, bytes]:
 
 
 def build(kernel: Kernel) -> Path:
-    """The module for `kernel`, cached by the kernel's content and the module's sources.
+    """The test module for `kernel`. Cached by the kernel's content and the module's sources.
 
-    Raises BuildError, with the compiler's first complaint, when it does not build.
+    Raises BuildError, with the compiler's first error, if it does not build.
     """
     if kernel.kbuild is None:
         raise BuildError(
@@ -69,13 +70,13 @@ def build(kernel: Kernel) -> Path:
                 for line in error.output.splitlines()
                 if "error" in line.lower() or "***" in line
             ]
-            kept = cache_dir() / "modules" / f"{digest}.log"
-            kept.write_text(error.output)
+            log = cache_dir() / "modules" / f"{digest}.log"
+            log.write_text(error.output)
             first = lines[0].strip() if lines else "make failed"
             raise BuildError(
-                f"the test module does not build for {kernel.name}: {first} (see {kept})"
+                f"the test module does not build for {kernel.name}: {first} (see {log})"
             ) from error
-        for file in directory.iterdir():  # objects take ten times as much
+        for file in directory.iterdir():  # the objects are ten times as large
             if file.suffix not in (".ko", ".c", ".h"):
                 file.unlink() if not file.is_dir() else shutil.rmtree(file)
 
@@ -83,10 +84,13 @@ def build(kernel: Kernel) -> Path:
 
 
 def _with_warnings(flags: str) -> str:
-    """`flags` without -w: an old kernel's own code is full of what today's compiler warns of, but ours is not."""
+    """`flags` without -w, which hides a new compiler's many warnings about an old kernel's code.
+
+    In our own code we want to see them.
+    """
     return " ".join(flag for flag in flags.split() if flag != "-w")
 
 
 def files(kernel: Kernel) -> dict[str, Path]:
-    """What goes into the guest, by its path there: the test module, and the one that a scenario loads beside it."""
+    """Files for the guest, by path there: the test module, and the module that a scenario loads."""
     return {f"/{path.name}": path for path in sorted(build(kernel).parent.glob("*.ko"))}

@@ -1,8 +1,10 @@
-"""Where things live on the host: caches, state and runs in the XDG directories, our own data beside the code."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""The host's file system: XDG directories, locks, and writes that are all or nothing."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -15,16 +17,16 @@ import platformdirs
 from orchestrator.errors import InfraError
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
-"""The checkout: kernels/ (definitions, patches, fragments) and guest/ (what runs inside) are read from here."""
+"""The checkout. kernels/ (definitions, patches, fragments) and guest/ are read from here."""
 
 
 def cache_dir() -> Path:
-    """$XDG_CACHE_HOME/orchestrator: everything in it can be fetched or built again."""
+    """$XDG_CACHE_HOME/orchestrator. All of its content can be downloaded or built again."""
     return _made(Path(platformdirs.user_cache_dir("orchestrator")))
 
 
 def state_dir() -> Path:
-    """$XDG_STATE_HOME/orchestrator: run directories and what was learnt about this host."""
+    """$XDG_STATE_HOME/orchestrator: run directories, and what was found out about this host."""
     return _made(Path(platformdirs.user_state_dir("orchestrator")))
 
 
@@ -35,10 +37,10 @@ def _made(path: Path) -> Path:
 
 @contextlib.contextmanager
 def locked(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold an exclusive lock on the file `path` (made when missing), across processes.
+    """Hold an exclusive lock on the file `path`, across processes. Creates the file if necessary.
 
-    flock(2) ends with its holder, also after SIGKILL, so a dead run never blocks a living one. `waiting` is called
-    once when somebody else has the lock, before blocking.
+    A flock(2) ends with its holder, even after SIGKILL, so a dead run never blocks a running one.
+    waiting: called once, before this blocks, if another process has the lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as handle:
@@ -54,18 +56,21 @@ def locked(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[No
 def cached_dir(
     final: Path, make: Callable[[Path], None], waiting: Callable[[], None] | None = None
 ) -> Path:
-    """The directory `final`, made by `make(temporary)` when it is not there yet.
+    """The directory `final`. If it does not exist yet, `make` creates its content.
 
-    `make` fills a temporary directory beside `final`, which is renamed into place only when it returned: an
-    interrupted or failed `make` leaves nothing that could be taken for a result, and two processes that want the same
-    directory make it once. What a killed process left behind is removed by the next one, under the lock.
+    make: called with a temporary directory next to `final`, which is renamed to `final` only if
+        `make` returns. If it fails or is interrupted, no incomplete result is left. What a killed
+        process left behind is removed by the next one, under the lock.
+    waiting: as for locked(). Of two processes that want the same directory, one makes it.
+
+    Raises InfraError if the disk is full.
     """
     lock = final.parent / f".{final.name}.lock"
     if final.is_dir():
-        with contextlib.suppress(
-            OSError
-        ):  # a cache of another user's, or without room, is fine to read
-            lock.touch()  # tells when it was last used
+        # The lock's time is when the directory was last used. It does no harm if this fails: a
+        # cache that belongs to another user, or is full, can still be read.
+        with contextlib.suppress(OSError):
+            lock.touch()
         return final
     final.parent.mkdir(parents=True, exist_ok=True)
     with locked(lock, waiting):
@@ -79,9 +84,10 @@ def cached_dir(
             make(partial)
             partial.rename(final)
         except OSError as error:
-            if error.errno == 28:  # ENOSPC
+            if error.errno == errno.ENOSPC:
                 raise InfraError(
-                    f"no space left for {final.name} in {final.parent}: free some and repeat"
+                    f"no space left for {final.name} in {final.parent}: "
+                    "free some space and try again"
                 ) from error
             raise
         finally:
@@ -90,25 +96,29 @@ def cached_dir(
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write `path` whole or not at all; of two processes that do so at once, one has written it in the end."""
+    """Write `path` completely or not at all. If two processes do so at once, the last one wins."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    fresh = Path(name)
+    temporary = Path(name)
     try:
         with os.fdopen(handle, "w") as file:
             file.write(text)
-        fresh.chmod(0o644)
-        fresh.replace(path)
+        temporary.chmod(0o644)
+        temporary.replace(path)
     except BaseException:
-        fresh.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 def need_space(where: Path, mebibytes: int, what: str) -> None:
-    """Raise InfraError when the filesystem of `where` has less than `mebibytes` MiB free."""
+    """Raise InfraError if the file system of `where` has less than `mebibytes` MiB free.
+
+    what: what needs the space, for the message: "building 6.1-plain".
+    """
     where.mkdir(parents=True, exist_ok=True)
     stat = os.statvfs(where)
     free = stat.f_bavail * stat.f_frsize >> 20
     if free < mebibytes:
         raise InfraError(
-            f"{what} needs {mebibytes} MiB in {where}, where {free} MiB are free: free some and repeat"
+            f"{what} needs {mebibytes} MiB in {where}, but only {free} MiB are free: "
+            "free some space and try again"
         )

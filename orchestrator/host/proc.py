@@ -1,4 +1,5 @@
-"""Child processes that die with us, and commands whose failure is explained."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""Child processes that die with this one, and commands whose output is captured."""
 
 from __future__ import annotations
 
@@ -13,20 +14,21 @@ from orchestrator.errors import InfraError
 
 
 def mortal(command: Sequence[str | Path]) -> list[str]:
-    """`command`, wrapped so that the kernel kills it when the thread that starts it ends, however that ends.
+    """`command`, wrapped so that the kernel kills it when the thread that starts it ends.
 
-    setpriv(1) (util-linux, on every Debian) sets PR_SET_PDEATHSIG after the fork and then execs: no preexec_fn, which
-    is unsafe in a process with threads. Start such a process from a thread that lives as long as the process should.
+    setpriv(1) sets PR_SET_PDEATHSIG after the fork, and then execs the command. It is part of
+    util-linux, which every Debian has. A preexec_fn would be unsafe in a process with threads.
+    Start the process from a thread that lives as long as the process should.
     """
     return ["setpriv", "--pdeathsig", "KILL", "--", *map(str, command)]
 
 
 def need(program: str, package: str) -> str:
-    """The path of `program`, or an InfraError that names the Debian package to install."""
-    found = shutil.which(program)
-    if not found:
+    """The path of `program`. Raises InfraError, naming the Debian package that has it."""
+    path = shutil.which(program)
+    if not path:
         raise InfraError(f"{program} is not installed: apt-get install {package}")
-    return found
+    return path
 
 
 def run(
@@ -38,11 +40,14 @@ def run(
     stdin: str | None = None,
     check: bool = True,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `command` to its end with its output captured (both streams, as one text), or appended to the file `log`.
+    """Run `command` to its end. The result's stdout has the output of both streams.
 
-    `env` is added to our own environment. With `check`, a non-zero status raises subprocess.CalledProcessError, whose
-    `output` has the text; the caller turns it into the sentence that fits. On Ctrl-C the whole process group of the
-    command is ended before KeyboardInterrupt goes on.
+    env: added to our own environment.
+    log: a file to which the output is appended. The result then has the content of this file.
+    check: raise subprocess.CalledProcessError if the status is not 0. Its `output` is the output;
+        the caller turns it into a sentence for the user.
+
+    On any exception, Ctrl-C included, the command's whole process group is killed.
     """
     full_env = {**os.environ, "LC_ALL": "C.UTF-8", **(env or {})}
     sink = log.open("a+b") if log else subprocess.PIPE

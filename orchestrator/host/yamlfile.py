@@ -1,4 +1,5 @@
-"""Files that a person writes: YAML, checked against a model in which nothing is implied, every mistake one sentence."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""YAML files that a user writes: checked against a strict model, with one sentence per mistake."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from orchestrator.errors import UsageError, nearest
 
 
 class Strict(pydantic.BaseModel):
-    """A model that takes no unknown key and converts nothing."""
+    """A model that accepts no unknown keys and converts no values."""
 
     model_config = pydantic.ConfigDict(
         frozen=True, extra="forbid", strict=True, populate_by_name=False
@@ -21,7 +22,10 @@ class Strict(pydantic.BaseModel):
 
 
 def mapping(file: Path, what: str) -> dict[str, Any]:
-    """The mapping that the YAML `file` is. what: it should be, with an example, for the message."""
+    """The content of the YAML `file`. Raises UsageError if it is not YAML or not a mapping.
+
+    what: says for the message what the file should contain, with an example.
+    """
     try:
         data = yaml.safe_load(file.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -38,16 +42,19 @@ def explained(
     model: type[pydantic.BaseModel],
     inner: Mapping[str, type[pydantic.BaseModel]],
 ) -> str:
-    """One problem as `key: sentence`: a misspelt key before the key that is missing for it.
+    """The first mistake, as `key: sentence`.
 
-    model: of the whole file. inner: of what is below its keys.
+    A misspelt key comes first, because it explains the required key that is missing.
+    model: of the whole file.
+    inner: models of the values of its keys, by key.
     """
     first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        of = inner.get(str(first["loc"][0])) if len(first["loc"]) > 1 else model
-        known = [field.alias or name for name, field in (of or model).model_fields.items()]
-        return f"{key}: unknown key{nearest(str(first['loc'][-1]), known)}; known are {', '.join(known)}"
+        part = inner.get(str(first["loc"][0])) if len(first["loc"]) > 1 else model
+        known = [field.alias or name for name, field in (part or model).model_fields.items()]
+        suggestion = nearest(str(first["loc"][-1]), known)
+        return f"{key}: unknown key{suggestion}; known keys are {', '.join(known)}"
     if first["type"] == "missing":
         return f"{key}: is missing"
     if first["type"] in ("string_type", "model_type") and isinstance(first["input"], int | float):

@@ -18,7 +18,7 @@ from typing import Any
 from pexpect import EOF
 from pexpect.fdpexpect import fdspawn
 
-from orchestrator.guest.klog import READY, Scanner
+from orchestrator.guest.klog import READY, FaultScanner
 
 PIPE_SIZE = 1 << 20
 """The most that an unprivileged process may set. A full pipe blocks the guest in printk."""
@@ -27,7 +27,7 @@ KEPT = 10_000
 """Minimum number of lines kept in memory, once there have been that many."""
 
 
-class Console:
+class GuestConsole:
     """Reads the console in a thread, from the guest's first byte to QEMU's end.
 
     The console is a pipe; QEMU gets the end `output`. Each line goes to `lines`, to the file `log`
@@ -38,7 +38,7 @@ class Console:
     def __init__(self, log: Path) -> None:
         self.lines: list[str] = []
         """All lines so far; in a long run only the newest, but at least KEPT of them."""
-        self.scanner = Scanner()
+        self.scanner = FaultScanner()
         self._ready = threading.Event()
         self._log = log.open("a", buffering=1)
         self._input, self.output = os.pipe()

@@ -18,7 +18,7 @@ from types import TracebackType
 from orchestrator.errors import BootError, InfraError, LostVM, OrchestratorError
 from orchestrator.host import proc
 from orchestrator.machine import qemu
-from orchestrator.machine.console import Console
+from orchestrator.machine.console import GuestConsole
 from orchestrator.machine.faults import GuestReset, KernelFault, TimedOut
 from orchestrator.machine.link import Link
 from orchestrator.machine.qmp import Qmp
@@ -89,7 +89,7 @@ class Machine:
         stack.callback(link.close)
         self.ssh = Shell(link, self._keys, self.check)
         stack.callback(self.ssh.close)
-        self.console = Console(self.directory / "console.jsonl")
+        self.console = GuestConsole(self.directory / "console.jsonl")
         with (self.directory / "qemu.stderr").open("w") as stderr:
             self.process = subprocess.Popen(
                 proc.mortal(self.command_line),

@@ -162,7 +162,7 @@ def _code(evidence: Evidence) -> Table:
         skipped = next((why for seen in steps if (why := evidence.skipped(seen))), None)
         watched = [seen.watched for seen in steps if seen.watched]
         wrong = [
-            words for seen in steps if seen.guest and not seen.guest.ok for words in seen.guest.said
+            words for seen in steps if seen.guest and not seen.guest.ok for words in seen.guest.complaints
         ]
         silent = [seen for seen in steps if not seen.guest]
         word = (

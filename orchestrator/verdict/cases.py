@@ -53,7 +53,7 @@ def _scenario(evidence: Evidence, name: str, steps: list[StepEvidence]) -> Case:
         f"{seen.name}: {words}"
         for seen in steps
         if seen.guest and not seen.guest.ok
-        for words in seen.guest.said
+        for words in seen.guest.complaints
     ]
     wrong += [
         f"{seen.name}: {violation.text}"

@@ -154,7 +154,7 @@ def _wrong(seen: StepEvidence) -> list[str]:
     assert step
     if step.integer("error"):
         return []
-    wrong = [] if step.ok else step.said or ["not ok"]
+    wrong = [] if step.ok else step.complaints or ["not ok"]
     if step.ok and step.total("torn"):
         wrong.append("a CPU executed a torn instruction")
     if step.ok and any(step.stale.values()):

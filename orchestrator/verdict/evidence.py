@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.guest import ktap
-from orchestrator.guest.klog import Finding, Scanner
+from orchestrator.guest.klog import FaultScanner, Finding
 from orchestrator.scenarios.scenario import Part, Scenario
 from orchestrator.scenarios.steps import PlanStep
 from orchestrator.text.symbols import Symbols
@@ -138,7 +138,7 @@ class Evidence:
     soak: Soak | None = None
     edited: list[str] = field(default_factory=list)
 
-    def look_at(self, scanner: Scanner) -> None:
+    def look_at(self, scanner: FaultScanner) -> None:
         """Take what the console's scan has found up to now."""
         self.findings, self.unscanned = list(scanner.findings), scanner.blind
         self.excused = list(scanner.excused)

@@ -7,12 +7,12 @@ import json
 import os
 from pathlib import Path
 
-from orchestrator.machine.console import Console
+from orchestrator.machine.console import GuestConsole
 
 
-def console(tmp_path: Path, *chunks: bytes) -> Console:
+def console(tmp_path: Path, *chunks: bytes) -> GuestConsole:
     """A console that has read `chunks` to their end."""
-    reader = Console(tmp_path / "console.jsonl")
+    reader = GuestConsole(tmp_path / "console.jsonl")
     write = os.dup(reader.output)
     reader.start()
     for chunk in chunks:

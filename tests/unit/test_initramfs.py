@@ -1,4 +1,5 @@
-"""The archive writer against cpio(1), and what goes into the guest's root."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""The archive writer, checked with cpio(1), and the content of the guest's root file system."""
 
 from __future__ import annotations
 
@@ -25,14 +26,17 @@ def busybox(tmp_path: Path) -> Path:
 
 
 def listing(image: Path) -> dict[str, str]:
-    """Path -> mode string, by cpio's own reading. It stops at the first trailer, as the kernel does not."""
+    """Path -> mode string, as cpio reads the archive.
+
+    Unlike the kernel, cpio stops at the first trailer.
+    """
     text = subprocess.run(
         ["cpio", "-tv", "--quiet"], stdin=image.open(), capture_output=True, text=True
     ).stdout
     return {line.split(" -> ")[0].split()[-1]: line.split()[0] for line in text.splitlines()}
 
 
-def test_base_has_init_applets_and_devices(tmp_path: Path, busybox: Path) -> None:
+def test_the_base_has_init_applets_and_devices(tmp_path: Path, busybox: Path) -> None:
     server = tmp_path / "dropbear"
     server.write_bytes(b"\x7fELF...")
     image = initramfs.build(
@@ -43,12 +47,12 @@ def test_base_has_init_applets_and_devices(tmp_path: Path, busybox: Path) -> Non
     assert names["bin/sh"].startswith("l") and names["usr/bin/wc"].startswith("l")
     assert names["dev/console"].startswith("c")
     assert names["proc"] == names["usr/bin"] == "drwxr-xr-x"
-    assert "linuxrc" not in names  # it would be taken for an init
+    assert "linuxrc" not in names  # the kernel would take it for an init
     order = list(names)
     assert order.index("usr") < order.index("usr/sbin") < order.index("usr/sbin/dropbear")
 
 
-def test_same_input_same_bytes(tmp_path: Path, busybox: Path) -> None:
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path, busybox: Path) -> None:
     files: dict[str, bytes | Path] = {"/b/c": b"2", "/a": b"1"}
     images = [
         initramfs.build(tmp_path / name, busybox=busybox, dropbear=[], files=order).read_bytes()
@@ -57,19 +61,19 @@ def test_same_input_same_bytes(tmp_path: Path, busybox: Path) -> None:
     assert images[0] == images[1]
 
 
-def test_files_of_the_run_come_in_an_archive_behind_the_base(tmp_path: Path) -> None:
+def test_the_files_of_a_run_are_in_a_second_archive(tmp_path: Path) -> None:
     script = tmp_path / "script"
     script.write_text("#!/bin/sh\n")
     members = initramfs._with_parents(initramfs._entries({"/x/y/run": script, "/x/data": b"odd"}))
     image = tmp_path / "second"
     image.write_bytes(b"".join(initramfs.archive(members)))
-    assert len(image.read_bytes()) % 4 == 0  # so that a further archive can follow
+    assert len(image.read_bytes()) % 4 == 0  # so that another archive can follow
     assert listing(image) == {
         "x": "drwxr-xr-x", "x/y": "drwxr-xr-x", "x/data": "-rw-r--r--", "x/y/run": "-rwxr-xr-x",
     }  # fmt: skip
 
 
-def test_a_busybox_that_does_not_run_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_busybox_that_does_not_run(tmp_path: Path) -> None:
     broken = tmp_path / "busybox"
     broken.write_text("#!/bin/false\n")
     broken.chmod(0o755)

@@ -1,4 +1,5 @@
-"""Reading the guest's report, as a file and from the console."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""The parser of the test module's report, as a file and from the console."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ def lines(name: str) -> list[str]:
     return (GOLDEN / name).read_text().splitlines()
 
 
-def test_the_whole_report() -> None:
+def test_a_complete_report() -> None:
     report = ktap.parse(lines("pass-smp2.guest.ktap"))
     assert report.whole
     assert report.planned == 9
@@ -42,7 +43,7 @@ def test_the_console_has_the_results_but_not_the_counters() -> None:
     assert not any(step.counts or step.values for step in report.steps)
 
 
-def test_a_guest_that_died_half_way() -> None:
+def test_a_report_that_ends_early_is_not_whole() -> None:
     report = ktap.parse(lines("oops-int3-not-taken.console.log"))
     assert report.planned == 9
     assert [step.number for step in report.steps] == [1, 2, 3, 4, 5, 6]
@@ -56,7 +57,7 @@ def test_a_lost_result_is_noticed(number: int) -> None:
     report = ktap.parse(text)
     assert not report.whole
     assert report.step(number + 1) is None
-    assert all(step.number == wanted for wanted in range(1, 10) if (step := report.step(wanted)))
+    assert all(step.number == n for n in range(1, 10) if (step := report.step(n)))
 
 
 def test_a_repeated_result_is_no_result() -> None:
@@ -69,7 +70,7 @@ PREFIXES = ["", "<6>", "[    6.749218] ", "[    6.749218][  T123] ", "<6>[    6.
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
-def test_what_printk_puts_before_a_line(prefix: str) -> None:
+def test_the_prefix_of_printk_is_skipped(prefix: str) -> None:
     report = ktap.parse(
         prefix + line for line in ("KTAP version 1", "1..1", "not ok 1 nop5.direct.on")
     )
@@ -83,7 +84,7 @@ def test_a_failed_step_says_why() -> None:
     )
     (step,) = report.steps
     assert not step.ok
-    assert step.said == ["a CPU executed a torn one"]
+    assert step.complaints == ["a CPU executed a torn one"]
     assert step.stale == {1: 3}
 
 
@@ -96,9 +97,9 @@ def test_a_failed_step_says_why() -> None:
         "a byte is =cc",
     ],
 )
-def test_a_word_with_an_equals_sign_does_not_make_facts_of_a_sentence(sentence: str) -> None:
+def test_a_sentence_with_an_equals_sign_is_not_a_list_of_values(sentence: str) -> None:
     (step,) = ktap.parse(["# addr=10", f"# {sentence}", "not ok 1 x"]).steps
-    assert step.said == [sentence]
+    assert step.complaints == [sentence]
     assert step.values == {"addr": "10"}
     assert not step.counts and not step.stale
 
@@ -110,7 +111,7 @@ def test_a_skipped_step_says_why() -> None:
     assert step.name == "key.key.on"
 
 
-def test_reports_of_others_before_ours_are_passed_over() -> None:
+def test_earlier_reports_of_others_are_skipped() -> None:
     kunit = [
         "KTAP version 1",
         "1..2",
@@ -141,14 +142,14 @@ def test_a_damaged_line_of_counters_is_noticed(line: str) -> None:
     assert report.step(1) is not None
 
 
-def test_a_value_that_is_no_number_is_none() -> None:
+def test_a_value_that_is_not_a_number_reads_as_0() -> None:
     (step,) = ktap.parse(["# len=5x pokes=", "ok 1 x"]).steps
     assert step.integer("len") == 0
     assert step.integer("pokes") == 0
     assert step.integer("missing") == 0
 
 
-def test_nothing() -> None:
+def test_no_lines_are_no_report() -> None:
     report = ktap.parse([])
     assert report.planned is None
     assert not report.whole

@@ -262,7 +262,7 @@ def test_a_full_disk_is_explained(tmp_path: Path) -> None:
 
     with pytest.raises(InfraError, match="no space left for thing"):
         paths.cached_dir(tmp_path / "thing", full)
-    with pytest.raises(InfraError, match=r"it needs \d+ MiB in .*: free some and repeat"):
+    with pytest.raises(InfraError, match=r"it needs \d+ MiB in .*: free some space and try again"):
         paths.need_space(tmp_path, 1 << 40, "it")
 
 
