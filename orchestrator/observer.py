@@ -1,4 +1,5 @@
-"""What happens while the guest runs: boot, load the module, poke, and collect what every observer saw."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""What happens while the guest runs: boot, load the module, poke, collect what was observed."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import itertools
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
@@ -23,77 +25,92 @@ from orchestrator.text import symbols
 from orchestrator.text.functions import LOCK, POKE_ONE
 from orchestrator.verdict import model
 from orchestrator.verdict.evidence import Companion, Evidence, StepEvidence
+from orchestrator.verdict.model import SiteCpu
 from orchestrator.watch.ledger import Ledger
 from orchestrator.watch.watch import SYMBOLS, Watch
 
 BOOT_SECONDS = 300
 PART_SECONDS = 600
-"""For the steps of a part, beyond the time that they are to take; a guest that is silent is given up much sooner."""
+"""Limit for the steps of one part, on top of their planned duration. A silent guest is given up
+much sooner."""
 SILENCE_SECONDS = 60
-"""Without a console line, an event of GDB's or an int3 anywhere. A gated step takes less than a second, and the guest's
-own gate gives up after 30 seconds of its own time."""
+"""Limit for a time without a console line, a GDB event or an int3 anywhere. A gated step takes less
+than a second, and the guest's own gate gives up after 30 seconds of guest time."""
+MIN_TRAPS = 20
+"""A CPU that traps more often than this at an address without int3 is stuck there."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Observer:
-    """Runs one machine through the scenarios and puts what was seen into `evidence`, as far as it goes.
-
-    ledger: QEMU's count of int3. duration: seconds of the free-running part. seed: of the random choices. directory:
-    receives guest.ktap, events.jsonl and, when the guest does not go on, cpus.json. vmlinux: names its functions.
-    bare: whether to do without the test module; then what the guest says is in guest/init/flip. again: asked when all
-    scenarios were run and `evidence` is complete; true for once more, with evidence made anew. loaded: called when
-    the test module is loaded, if any, and nothing was poked. attached: called after that, when GDB is there.
-    """
+    """Takes one machine through the scenarios and fills in `evidence` as far as it gets."""
 
     machine: Machine
     ledger: Ledger
+    """QEMU's count of int3."""
     scenarios: Sequence[Scenario]
     duration: float
+    """Seconds for all free-running steps together."""
     seed: int
+    """Seed of every random choice."""
     directory: Path
+    """Receives guest.ktap, events.jsonl and, when the guest stops making progress, cpus.json."""
     evidence: Evidence
     vmlinux: Path | None = None
+    """Names the kernel's functions."""
     without_module: bool = False
-    again: Callable[[], bool] = lambda: False
-    loaded: Callable[[], None] = lambda: None
-    attached: Callable[[Watch], None] = lambda _: None
+    """Whether to do without the test module; guest/init/flip then writes the guest's report."""
+    another_round: Callable[[], bool] = lambda: False
+    """Called when all scenarios have run and the evidence is complete. True repeats them, with
+    another seed; the callee clears the evidence."""
+    on_loaded: Callable[[], None] = lambda: None
+    """Called once the test module is loaded, if there is one, and before anything is poked."""
+    on_attached: Callable[[Watch], None] = lambda _: None
+    """Called after that, once GDB is attached."""
 
     def prepare(self) -> tuple[dict[str, int], list[str]]:
-        """Boot, and load the test module. Returns what _load_module() does. Raises BootError."""
+        """Boot the guest and load the test module.
+
+        Returns the addresses that the watch needs, by name, and the module's lines of
+        /proc/kallsyms. Raises BootError.
+        """
         try:
             with ui.step("booting"), self._not_silent(SILENCE_SECONDS):
                 self.machine.cont()
                 self.machine.wait_ready(BOOT_SECONDS)
                 self.evidence.cpus = self._online()
-            with ui.step(
-                "looking at its symbols" if self.without_module else "loading the test module"
-            ):
-                found = self._load_module()
-                self.loaded()
+            loading = "reading kernel symbols" if self.without_module else "loading the test module"
+            with ui.step(loading):
+                symbols_found = self._load_module()
+                self.on_loaded()
         except (TimedOut, KernelFault) as error:
             raise BootError(f"{error}, before anything was poked") from error
-        return found
+        return symbols_found
 
     def observe(self) -> None:
-        """Raises BootError when nothing could be poked, else what ended the run early, if anything did."""
-        addresses, of_module = self.prepare()
+        """Run everything.
+
+        Raises BootError when nothing could be poked, otherwise the error that ended the run early.
+        """
+        addresses, module_symbols = self.prepare()
         with Watch(
             self.machine, addresses, self.directory, module=not self.without_module
         ) as watch:
-            self.attached(watch)
-            for cycle in itertools.count():
-                try:
-                    self._poke_everything(watch, self.seed + cycle)
-                except (TimedOut, KernelFault) as error:
-                    self._say_why(watch, of_module, error)
-                finally:
-                    if not isinstance(
-                        sys.exc_info()[1], KeyboardInterrupt
-                    ):  # who wants to end, not wait for a guest
-                        self._collect()
-                        self._name(of_module)
-                if not self.again():
+            self.on_attached(watch)
+            for number in itertools.count():
+                self._observe_round(watch, module_symbols, self.seed + number)
+                if not self.another_round():
                     break
+
+    def _observe_round(self, watch: Watch, module_symbols: list[str], seed: int) -> None:
+        try:
+            self._poke_everything(watch, seed)
+        except (TimedOut, KernelFault) as error:
+            self._explain(watch, module_symbols, error)
+        finally:
+            # Ctrl-C means to stop now, not to wait for an answer of the guest.
+            if not isinstance(sys.exc_info()[1], KeyboardInterrupt):
+                self._collect()
+                self._resolve_names(module_symbols)
 
     # -- the guest before the first poke
 
@@ -106,106 +123,126 @@ class Observer:
         return tuple(cpus)
 
     def _symbols(self, names: Sequence[str]) -> dict[str, int]:
-        """Addresses by name, from the guest's own symbol table; names that it does not have are left out."""
+        """Addresses by name from the guest's symbol table; names that it lacks are left out."""
         pattern = "|".join(names)
-        _, text = self.machine.ssh.run(
+        _, output = self.machine.ssh.run(
             f"grep -E ' [a-zA-Z] ({pattern})([[:space:]]|$)' /proc/kallsyms"
         )
-        found = _addresses(text.splitlines())
-        if found and not any(found.values()):
-            raise BootError("the guest's /proc/kallsyms has no addresses")
-        return found
+        addresses = _addresses(output.splitlines())
+        if addresses and not any(addresses.values()):
+            raise BootError("the guest's /proc/kallsyms shows no addresses")
+        return addresses
 
     def _load_module(self) -> tuple[dict[str, int], list[str]]:
-        """Load the test module with the addresses that it needs.
-
-        Returns those that the watch needs, and the module's part of the guest's symbol table.
-        """
-        wanted = (
+        """Load the test module with the addresses that it needs. Returns what prepare() does."""
+        names = (
             *POKE_ONE,
             LOCK,
             *(name for scenario in self.scenarios for name in scenario.symbols),
         )
-        hidden = self._symbols((*wanted, *SYMBOLS))
-        poke = next((name for name in POKE_ONE if name in hidden), None)
-        if poke is None or LOCK not in hidden:
+        kernel_symbols = self._symbols((*names, *SYMBOLS))
+        poke = next((name for name in POKE_ONE if name in kernel_symbols), None)
+        if poke is None or LOCK not in kernel_symbols:
             raise BootError(
-                f"this kernel has none of {', '.join(POKE_ONE)} or no text_mutex: there is nothing to test"
+                f"this kernel has no {' or '.join(POKE_ONE)}, or no {LOCK}: "
+                "there is nothing to test"
             )
         if self.without_module:
-            return hidden, []
-        # Hexadecimal without 0x: the kernel's sscanf() and 1024 bytes for a parameter.
-        given = ",".join(
-            f"{name}:{hidden[name]:x}" for name in dict.fromkeys(wanted) if name in hidden
+            return kernel_symbols, []
+        # Hexadecimal without 0x: the module parses with the kernel's sscanf(), and a parameter has
+        # 1024 bytes.
+        parameter = ",".join(
+            f"{name}:{kernel_symbols[name]:x}"
+            for name in dict.fromkeys(names)
+            if name in kernel_symbols
         )
-        status, said = self.machine.ssh.run(f"insmod /{module.NAME} symbols={given}")
+        status, output = self.machine.ssh.run(f"insmod /{module.NAME} symbols={parameter}")
         if status:
-            raise BootError(f"the guest does not load the test module: {said.strip()}")
-        _, text = self.machine.ssh.run(
+            raise BootError(f"the guest cannot load the test module: {output.strip()}")
+        _, output = self.machine.ssh.run(
             f"grep -F '[{module.NAME.removesuffix('.ko')}]' /proc/kallsyms"
         )
-        of_module = text.splitlines()
-        return hidden | _addresses(of_module), of_module
+        module_symbols = output.splitlines()
+        return kernel_symbols | _addresses(module_symbols), module_symbols
 
     # -- the two parts of a run
 
     def _poke_everything(self, watch: Watch, seed: int) -> None:
-        """What GDB watches, each scenario there and back; then what runs free, with no breakpoint set."""
-        evidence, ledger = self.evidence, self.ledger
+        """First what GDB watches, each scenario there and back; then free, with no breakpoint."""
+        evidence = self.evidence
         steps = plan_steps(self.scenarios, evidence.cpus, self.duration, seed)
         evidence.steps = [StepEvidence(step=step, guest=None) for step in steps]
-        evidence.no_qemu_ledger, evidence.qemu_by_cpu = ledger.why_not, ledger.by_cpu
-        self._give(f"- plan {len(steps)}\n", PART_SECONDS)
-        before = ledger.read()
-        watched_steps = [step for step in steps if step.is_watched]
-        doing = "switching sysctls" if self.without_module else "holding the poker in each phase"
-        with (
-            ui.step(f"under GDB's eyes: {doing}"),
-            watch.window(watched_steps[0].number if self.without_module else 0),
-        ):
-            evidence.points = tuple(watch.points)
-            self._tell(watched_steps)
-        between = ledger.read()
-        evidence.qemu_gated = between - before
-        with ui.step("free: poking as fast as it goes"):
-            self._tell([step for step in steps if step.part == "free" and not step.scenario.alone])
-            evidence.qemu_free = ledger.read() - between
-            self._tell([step for step in steps if step.part == "alone" and not step.scenario.alone])
-        if alone := [step for step in steps if not step.is_watched and step.scenario.alone]:
-            with ui.step("free, while something else goes on in the guest"):
-                for step in alone:
-                    with self._nmis(step.scenario.nmi):
-                        self._tell([step])
+        evidence.no_qemu_ledger = self.ledger.why_not
+        evidence.qemu_by_cpu = self.ledger.by_cpu
+        self._send(f"- plan {len(steps)}\n", PART_SECONDS)
+        start = self._int3()
+        self._run_watched(watch, [step for step in steps if step.is_watched])
+        middle = self._int3()
+        evidence.qemu_gated = middle - start
+        self._run_free([step for step in steps if not step.is_watched], middle)
 
-    def _tell(self, steps: Sequence[PlanStep]) -> None:
-        """Have the test module run the steps, one after the other."""
+    def _run_watched(self, watch: Watch, steps: Sequence[PlanStep]) -> None:
+        activity = "switching sysctls" if self.without_module else "holding the poker in each phase"
+        with (
+            ui.step(f"GDB watches: {activity}"),
+            watch.window(steps[0].number if self.without_module else 0),
+        ):
+            self.evidence.breakpoints = tuple(watch.points)
+            self._run_steps(steps)
+
+    def _run_free(self, steps: Sequence[PlanStep], before: Counter[SiteCpu]) -> None:
+        """before: QEMU's count of int3 at the end of the watched part."""
+        shared = [step for step in steps if not step.scenario.exclusive]
+        exclusive = [step for step in steps if step.scenario.exclusive]
+        with ui.step("free-running: poking as fast as possible"):
+            # The free-running ledger has only the sites, not what code scenarios poke.
+            self._run_steps([step for step in shared if not step.scenario.code])
+            self.evidence.qemu_free = self._int3() - before
+            self._run_steps([step for step in shared if step.scenario.code])
+        if exclusive:
+            with ui.step("free-running: poking with other activity in the guest"):
+                for step in exclusive:
+                    with self._nmis(step.scenario.nmi):
+                        self._run_steps([step])
+
+    def _int3(self) -> Counter[SiteCpu]:
+        """QEMU's count of int3 so far."""
+        return Counter({SiteCpu(*key): count for key, count in self.ledger.read().items()})
+
+    def _run_steps(self, steps: Sequence[PlanStep]) -> None:
+        """Have the test module run the steps one after the other."""
         commands = [
             (step.scenario.name if step.scenario.companion else "-", step.command) for step in steps
         ]
-        # In one write where nothing else goes on: going back to the shell takes longer than a gated step.
+        # Steps without a companion go in one write: returning to the shell in between takes longer
+        # than a gated step.
         groups = itertools.groupby(commands, key=itemgetter(0))
         lines = "".join(
             f"{name} {';'.join(command for _, command in group)}\n" for name, group in groups
         )
-        said = self._give(lines, PART_SECONDS + 4 * self.duration) if lines else ""
-        for line in said.splitlines():
+        output = self._send(lines, PART_SECONDS + 4 * self.duration) if lines else ""
+        for line in output.splitlines():
             word, _, rest = line.partition(" ")
             if word == "companion":
-                name, status, *last = rest.split(" ", 2)
-                self.evidence.companions[name] = Companion(int(status), " ".join(last))
+                name, status, *message = rest.split(" ", 2)
+                self.evidence.companions[name] = Companion(int(status), " ".join(message))
 
-    def _give(self, lines: str, timeout: float) -> str:
-        # Without QEMU's ledger nothing is seen of a step that runs free until it ends.
+    def _send(self, lines: str, timeout: float) -> str:
+        """Send lines to guest/init/steps and return its output."""
+        # Without QEMU's ledger nothing is seen of a free-running step until it ends.
         patience = SILENCE_SECONDS + (self.duration if self.ledger.why_not else 0)
         with self._not_silent(patience):
-            status, said = self.machine.ssh.run("steps", timeout, stdin=lines.encode())
+            status, output = self.machine.ssh.run("steps", timeout, stdin=lines.encode())
         if status:
-            raise GuestRefused(f"the test module refused a command: {' '.join(said.split())}")
-        return said
+            raise GuestRefused(f"the test module refused a command: {' '.join(output.split())}")
+        return output
 
     @contextlib.contextmanager
     def _nmis(self, rate: int) -> Iterator[None]:
-        """While the block waits for the guest: about `rate` NMIs a second on every CPU, as seldom as the wait looks."""
+        """Inject about `rate` NMIs per second on every CPU while the block waits for the guest.
+
+        The rate is limited by how often the wait polls.
+        """
         due = time.monotonic()
 
         def inject() -> None:
@@ -222,19 +259,20 @@ class Observer:
 
     @contextlib.contextmanager
     def _not_silent(self, seconds: float) -> Iterator[None]:
-        """Raise TimedOut from any wait in the block when no observer has seen anything new for `seconds`."""
-        last: tuple[int, int, int] = (-1, -1, -1)
-        since = looked = time.monotonic()
+        """Raise TimedOut from any wait in the block after `seconds` in which no observer saw
+        anything new."""
+        activity: tuple[int, int, int] = (-1, -1, -1)
+        last_change = last_poll = time.monotonic()
 
         def listen() -> None:
-            nonlocal last, since, looked
-            if time.monotonic() - looked < 1:
+            nonlocal activity, last_change, last_poll
+            if time.monotonic() - last_poll < 1:
                 return
-            looked = time.monotonic()
-            now = self._seen()
-            if now != last:
-                last, since = now, looked
-            elif looked - since > seconds:
+            last_poll = time.monotonic()
+            now = self._activity()
+            if now != activity:
+                activity, last_change = now, last_poll
+            elif last_poll - last_change > seconds:
                 raise TimedOut("a sign of life from the guest", seconds)
 
         self.machine.on_poll.append(listen)
@@ -243,8 +281,8 @@ class Observer:
         finally:
             self.machine.on_poll.remove(listen)
 
-    def _seen(self) -> tuple[int, int, int]:
-        """How much each observer has seen: console lines, bytes of events, int3."""
+    def _activity(self) -> tuple[int, int, int]:
+        """How much each observer has seen so far: console lines, bytes of GDB events, int3."""
         events = self._events
         size = events.stat().st_size if events.exists() else 0
         return self.machine.console.scanner.lines, size, self.ledger.read().total()
@@ -253,12 +291,15 @@ class Observer:
     def _events(self) -> Path:
         return self.directory / "events.jsonl"
 
-    # -- what became of it
+    # -- the results
 
     def _collect(self) -> None:
-        """Put together what the guest and GDB saw of each step; a guest that is gone has said it on the console."""
+        """Merge what the guest and GDB saw into each step.
+
+        The report of a guest that is gone is taken from the console.
+        """
         try:
-            self.machine.check()  # a guest that has gone down does not answer; paramiko would wait for it
+            self.machine.check()  # a guest that went down gives no answer; paramiko would wait
             text = self.machine.ssh.get(
                 "/run/flips" if self.without_module else "/dev/orchestrator", timeout=30
             ).decode()
@@ -268,67 +309,69 @@ class Observer:
         report = self.evidence.report = ktap.parse(text.splitlines())
         lines = self._events.read_text().splitlines() if self._events.exists() else []
         events = model.by_step(json.loads(line) for line in lines)
-        for at, seen in enumerate(self.evidence.steps):
+        for index, seen in enumerate(self.evidence.steps):
             number = seen.step.number
             guest = report.step(number)
             watched = None
             if seen.step.is_watched and not (guest and guest.skip):
                 watched = model.follow(events.get(number, []), self.evidence.cpus)
-            self.evidence.steps[at] = replace(seen, guest=guest, watched=watched)
+            self.evidence.steps[index] = replace(seen, guest=guest, watched=watched)
 
-    def _name(self, of_module: list[str]) -> None:
-        """Names for the addresses that the report will show, and for whoever else poked."""
+    def _resolve_names(self, module_symbols: list[str]) -> None:
+        """Find names for the addresses that the report shows and for the kernel's own pokers."""
         evidence = self.evidence
-        found = [
-            poke for seen in evidence.watched_steps if seen.watched for poke in seen.watched.found
-        ]
-        cpu_snapshots = [
-            look
-            for seen in evidence.watched_steps
-            if seen.watched
-            for look in seen.watched.cpu_snapshots
-        ]
-        wanted = {word for poke in found for word in poke.begun["callers"]}
+        watched = [seen.watched for seen in evidence.watched_steps if seen.watched]
+        pokes = [poke for one in watched for poke in one.unannounced]
+        addresses = {word for poke in pokes for word in poke.first_write["callers"]}
         if next(evidence.violations(), None):
-            wanted |= {
+            addresses |= {
                 word
-                for look in cpu_snapshots
-                for cpu in look["cpus"]
+                for one in watched
+                for snapshot in one.cpu_snapshots
+                for cpu in snapshot["cpus"]
                 for word in (cpu["rip"], *cpu["stack"])
             }
-        if not wanted:
+        if not addresses:
             return
-        lines = symbols.of_vmlinux(self.vmlinux)
-        if not lines:
-            with contextlib.suppress(OrchestratorError):
-                self.machine.check()  # or there is nobody to ask
-                pattern = "|".join(symbols.prefixes(wanted))
-                _, text = self.machine.ssh.run(f"grep -E '^({pattern})' /proc/kallsyms")
-                lines = text.splitlines()
-        evidence.names = symbols.Symbols(lines + of_module)
-        for poke in found:
-            names = [
+        lines = symbols.of_vmlinux(self.vmlinux) or self._kallsyms(addresses)
+        evidence.names = symbols.Symbols(lines + module_symbols)
+        for poke in pokes:
+            callers = [
                 name.partition("+")[0]
-                for word in poke.begun["callers"]
+                for word in poke.first_write["callers"]
                 if (name := evidence.names.caller(word))
             ]
-            owner = next((name for name in names if "text_poke" not in name), "")
-            if owner:
-                evidence.others[owner] += 1
+            poker = next((name for name in callers if "text_poke" not in name), None)
+            if poker:
+                evidence.kernel_pokers[poker] += 1
 
-    def _say_why(self, watch: Watch, of_module: list[str], error: TimedOut | KernelFault) -> None:
-        """Look at the CPUs of a guest that does not go on, and raise what that tells."""
+    def _kallsyms(self, addresses: set[int]) -> list[str]:
+        """The lines of the guest's symbol table that can name the addresses; none if it is gone."""
+        with contextlib.suppress(OrchestratorError):
+            self.machine.check()
+            pattern = "|".join(symbols.prefixes(addresses))
+            _, output = self.machine.ssh.run(f"grep -E '^({pattern})' /proc/kallsyms")
+            return output.splitlines()
+        return []
+
+    def _explain(
+        self, watch: Watch, module_symbols: list[str], error: TimedOut | KernelFault
+    ) -> None:
+        """Record where the CPUs of a guest that makes no progress are, and raise the error.
+
+        A guest that keeps trapping or no longer answers turns the error into a hang.
+        """
         cpus = watch.cpu_snapshot()
         (self.directory / "cpus.json").write_text(json.dumps(cpus, indent=1) + "\n")
-        names = symbols.Symbols(symbols.of_vmlinux(self.vmlinux) + of_module)
+        names = symbols.Symbols(symbols.of_vmlinux(self.vmlinux) + module_symbols)
         self.evidence.hang_report = tuple(symbols.where(cpu, names) for cpu in cpus)
         if isinstance(error, KernelFault):
             raise error
         for entry in watch.survey(2.0):
-            if entry["traps"] > 20 and not entry["int3"]:
+            if entry["traps"] > MIN_TRAPS and not entry["int3"]:
                 error.outcome = "hang"
-                where = f"CPU {entry['cpu']} traps for ever at {entry['ip']:x}, where memory holds no int3"
-                error.args = (f"{where} ({error})",)
+                where = f"{entry['ip']:x}, where memory holds no int3"
+                error.args = (f"CPU {entry['cpu']} keeps trapping at {where} ({error})",)
         try:
             self.machine.ssh.run("true", 30)
         except TimedOut:

@@ -1,7 +1,9 @@
-"""The one flow, top to bottom: RunSpec -> Kernel -> guest image -> Machine -> Evidence -> Verdict -> report.
+# SPDX-License-Identifier: GPL-2.0-only
+"""The one flow: RunSpec -> Kernel -> Guest image -> Machine -> Evidence -> Verdict -> Report.
 
-A run is one cell: one kernel on one machine shape with one list of scenarios and one seed. Everything else in the
-program that looks at kernels calls `run` and nothing below it.
+The functions below come in this order. A run is one cell: one kernel on one machine shape with one
+list of scenarios and one seed. Everything else in the program that tests kernels calls `run` and
+nothing below it; orchestrator/commands/run.py makes the reports from the RunResult.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ from orchestrator.observer import Observer
 from orchestrator.scenarios.scenario import Scenario, runnable, select
 from orchestrator.soak import Soaking
 from orchestrator.spec import RunSpec
-from orchestrator.text import edit as textedit
 from orchestrator.text import facts
+from orchestrator.text.edit import Edit, locate_edits, read_edits
 from orchestrator.text.symbols import of_vmlinux
 from orchestrator.verdict import result as result_file
 from orchestrator.verdict.evidence import Evidence
@@ -41,57 +43,50 @@ from orchestrator.watch.watch import Watch
 
 
 @dataclass
-class _RunInProgress:
-    """A run under way, with what there is of it so far."""
+class _Cell:
+    """A run under way: what was requested, and what there is of it so far."""
 
     spec: RunSpec
     scenarios: Sequence[Scenario]
+    """The requested scenarios; the kernel may not be able to run all of them."""
     directory: Path
     evidence: Evidence
     kernel: Kernel | None = None
-    machine: MachineSpec | None = None
+    machine_spec: MachineSpec | None = None
 
 
 def run(
     spec: RunSpec, keep: Callable[[RunResult, Machine | None], None] | None = None
 ) -> RunResult:
-    """Run one cell. Never raises for what the verdict can say; a wrong request raises UsageError before anything.
+    """Run one cell and write its verdict.json.
 
-    keep: called with the result, and the machine if one was started, which ends when it returns.
+    keep: called with the result and with the machine, if one was started. The machine ends when
+    it returns.
+
+    Raises UsageError before anything is run when the request is wrong. Every other error of this
+    program becomes a verdict.
     """
-    edits = textedit.read(spec.edits) if spec.edits else []
-    cell = _cell(spec)
-    evidence = cell.evidence
     ui.durations.clear()
-    with contextlib.ExitStack() as guest:
+    edits = read_edits(spec.edits) if spec.edits else []
+    cell = _new_cell(spec)
+    with contextlib.ExitStack() as stack:
         machine: Machine | None = None
         try:
-            observer = guest.enter_context(_guest(cell, attachable=keep is not None))
+            observer = stack.enter_context(_guest(cell, attachable=keep is not None))
             machine = observer.machine
-            if observer.without_module:
-                ui.say(
-                    "without the test module: what the kernel does is watched, but nobody can hold it in a phase"
-                )
-            if edits:
-                observer = replace(observer, attached=lambda watch: _edit_text(edits, watch, cell))
-            if spec.soak:
-                observer = replace(observer, again=Soaking(spec.soak, machine, evidence))
-            try:
-                observer.observe()
-            finally:
-                evidence.look_at(machine.console.scanner)
+            _collect_evidence(cell, observer, edits)
         except UsageError:
             rundir.discard(cell.directory)
             raise
         except OrchestratorError as error:
-            evidence.broken = error
+            cell.evidence.error = error
         result = RunResult(
             spec=spec,
             directory=cell.directory,
             kernel=cell.kernel,
-            machine=cell.machine,
-            evidence=evidence,
-            verdict=judge(evidence),
+            machine=cell.machine_spec,
+            evidence=cell.evidence,
+            verdict=judge(cell.evidence),
             seconds=dict(ui.durations),
         )
         result_file.write(result)
@@ -101,8 +96,8 @@ def run(
 
 
 def debug(spec: RunSpec) -> int:
-    """Boot the guest of a run and have a person's GDB on it, in place of poking. Returns GDB's exit status."""
-    cell = _cell(spec, command=("gdb", "--now"))
+    """Boot the guest of a run and start an interactive GDB on it. Returns GDB's exit status."""
+    cell = _new_cell(spec, command=("gdb", "--now"))
     try:
         with _guest(cell, attachable=True) as observer:
             observer.prepare()
@@ -113,81 +108,100 @@ def debug(spec: RunSpec) -> int:
 
 
 def inspect_kernel(request: KernelRequest) -> tuple[Kernel, dict[str, str]]:
-    """A kernel, and what its code for patching live text is like (facts.py): booted once, and remembered.
+    """A kernel, and the facts about its text patching code that orchestrator/text/facts.py reads.
 
-    Errors: those of obtain(), BootError.
+    Boots the kernel once; the cache keeps the facts. Raises what obtain() raises, and BootError.
     """
     kernel = obtain(request)
-    known = cache_dir() / "facts" / f"{kernel.digest}.json"
+    cached = cache_dir() / "facts" / f"{kernel.digest}.json"
     with contextlib.suppress(OSError, ValueError):
-        return kernel, dict(json.loads(known.read_text()))
+        return kernel, dict(json.loads(cached.read_text()))
     with tempfile.TemporaryDirectory() as directory:
         spec = RunSpec(kernel=request, smp=1, scenarios=("sysctl",), directory=Path(directory))
-        cell = _cell(spec)
+        cell = _new_cell(spec)
         with _guest(cell, attachable=True) as observer:
             addresses, _ = observer.prepare()
             with (
                 Watch(observer.machine, addresses, cell.directory, module=False) as watch,
                 watch.memory() as (read, _),
             ):
-                found = facts.facts(of_vmlinux(notes.kernel_symbols(cell.directory)), read)
-    known.parent.mkdir(exist_ok=True)
-    write_whole(known, json.dumps(found, indent=1) + "\n")
-    return kernel, found
+                lines = of_vmlinux(notes.kernel_symbols(cell.directory))
+                kernel_facts = facts.facts(lines, read)
+    cached.parent.mkdir(exist_ok=True)
+    write_whole(cached, json.dumps(kernel_facts, indent=1) + "\n")
+    return kernel, kernel_facts
+
+
+# -- RunSpec
+
+
+def _new_cell(spec: RunSpec, command: Sequence[str] = ("run",)) -> _Cell:
+    scenarios = select(spec.scenarios)
+    return _Cell(
+        spec=spec,
+        scenarios=scenarios,
+        directory=rundir.create(spec, command),
+        evidence=Evidence(requested_cpus=spec.smp),
+    )
 
 
 @contextlib.contextmanager
-def _guest(cell: _RunInProgress, *, attachable: bool) -> Iterator[Observer]:
-    """The guest for `cell`, not booted yet, and who is to observe it. attachable: by a person's GDB, too."""
-    spec, evidence, scenarios, directory = cell.spec, cell.evidence, cell.scenarios, cell.directory
+def _guest(cell: _Cell, *, attachable: bool) -> Iterator[Observer]:
+    """Kernel, guest image and machine of a cell, and the observer of the guest. Does not boot it.
+
+    attachable: whether an interactive GDB may attach to the guest.
+    """
+    spec = cell.spec
     kernel = cell.kernel = obtain(spec.kernel)
     _check_cpus(spec, kernel)
-    scenarios = runnable(scenarios, spec.scenarios, headers=kernel.kbuild is not None)
-    without_module = all(one.sysctls for one in scenarios)
+    scenarios = runnable(cell.scenarios, spec.scenarios, headers=kernel.kbuild is not None)
+    without_module = all(scenario.sysctls for scenario in scenarios)
+
+    keys = Keys.fresh()
     with ui.step("building the guest image"):
-        keys = Keys.fresh()
-        image = _guest_image(kernel, keys, scenarios, directory, without_module)
+        image = _guest_image(kernel, keys, scenarios, cell.directory, without_module)
+
     with ui.step("choosing the accelerator"):
-        cell.machine, ledger = _machine_spec(spec, kernel, image, scenarios, directory)
-    evidence.untrusted = cell.machine.accel.untrusted
-    ui.say(f"accelerator: {cell.machine.accel.option} ({cell.machine.accel.why})")
-    with Machine(cell.machine, directory, keys, attachable=attachable) as machine:
+        machine_spec, ledger = _machine_spec(spec, kernel, image, scenarios, cell.directory)
+    cell.machine_spec = machine_spec
+    cell.evidence.untrusted = machine_spec.accel.untrusted
+    ui.say(f"accelerator: {machine_spec.accel.option} ({machine_spec.accel.why})")
+
+    with Machine(machine_spec, cell.directory, keys, attachable=attachable) as machine:
         yield Observer(
-            machine,
-            ledger,
-            scenarios,
-            spec.duration,
-            spec.seed,
-            directory,
-            evidence,
-            kernel.vmlinux,
-            without_module,
-            loaded=lambda: notes.note_symbols(
-                machine, kernel, directory, fetch=attachable or bool(spec.edits)
+            machine=machine,
+            ledger=ledger,
+            scenarios=scenarios,
+            duration=spec.duration,
+            seed=spec.seed,
+            directory=cell.directory,
+            evidence=cell.evidence,
+            vmlinux=kernel.vmlinux,
+            without_module=without_module,
+            on_loaded=lambda: notes.note_symbols(
+                machine, kernel, cell.directory, fetch=attachable or bool(spec.edits)
             ),
         )
 
 
-# -- before the guest
-
-
-def _cell(spec: RunSpec, command: Sequence[str] = ("run",)) -> _RunInProgress:
-    scenarios = select(spec.scenarios)
-    return _RunInProgress(spec, scenarios, rundir.create(spec, command), Evidence(asked=spec.smp))
+# -- Kernel
 
 
 def _check_cpus(spec: RunSpec, kernel: Kernel) -> None:
-    if kernel.config is None:  # the guest will say how many CPUs came up
+    """Raises UsageError when the kernel is built for fewer CPUs than requested."""
+    if kernel.config is None:  # the guest will report how many CPUs came up
         return
     if kernel.option("SMP") != "y" and spec.smp > 1:
-        raise UsageError(
-            f"{kernel.name} is built without CONFIG_SMP: use --smp 1, or another kernel"
-        )
+        raise UsageError(f"{kernel.name} has no CONFIG_SMP: use --smp 1, or another kernel")
     limit = int(kernel.option("NR_CPUS") or "1")
     if spec.smp > limit:
         raise UsageError(
-            f"{kernel.name} is built for {limit} CPUs (CONFIG_NR_CPUS): use --smp {limit} or less"
+            f"{kernel.name} supports at most {limit} CPUs (CONFIG_NR_CPUS): use --smp {limit} "
+            "or less"
         )
+
+
+# -- Guest image
 
 
 def _guest_image(
@@ -206,13 +220,17 @@ def _guest_image(
     )
 
 
+# -- Machine
+
+
 def _machine_spec(
     spec: RunSpec, kernel: Kernel, image: Path, scenarios: Sequence[Scenario], directory: Path
 ) -> tuple[MachineSpec, Ledger]:
     qemu = tools.qemu(spec.qemu)
     chosen = accel.choose(spec.accel, qemu)
     ledger = Ledger(qemu, chosen, directory)
-    machine = MachineSpec(
+    parameters = [parameter for scenario in scenarios for parameter in scenario.append]
+    machine_spec = MachineSpec(
         qemu=qemu,
         accel=chosen,
         bzimage=kernel.bzimage,
@@ -221,22 +239,36 @@ def _machine_spec(
         smp=spec.smp,
         memory=spec.memory,
         seed=spec.seed,
-        append=tuple(
-            dict.fromkeys(parameter for scenario in scenarios for parameter in scenario.append)
-        ),
+        append=tuple(dict.fromkeys(parameters)),
         options=ledger.options,
     )
-    return machine, ledger
+    return machine_spec, ledger
 
 
-# -- while the guest runs
+# -- Evidence
 
 
-def _edit_text(edits: Sequence[textedit.Edit], watch: Watch, cell: _RunInProgress) -> None:
-    """Change the kernel's code in memory. The verdict says so: it is about the kernel as it is then."""
+def _collect_evidence(cell: _Cell, observer: Observer, edits: Sequence[Edit]) -> None:
+    """Boot the guest, poke it, and fill in the evidence. Raises what ended the run early."""
+    machine = observer.machine
+    if observer.without_module:
+        ui.say("no test module: the kernel's own pokes are watched, but not held in a phase")
+    if edits:
+        observer = replace(observer, on_attached=lambda watch: _edit_text(edits, watch, cell))
+    if cell.spec.soak:
+        soaking = Soaking(cell.spec.soak, machine, cell.evidence)
+        observer = replace(observer, another_round=soaking.another_round)
+    try:
+        observer.observe()
+    finally:
+        cell.evidence.take_console(machine.console.scanner)
+
+
+def _edit_text(edits: Sequence[Edit], watch: Watch, cell: _Cell) -> None:
+    """Edit the kernel's code in memory. The evidence keeps the edits: the verdict is about them."""
     lines = of_vmlinux(notes.kernel_symbols(cell.directory))
     with watch.memory() as (read, write):
-        for change in textedit.locate(edits, lines, read):
+        for change in locate_edits(edits, lines, read):
             write(change.address, change.new)
             cell.evidence.edited.append(
                 f"{change.text} ({change.old.hex(' ')} -> {change.new.hex(' ')})"

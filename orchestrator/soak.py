@@ -1,4 +1,5 @@
-"""A run that goes on for hours: one round of all scenarios after the other, until the time is up or something fails."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""Soak runs: all scenarios are repeated in one guest until the time is up or something fails."""
 
 from __future__ import annotations
 
@@ -12,40 +13,46 @@ from orchestrator.machine.machine import Machine
 from orchestrator.verdict.evidence import Evidence, Soak
 from orchestrator.verdict.outcome import judge
 
-EVERY = 60.0
-"""Seconds between two lines on how far it is."""
+REPORT_SECONDS = 60.0
+"""Seconds between two progress lines."""
 
 
 @dataclass
 class Soaking:
-    """Asked after each round whether there is to be another one. seconds: in all. Keeps the sums in evidence.soak."""
+    """Decides after each round whether there is another one, and keeps the totals in
+    evidence.soak."""
 
     seconds: float
+    """Duration of the whole soak run."""
     machine: Machine
     evidence: Evidence
     _start: float = field(default_factory=time.monotonic)
-    _told: float = field(default_factory=time.monotonic)
+    _reported: float = field(default_factory=time.monotonic)
 
-    def __call__(self) -> bool:
+    def another_round(self) -> bool:
+        """Add the finished round to the totals. Returns whether to run another one.
+
+        In that case the evidence of the finished round is cleared.
+        """
         evidence = self.evidence
         soak = evidence.soak = evidence.soak or Soak()
         soak.seconds = time.monotonic() - self._start
         soak.rounds += 1
         soak.pokes += sum(seen.guest.integer("pokes") for seen in evidence.steps if seen.guest)
         soak.int3 += (evidence.qemu_gated + evidence.qemu_free).total()
-        for name, used in self._memory().items():
-            soak.memory[name] = (soak.memory.get(name, (used, used))[0], used)
-        evidence.look_at(self.machine.console.scanner)
+        for user, used in self._memory().items():
+            soak.memory[user] = (soak.memory.get(user, (used, used))[0], used)
+        evidence.take_console(self.machine.console.scanner)
         if soak.seconds > self.seconds or judge(evidence).outcome != "pass":
             return False
-        if time.monotonic() - self._told > EVERY:
-            self._told = time.monotonic()
-            ui.say(f"soaking for {soak.seconds:.0f} s: {told(soak)}")
-        evidence.renew()
+        if time.monotonic() - self._reported > REPORT_SECONDS:
+            self._reported = time.monotonic()
+            ui.say(f"soaked for {soak.seconds:.0f} s: {soak.summary()}")
+        evidence.start_round()
         return True
 
     def _memory(self) -> dict[str, float]:
-        """MiB in use: by us, by QEMU, and in the guest."""
+        """MiB in use by this process, by QEMU, and in the guest."""
         free = self.machine.ssh.get("/proc/meminfo").decode().split("MemFree:")[1].split()[0]
         return {
             "orchestrator": _resident(os.getpid()),
@@ -55,16 +62,9 @@ class Soaking:
 
 
 def _resident(pid: int) -> float:
+    """Resident memory of a process in MiB, 0 when it cannot be read."""
     try:
         pages = int((Path("/proc") / str(pid) / "statm").read_text().split()[1])
     except (OSError, IndexError):
         return 0.0
     return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
-
-
-def told(soak: Soak) -> str:
-    """The sums in one line."""
-    memory = ", ".join(
-        f"{name} {first:.0f} -> {now:.0f}" for name, (first, now) in soak.memory.items()
-    )
-    return f"{soak.rounds} rounds, {soak.pokes:,} pokes running free, {soak.int3:,} int3; memory in MiB: {memory}"

@@ -1,9 +1,10 @@
-"""A run's results as files that other programs read: junit.xml and results.ktap in the run's directory, and what GitHub
-Actions takes.
+# SPDX-License-Identifier: GPL-2.0-only
+"""A run's results for other programs: junit.xml, results.ktap, and GitHub Actions.
 
-JUnit tells a failure (the kernel's fault) from an error (no verdict) and from what was skipped. KTAP is version 1
-(Documentation/dev-tools/ktap.rst), which has no word for an error but the directive of that name; kunit.py takes such a
-line for a failure, so a consumer of KTAP alone must look for `# ERROR`.
+JUnit distinguishes a failure (the kernel is at fault) from an error (no verdict) and from a skipped
+test. KTAP is version 1 (Documentation/dev-tools/ktap.rst). It has no result for an error, only the
+directive of that name; kunit.py counts such a line as a failure, so a consumer of the KTAP alone
+must look for `# ERROR`.
 """
 
 from __future__ import annotations
@@ -17,43 +18,45 @@ from typing import Any
 import junitparser
 
 from orchestrator.host.paths import write_whole
+from orchestrator.report import tables
 from orchestrator.verdict.cases import Case, cases
 from orchestrator.verdict.result import RunResult
 
 UNPRINTABLE = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""What XML 1.0 cannot hold, and a guest's console may."""
+"""Characters that XML 1.0 cannot hold, but a guest's console may."""
 ANNOTATIONS = 10
-"""GitHub shows so many of a step and drops the rest."""
+"""Maximum number of annotations; GitHub drops the rest of a step."""
 
 
 def write(result: RunResult) -> None:
     """Write the files into the run's directory."""
-    told = cases(result)
-    title = name(result)
-    write_whole(result.directory / "junit.xml", junit(title, told, sum(result.seconds.values())))
-    write_whole(result.directory / "results.ktap", ktap(title, told))
+    all_cases, title = cases(result), name(result)
+    seconds = sum(result.seconds.values())
+    write_whole(result.directory / "junit.xml", junit(title, all_cases, seconds))
+    write_whole(result.directory / "results.ktap", ktap(title, all_cases))
 
 
 def name(result: RunResult) -> str:
-    """The cell, in a few words."""
+    """The cell: kernel and number of CPUs."""
     spec = result.spec
     kernel = result.kernel.name if result.kernel else spec.kernel.selector
     return f"{kernel} smp{spec.smp}"
 
 
-def junit(title: str, told: Iterable[Case], seconds: float) -> str:
-    """One test suite. seconds: of the run, given to its first case, as the cases share one guest."""
-    return suites(
-        "orchestrator",
-        {title: [(case, 0.0 if number else seconds) for number, case in enumerate(told)]},
-    )
+def junit(title: str, cases: Iterable[Case], seconds: float) -> str:
+    """One JUnit test suite.
+
+    seconds: duration of the run. The first case gets it, as all cases share one guest.
+    """
+    timed = [(case, 0.0 if number else seconds) for number, case in enumerate(cases)]
+    return suites("orchestrator", {title: timed})
 
 
-def suites(title: str, told: Mapping[str, Iterable[tuple[Case, float]]]) -> str:
-    """A document of test suites by their names, each with its cases and the seconds that these took."""
+def suites(title: str, cases_by_suite: Mapping[str, Iterable[tuple[Case, float]]]) -> str:
+    """A JUnit document: test suites by name, each with its cases and their seconds."""
     notes = {"fail": junitparser.Failure, "error": junitparser.Error, "skip": junitparser.Skipped}
     document: Any = junitparser.JUnitXml(title)
-    for name, timed in told.items():
+    for name, timed in cases_by_suite.items():
         suite: Any = junitparser.TestSuite(name)
         for case, seconds in timed:
             entry: Any = junitparser.TestCase(
@@ -73,66 +76,65 @@ def suites(title: str, told: Mapping[str, Iterable[tuple[Case, float]]]) -> str:
     return content.decode() if isinstance(content, bytes) else str(content)
 
 
-def ktap(title: str, told: Iterable[Case]) -> str:
-    """KTAP version 1, one result line a case, what is wrong in diagnostic lines before it."""
-    told = list(told)
-    lines = ["KTAP version 1", f"1..{len(told)}", f"# {_line(title)}"]
-    for number, case in enumerate(told, 1):
-        words = f"{number} {case.group}.{case.name}"
+def ktap(title: str, cases: Iterable[Case]) -> str:
+    """KTAP version 1: one result line per case, preceded by diagnostic lines on what failed."""
+    cases = list(cases)
+    lines = ["KTAP version 1", f"1..{len(cases)}", f"# {_line(title)}"]
+    for number, case in enumerate(cases, 1):
+        test = f"{number} {case.group}.{case.name}"
         if case.status == "skip":
-            lines.append(f"ok {words} # SKIP {_line(case.text)}")
+            lines.append(f"ok {test} # SKIP {_line(case.text)}")
             continue
         if case.status != "pass":
             lines += [f"# {_line(line)}" for line in (case.details or (case.text,))]
         directive = f" # ERROR {_line(case.text)}" if case.status == "error" else ""
-        lines.append(f"{'ok' if case.status == 'pass' else 'not ok'} {words}{directive}")
+        lines.append(f"{'ok' if case.status == 'pass' else 'not ok'} {test}{directive}")
     return "\n".join(lines) + "\n"
 
 
 def github(result: RunResult, environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Under GitHub Actions: a section for the step's summary, and the annotations to print. Elsewhere nothing."""
+    """Append a section to the summary of a GitHub Actions step. Returns the annotations to print.
+
+    Does nothing outside GitHub Actions.
+    """
     if environment.get("GITHUB_ACTIONS") != "true":
         return []
-    told, title = cases(result), name(result)
+    all_cases, title = cases(result), name(result)
     if summary := environment.get("GITHUB_STEP_SUMMARY"):
         with Path(summary).open("a") as file:
-            file.write(_summary(title, told))
-    said = []
-    for case in told:
+            file.write(_summary(title, all_cases))
+    annotations = []
+    for case in all_cases:
         if case.group != "run" and case.status in ("fail", "error"):
             level = "error" if case.status == "fail" else "warning"
-            said.append(f"::{level} title={_property(f'{title}: {case.name}')}::{_data(case.text)}")
-    return said[:ANNOTATIONS]
+            heading = _property(f"{title}: {case.name}")
+            annotations.append(f"::{level} title={heading}::{_data(case.text)}")
+    return annotations[:ANNOTATIONS]
 
 
-def _summary(title: str, told: list[Case]) -> str:
+def _summary(title: str, cases: list[Case]) -> str:
+    """A heading with the verdict, and a table of what did not pass, or of everything."""
     mark = {"pass": "✅", "fail": "❌", "error": "⚠️", "skip": "⏭️"}
-    lines = [
-        f"### {mark[told[0].status]} {_cell(title)}",
-        "",
-        _cell(told[0].text),
-        "",
-        "| | | |",
-        "|---|---|---|",
+    verdict, *others = cases
+    shown = [case for case in others if case.status != "pass"] or others
+    rows = [
+        [mark[case.status], f"{case.group} {case.name}", tables.escape(case.text)] for case in shown
     ]
-    shown = [case for case in told[1:] if case.status != "pass"] or told[1:]
-    lines += [
-        f"| {mark[case.status]} | {case.group} {case.name} | {_cell(case.text)} |" for case in shown
-    ]
-    return "\n".join(lines) + "\n\n"
-
-
-def _cell(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    heading = f"### {mark[verdict.status]} {tables.escape(title)}"
+    table = tables.markdown(["", "", ""], rows)
+    return "\n".join([heading, "", tables.escape(verdict.text), "", *table]) + "\n\n"
 
 
 def _data(text: str) -> str:
+    """`text` escaped for the message of a workflow command."""
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
 def _property(text: str) -> str:
+    """`text` escaped for a property of a workflow command."""
     return _data(text).replace(":", "%3A").replace(",", "%2C")
 
 
 def _line(text: str) -> str:
+    """`text` in one line, with no `#`, which would begin a directive."""
     return " ".join(text.split()).replace("#", "\\#")

@@ -1,4 +1,5 @@
-"""Pages that need nothing else, from the templates beside this file."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""HTML pages that need no other file, from the Jinja templates in this folder."""
 
 from __future__ import annotations
 
@@ -8,7 +9,10 @@ import jinja2
 
 
 def render(template: str, **values: object) -> str:
-    """The page that `template` (a file's name) gives with `values`; one that it lacks is an error."""
+    """Render `template`, the name of a file in this folder.
+
+    Raises jinja2.UndefinedError when the template uses a value that is missing.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,

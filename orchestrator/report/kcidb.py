@@ -1,7 +1,8 @@
-"""Runs as a report for KCIDB, the kernel community's database of test results: I/O schema version 5.3.
+# SPDX-License-Identifier: GPL-2.0-only
+"""Runs as a report for KCIDB, the kernel community's database of test results: I/O schema 5.3.
 
-Made from run directories, so that many runs, of whatever day and machine, can go into one report. Nothing is sent: that
-is `kcidb-submit`'s work, with the credentials that it wants.
+A report is made from run directories, so it can combine runs of any day and machine. Nothing is
+sent: that is the job of `kcidb-submit`, which has the credentials.
 """
 
 from __future__ import annotations
@@ -11,61 +12,79 @@ import json
 import re
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import UsageError
+from orchestrator.options import declared, from_json, to_json
+from orchestrator.spec import RunSpec
+from orchestrator.verdict import result as result_file
 from orchestrator.verdict.checks import KERNEL_FAILED
+from orchestrator.verdict.result import KernelRecord, VerdictRecord
 
 VERSION = {"major": 5, "minor": 3}
 ORIGIN = re.compile(r"[a-z0-9_]+")
 RESULT = re.compile(r"(not ok|ok) \d+ (\S+?)\.(\S+)(?: # (SKIP|ERROR) ?(.*))?$")
-"""A line of results.ktap: report/files.py writes it."""
+"""A line of results.ktap, which report/files.py writes."""
 EXCERPT = 16384
-"""Characters of a log that KCIDB takes."""
+"""Maximum length of a log excerpt in KCIDB, in characters."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a run directory holds."""
+
+    directory: Path
+    start: float
+    """Seconds since the epoch."""
+    spec: RunSpec
+    verdict: VerdictRecord
+
+    @property
+    def kernel(self) -> KernelRecord:
+        """The kernel that was run, or the one that could not be had."""
+        selector = self.spec.kernel.selector
+        return self.verdict.kernel or KernelRecord(name=selector, release="", digest="")
 
 
 def report(runs: Iterable[Path], origin: str) -> dict[str, Any]:
-    """The report on the runs in these directories. origin: the name of whoever submits it, as KCIDB knows it.
+    """The report on the runs in these directories.
 
-    A test that failed is the kernel's fault; ERROR is one that told nothing about it, MISS one that was not run to its
-    end. UsageError: what is no run, or an origin that KCIDB would refuse.
+    origin: the name of the submitter, as KCIDB knows it.
+
+    The status of a test is FAIL when the kernel is at fault, ERROR when the run says nothing about
+    the kernel, and MISS for a test that was not run to its end.
+
+    Raises UsageError for a directory that holds no run, or an origin that KCIDB would refuse.
     """
     if not ORIGIN.fullmatch(origin):
-        raise UsageError(f"--origin takes small letters, digits and _, not {origin!r}")
+        raise UsageError(f"--origin takes lower-case letters, digits and _, not {origin!r}")
     checkouts: dict[str, dict[str, Any]] = {}
     builds: dict[str, dict[str, Any]] = {}
     tests: list[dict[str, Any]] = []
-    for run in runs:
-        verdict, spec = _read(run, "verdict.json"), _read(run, "spec.json")
-        kernel = verdict["kernel"] or {
-            "name": spec["kernel"]["selector"],
-            "release": "",
-            "digest": "",
-            "origin": {},
-        }
-        source = _id(origin, kernel["origin"] or kernel["name"])
-        checkouts[source] = {
-            "id": source,
+    for directory in runs:
+        run = _read(directory)
+        kernel, request = run.kernel, to_json(run.spec)["kernel"]
+        checkout = f"{origin}:{_hash(kernel.origin or kernel.name)}"
+        checkouts[checkout] = {
+            "id": checkout,
             "origin": origin,
             "valid": True,
-            "comment": " ".join(filter(None, (kernel["name"], kernel["release"]))),
-            "misc": kernel["origin"],
+            "comment": " ".join(filter(None, (kernel.name, kernel.release))),
+            "misc": kernel.origin,
         }
-        build = f"{origin}:{kernel['digest'] or _hash(spec['kernel'])}"
+        build = f"{origin}:{kernel.digest or _hash(request)}"
         builds[build] = {
             "id": build,
-            "checkout_id": source,
+            "checkout_id": checkout,
             "origin": origin,
             "architecture": "x86_64",
-            "status": {"build-error": "FAIL"}.get(
-                verdict["outcome"], "PASS" if kernel["digest"] else "MISS"
-            ),
-            **(
-                {"compiler": kernel["origin"]["compiler"]} if "compiler" in kernel["origin"] else {}
-            ),
+            "status": _build_status(run),
         }
-        tests += _tests(run, verdict, spec, build, origin)
+        if "compiler" in kernel.origin:
+            builds[build]["compiler"] = kernel.origin["compiler"]
+        tests += _tests(run, build, origin)
     return {
         "version": VERSION,
         "checkouts": list(checkouts.values()),
@@ -74,62 +93,69 @@ def report(runs: Iterable[Path], origin: str) -> dict[str, Any]:
     }
 
 
-def _tests(
-    run: Path, verdict: dict[str, Any], spec: dict[str, Any], build: str, origin: str
-) -> Iterator[dict[str, Any]]:
-    begun = (run / "spec.json").stat().st_mtime
-    shape = {name: spec[name] for name in ("smp", "accel", "cpu", "memory", "seed", "duration")}
+def _build_status(run: _Run) -> str:
+    if run.verdict.outcome == "build-error":
+        return "FAIL"
+    return "PASS" if run.kernel.digest else "MISS"
+
+
+def _tests(run: _Run, build: str, origin: str) -> Iterator[dict[str, Any]]:
+    """The run as a whole, then each check and each scenario."""
+    spec, verdict = to_json(run.spec), run.verdict
     common = {
         "build_id": build,
         "origin": origin,
-        "environment": {"comment": f"QEMU, {spec['smp']} CPUs", "misc": shape},
-        "start_time": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(begun)),
+        "environment": {
+            "comment": f"QEMU, {run.spec.smp} CPUs",
+            "misc": {name: spec[name] for name in declared(RunSpec)},
+        },
+        "start_time": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(run.start)),
     }
-    identity = _hash([str(run.resolve()), begun, verdict["seconds"]])
-    failed = verdict["outcome"] in KERNEL_FAILED
+    identity = _hash([str(run.directory.resolve()), run.start, verdict.seconds])
+    failed = verdict.outcome in KERNEL_FAILED
     whole = {
         **common,
         "id": f"{origin}:{identity}",
         "path": "orchestrator",
-        "status": "PASS" if verdict["outcome"] == "pass" else "FAIL" if failed else "ERROR",
-        "comment": f"{verdict['outcome']}: {verdict['reason']}"[:EXCERPT],
-        "duration": sum(verdict["seconds"].values()),
-        "misc": {"outcome": verdict["outcome"], "exit_status": verdict["exit_status"]},
+        "status": "PASS" if verdict.outcome == "pass" else "FAIL" if failed else "ERROR",
+        "comment": f"{verdict.outcome}: {verdict.reason}"[:EXCERPT],
+        "duration": sum(verdict.seconds.values()),
+        "misc": {"outcome": verdict.outcome, "exit_status": verdict.exit_status},
     }
-    console = run / "console.log"
-    if verdict["outcome"] != "pass" and console.is_file():
+    console = run.directory / "console.log"
+    if verdict.outcome != "pass" and console.is_file():
         whole["log_excerpt"] = console.read_text(errors="replace").replace("\0", "?")[-EXCERPT:]
     yield whole
-    results = run / "results.ktap"
+    results = run.directory / "results.ktap"
     for line in results.read_text().splitlines() if results.is_file() else []:
         if not (match := RESULT.match(line)) or match[2] == "run":
             continue
-        word, group, name, directive, why = match.groups()
+        result, group, name, directive, reason = match.groups()
         status = {"SKIP": "SKIP", "ERROR": "MISS" if not failed else "ERROR"}.get(directive or "")
         test = {
             **common,
             "id": f"{origin}:{identity}.{group}.{name}",
             "path": f"orchestrator.{group}.{name}",
-            "status": status or ("PASS" if word == "ok" else "FAIL"),
+            "status": status or ("PASS" if result == "ok" else "FAIL"),
         }
-        yield {**test, "comment": why} if why else test
+        yield {**test, "comment": reason} if reason else test
 
 
-def _read(run: Path, name: str) -> dict[str, Any]:
+def _read(directory: Path) -> _Run:
+    spec_file = directory / "spec.json"
     try:
-        content: dict[str, Any] = json.loads((run / name).read_text())
-    except (OSError, ValueError) as error:
+        return _Run(
+            directory=directory,
+            start=spec_file.stat().st_mtime,
+            spec=from_json(RunSpec, json.loads(spec_file.read_text())),
+            verdict=result_file.read(directory),
+        )
+    except (OSError, ValueError, TypeError, AttributeError, UsageError) as error:
         raise UsageError(
-            f"{run} is not the directory of a run that came to a verdict: no {name} in it"
+            f"{directory} is not the directory of a run with a verdict: {error}"
         ) from error
-    return content
-
-
-def _id(origin: str, content: object) -> str:
-    return f"{origin}:{_hash(content)}"
 
 
 def _hash(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[
-        :32
-    ]
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,4 +1,5 @@
-"""A run as one HTML page that needs nothing else: report.html in the run's directory."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""A run as one HTML page that needs no other file: report.html in the run's directory."""
 
 from __future__ import annotations
 
@@ -11,25 +12,29 @@ from orchestrator.host.paths import write_whole
 from orchestrator.report import html
 from orchestrator.report.failure import explain
 from orchestrator.report.files import name
+from orchestrator.report.terminal import PHASES
 from orchestrator.verdict.cases import cases
 from orchestrator.verdict.checks import expected_coverage, seen_coverage
 from orchestrator.verdict.evidence import Evidence
+from orchestrator.verdict.model import PhaseCpu
 from orchestrator.verdict.result import RunResult
 
 TEMPLATE = "page.html.j2"
 BARS = 60
-"""Of the drawing of int3 over time."""
+"""Number of bars in the chart of int3 over time."""
 CONSOLE_LINES = 4000
-"""Of the console's end that the page shows; the file has all."""
+"""The page shows only this many lines from the end of the console."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar of a drawing: label, what it stands for as text, and its size from 0 to 100."""
+    """One bar of a chart."""
 
     label: str
     text: str
+    """The value, as text."""
     size: float
+    """Length from 0 to 100."""
 
 
 def write(result: RunResult) -> None:
@@ -45,7 +50,7 @@ def render(result: RunResult) -> str:
         result=result,
         cases=cases(result),
         coverage=_coverage(evidence),
-        phases=("0 old", "1 cc+old", "2 cc+new", "3 new"),
+        phases=PHASES,
         hits=_hits(result.directory / "events.jsonl"),
         latency=_latency(evidence),
         explained="\n".join(explain(result)),
@@ -54,30 +59,35 @@ def render(result: RunResult) -> str:
 
 
 def _coverage(evidence: Evidence) -> dict[int, list[tuple[int, int, bool]]]:
-    """By CPU, for each phase: passes seen, steps in which it was to be seen, and whether it was in all of them."""
-    passes: Counter[tuple[int, int]] = Counter()
-    wanted: Counter[tuple[int, int]] = Counter()
-    met: Counter[tuple[int, int]] = Counter()
-    for seen in evidence.coverage_steps:
-        counted, expected = seen_coverage(seen), expected_coverage(evidence, seen)
-        passes.update(counted)
-        wanted.update(expected)
-        met.update(expected & counted.keys())
-    return {
-        cpu: [(passes[p, cpu], wanted[p, cpu], met[p, cpu] == wanted[p, cpu]) for p in range(4)]
-        for cpu in (evidence.cpus if wanted else ())
-    }
+    """By CPU, a tuple for each phase: passes, steps that must cover it, whether all of them do."""
+    passes: Counter[PhaseCpu] = Counter()
+    expected: Counter[PhaseCpu] = Counter()
+    covered: Counter[PhaseCpu] = Counter()
+    for step in evidence.coverage_steps:
+        seen = seen_coverage(step)
+        must_see = expected_coverage(evidence, step)
+        passes.update(seen)
+        expected.update(must_see)
+        covered.update(must_see & seen.keys())
+    rows = {}
+    for cpu in evidence.cpus if expected else ():
+        keys = [PhaseCpu(phase, cpu) for phase in range(4)]
+        rows[cpu] = [(passes[key], expected[key], covered[key] == expected[key]) for key in keys]
+    return rows
 
 
 def _hits(events: Path) -> list[Bar]:
-    """int3 that GDB saw, over the time from its first event to its last."""
+    """int3 that GDB saw over time, from its first event to its last."""
     lines = events.read_text().splitlines() if events.exists() else []
-    told = [json.loads(line) for line in lines]
-    if len(told) < 2 or (span := told[-1]["t"] - told[0]["t"]) <= 0:
+    all_events = [json.loads(line) for line in lines]
+    if len(all_events) < 2:
+        return []
+    start, span = all_events[0]["t"], all_events[-1]["t"] - all_events[0]["t"]
+    if span <= 0:
         return []
     counts = Counter(
-        min(int((event["t"] - told[0]["t"]) / span * BARS), BARS - 1)
-        for event in told
+        min(int((event["t"] - start) / span * BARS), BARS - 1)
+        for event in all_events
         if event["kind"] == "int3"
     )
     most = max(counts.values(), default=0)
@@ -89,30 +99,25 @@ def _hits(events: Path) -> list[Bar]:
 
 
 def _latency(evidence: Evidence) -> list[Bar]:
-    """How long a poke takes, by scenario, running free: the mean as the bar."""
+    """Duration of a free-running poke by scenario; the bar is the mean."""
     means: list[tuple[str, float, float]] = []
-    for seen in evidence.free:
-        step = seen.guest
-        if step and (pokes := step.integer("pokes")):
-            means.append(
-                (
-                    seen.scenario.name,
-                    step.integer("poke_ns") / pokes / 1e6,
-                    step.integer("poke_ns_max") / 1e6,
-                )
-            )
+    for step in evidence.free_steps:
+        report = step.guest
+        if report and (pokes := report.integer("pokes")):
+            mean = report.integer("poke_ns") / pokes / 1e6
+            means.append((step.scenario.name, mean, report.integer("poke_ns_max") / 1e6))
     longest = max((mean for _, mean, _ in means), default=0.0)
     return [
-        Bar(scenario, f"{mean:.2f} ms, at most {most:.1f} ms", 100 * mean / longest)
-        for scenario, mean, most in means
+        Bar(scenario, f"mean {mean:.2f} ms, max {maximum:.1f} ms", 100 * mean / longest)
+        for scenario, mean, maximum in means
         if longest
     ]
 
 
 def _console(result: RunResult) -> list[tuple[int, str, bool]]:
-    """Number, text, and whether it is part of what the scan found, of each line of the console."""
+    """For each line of the console: number, text, and whether it belongs to a finding."""
     file = result.directory / "console.log"
     lines = file.read_text(errors="replace").splitlines() if file.exists() else []
-    found = {number for f in result.evidence.findings for number in range(f.line, f.last + 1)}
-    numbered = [(number, line, number in found) for number, line in enumerate(lines, 1)]
+    marked = {number for f in result.evidence.findings for number in range(f.line, f.last + 1)}
+    numbered = [(number, line, number in marked) for number, line in enumerate(lines, 1)]
     return numbered[-CONSOLE_LINES:]

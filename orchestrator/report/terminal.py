@@ -1,20 +1,20 @@
-"""The report for a person at a terminal."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""The report for a person at a terminal, and report.txt."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.report import tables
 from orchestrator.report.failure import explain
-from orchestrator.soak import told
-from orchestrator.verdict.checks import expected_coverage, rate, seen_coverage
+from orchestrator.verdict.checks import CheckResult, expected_coverage, rate, seen_coverage
 from orchestrator.verdict.evidence import Evidence, StepEvidence
-from orchestrator.verdict.model import Poke
+from orchestrator.verdict.model import PhaseCpu, Poke
 from orchestrator.verdict.result import RunResult
 
 MARKS = {
@@ -24,73 +24,55 @@ MARKS = {
     "blind": ("blind", "magenta"),
 }
 PHASES = ("0 old", "1 cc+old", "2 cc+new", "3 new")
+RESULTS = ("old", "new", "int3", "torn")
+MAX_DETAILS = 5
+"""Maximum number of details shown for a check."""
 
 
 def show(result: RunResult, console: Console) -> None:
     """Print the whole report to `console`."""
-    _heading(result, console)
     evidence = result.evidence
+    _print(console, _heading(result))
     if evidence.steps:
         console.print(_sites(evidence))
-        if any(seen.scenario.code for seen in evidence.steps):
+        if any(step.scenario.code for step in evidence.steps):
             console.print(_code(evidence))
         console.print(_cpus(evidence))
-        console.print(_totals(evidence), highlight=False)
-    for check in result.verdict.results if evidence.steps or evidence.findings else []:
-        mark, style = MARKS[check.status]
-        console.print(
-            Text.assemble((f"{mark:>6}", style), f"  {check.check:<9} {check.text}"), soft_wrap=True
-        )
-        if check.status in ("fail", "blind"):
-            for line in check.details[1:6]:
-                console.print(
-                    f"                    {line}", markup=False, highlight=False, soft_wrap=True
-                )
-            if len(check.details) > 6:
-                console.print(
-                    f"                    and {len(check.details) - 6} more: see verdict.json"
-                )
-    if why := list(explain(result)):
-        console.print()
-        for line in why:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if evidence.hang_report:
-        console.print(
-            "\nwhere each CPU was when the guest did not go on, and who on its stack may have called it:"
-        )
-        for line in evidence.hang_report:
-            console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
-    if evidence.soak:
-        console.print(
-            f"\nsoaked for {evidence.soak.seconds:.0f} s: {told(evidence.soak)}", soft_wrap=True
-        )
-    if times := ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.seconds.items()):
-        console.print(f"\ntime:    {times}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"kept in: {result.directory}", markup=False, highlight=False, soft_wrap=True)
+        _print(console, [_free_running(evidence)])
+    if evidence.steps or evidence.findings:
+        for check in result.verdict.results:
+            _show_check(check, console)
+    _print_section(console, explain(result))
+    _print_section(console, _hang_report(evidence))
+    _print_section(console, _footer(result))
     verdict = result.verdict
     style = {0: "bold green", 1: "bold red"}.get(verdict.exit_status, "bold yellow")
-    console.print(
-        Text.assemble((verdict.outcome.upper(), style), f"  {verdict.reason}"), soft_wrap=True
-    )
+    line = Text.assemble((verdict.outcome.upper(), style), f"  {verdict.reason}")
+    console.print(line, soft_wrap=True)
 
 
-def _heading(result: RunResult, console: Console) -> None:
-    spec, machine = result.spec, result.machine
-    if result.kernel:
-        console.print(
-            f"kernel:  {result.kernel.name} ({result.kernel.release}; {_origin(result.kernel.origin)})",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+def _print(console: Console, lines: Iterable[str]) -> None:
+    """Print lines as they are."""
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_section(console: Console, lines: Iterable[str]) -> None:
+    """Print lines after an empty one, if there are any."""
+    if section := list(lines):
+        _print(console, ["", *section])
+
+
+def _heading(result: RunResult) -> Iterator[str]:
+    kernel, machine, spec = result.kernel, result.machine, result.spec
+    if kernel:
+        yield f"kernel:  {kernel.name} ({kernel.release}; {_origin(kernel.origin)})"
     if machine:
+        cpu = machine.cpu or machine.accel.cpu
         version = ".".join(map(str, machine.qemu.version))
-        console.print(
-            f"machine: {spec.smp} CPUs, {machine.cpu or machine.accel.cpu}, {machine.accel.option}, QEMU {version}, "
-            f"seed {spec.seed}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
+        yield (
+            f"machine: {spec.smp} CPUs, {cpu}, {machine.accel.option}, QEMU {version}, "
+            f"seed {spec.seed}"
         )
 
 
@@ -105,127 +87,159 @@ def _origin(origin: dict[str, str]) -> str:
     return " ".join(filter(None, words)) + (f", {len(patches)} patches" if patches else "")
 
 
+# -- tables
+
+
 def _sites(evidence: Evidence) -> Table:
-    table = _table("\nscenarios: held, int3, coverage in the gated part | running free")
-    for column in ("scenario", "old/new bytes"):
-        table.add_column(column, no_wrap=True)
-    for column in ("held", "int3", "covered", "pokes", "int3"):
-        table.add_column(column, justify="right", no_wrap=True)
+    """The scenarios with a site or sysctls."""
+    table = tables.terminal(
+        ("scenario", "old/new bytes", "held", "int3", "covered", "pokes", "int3"),
+        left=2,
+        title="\nscenarios: held phases, int3, coverage | free-running: pokes, int3",
+    )
     for name, steps in _by_scenario(evidence, code=False).items():
-        if skipped := next((why for seen in steps if (why := evidence.skipped(seen))), None):
-            table.add_row(name, f"skipped: {skipped}")
-            continue
-        gated, free = (
-            [s for s in steps if s in evidence.coverage_steps],
-            [s for s in steps if s.step.part == "free"],
-        )
-        pokes = [poke for s in gated for poke in s.shown]
-        expected = sum(len(expected_coverage(evidence, s)) for s in gated)
-        seen = sum(len(expected_coverage(evidence, s) & seen_coverage(s).keys()) for s in gated)
-        table.add_row(
-            name,
-            _bytes(pokes) if pokes else "?" if gated else "-",
-            str(sum(len(poke.held) for poke in pokes))
-            if gated and not evidence.without_module
-            else "-",
-            str(sum(sum(s.gdb_hits.values()) for s in gated)) if gated else "-",
-            f"{seen}/{expected}" if gated else "-",
-            str(sum(s.guest.integer("pokes") for s in free if s.guest)),
-            f"{sum(s.guest.total('int3') for s in free if s.guest):,}"
-            if steps[0].scenario.how == "direct"
-            else "-",
-        )
+        if reason := _skipped(evidence, steps):
+            table.add_row(name, f"skipped: {reason}")
+        else:
+            table.add_row(name, *_site_cells(evidence, steps))
     return table
+
+
+def _site_cells(evidence: Evidence, steps: Sequence[StepEvidence]) -> Iterator[str]:
+    gated = [step for step in steps if step in evidence.coverage_steps]
+    reports = [step.guest for step in steps if step.step.part == "free" and step.guest]
+    pokes = [poke for step in gated for poke in step.judged_pokes]
+    if gated:
+        expected = [expected_coverage(evidence, step) for step in gated]
+        seen = [
+            keys & seen_coverage(step).keys() for keys, step in zip(expected, gated, strict=True)
+        ]
+        yield _bytes(pokes) if pokes else "?"
+        held = sum(len(poke.held_phases) for poke in pokes)
+        yield "-" if evidence.without_module else str(held)
+        yield str(sum(step.gdb_hits.total() for step in gated))
+        yield f"{sum(map(len, seen))}/{sum(map(len, expected))}"
+    else:
+        yield from ("-", "-", "-", "-")
+    yield str(sum(report.integer("pokes") for report in reports))
+    direct = steps[0].scenario.how == "direct"
+    yield f"{sum(report.total('int3') for report in reports):,}" if direct else "-"
 
 
 def _bytes(pokes: Sequence[Poke]) -> str:
-    """What the site held and holds; of many sites how many there were."""
-    if len({poke.site for poke in pokes}) > 1:
-        return f"{len(pokes)} pokes of {len({poke.site for poke in pokes})} sites"
+    """Old and new bytes of the site; for several sites, how many there are."""
+    sites = {poke.site for poke in pokes}
+    if len(sites) > 1:
+        return f"{len(pokes)} pokes of {len(sites)} sites"
     return f"{pokes[0].old.hex()}/{pokes[0].new.hex()}"
 
 
-def _by_scenario(evidence: Evidence, *, code: bool) -> dict[str, list[StepEvidence]]:
-    found: dict[str, list[StepEvidence]] = {}
-    for seen in evidence.steps:
-        if bool(seen.scenario.code) is code:
-            found.setdefault(seen.scenario.name, []).append(seen)
-    return found
-
-
 def _code(evidence: Evidence) -> Table:
-    table = _table("\nscenarios in code: pokes and int3 that GDB watched, and what the guest found")
-    for column in ("scenario", "pokes", "int3"):
-        table.add_column(column, no_wrap=True, justify="left" if column == "scenario" else "right")
-    table.add_column("")
+    """The code scenarios."""
+    table = tables.terminal(
+        ("scenario", "pokes", "int3", "result"),
+        title="\ncode scenarios: pokes and int3 that GDB watched | result in the guest",
+    )
+    table.columns[-1].justify = "left"
+    table.columns[-1].no_wrap = False
     for name, steps in _by_scenario(evidence, code=True).items():
-        skipped = next((why for seen in steps if (why := evidence.skipped(seen))), None)
-        watched = [seen.watched for seen in steps if seen.watched]
-        wrong = [
-            words for seen in steps if seen.guest and not seen.guest.ok for words in seen.guest.complaints
-        ]
-        silent = [seen for seen in steps if not seen.guest]
-        word = (
-            f"skipped: {skipped}"
-            if skipped
-            else wrong[0]
-            if wrong
-            else "not reported"
-            if silent
-            else "holds"
-        )
+        watched = [step.watched for step in steps if step.watched]
         table.add_row(
             name,
-            str(sum(len(w.all_pokes) for w in watched)) if watched else "-",
-            str(sum(w.int3.total() for w in watched)) if watched else "-",
-            Text(word, "red" if wrong else ""),
+            str(sum(len(one.all_pokes) for one in watched)) if watched else "-",
+            str(sum(one.int3.total() for one in watched)) if watched else "-",
+            _code_result(evidence, steps),
         )
     return table
 
 
-def _table(title: str) -> Table:
-    return Table(
-        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
-    )
+def _code_result(evidence: Evidence, steps: Sequence[StepEvidence]) -> Text:
+    if reason := _skipped(evidence, steps):
+        return Text(f"skipped: {reason}")
+    failures = [
+        message for step in steps if step.guest and not step.guest.ok for message in step.guest.complaints
+    ]
+    if failures:
+        return Text(failures[0], "red")
+    return Text("holds" if all(step.guest for step in steps) else "not reported")
+
+
+def _by_scenario(evidence: Evidence, *, code: bool) -> dict[str, list[StepEvidence]]:
+    steps: dict[str, list[StepEvidence]] = {}
+    for step in evidence.steps:
+        if bool(step.scenario.code) is code:
+            steps.setdefault(step.scenario.name, []).append(step)
+    return steps
+
+
+def _skipped(evidence: Evidence, steps: Sequence[StepEvidence]) -> str | None:
+    return next((reason for step in steps if (reason := evidence.skipped(step))), None)
 
 
 def _cpus(evidence: Evidence) -> Table:
-    """Passes of each CPU in each phase while the poker was held, and what it did running free."""
-    gated: Counter[tuple[int, int]] = Counter()
-    wanted: set[tuple[int, int]] = set()
+    """Passes of each CPU in each phase while the poker was held, and while it ran free."""
+    gated: Counter[PhaseCpu] = Counter()
+    expected: set[PhaseCpu] = set()
     for step in evidence.coverage_steps:
-        wanted |= expected_coverage(evidence, step)
+        expected |= expected_coverage(evidence, step)
         gated.update(seen_coverage(step))
     free: Counter[tuple[int, str]] = Counter()
-    for step in evidence.free:
+    for step in evidence.free_steps:
         for (cpu, _), counts in step.guest.counts.items() if step.guest else []:
             for result, count in counts.items():
                 free[cpu, result] += count
-    table = _table("\npasses by CPU: held in each phase | running free")
-    table.add_column("CPU", justify="right")
-    for phase in PHASES:
-        table.add_column(phase, justify="right", no_wrap=True)
-    for column in ("old", "new", "int3", "torn"):
-        table.add_column(column, justify="right")
+    table = tables.terminal(
+        ("CPU", *PHASES, *RESULTS),
+        left=0,
+        fold=("CPU", *RESULTS),
+        title="\npasses by CPU: while held in each phase | free-running",
+    )
     for cpu in evidence.cpus:
-        held = [
-            str(gated[phase, cpu] or "-")
-            if gated[phase, cpu] or (phase, cpu) not in wanted
-            else Text("none", "red")
-            for phase in range(4)
-        ]
-        table.add_row(
-            str(cpu),
-            *held,
-            *(f"{free[cpu, result]:,}" for result in ("old", "new", "int3", "torn")),
-        )
+        held: list[str | Text] = []
+        for key in (PhaseCpu(phase, cpu) for phase in range(4)):
+            missing = key in expected and not gated[key]
+            held.append(Text("none", "red") if missing else str(gated[key] or "-"))
+        table.add_row(str(cpu), *held, *(f"{free[cpu, result]:,}" for result in RESULTS))
     return table
 
 
-def _totals(evidence: Evidence) -> str:
+# -- lines
+
+
+def _free_running(evidence: Evidence) -> str:
     pokes, seconds = rate(evidence)
-    steps = [step.guest for step in evidence.free if step.guest]
-    mean = sum(s.integer("poke_ns") for s in steps) / max(pokes, 1) / 1e6
-    longest = max((s.integer("poke_ns_max") for s in steps), default=0) / 1e6
-    took = f"one took {mean:.2f} ms, at most {longest:.1f} ms"
-    return f"free: {pokes} pokes in {seconds:.1f} s, {pokes / seconds:.0f}/s; {took}"
+    reports = [step.guest for step in evidence.free_steps if step.guest]
+    mean = sum(report.integer("poke_ns") for report in reports) / max(pokes, 1) / 1e6
+    longest = max((report.integer("poke_ns_max") for report in reports), default=0) / 1e6
+    return (
+        f"free-running: {pokes} pokes in {seconds:.1f} s ({pokes / seconds:.0f}/s); "
+        f"duration of a poke: mean {mean:.2f} ms, max {longest:.1f} ms"
+    )
+
+
+def _show_check(check: CheckResult, console: Console) -> None:
+    mark, style = MARKS[check.status]
+    line = Text.assemble((f"{mark:>6}", style), f"  {check.check:<9} {check.text}")
+    console.print(line, soft_wrap=True)
+    if check.status in ("fail", "blind"):
+        # The text has the first of the details.
+        others = check.details[1:]
+        lines = list(others[:MAX_DETAILS])
+        if len(others) > MAX_DETAILS:
+            lines.append(f"and {len(others) - MAX_DETAILS} more in verdict.json")
+        _print(console, (" " * 20 + detail for detail in lines))
+
+
+def _hang_report(evidence: Evidence) -> Iterator[str]:
+    if evidence.hang_report:
+        yield "Where each CPU was when the guest stopped making progress < possible callers:"
+        for line in evidence.hang_report:
+            yield f"  {line}"
+
+
+def _footer(result: RunResult) -> Iterator[str]:
+    if soak := result.evidence.soak:
+        yield f"soak:    {soak.seconds:.0f} s, {soak.summary()}"
+    if times := ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.seconds.items()):
+        yield f"time:    {times}"
+    yield f"results: {result.directory}"

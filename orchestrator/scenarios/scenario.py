@@ -1,8 +1,10 @@
-"""Scenarios: what is done to a kernel, and what it promises about it. One file each in guest/scenarios/.
+# SPDX-License-Identifier: GPL-2.0-only
+"""Scenarios: what is done to a kernel, and what it promises about it. One file each in
+guest/scenarios/.
 
-A file NAME.yaml says which site of the test module is poked, and how, or which sysctls flip keys of the kernel's own.
-A file NAME.c is code for the test module, in whose first comment stands, in YAML too, what it is. Each may say what
-else goes on in the guest meanwhile.
+A file NAME.yaml names a site of the test module and how it is poked, or sysctls that switch static
+keys of the kernel itself. A file NAME.c is code for the test module; its first comment holds the
+same fields, in YAML. Either may name a shell script that runs alongside in the guest.
 """
 
 from __future__ import annotations
@@ -26,101 +28,105 @@ COMMENT = re.compile(r"^/\*\n((?: \*.*\n)+?) \*/$", re.MULTILINE)
 OWNED = ("key", "static-call")
 """Sites that a static key or a static call changes."""
 
-Part = Literal["gated", "free", "watched", "alone"]
-"""Of a run: `gated`: a site is poked once, held in each phase, under GDB's eyes. `free`: as often as time allows, with
-no breakpoint set. `watched`: code or sysctls that GDB watches. `alone`: code with no breakpoint set."""
+Part = Literal["gated", "free", "watched"]
+"""How a step is run. `gated`: a site is poked once and held in each phase while GDB watches.
+`watched`: GDB watches code or sysctls. `free`: poked as often as time allows, with no breakpoint
+set."""
+
+Site = Literal["nop5", "line", "page", "jmp32", "nop2", "one", "call", "jcc", "key", "static-call"]
+"""The sites of the test module (guest/module/)."""
 
 
 class Scenario(BaseModel):
-    """One scenario. The file's name is its name.
-
-    title: what it does. promise: what the kernel promises, in a sentence. order: where it stands in a run.
-
-    site: name of a site of the module. how: `direct` pokes it with text_poke_bp() or smp_text_poke_single(), with an
-    int3 target of ours; `owner` has it changed by what owns it (a static key, a static call). passes: gated passes a
-    phase and CPU. gated: whether it has a gated part.
-
-    sysctls: in place of site, paths below /proc/sys that take 0 and 1 and flip static keys. Needs no test module, and
-    is for kernels that none can be built for (the headers are gone): it is left out where there is one, unless asked
-    for.
-
-    code: the C file, in place of site. watched: whether it is also run once under GDB's eyes. symbols: what it wants to
-    know the addresses of, where the kernel has them (name of a function or variable).
-
-    weight: share of the time that runs free, 1 where nothing is said. beside: a shell script that runs in the guest as
-    long as /run/companion exists; its status is 0, 4 where the kernel lacks something, or else a promise was broken, and
-    the last line that it prints says which. nmi: NMIs a second, on every CPU. append: kernel parameters for the run.
-    """
+    """One scenario. It has a site, or sysctls, or code."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
+    """The name of the file, without its suffix."""
     title: str
+    """What the scenario does."""
     promise: str
+    """What the kernel promises, in one sentence."""
     order: int = 100
-    site: (
-        Literal["nop5", "line", "page", "jmp32", "nop2", "one", "call", "jcc", "key", "static-call"]
-        | None
-    ) = None
+    """Position in a run; smaller numbers come first."""
+    site: Site | None = None
     how: Literal["direct", "owner"] = "direct"
+    """`direct` pokes the site with text_poke_bp() or smp_text_poke_single() and an int3 target of
+    the module's own; `owner` has it changed by its owner (a static key, a static call)."""
     passes: int = Field(default=1, ge=1, le=1000)
+    """Gated passes per phase and CPU."""
     gated: bool = True
+    """Whether there is a gated part."""
     sysctls: tuple[str, ...] = ()
+    """Paths below /proc/sys that take 0 and 1 and switch static keys. Such a scenario needs no test
+    module. It is for kernels that have no headers to build one with; where there is a module it is
+    left out unless requested."""
     code: Path | None = None
+    """The C file."""
     watched: bool = False
+    """Whether the code also runs once while GDB watches."""
     symbols: tuple[str, ...] = ()
+    """Functions and variables whose addresses the code needs, where the kernel has them."""
     weight: float = Field(default=1, gt=0, le=100)
+    """Share of the free-running time."""
     companion: str | None = None
+    """A shell script that runs in the guest as long as /run/companion exists. Exit status 0: all
+    well. 4: the kernel lacks something. Any other: a promise was broken, and the last line that
+    it prints says which."""
     nmi: int = Field(default=0, ge=0, le=1000)
+    """NMIs per second on every CPU."""
     append: tuple[str, ...] = ()
+    """Kernel parameters for the run."""
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> Scenario:
+    def _check_kind(self) -> Scenario:
         if [self.site is None, self.code is None, not self.sysctls].count(False) != 1:
             raise ValueError("a scenario has a site or sysctls (NAME.yaml) or is code (NAME.c)")
         if self.how == "owner" and self.site not in OWNED:
             raise ValueError(
-                f"nothing in the kernel owns the site {self.site}, so it cannot be poked with how: owner"
+                f"the site {self.site} has no owner in the kernel, so `how: owner` cannot poke it"
             )
         return self
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """The steps that it takes part in, in the order of a run."""
+        """The steps of the scenario, in the order of a run."""
         if self.code:
-            return ("watched", "alone") if self.watched else ("alone",)
+            return ("watched", "free") if self.watched else ("free",)
         if self.sysctls:
             return ("watched", "free")
         return ("gated", "gated", "free") if self.gated else ("free",)
 
     @property
-    def alone(self) -> bool:
-        """Whether something else goes on meanwhile that must not go on beside other scenarios."""
+    def exclusive(self) -> bool:
+        """Whether it must run alone: its companion or its NMIs would disturb other scenarios."""
         return bool(self.companion or self.nmi)
 
 
 def load_all() -> list[Scenario]:
-    """Every scenario there is, in the order of a run."""
-    found = [read(path) for path in sorted(DIRECTORY.iterdir()) if path.suffix in (".yaml", ".c")]
-    names = [scenario.name for scenario in found]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UsageError(f"{DIRECTORY} has two scenarios called {twice}")
-    return sorted(found, key=lambda scenario: (scenario.order, scenario.name))
+    """All scenarios, in the order of a run."""
+    paths = [path for path in sorted(DIRECTORY.iterdir()) if path.suffix in (".yaml", ".c")]
+    scenarios = [read(path) for path in paths]
+    names = [scenario.name for scenario in scenarios]
+    if duplicate := next((name for name in names if names.count(name) > 1), None):
+        raise UsageError(f"{DIRECTORY} has two scenarios called {duplicate}")
+    return sorted(scenarios, key=lambda scenario: (scenario.order, scenario.name))
 
 
 def read(path: Path) -> Scenario:
-    """The scenario in the file `path`. UsageError says what is wrong with it."""
+    """The scenario in the file `path`. Raises UsageError when the file is not valid."""
     text = path.read_text()
     if path.suffix == ".c":
         comment = COMMENT.search(text)
         if not comment:
-            raise UsageError(f"{path.name}: its first comment must say what it is: title, promise")
+            raise UsageError(f"{path.name}: its first comment must have at least title and promise")
         text = re.sub(r"^ \* ?", "", comment[1], flags=re.MULTILINE)
     try:
         fields: dict[str, Any] = yaml.safe_load(text)
         return Scenario(name=path.stem, code=path if path.suffix == ".c" else None, **fields)
     except (ValidationError, yaml.YAMLError, TypeError) as error:
-        # A misspelt key comes before the key that is missing for it.
+        # Report a misspelt key rather than the key that is missing because of it.
         details = (
             error.errors()
             if isinstance(error, ValidationError)
@@ -134,10 +140,13 @@ def read(path: Path) -> Scenario:
 def runnable(
     scenarios: Sequence[Scenario], patterns: Sequence[str], *, headers: bool
 ) -> list[Scenario]:
-    """Of those that were selected by `patterns` the ones that a kernel can be run with.
+    """The scenarios that can be run on a kernel.
 
-    headers: whether there are any to build the test module with. Without a module all goes by sysctls; with it these
-    are left out, unless asked for by name. UsageError: what was asked for by name cannot be run, or nothing can.
+    scenarios: those that `patterns` selected.
+    headers: whether the kernel has headers to build the test module with. Without them only sysctl
+    scenarios can run; with them these are left out unless a pattern is their exact name.
+
+    Raises UsageError when a scenario requested by name cannot be run, or none can.
     """
     without_module = [
         scenario
@@ -151,31 +160,37 @@ def runnable(
     ]
     if others and not headers:
         raise UsageError(
-            f"{others[0].name} needs the test module, and there are no headers to build it with"
+            f"{others[0].name} needs the test module, "
+            "and the kernel has no headers to build it with"
         )
     if others and without_module:
         raise UsageError(
-            f"{without_module[0].name} is run without the test module, so not together with {others[0].name}"
+            f"{without_module[0].name} runs without the test module, so it cannot be combined "
+            f"with {others[0].name}"
         )
     if not without_module and not others:
-        asked = ", ".join(patterns)
         raise UsageError(
-            f"{asked}: all of these need the test module, and there are no headers for it"
+            f"{', '.join(patterns)}: all of these need the test module, "
+            "and the kernel has no headers to build it with"
         )
     return without_module or others
 
 
 def select(patterns: Sequence[str]) -> list[Scenario]:
-    """Those that match one of the shell patterns, all when there is none; an unknown name raises UsageError."""
+    """The scenarios that match a shell pattern; all of them when there are no patterns.
+
+    Raises UsageError when a pattern matches nothing.
+    """
     known = load_all()
     if not known:
-        raise InfraError(f"there is no scenario in {DIRECTORY}: the installation is not complete")
+        raise InfraError(f"{DIRECTORY} has no scenarios: the installation is incomplete")
     if not patterns:
         return known
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(scenario.name, pattern) for scenario in known):
             names = [scenario.name for scenario in known]
             raise UsageError(
-                f"no scenario is called {pattern}{nearest(pattern, names)}; there are: {', '.join(names)}"
+                f"no scenario is called {pattern}{nearest(pattern, names)}; "
+                f"the scenarios are: {', '.join(names)}"
             )
     return [s for s in known if any(fnmatch.fnmatchcase(s.name, pattern) for pattern in patterns)]

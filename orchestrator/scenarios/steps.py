@@ -1,4 +1,5 @@
-"""What a run does, step by step: the scenarios' parts in their order, each with the test module's command for it."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""The steps of a run: the scenarios' parts in order, each with its command for the test module."""
 
 from __future__ import annotations
 
@@ -8,21 +9,25 @@ from dataclasses import dataclass
 
 from orchestrator.scenarios.scenario import Part, Scenario
 
-LEAST_MS = 50
-"""Of a step that runs free."""
-FLIPS = 2
-"""Of each sysctl while GDB watches; every one writes dozens of sites. An even number leaves it as it was."""
+MIN_FREE_MS = 50
+"""Minimum duration of a free-running step, in ms."""
+WATCHED_FLIPS = 2
+"""How often each sysctl is switched while GDB watches. Every switch writes dozens of sites. An even
+number leaves the sysctl as it was."""
 
 
 @dataclass(frozen=True)
 class PlanStep:
-    """number: from 1, as in the guest's report. poker: CPU to poke from. command: a line for /dev/orchestrator."""
+    """One planned step of a run."""
 
     number: int
+    """From 1, as in the guest's report."""
     scenario: Scenario
     part: Part
     poker: int
+    """CPU that the poking thread runs on."""
     command: str
+    """A line for /dev/orchestrator, or for guest/init/flip when there is no module."""
 
     @property
     def is_watched(self) -> bool:
@@ -33,47 +38,42 @@ class PlanStep:
 def plan_steps(
     scenarios: Sequence[Scenario], cpus: Sequence[int], duration: float, seed: int
 ) -> list[PlanStep]:
-    """All steps of a run.
+    """All steps of a run, in this order: gated, watched, free-running sites, free-running code, and
+    free-running scenarios that need the guest to themselves.
 
-    First what GDB watches: the gated steps, then code; then what runs free, and last what needs the guest for itself.
-    duration: seconds for all that runs free. seed: of every random choice.
+    cpus: the CPUs that are online in the guest.
+    duration: seconds for all free-running steps together.
+    seed: seed of every random choice.
     """
     rng = random.Random(seed)
     parts = [(part, scenario) for scenario in scenarios for part in scenario.parts]
-    running = [scenario for part, scenario in parts if part in ("free", "alone")]
-    unit = 1000 * duration / max(sum(scenario.weight for scenario in running), 1e-9)
+    free = [scenario for part, scenario in parts if part == "free"]
+    ms_per_weight = 1000 * duration / max(sum(scenario.weight for scenario in free), 1e-9)
 
-    def rank(item: tuple[Part, Scenario]) -> tuple[bool, int]:
+    def rank(item: tuple[Part, Scenario]) -> tuple[bool, int, bool]:
         part, scenario = item
-        return part in ("free", "alone") and scenario.alone, (
-            "gated",
-            "watched",
-            "free",
-            "alone",
-        ).index(part)
+        is_free = part == "free"
+        return (
+            is_free and scenario.exclusive,
+            ("gated", "watched", "free").index(part),
+            is_free and scenario.code is not None,
+        )
 
     steps = []
     for number, (part, scenario) in enumerate(sorted(parts, key=rank), 1):
         poker = rng.choice(cpus)
-        ms = max(LEAST_MS, round(unit * scenario.weight))
-        if scenario.sysctls:
-            words = f"sysctl {scenario.name}.{part} {','.join(scenario.sysctls)}"
-            words += f" flips={FLIPS}" if part == "watched" else f" ms={ms}"
-            steps.append(PlanStep(number, scenario, part, poker, words))
-            continue
-        words = (
-            f"scenario {scenario.name}"
-            if scenario.code
-            else f"step site={scenario.site} how={scenario.how}"
-        )
-        words += f" cpu={poker}"
-        if part == "gated":
-            words += f" gated=1 passes={scenario.passes}"
-        elif part == "watched":
-            words += f" watched=1 ms=1 seed={rng.randrange(1 << 31)}"
-        else:
-            words += f" ms={ms}"
-            if scenario.code:
-                words += f" seed={rng.randrange(1 << 31)}"
-        steps.append(PlanStep(number, scenario, part, poker, words))
+        ms = max(MIN_FREE_MS, round(ms_per_weight * scenario.weight))
+        command = _command(scenario, part, poker, ms, rng)
+        steps.append(PlanStep(number, scenario, part, poker, command))
     return steps
+
+
+def _command(scenario: Scenario, part: Part, poker: int, ms: int, rng: random.Random) -> str:
+    if scenario.sysctls:
+        amount = f"flips={WATCHED_FLIPS}" if part == "watched" else f"ms={ms}"
+        return f"sysctl {scenario.name}.{part} {','.join(scenario.sysctls)} {amount}"
+    if scenario.code:
+        mode = "watched=1 ms=1" if part == "watched" else f"ms={ms}"
+        return f"scenario {scenario.name} cpu={poker} {mode} seed={rng.randrange(1 << 31)}"
+    mode = f"gated=1 passes={scenario.passes}" if part == "gated" else f"ms={ms}"
+    return f"step site={scenario.site} how={scenario.how} cpu={poker} {mode}"

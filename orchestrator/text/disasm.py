@@ -1,4 +1,5 @@
-"""What bytes at a patched site mean to the CPU, in AT&T syntax: for reports, so nothing here ever raises."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""The meaning of bytes at a patched site, in AT&T syntax. For reports: nothing here raises."""
 
 from __future__ import annotations
 
@@ -12,42 +13,45 @@ INT3 = 0xCC
 MASK = (1 << 64) - 1
 
 Name = Callable[[int], str | None]
-"""The symbol at an address, such as `orch_nop5_site+0x2`; None where there is none."""
+"""The symbol at an address, such as `orch_nop5_site+0x2`, or None."""
 
 
 def disassemble(data: bytes, address: int, name: Name | None = None) -> str:
-    """The first instruction of `data`, which lies at `address`; `(bad)` when the bytes are none, or cut short.
+    """The first instruction of `data`, which lies at `address`.
 
-    name: for the target of a branch, which is then shown as `jmp 0xffffffffa0000ad2 <orch_nop5_new>`.
+    `(bad)` when the bytes are no instruction or are cut short.
+
+    name: names the target of a branch, as in `jmp 0xffffffffa0000ad2 <orch_nop5_new>`.
     """
     return next(instructions(data, address, name), (BAD, 0))[0]
 
 
 def describe(data: bytes, address: int, old: bytes, new: bytes, name: Name | None = None) -> str:
-    """What `data`, found at the site at `address`, is to a poke from `old` to `new`, in a few words.
+    """The meaning of `data`, read at the site at `address` during a poke from `old` to `new`.
 
-    One of: the old or the new instruction; int3 with the tail of one; torn, that is a mixture in which each byte is of
-    one of them; or the plain disassembly. A tail that old and new share is called the one in whose phase it comes.
+    One of: the old or the new instruction; int3 with the tail of one of them; torn, that is a
+    mixture in which each byte belongs to one of them; or the plain disassembly. A tail that old and
+    new share counts as the old one.
     """
     if len(data) != len(old) or len(data) != len(new) or not data:
         return _all(data, address, name)
-    was = f"old instruction ({disassemble(old, address, name)})"
-    will = f"new instruction ({disassemble(new, address, name)})"
+    before = f"old instruction ({disassemble(old, address, name)})"
+    after = f"new instruction ({disassemble(new, address, name)})"
     if data == old:
-        return f"the {was}"
+        return f"the {before}"
     if data == new:
-        return f"the {will}"
+        return f"the {after}"
     if data == bytes([INT3]):
         return "int3"
     if data[0] == INT3 and data[1:] in (old[1:], new[1:]):
-        return f"int3; then the tail of the {was if data[1:] == old[1:] else will}"
+        return f"int3; then the tail of the {before if data[1:] == old[1:] else after}"
     if mixture := _mixture(data, old, new):
         return f"torn: {mixture}; reads as {_all(data, address, name)}"
     return _all(data, address, name)
 
 
 def _mixture(data: bytes, old: bytes, new: bytes) -> str | None:
-    """How the bytes of both instructions, and int3, are mixed in `data`; None when there are others."""
+    """How `data` mixes bytes of both instructions and int3. None when it has other bytes."""
     if any(
         byte not in (before, after)
         for byte, before, after in zip(data[1:], old[1:], new[1:], strict=True)
@@ -65,13 +69,13 @@ def _mixture(data: bytes, old: bytes, new: bytes) -> str | None:
     elif data[1:] == new[1:]:
         tail = "the tail of the new one"
     else:
-        ours = [f"+{at}" for at in range(1, len(data)) if data[at] == new[at] != old[at]]
-        tail = f"the tail of the old one, but for {', '.join(ours)} of the new one"
+        changed = [f"+{at}" for at in range(1, len(data)) if data[at] == new[at] != old[at]]
+        tail = f"the tail of the old one, except {', '.join(changed)} from the new one"
     return f"{firsts[data[0]]} with {tail}"
 
 
 def _all(data: bytes, address: int, name: Name | None) -> str:
-    """`data` from its first to its last byte."""
+    """All instructions of `data`."""
     parts, done = [], 0
     for text, length in instructions(data, address, name):
         parts.append(text)
@@ -80,7 +84,7 @@ def _all(data: bytes, address: int, name: Name | None) -> str:
 
 
 def instructions(data: bytes, address: int, name: Name | None) -> Iterator[tuple[str, int]]:
-    """Text and length of one instruction after the other, up to the first bytes that do not decode."""
+    """Text and length of each instruction, up to the first bytes that do not decode."""
     machine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
     machine.syntax = capstone.CS_OPT_SYNTAX_ATT
     machine.detail = True

@@ -1,6 +1,8 @@
-"""Edits of a kernel's own code in the guest's memory, before anything is poked: a fault in a kernel that nobody built.
+# SPDX-License-Identifier: GPL-2.0-only
+"""Edits of the kernel's code in guest memory, made before anything is poked.
 
-An edit names an instruction by the function it is in and by how it reads, so that one file fits many kernels:
+They put a fault into a kernel without building it. An edit identifies an instruction by its
+function and its disassembly, so that one file fits many kernels:
 
     edits:
       - function: [smp_text_poke_batch_finish, text_poke_bp_batch]
@@ -8,14 +10,17 @@ An edit names an instruction by the function it is in and by how it reads, so th
         number: 1
         put: nop
 
-function: the first of these that the kernel has. find: a regular expression that has to match the whole instruction, in
-AT&T syntax with the names of branch targets behind it. after: look only behind the first instruction that matches this.
-number: which of several matches counts, from 1; without it there must be just one. put: what comes in its place:
+function    one name, or several of which the first that the kernel has is taken
+find        regular expression for the whole instruction, in AT&T syntax followed by the name of the
+            branch target
+after       optional: search only after the first instruction that matches this expression
+number      optional: which of several matches to take, from 1; without it there must be exactly one
+put         the replacement:
 
-    nop             nothing
-    always          for a conditional jump: the jump
-    call NAME       for a call of five bytes: a call of that function
-    .. .. 00        bytes, where .. keeps the one that is there
+    nop             no operation
+    always          an unconditional jump, in place of a conditional one
+    call NAME       a call of another function, in place of a five-byte call
+    .. .. 00        bytes, where .. keeps the old byte
 """
 
 from __future__ import annotations
@@ -34,7 +39,7 @@ from orchestrator.text import disasm
 from orchestrator.text.symbols import TEXT, Symbols
 
 Read = Callable[[int, int], bytes]
-"""Address and number of bytes of the guest's memory to what is there."""
+"""Reads guest memory: address, number of bytes."""
 NOPS = {
     1: "90",
     2: "6690",
@@ -50,7 +55,7 @@ FIELDS = frozenset({"function", "find", "after", "number", "put"})
 
 @dataclass(frozen=True)
 class Edit:
-    """One instruction to change; the fields are those of the file."""
+    """One instruction to change. The fields are those of the file."""
 
     function: tuple[str, ...]
     find: str
@@ -61,16 +66,17 @@ class Edit:
 
 @dataclass(frozen=True)
 class Change:
-    """What an edit comes to in one kernel. text: the instruction that was there, and where."""
+    """An edit, located in one kernel."""
 
     address: int
     old: bytes
     new: bytes
     text: str
+    """Where the old instruction is, and its disassembly."""
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The file of edits as it is. Raises UsageError when it is none."""
+    """The content of a file of edits. Raises UsageError when it has no list of edits."""
     try:
         content = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -80,25 +86,27 @@ def load(path: Path) -> dict[str, Any]:
         or not isinstance(content.get("edits"), list)
         or not content["edits"]
     ):
-        raise UsageError(f"{path}: a file of edits has a list called edits")
+        raise UsageError(f"{path}: a file of edits needs a list called edits")
     return content
 
 
-def read(path: Path) -> list[Edit]:
-    """The edits in the file `path`. Raises UsageError with what is wrong with them."""
+def read_edits(path: Path) -> list[Edit]:
+    """The edits in the file `path`. Raises UsageError when they are not valid."""
     return [_edit(path, entry) for entry in load(path)["edits"]]
 
 
 def _edit(path: Path, entry: Any) -> Edit:
     if not isinstance(entry, dict) or not {"function", "find", "put"} <= set(entry) <= FIELDS:
         raise UsageError(
-            f"{path}: an edit has function, find, put, and perhaps after and number, not {entry!r}"
+            f"{path}: an edit has function, find and put, and optionally after and number, "
+            f"not {entry!r}"
         )
     functions = entry["function"] if isinstance(entry["function"], list) else [entry["function"]]
-    words = [*functions, entry["find"], entry["put"], entry.get("after", "")]
-    if not functions or not all(isinstance(word, str) for word in words):
+    strings = [*functions, entry["find"], entry["put"], entry.get("after", "")]
+    if not functions or not all(isinstance(string, str) for string in strings):
         raise UsageError(
-            f"{path}: function, find, after and put are text (in quotes where YAML needs them): {entry!r}"
+            f"{path}: function, find, after and put are strings "
+            f"(in quotes where YAML needs them): {entry!r}"
         )
     number = entry.get("number")
     if number is not None and (type(number) is not int or number < 1):
@@ -107,18 +115,20 @@ def _edit(path: Path, entry: Any) -> Edit:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise UsageError(f"{path}: {pattern!r} is no regular expression: {error}") from error
+            raise UsageError(f"{path}: {pattern!r} is not a regular expression: {error}") from error
     if not re.fullmatch(PUT, entry["put"]):
         raise UsageError(
-            f"{path}: put is nop, always, call NAME, or bytes such as '.. 00', not {entry['put']!r}"
+            f"{path}: put is nop, always, call NAME or bytes such as '.. 00', not {entry['put']!r}"
         )
     return Edit(tuple(functions), entry["find"], entry["put"], entry.get("after", ""), number)
 
 
-def locate(edits: Iterable[Edit], lines: Sequence[str], memory: Read) -> list[Change]:
-    """Where `edits` are to be made. lines: the symbol table as nm(1) has it, with the addresses of the guest.
+def locate_edits(edits: Iterable[Edit], lines: Sequence[str], memory: Read) -> list[Change]:
+    """Locate the edits in the running kernel.
 
-    Raises UsageError when the kernel has not what one of them looks for.
+    lines: the kernel's symbol table in the format of nm(1), with guest addresses.
+
+    Raises UsageError when an edit does not match this kernel.
     """
     names = Symbols(lines)
     starts: dict[str, int] = {}
@@ -137,67 +147,70 @@ def _change(
     function = next((name for name in edit.function if name in starts), None)
     if function is None:
         raise UsageError(
-            f"the kernel has no function {' or '.join(edit.function)}, in which an edit is to be made"
+            f"an edit does not match this kernel: it has no function {' or '.join(edit.function)}"
         )
     start = starts[function]
     code = memory(start, ends[start] - start)
-    found = list(_matches(edit, code, start, names))
-    if edit.number is None and len(found) > 1:
+    matches = list(_matches(edit, code, start, names))
+    if edit.number is None and len(matches) > 1:
         raise UsageError(
-            f"{len(found)} instructions of {function} match {edit.find!r}: say which, by number"
+            f"{len(matches)} instructions of {function} match {edit.find!r}: choose one with number"
         )
-    if not found or (edit.number or 1) > len(found):
-        which = f"no instruction number {edit.number}" if found else "no instruction"
-        raise UsageError(f"{function} of this kernel has {which} that matches {edit.find!r}")
-    offset, size, text = found[(edit.number or 1) - 1]
+    if not matches or (edit.number or 1) > len(matches):
+        which = f"no instruction number {edit.number}" if matches else "no instruction"
+        raise UsageError(f"this kernel's {function} has {which} that matches {edit.find!r}")
+    offset, size, text = matches[(edit.number or 1) - 1]
     old = code[offset : offset + size]
     new = (
-        _called(edit, start + offset, old, text, starts)
+        _new_call(edit, start + offset, old, text, starts)
         if edit.put.startswith("call ")
-        else _new(edit, old, text)
+        else _new_bytes(edit, old, text)
     )
     return Change(start + offset, old, new, f"{function}+{offset:#x}: {text}")
 
 
 def _matches(edit: Edit, code: bytes, start: int, names: Symbols) -> Iterator[tuple[int, int, str]]:
-    """Offset, length and text of the instructions that `edit` may mean."""
-    behind, offset = not edit.after, 0
+    """Offset, length and text of the instructions that match the edit."""
+    searching, offset = not edit.after, 0
     for text, size in disasm.instructions(
-        code, start, lambda address: _plain(names.function(address))
+        code, start, lambda address: _function_name(names.function(address))
     ):
-        if behind and re.fullmatch(edit.find, text):
+        if searching and re.fullmatch(edit.find, text):
             yield offset, size, text
-        behind = behind or re.fullmatch(edit.after, text) is not None
+        searching = searching or re.fullmatch(edit.after, text) is not None
         offset += size
 
 
-def _plain(name: str | None) -> str | None:
+def _function_name(name: str | None) -> str | None:
+    """The name without the offset of the function's first byte."""
     return name.removesuffix("+0x0") if name else None
 
 
-def _called(edit: Edit, address: int, old: bytes, text: str, starts: Mapping[str, int]) -> bytes:
+def _new_call(edit: Edit, address: int, old: bytes, text: str, starts: Mapping[str, int]) -> bytes:
     name = edit.put.removeprefix("call ")
     if old[:1] != b"\xe8" or name not in starts:
         raise UsageError(
-            f"`{text}` cannot become a call of {name}: it is no call, or the kernel has no such function"
+            f"`{text}` cannot become a call of {name}: "
+            f"it is not a call, or the kernel has no {name}"
         )
     return b"\xe8" + (starts[name] - (address + 5)).to_bytes(4, "little", signed=True)
 
 
-def _new(edit: Edit, old: bytes, text: str) -> bytes:
+def _new_bytes(edit: Edit, old: bytes, text: str) -> bytes:
     if edit.put == "nop":
         return bytes.fromhex(NOPS[len(old)]) if len(old) in NOPS else b"\x90" * len(old)
     if edit.put == "always":
         if len(old) == 2 and old[0] & 0xF0 == 0x70:
             return b"\xeb" + old[1:]
         if len(old) == 6 and old[0] == 0x0F and old[1] & 0xF0 == 0x80:
-            return b"\x90\xe9" + old[2:]  # ends where the old one did, so its distance is the same
-        raise UsageError(f"`{text}` is no conditional jump, which could be made to jump always")
-    wanted = edit.put.split()
-    if len(wanted) != len(old):
+            # It ends where the old one did, so the displacement stays the same.
+            return b"\x90\xe9" + old[2:]
+        raise UsageError(f"`{text}` is not a conditional jump, so `put: always` does not apply")
+    new = edit.put.split()
+    if len(new) != len(old):
         raise UsageError(
-            f"`{text}` has {len(old)} bytes ({old.hex(' ')}), and {edit.put!r} has {len(wanted)}"
+            f"`{text}` has {len(old)} bytes ({old.hex(' ')}), but {edit.put!r} has {len(new)}"
         )
     return bytes(
-        was if byte == ".." else int(byte, 16) for byte, was in zip(wanted, old, strict=True)
+        before if byte == ".." else int(byte, 16) for byte, before in zip(new, old, strict=True)
     )

@@ -1,6 +1,8 @@
-"""What a kernel's code for patching live text is like, read off the kernel itself: no version number is asked.
+# SPDX-License-Identifier: GPL-2.0-only
+"""Facts about a kernel's text patching code, read off the kernel itself and not off its version.
 
-Names come from its symbol table; what its sites look like, and how many fit in a batch, from its memory.
+Function names come from its symbol table; the shape of its sites and the size of a batch come from
+its memory.
 """
 
 from __future__ import annotations
@@ -24,18 +26,22 @@ from orchestrator.text.functions import (
 )
 
 Read = Callable[[int, int], bytes]
-"""Reads bytes of the guest's memory: address, size."""
+"""Reads guest memory: address, number of bytes."""
 
 SITES = 400
-"""Of the jump labels, so many are looked at."""
+"""Number of jump labels to sample."""
 ENTRY = 16
-"""Bytes of a struct jump_entry: two distances of four and a key (include/linux/jump_label.h, since 4.20)."""
+"""Bytes of a struct jump_entry since 4.20: two 4-byte offsets and a key
+(include/linux/jump_label.h)."""
 OLD_ENTRY = 24
-"""The same as three addresses, before that."""
+"""Bytes of a struct jump_entry before 4.20: three addresses."""
 
 
 def facts(lines: Sequence[str], read: Read) -> dict[str, str]:
-    """By what it is about, in the order in which it is told. lines: the symbol table with the guest's addresses."""
+    """Label and value of each fact, in the order of the report.
+
+    lines: the kernel's symbol table in the format of nm(1), with guest addresses.
+    """
     symbols = _addresses(lines)
     ends = _ends(symbols)
 
@@ -43,21 +49,23 @@ def facts(lines: Sequence[str], read: Read) -> dict[str, str]:
         return next((name for name in names if name in symbols), "none")
 
     poke, queue = first(POKE_ONE), first(POKE_BATCH)
-    told = {
+    handler = first(tuple(HANDLERS))
+    found = {
         "pokes one site": poke,
         "pokes a batch": f"{queue}{_limit(queue, symbols, ends, read)}"
         if queue != "none"
         else "none",
         "writes text": first(WRITERS),
-        "takes int3": first(tuple(HANDLERS))
-        + (" (a die notifier)" if first(tuple(HANDLERS)) == "int3_notify" else ""),
+        "takes int3": handler + (" (a die notifier)" if handler == "int3_notify" else ""),
         "syncs a core": first((SYNC,)),
         "lock": first((LOCK,)),
         "stops machines": first(STOPPERS),
-        "pokes for": ", ".join(what for name, what in PATCHERS.items() if _any(name, symbols))
+        "pokes for": ", ".join(
+            user for name, user in PATCHERS.items() if _has_function(name, symbols)
+        )
         or "nobody",
     }
-    return told | _jump_labels(symbols, read)
+    return found | _jump_labels(symbols, read)
 
 
 def _addresses(lines: Sequence[str]) -> dict[str, int]:
@@ -74,13 +82,13 @@ def _ends(symbols: Mapping[str, int]) -> dict[int, int]:
     return dict(itertools.pairwise(addresses))
 
 
-def _any(name: str, symbols: Mapping[str, int]) -> bool:
-    """Whether there is such a function, if only split or specialised by the compiler."""
+def _has_function(name: str, symbols: Mapping[str, int]) -> bool:
+    """Whether the function exists, also if the compiler has split or specialised it."""
     return name in symbols or any(symbol.startswith((f"{name}.", f"{name}_")) for symbol in symbols)
 
 
 def _limit(queue: str, symbols: Mapping[str, int], ends: Mapping[int, int], read: Read) -> str:
-    """How many sites a batch takes: what the function that adds one, or what it calls, compares its count with."""
+    """The number of sites in a batch: what the function that adds one compares its count with."""
     for name in (queue, "text_poke_flush", "smp_text_poke_batch_flush", "text_poke_loc_init"):
         address = symbols.get(name)
         if address is None or address not in ends:
@@ -89,20 +97,20 @@ def _limit(queue: str, symbols: Mapping[str, int], ends: Mapping[int, int], read
         for text, _ in disasm.instructions(code, address, None):
             if limit := re.match(r"cmp[lwq]? \$(0x[0-9a-f]+), ", text):
                 number = int(limit[1], 16)
-                if number in (0xFF, 0x100, 0xAA, 0xAB, 0x80):  # a page of them, by the size of one
+                # One page of entries; the size of an entry changed over the years.
+                if number in (0xFF, 0x100, 0xAA, 0xAB, 0x80):
                     return f", at most {number + (number in (0xFF, 0xAA - 1))}"
     return ""
 
 
 def _jump_labels(symbols: Mapping[str, int], read: Read) -> dict[str, str]:
-    """How many there are, their sizes, and what stands at those that are off."""
+    """The number of jump labels, and the instructions at a sample of them."""
     start, stop = symbols.get("__start___jump_table"), symbols.get("__stop___jump_table")
     if start is None or stop is None or stop <= start:
         return {"jump labels": "none"}
     text = range(symbols.get("_stext", 0), symbols.get("_etext", 1 << 64))
-    image = range(
-        text.start, symbols.get("_end", 1 << 64)
-    )  # the first ones may be of code that is gone after boot
+    # The first entries may belong to init code, which is outside the text and freed after boot.
+    image = range(text.start, symbols.get("_end", 1 << 64))
     size = (
         ENTRY
         if all(site in image for site in _sites(read(start, 4 * ENTRY), start, ENTRY))
@@ -110,28 +118,28 @@ def _jump_labels(symbols: Mapping[str, int], read: Read) -> dict[str, str]:
     )
     count = (stop - start) // size
     every = max(1, count // SITES)
-    looked: Counter[str] = Counter()
+    sample: Counter[str] = Counter()
     for number in range(0, count, every):
         at = start + number * size
         (site,) = _sites(read(at, size), at, size)
         if site not in text:
             continue
         code = read(site, 8)
-        words, length = next(disasm.instructions(code, site, None), ("", 0))
+        instruction, length = next(disasm.instructions(code, site, None), ("", 0))
         kind = (
             "jmp"
-            if words.startswith("jmp")
+            if instruction.startswith("jmp")
             else code[:length].hex()
-            if words.startswith("nop")
+            if instruction.startswith("nop")
             else "other"
         )
-        looked[f"{length} bytes {kind}"] += 1
-    seen = ", ".join(f"{kind}: {many}" for kind, many in looked.most_common(6))
-    return {"jump labels": f"{count}", f"of {looked.total()} of them": seen}
+        sample[f"{length} bytes {kind}"] += 1
+    kinds = ", ".join(f"{kind}: {number}" for kind, number in sample.most_common(6))
+    return {"jump labels": f"{count}", f"sample of {sample.total()}": kinds}
 
 
 def _sites(table: bytes, at: int, size: int) -> list[int]:
-    """The addresses of the sites of the entries in `table`, which lies at `at`."""
+    """The site addresses in the entries of `table`, which lies at `at`."""
     if size == OLD_ENTRY:
         return [entry[0] for entry in struct.iter_unpack("<3Q", table)]
     return [

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The kernel's functions and data for patching live text, by the names that they had over the years.
+"""The kernel's functions and data for patching live text, under all names they have had.
 
-This is the one table of them. Newest kernels come first in each row; arch/x86/kernel/alternative.c has most of them.
+This is the only table of them. In each row the newest name comes first. Most of them are in
+arch/x86/kernel/alternative.c.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ HANDLERS = {
     "poke_int3_handler": "rdi",
     "int3_notify": "die_args",
 }
-"""Takes the int3 of a poke. The value says where its pt_regs are: an argument register, or the struct die_args of a die
-notifier (the v3 series of 2013)."""
+"""Takes the int3 of a poke. The value says where its pt_regs are: in an argument register, or in
+the struct die_args of a die notifier (the v3 series of 2013)."""
 SYNC = "do_sync_core"
-"""Serialises one CPU; runs on every CPU in a sync round."""
+"""Serialises one CPU. Runs on every CPU in a sync round."""
 STOPPERS = ("multi_cpu_stop", "stop_machine_cpu_stop")
-"""Runs on every CPU that stop_machine() stops; the second up to 3.12."""
+"""Runs on every CPU that stop_machine() stops. The second name was used up to 3.12."""
 LOCK = "text_mutex"
-"""Must be held by whoever writes text."""
+"""The mutex under which text is written."""
 PATCHERS = {
     "arch_jump_label_transform": "jump labels",
     "arch_static_call_transform": "static calls",
@@ -32,4 +33,4 @@ PATCHERS = {
     "ftrace_replace_code": "ftrace",
     "bpf_arch_text_poke": "BPF programs",
 }
-"""Function -> what it patches through int3."""
+"""Function, and what it patches through int3."""

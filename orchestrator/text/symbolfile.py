@@ -1,4 +1,8 @@
-"""An ELF file with nothing but symbols, made from a guest's /proc/kallsyms, for kernels that come without a vmlinux."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""An ELF file with only symbols, made from a guest's /proc/kallsyms.
+
+It takes the place of the vmlinux for kernels that come without one.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,9 @@ from dataclasses import dataclass
 from orchestrator.text.symbols import TEXT
 
 KERNEL_HALF = 1 << 63
-"""Below it kallsyms has offsets into per-CPU data, which are no addresses."""
-LAST = 1 << 12
-"""Bytes that the last symbol of a section is taken to have."""
+"""Lower values in kallsyms are not addresses but offsets into per-CPU data."""
+LAST_SIZE = 1 << 12
+"""Assumed size in bytes of the last symbol."""
 
 EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
 SHDR = struct.Struct("<IIQQQQIIQQ")
@@ -32,10 +36,11 @@ class Symbol:
 
 
 def from_kallsyms(lines: Iterable[str]) -> bytes:
-    """The ELF file for the kernel's own symbols in `lines` of /proc/kallsyms; those of modules are left out.
+    """The ELF file for the kernel's own symbols in `lines` of /proc/kallsyms, without modules.
 
-    GDB asks which section an address is in before it looks for a symbol, so absolute symbols would not do: each stretch
-    of code or data becomes a section without contents, and what GDB wants to read there comes from the guest.
+    GDB looks up the section of an address before it looks for a symbol, so absolute symbols would
+    not work. Instead each stretch of code or data becomes a section without contents; GDB reads the
+    contents from the guest.
     """
     symbols = sorted(_symbols(lines), key=lambda symbol: symbol.address)
     strings = _Strings()
@@ -45,7 +50,7 @@ def from_kallsyms(lines: Iterable[str]) -> bytes:
         list(group) for _, group in itertools.groupby(symbols, key=lambda symbol: symbol.code)
     ]
     ends = [stretch[0].address for stretch in stretches[1:]] + [
-        symbol.address + LAST for symbol in symbols[-1:]
+        symbol.address + LAST_SIZE for symbol in symbols[-1:]
     ]
     for stretch, end in zip(stretches, ends, strict=True):
         code, start = stretch[0].code, stretch[0].address
@@ -62,7 +67,7 @@ def from_kallsyms(lines: Iterable[str]) -> bytes:
                 strings.add(symbol.name), info, 0, len(sections) - 1, symbol.address, size
             )
             (exported if symbol.exported else table).append(entry)
-    local = len(table)  # the ELF specification wants these first
+    local = len(table)  # the ELF specification requires local symbols to come first
     content = b"".join(table + exported)
     names = (strings.add(".symtab"), strings.add(".strtab"))
     at = EHDR.size
@@ -83,9 +88,10 @@ def from_kallsyms(lines: Iterable[str]) -> bytes:
 
 def _symbols(lines: Iterable[str]) -> Iterable[Symbol]:
     for line in lines:
-        words = line.split()
-        if len(words) == 3 and int(words[0], 16) >= KERNEL_HALF:
-            yield Symbol(int(words[0], 16), words[1] in TEXT, words[2], words[1].isupper())
+        fields = line.split()
+        if len(fields) == 3 and int(fields[0], 16) >= KERNEL_HALF:
+            address, kind, name = int(fields[0], 16), fields[1], fields[2]
+            yield Symbol(address, kind in TEXT, name, kind.isupper())
 
 
 class _Strings:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Names for kernel addresses, from a vmlinux and from the guest's own symbol table."""
 
 from __future__ import annotations
@@ -10,47 +11,47 @@ from pathlib import Path
 from orchestrator.host import proc
 
 TEXT = frozenset("tTwW")
-"""Types of nm(1) and /proc/kallsyms for code."""
-FARTHEST = 1 << 16
-"""Bytes behind a symbol beyond which an address is not taken for a part of it."""
+"""Symbol types of code in nm(1) and /proc/kallsyms."""
+MAX_OFFSET = 1 << 16
+"""An address further than this many bytes behind a symbol does not belong to it."""
 
 
 class Symbols:
     """Functions by address."""
 
     def __init__(self, lines: Iterable[str]) -> None:
-        """lines: as nm(1) and /proc/kallsyms have them: address, type, name, and perhaps a module in brackets."""
-        # Data is kept as well, so that an address in it is not taken for a part of the function before it.
-        words = [line.split() for line in lines]
-        table = sorted(
-            (int(w[0], 16), w[1] in TEXT, w[2], w[3] if len(w) > 3 else "")
-            for w in words
-            if len(w) >= 3
+        """lines: address, type, name and optionally [module], as in nm(1) and /proc/kallsyms."""
+        # Data symbols are kept, so that no function is named for an address of data behind it.
+        rows = [line.split() for line in lines]
+        self._table = sorted(
+            (int(row[0], 16), row[1] in TEXT, row[2], row[3] if len(row) > 3 else "")
+            for row in rows
+            if len(row) >= 3
         )
-        self._table = table
-        self._addresses = [entry[0] for entry in table]
+        self._addresses = [entry[0] for entry in self._table]
 
     def function(self, address: int) -> str | None:
-        """`function+0x12`, with the module behind it if there is one; None when the address is in no function."""
+        """`function+0x12` or `function+0x12 [module]`; None when the address is in no function."""
         at = bisect.bisect_right(self._addresses, address) - 1
         if at < 0:
             return None
         start, code, name, module = self._table[at]
-        if not code or address - start > FARTHEST:
+        if not code or address - start > MAX_OFFSET:
             return None
         return f"{name}+{address - start:#x} {module}".rstrip()
 
     def caller(self, address: int) -> str | None:
-        """The same for what may be a return address, which is never the first of a function."""
+        """The same for a possible return address, which is never the start of a function."""
         name = self.function(address)
         return None if name and name.partition(" ")[0].endswith("+0x0") else name
 
     def name(self, address: int) -> str:
+        """The function, or the address in hexadecimal."""
         return self.function(address) or f"{address:x}"
 
 
 def of_vmlinux(vmlinux: Path | None) -> list[str]:
-    """The lines of a vmlinux' symbol table; none when there is no vmlinux or it cannot be read."""
+    """The lines of a vmlinux's symbol table; empty when there is none or it cannot be read."""
     if vmlinux is None:
         return []
     try:
@@ -60,22 +61,27 @@ def of_vmlinux(vmlinux: Path | None) -> list[str]:
 
 
 def prefixes(addresses: Iterable[int]) -> list[str]:
-    """What the lines of /proc/kallsyms begin with that can name these addresses: so few that grep finds them fast."""
+    """Prefixes of the lines of /proc/kallsyms that can name these addresses.
+
+    They are few enough for a fast grep.
+    """
     return sorted(
-        {f"{address - back:016x}"[:12] for address in addresses for back in (0, FARTHEST)}
+        {f"{address - back:016x}"[:12] for address in addresses for back in (0, MAX_OFFSET)}
     )
 
 
 def where(cpu: Mapping[str, object], symbols: Symbols, depth: int = 8) -> str:
-    """One line on where a CPU is (as Watch.cpu_snapshot() has it): the function it is in, then who may have called it.
+    """One line about where a CPU is: its function, then its possible callers.
 
-    The callers are words on its stack that point into functions. Like the entries with a question mark in the kernel's
-    own traces they may be left over from earlier calls.
+    cpu: one entry of what Watch.cpu_snapshot() returns.
+    depth: maximum number of callers.
+
+    The callers are words on the stack that point into functions. Like the entries with a question
+    mark in the kernel's own traces, they may be left over from earlier calls.
     """
     stack = cpu["stack"] if isinstance(cpu["stack"], Sequence) else []
-    callers = [name for word in stack if isinstance(word, int) and (name := symbols.caller(word))][
-        :depth
-    ]
+    names = [symbols.caller(word) for word in stack if isinstance(word, int)]
+    callers = [name for name in names if name][:depth]
     flags = cpu["eflags"] if isinstance(cpu["eflags"], int) else 0
     irqs = "on" if flags & 0x200 else "off"
     rip = cpu["rip"] if isinstance(cpu["rip"], int) else 0

@@ -1,4 +1,5 @@
-"""A run as a list of test cases, for consumers that know tests: CI servers, dashboards, the history."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""A run as a list of test cases, for CI servers, dashboards and the history."""
 
 from __future__ import annotations
 
@@ -10,22 +11,25 @@ from orchestrator.verdict.outcome import KERNEL_FAILED
 from orchestrator.verdict.result import RunResult
 
 Status = Literal["pass", "fail", "error", "skip"]
-"""fail: the kernel's fault. error: no verdict, so no fault of the kernel's and no pass either."""
+"""fail: the kernel is at fault. error: no verdict, so neither a fault of the kernel nor a pass."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """group: run (the verdict), claim (a check), or scenario. text: one sentence. details: more lines, if any."""
+    """One test case."""
 
     group: str
+    """`run` for the verdict, `claim` for a check, or `scenario`."""
     name: str
     status: Status
     text: str
+    """One sentence."""
     details: tuple[str, ...] = ()
+    """Further lines, if any."""
 
 
 def cases(result: RunResult) -> list[Case]:
-    """The verdict first, then each check, then each scenario. What is not `pass` or `skip` is never left out."""
+    """The verdict first, then each check, then each scenario. No failure or error is left out."""
     verdict = result.verdict
     status: Status = (
         "pass"
@@ -34,41 +38,42 @@ def cases(result: RunResult) -> list[Case]:
         if verdict.outcome in KERNEL_FAILED
         else "error"
     )
-    told = [Case("run", "verdict", status, f"{verdict.outcome}: {verdict.reason}")]
-    words: dict[str, Status] = {"pass": "pass", "fail": "fail", "blind": "error"}
-    told += [
-        Case("claim", check.check, words[check.status], check.text, check.details)
+    found = [Case("run", "verdict", status, f"{verdict.outcome}: {verdict.reason}")]
+    statuses: dict[str, Status] = {"pass": "pass", "fail": "fail", "blind": "error"}
+    found += [
+        Case("claim", check.check, statuses[check.status], check.text, check.details)
         for check in verdict.results
     ]
-    steps: dict[str, list[StepEvidence]] = {}
-    for seen in result.evidence.steps:
-        steps.setdefault(seen.scenario.name, []).append(seen)
-    return told + [_scenario(result.evidence, name, own) for name, own in steps.items()]
+    by_scenario: dict[str, list[StepEvidence]] = {}
+    for step in result.evidence.steps:
+        by_scenario.setdefault(step.scenario.name, []).append(step)
+    found += [_scenario(result.evidence, name, steps) for name, steps in by_scenario.items()]
+    return found
 
 
 def _scenario(evidence: Evidence, name: str, steps: list[StepEvidence]) -> Case:
-    if skipped := next((why for seen in steps if (why := evidence.skipped(seen))), None):
-        return Case("scenario", name, "skip", skipped)
-    wrong = [
-        f"{seen.name}: {words}"
-        for seen in steps
-        if seen.guest and not seen.guest.ok
-        for words in seen.guest.complaints
+    if reason := next((why for step in steps if (why := evidence.skipped(step))), None):
+        return Case("scenario", name, "skip", reason)
+    failures = [
+        f"{step.name}: {message}"
+        for step in steps
+        if step.guest and not step.guest.ok
+        for message in step.guest.complaints
     ]
-    wrong += [
-        f"{seen.name}: {violation.text}"
-        for seen, _, violation in evidence.violations()
-        if seen in steps
+    failures += [
+        f"{step.name}: {violation.text}"
+        for step, _, violation in evidence.violations()
+        if step in steps
     ]
-    if wrong:
-        return Case("scenario", name, "fail", wrong[0], tuple(wrong))
-    running = evidence.running
-    if running and running in steps:
+    if failures:
+        return Case("scenario", name, "fail", failures[0], tuple(failures))
+    unfinished = evidence.unfinished_step
+    if unfinished and unfinished in steps:
         if any(finding.fatal for finding in evidence.findings):
-            return Case("scenario", name, "fail", "the kernel went down in it")
-        return Case("scenario", name, "error", f"the run ended in it: {evidence.broken}")
-    if silent := [seen.name for seen in steps if not seen.guest]:
-        return Case("scenario", name, "error", f"not reported: {', '.join(dict.fromkeys(silent))}")
-    if bad := [seen.name for seen in steps if seen.guest and not seen.guest.ok]:
-        return Case("scenario", name, "fail", f"not ok: {', '.join(bad)}")
+            return Case("scenario", name, "fail", "the kernel went down in this scenario")
+        return Case("scenario", name, "error", f"the run ended in this scenario: {evidence.error}")
+    if silent := [step.name for step in steps if not step.guest]:
+        return Case("scenario", name, "error", f"no report for {', '.join(dict.fromkeys(silent))}")
+    if failed := [step.name for step in steps if step.guest and not step.guest.ok]:
+        return Case("scenario", name, "fail", f"not ok: {', '.join(failed)}")
     return Case("scenario", name, "pass", steps[0].scenario.title)

@@ -1,4 +1,5 @@
-"""What the independent observers of one run saw. Nothing here judges; orchestrator/verdict/checks.py does."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the independent observers of one run saw. orchestrator/verdict/checks.py judges it."""
 
 from __future__ import annotations
 
@@ -12,173 +13,206 @@ from orchestrator.guest.klog import FaultScanner, Finding
 from orchestrator.scenarios.scenario import Part, Scenario
 from orchestrator.scenarios.steps import PlanStep
 from orchestrator.text.symbols import Symbols
-from orchestrator.verdict.model import Poke, Violation, WatchedStep
+from orchestrator.verdict.model import PhaseCpu, Poke, SiteCpu, Violation, WatchedStep
 
 SKIP = 4
-"""Exit status of what could not be tested, as in the kernel's own tools/testing/selftests (KSFT_SKIP)."""
+"""Exit status of a test that the kernel lacks something for, as in the kernel's own selftests
+(KSFT_SKIP in tools/testing/selftests/kselftest.h)."""
 
 
 @dataclass(frozen=True)
 class Companion:
-    """What became of what went on beside a scenario: its status (4: the kernel lacks something) and last words."""
+    """Result of the shell script that ran in the guest alongside a scenario."""
 
     status: int
-    words: str
+    """Its exit status; SKIP where the kernel lacks something."""
+    message: str
+    """The last line that it printed, empty for none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepEvidence:
-    """One step of a run. guest: the guest's account, None when it gave none. watched: what GDB saw of a watched one."""
+    """What was seen of one step of a run."""
 
     step: PlanStep
     guest: ktap.StepReport | None
+    """The guest's report, None when it gave none."""
     watched: WatchedStep | None = None
+    """What GDB saw, None for a step that GDB did not watch."""
 
     @property
     def scenario(self) -> Scenario:
         return self.step.scenario
 
     @property
-    def shown(self) -> Sequence[Poke]:
-        """The pokes by which a step is to show the claims: those announced; of sysctls, which announce none, all."""
+    def judged_pokes(self) -> Sequence[Poke]:
+        """The pokes that must support the claims.
+
+        These are the announced ones; sysctls announce none, so there it is all that were seen.
+        """
         if self.watched is None:
             return ()
-        return self.watched.found if self.scenario.sysctls else self.watched.pokes
+        return self.watched.unannounced if self.scenario.sysctls else self.watched.announced
 
     @property
     def name(self) -> str:
         return self.guest.name if self.guest else self.scenario.name
 
     @property
-    def address(self) -> int:
-        """Of the site."""
+    def site(self) -> int:
+        """Address of the site, 0 when the guest did not report it."""
         return self.guest.integer("addr", 16) if self.guest else 0
 
     @property
-    def gdb_hits(self) -> Counter[tuple[int, int]]:
-        """int3 at the site by (phase, cpu) as GDB saw them."""
-        hits: Counter[tuple[int, int]] = Counter()
-        for poke in self.shown:
+    def gdb_hits(self) -> Counter[PhaseCpu]:
+        """int3 at the site, by GDB's count."""
+        hits: Counter[PhaseCpu] = Counter()
+        for poke in self.judged_pokes:
             hits.update(poke.hits)
         return hits
 
-    def guest_hits(self) -> Counter[tuple[int, int]]:
-        """Passes by (phase, cpu) that met int3, by the guest's count.
+    def guest_hits(self) -> Counter[PhaseCpu]:
+        """int3 at the site while the poker was held, by the guest's count.
 
-        A site with a target of ours says so itself; a key's branch takes the old or the new way, so that each of its
-        passes in a held phase counts, since none can get past int3.
+        A site with an int3 target of its own counts them itself. A key's branch goes the old or the
+        new way, so there every pass in phase 1 or 2 counts: none can get past int3.
         """
-        hits: Counter[tuple[int, int]] = Counter()
-        for (cpu, phase), count in self.guest.counts.items() if self.guest else []:
+        hits: Counter[PhaseCpu] = Counter()
+        for (cpu, phase), passes in self.guest.counts.items() if self.guest else []:
             if phase in ("1", "2"):
-                met = count["int3"] if self.scenario.how == "direct" else sum(count.values())
-                if met:
-                    hits[int(phase), cpu] += met
+                direct = self.scenario.how == "direct"
+                count = passes["int3"] if direct else sum(passes.values())
+                if count:
+                    hits[PhaseCpu(int(phase), cpu)] += count
         return hits
 
     def free_hits(self) -> Counter[int]:
-        """Passes by cpu that met int3 while running free, by the guest's count."""
+        """int3 while running free, by CPU, by the guest's count."""
         counts = self.guest.counts.items() if self.guest else []
         return Counter(
             {
-                cpu: count["int3"]
-                for (cpu, phase), count in counts
-                if phase == "free" and count["int3"]
+                cpu: passes["int3"]
+                for (cpu, phase), passes in counts
+                if phase == "free" and passes["int3"]
             }
         )
 
 
 @dataclass(kw_only=True)
 class Soak:
-    """What a run has done that goes on for long. rounds, pokes (running free), int3 (by QEMU's count), seconds: so far.
-
-    memory: by name of who uses it, MiB in use after the first round and now. guest: that of the guest itself.
-    """
+    """Totals of a run that repeats all scenarios until its time is up. Part of verdict.json."""
 
     seconds: float = 0
     rounds: int = 0
     pokes: int = 0
+    """Free-running pokes."""
     int3: int = 0
+    """By QEMU's count."""
     memory: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """MiB in use after the first round and now, by user: `orchestrator`, `QEMU`, `guest`."""
+
+    def summary(self) -> str:
+        """The totals in one line."""
+        memory = ", ".join(
+            f"{user} {first:.0f} -> {now:.0f} MiB" for user, (first, now) in self.memory.items()
+        )
+        return (
+            f"{self.rounds} rounds, {self.pokes:,} free-running pokes, {self.int3:,} int3; "
+            f"memory in use: {memory}"
+        )
 
 
 @dataclass(kw_only=True)
 class Evidence:
-    """asked: CPUs that the machine has. cpus: those online in the guest. points: the agent's breakpoints.
-    steps: all that were planned, in the order of the run. beside: what went on beside scenarios, by their names.
-    findings: of the console scan. excused: what it found that is the host's doing. broken: what ended the run before
-    its end. qemu_gated, qemu_free: int3 that QEMU executed under GDB's eyes and in the free-running part, by (address,
-    cpu); no_qemu_ledger: why they are empty; qemu_by_cpu: whether the cpu in them is right, or only the sum over all.
-    unscanned: why the absence of findings proves nothing, empty if it does. stuck: where each CPU was when the guest
-    did not go on, a line each. untrusted: why this machine's emulator could itself be what failed, None where it is not
-    known to be. names: functions by address, as far as they were asked for. others: how many pokes were the kernel's
-    own, by the function behind them.
-    soak: the rounds of a run that goes on for long; the rest is the last round's. edited: what was changed in the
-    kernel's code before anything was poked.
-    """
+    """Everything that the observers of one run saw. Filled in as the run proceeds."""
 
-    asked: int
+    requested_cpus: int
+    """Number of CPUs that the machine has."""
     cpus: tuple[int, ...] = ()
-    points: tuple[str, ...] = ()
+    """CPUs that are online in the guest."""
+    breakpoints: tuple[str, ...] = ()
+    """Names of the agent's breakpoints."""
     steps: list[StepEvidence] = field(default_factory=list)
+    """All planned steps, in the order of the run."""
     companions: dict[str, Companion] = field(default_factory=dict)
+    """Results of the scripts that ran alongside scenarios, by the scenario's name."""
     findings: list[Finding] = field(default_factory=list)
+    """Faults found by the console scan."""
     excused: list[Finding] = field(default_factory=list)
+    """Reports on the console that the host caused."""
     unscanned: str = "the console was not read"
+    """Why the absence of findings proves nothing; empty when it does prove something."""
     report: ktap.GuestReport | None = None
-    broken: OrchestratorError | None = None
-    qemu_gated: Counter[tuple[int, int]] = field(default_factory=Counter)
-    qemu_free: Counter[tuple[int, int]] = field(default_factory=Counter)
-    hang_report: tuple[str, ...] = ()
+    error: OrchestratorError | None = None
+    """The error that ended the run early, None for a run that was completed."""
+    qemu_gated: Counter[SiteCpu] = field(default_factory=Counter)
+    """int3 that QEMU executed while GDB watched."""
+    qemu_free: Counter[SiteCpu] = field(default_factory=Counter)
+    """int3 that QEMU executed in the free-running part."""
     no_qemu_ledger: str | None = None
+    """Why QEMU counted nothing, None when it did."""
     qemu_by_cpu: bool = True
+    """Whether the CPUs in QEMU's counts are right; otherwise only the sums over all CPUs are."""
+    hang_report: tuple[str, ...] = ()
+    """Where each CPU was when the guest stopped making progress, one line each."""
     untrusted: str | None = None
+    """Why the emulator itself may cause a failure, None when no such defect is known."""
     names: Symbols = field(default_factory=lambda: Symbols([]))
-    others: Counter[str] = field(default_factory=Counter)
+    """Function names for the addresses that the report shows."""
+    kernel_pokers: Counter[str] = field(default_factory=Counter)
+    """Number of the kernel's own pokes, by the function that asked for them."""
     soak: Soak | None = None
+    """Totals of a soak run; all other fields are about its last round."""
     edited: list[str] = field(default_factory=list)
+    """Changes that --edit-text made to the kernel's code before the first poke, one line each."""
 
-    def look_at(self, scanner: FaultScanner) -> None:
-        """Take what the console's scan has found up to now."""
+    def take_console(self, scanner: Scanner) -> None:
+        """Take what the console scan has found so far."""
         self.findings, self.unscanned = list(scanner.findings), scanner.blind
         self.excused = list(scanner.excused)
 
-    def renew(self) -> None:
-        """Forget what the scenarios gave, to run them once more."""
-        for name in ("steps", "companions", "report", "qemu_gated", "qemu_free", "others"):
-            default = next(one for one in fields(self) if one.name == name)
-            setattr(
-                self, name, default.default_factory() if callable(default.default_factory) else None
-            )
+    def start_round(self) -> None:
+        """Forget the results of the scenarios, to run all of them once more."""
+        per_round = ("steps", "companions", "report", "qemu_gated", "qemu_free", "kernel_pokers")
+        for declared in fields(self):
+            if declared.name in per_round:
+                factory = declared.default_factory
+                setattr(self, declared.name, factory() if callable(factory) else None)
 
     def skipped(self, seen: StepEvidence) -> str | None:
-        """Why a step could not be done: what the kernel lacks for it."""
+        """What the kernel lacks for a step, None when the step was not skipped."""
         companion = self.companions.get(seen.scenario.name)
         if companion and companion.status == SKIP and not seen.step.is_watched:
-            return companion.words or "the guest lacks something"
+            return companion.message or "the guest lacks something"
         return seen.guest.skip if seen.guest else None
 
     @property
-    def running(self) -> StepEvidence | None:
-        """The step at which a run ended early, None for one that was not cut short: the first without a result."""
-        return next((seen for seen in self.steps if not seen.guest), None) if self.broken else None
+    def unfinished_step(self) -> StepEvidence | None:
+        """The step in which the run ended early: the first without a result. None if it did not."""
+        return next((seen for seen in self.steps if not seen.guest), None) if self.error else None
 
-    def part(self, *parts: Part) -> list[StepEvidence]:
+    @property
+    def without_module(self) -> bool:
+        """Whether the run did without the test module: nobody held the poker or counted passes."""
+        return any(seen.scenario.sysctls for seen in self.steps)
+
+    def steps_of(self, *parts: Part) -> list[StepEvidence]:
         """The steps of these parts that were not skipped."""
         return [seen for seen in self.steps if seen.step.part in parts and not self.skipped(seen)]
 
     @property
-    def gated(self) -> list[StepEvidence]:
-        return self.part("gated")
+    def gated_steps(self) -> list[StepEvidence]:
+        """Steps in which the poker was held in each phase."""
+        return self.steps_of("gated")
 
     @property
-    def without_module(self) -> bool:
-        """Whether the kernel was run without the test module: then nobody held the poker, or counted in the guest."""
-        return any(seen.scenario.sysctls for seen in self.steps)
+    def watched_steps(self) -> list[StepEvidence]:
+        """Steps that GDB watched."""
+        return self.steps_of("gated", "watched")
 
     @property
     def coverage_steps(self) -> list[StepEvidence]:
-        """Those in which every CPU is to be seen in every phase, and each claim to be shown."""
+        """Steps that must cover every CPU in every phase and support every claim."""
         return [
             seen
             for seen in self.watched_steps
@@ -186,17 +220,16 @@ class Evidence:
         ]
 
     @property
-    def watched_steps(self) -> list[StepEvidence]:
-        """Whatever GDB watched."""
-        return self.part("gated", "watched")
-
-    @property
-    def free(self) -> list[StepEvidence]:
-        """Those whose int3 the free-running ledger has: nothing else went on meanwhile."""
-        return [seen for seen in self.part("free") if not seen.scenario.alone]
+    def free_steps(self) -> list[StepEvidence]:
+        """Steps whose int3 are in the free-running ledger: sites poked with nothing alongside."""
+        return [
+            seen
+            for seen in self.steps_of("free")
+            if not seen.scenario.code and not seen.scenario.exclusive
+        ]
 
     def violations(self) -> Iterator[tuple[StepEvidence, Poke, Violation]]:
-        """What the phase model found to be wrong, in the order of the run."""
+        """All violations of the phase model, in the order of the run."""
         for seen in self.watched_steps:
             for poke in seen.watched.all_pokes if seen.watched else []:
                 for violation in poke.violations:

@@ -1,101 +1,139 @@
-"""The phase model: one automaton over what was observed of a poke, the same for every scenario and kernel.
+# SPDX-License-Identifier: GPL-2.0-only
+"""The phase model: one automaton over what was observed of a poke, for every scenario and kernel.
 
-A poke changes a site from `old` to `new` bytes. By what memory holds there are the phases
+A poke changes a site from `old` to `new` bytes. Judged by what memory holds, it goes through the
+phases
 
     0  old                       1  cc + old tail
     2  cc + new tail             3  new
 
-and each write leads to the next; a site of one byte has no tail and goes 0, 1, 3. After each write every CPU must have
-run do_sync_core before the next write begins, or before the poke returns: a *sync round*. This holds for the protocol
-of 2013 (v3 of "x86: introduce int3-based instruction patching") and for the batched one of 5.4 and later alike
-(arch/x86/kernel/alternative.c, text_poke_bp_batch(); smp_text_poke_batch_finish() since 6.16).
+and each write leads to the next phase. A site of one byte has no tail and goes 0, 1, 3. After each
+write every CPU must have run do_sync_core before the next write begins or the poke returns: a
+*sync round*. This holds for the protocol of 2013 (v3 of "x86: introduce int3-based instruction
+patching") and for the batched one of 5.4 and later alike (arch/x86/kernel/alternative.c,
+text_poke_bp_batch(); smp_text_poke_batch_finish() since 6.16).
 
-    window ─> write cc ─> sync × each CPU ─> write tail ─> sync × each CPU ─> write first byte ─> sync × each CPU ─> end
-                         └ int3 at the site: taken by the poke handler, resumed at the target ┘
+    window ─> write cc ─> sync × each CPU ─> write tail ─> sync × each CPU
+                       ─> write first byte ─> sync × each CPU ─> end
 
-What is out of this order is a violation, and names the claim that it breaks. What was not observed is none: whether
-enough was seen for a pass is judged in orchestrator/verdict/checks.py.
+    between write cc and the first-byte write: int3 at the site, which the poke handler
+    consumes and resumes at the target
 
-A batch is many sites in the same phases at once, with rounds that they share: so each site has an automaton of its own,
-and a sync counts for all of them. Most pokes are announced by the test module, with their old and new bytes. Others are
-found: the kernel writes int3 somewhere, then a tail behind it, and what it writes tells what the site is to become. A
-lone int3 is no poke but a kprobe's, and goes unjudged.
+Anything out of this order is a violation and names the claim that it breaks. A gap in the
+observation is not a violation: orchestrator/verdict/checks.py decides whether enough was seen for
+a pass.
 
-A `hold` is the moment at which the kernel begins the next write of its own accord; the `write` comes after all CPUs
-have been let through the site. So it is at the hold that a round must be over: by the write even a round that nobody
-waited for has come to its end.
+A batch pokes many sites in the same phases at once, and the sites share its sync rounds. So each
+site has an automaton of its own, and a sync counts for all of them. Most pokes are announced by
+the test module, with their old and new bytes. The kernel's own pokes are recognised by their
+writes: int3 somewhere, then a tail behind it. The writes then tell what the site becomes. A lone
+int3 belongs to a kprobe and is not judged.
+
+A `hold` marks the moment at which the kernel is about to do the next write of its own accord. The
+`write` follows once every CPU has been let through the site. A round must therefore be over at the
+hold: by the time of the write, even a round that nobody waited for has come to its end.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 INT3 = b"\xcc"
 
 Event = Mapping[str, Any]
-"""One line of the agent's events (orchestrator/watch/agent.py says what is in it)."""
+"""One line of the agent's events; orchestrator/watch/agent.py documents its fields."""
 
 CLAIMS = {
-    "writes": "text is written in the protocol's order: int3, tail, first byte",
-    "bytes": "at every observed moment the site holds the bytes of its phase",
+    "writes": "text is written in the order of the protocol: int3, tail, first byte",
+    "bytes": "whenever the site is read it holds the bytes of its phase",
     "sync": "after each write every CPU runs do_sync_core before the next write or the end",
-    "int3": "a CPU traps on the site only while int3 is in place",
-    "consumed": "the poke handler takes every int3 of the site and resumes at the poke's target",
-    "irqs": "text is written by a thread with interrupts on",
+    "int3": "CPUs trap on the site only while int3 is in place",
+    "consumed": "the poke handler consumes every int3 of the site and resumes at the poke's target",
+    "irqs": "text is written with interrupts enabled",
     "lock": "text is written under text_mutex",
-    "stopper": "no poke goes through stop_machine()",
+    "stopper": "no poke uses stop_machine()",
 }
 
 INSTRUCTION = 8
-"""Bytes from an int3 on within which a write belongs to the same poke: no instruction that is poked is longer."""
+"""A write less than this many bytes behind an int3 may belong to the same poke. No instruction that
+the kernel pokes is longer."""
+
+
+class PhaseCpu(NamedTuple):
+    """Key for counts by the phase of a poke and the CPU."""
+
+    phase: int
+    cpu: int
+
+
+class SiteCpu(NamedTuple):
+    """Key for counts by the address of a site and the CPU."""
+
+    site: int
+    cpu: int
+
+
+def cpu_names(cpus: Collection[int]) -> str:
+    """`CPU 1`, or `CPUs 1, 2` for several."""
+    return f"CPU{'s' if len(cpus) > 1 else ''} {', '.join(map(str, sorted(cpus)))}"
 
 
 @dataclass(frozen=True)
 class Violation:
-    """claim: a key of CLAIMS. text: one sentence. event: number of the event that showed it; time: of it, in seconds
-    since the epoch. phase: by the writes seen so far. cpu: that of the event, -1 for none. seen: the site's bytes, and
-    expected: those that it should have held, where it is these that are wrong.
-    """
+    """One departure from the protocol."""
 
     claim: str
+    """The broken claim, a key of CLAIMS."""
     text: str
+    """One sentence."""
     event: int
+    """Number of the event that showed it."""
     time: float
+    """Time of that event, in seconds since the epoch."""
     phase: int
+    """Phase of the poke at that moment, by the writes seen so far."""
     cpu: int
-    seen: bytes | None = None
+    """CPU of that event, -1 for none."""
+    actual: bytes | None = None
+    """Bytes that the site held, where these are wrong."""
     expected: bytes | None = None
+    """Bytes that the site should have held, where these are wrong."""
 
 
 @dataclass
 class Poke:
-    """One poke as it was seen. `phase` is the current one, by the writes seen so far.
-
-    cpus: those that must take part in a sync round. targets: where a CPU that trapped may be resumed, empty when that
-    is not known. held: phases in which the poker was held. looked: phases in which the site's bytes were read.
-    hits: int3 at the site by (phase, cpu). late: by cpu, those that reached the handler after the last write.
-    returns: of the handler, by cpu. rounds: CPUs of each finished or current sync round, by the phase it belongs to.
-    complete: its end was seen. announced: by the test module; else it was found, and `new` is what was seen of it.
-    """
+    """One poke as it was observed, and the automaton that judges it."""
 
     site: int
+    """Address of the patched instruction."""
     old: bytes
     new: bytes
     seq: int
+    """Number of the poke in the test module, 0 for a poke of the kernel's own."""
     cpus: frozenset[int]
+    """CPUs that must take part in each sync round."""
     targets: frozenset[int]
-    held: set[int] = field(default_factory=set)
-    looked: set[int] = field(default_factory=set)
-    hits: Counter[tuple[int, int]] = field(default_factory=Counter)
-    late: Counter[int] = field(default_factory=Counter)
+    """Addresses at which a CPU that trapped may resume; empty when they are not known."""
+    held_phases: set[int] = field(default_factory=set)
+    """Phases in which the poker was held."""
+    read_phases: set[int] = field(default_factory=set)
+    """Phases in which the site's bytes were read."""
+    hits: Counter[PhaseCpu] = field(default_factory=Counter)
+    """int3 at the site."""
+    late_hits: Counter[int] = field(default_factory=Counter)
+    """int3 that reached the handler after the last write, by CPU."""
     returns: Counter[int] = field(default_factory=Counter)
+    """Returns of the int3 handler, by CPU."""
     rounds: dict[int, set[int]] = field(default_factory=dict)
+    """CPUs seen in each sync round, by the phase that it belongs to."""
     violations: list[Violation] = field(default_factory=list)
     complete: bool = False
+    """Whether the end of the poke was seen."""
     announced: bool = True
+    """Whether the test module announced the poke."""
     _written: int = 0
     _round_judged: bool = False
     _round_closed: bool = False
@@ -103,7 +141,7 @@ class Poke:
     # -- the protocol, as data
 
     @property
-    def plan(self) -> list[tuple[int, bytes]]:
+    def planned_writes(self) -> list[tuple[int, bytes]]:
         """The writes in order: offset from the site, bytes."""
         if len(self.new) == 1:
             return [(0, INT3), (0, self.new)]
@@ -116,30 +154,34 @@ class Poke:
 
     @property
     def trap_phases(self) -> list[int]:
+        """The phases in which int3 is in place."""
         return self.phases[1:-1]
 
     @property
     def phase(self) -> int:
-        return self.phases[min(self._written, len(self.plan))]
+        """The current phase, by the writes seen so far."""
+        return self.phases[min(self._written, len(self.planned_writes))]
 
     @property
     def written(self) -> int:
-        """How many writes to the site were seen."""
+        """Number of writes to the site seen so far."""
         return self._written
 
     def traps(self) -> Counter[int]:
-        """int3 at the site by cpu, in whatever phase."""
-        traps = Counter(self.late)
+        """int3 at the site in any phase, by CPU."""
+        traps = Counter(self.late_hits)
         for (_, cpu), count in self.hits.items():
             traps[cpu] += count
         return traps
 
     def bytes_in(self, phase: int) -> bytes:
+        """The bytes that the site must hold in `phase`."""
         return [self.old, INT3 + self.old[1:], INT3 + self.new[1:], self.new][phase]
 
     # -- the automaton
 
     def feed(self, event: Event) -> None:
+        """Take the next event."""
         kind = event["kind"]
         if handler := getattr(self, f"_on_{kind}", None):
             handler(event)
@@ -149,77 +191,84 @@ class Poke:
         claim: str,
         event: Event,
         text: str,
-        seen: bytes | None = None,
+        actual: bytes | None = None,
         expected: bytes | None = None,
     ) -> None:
-        whose = f"poke {self.seq}" if self.announced else "a poke of the kernel's own"
-        at = event["n"], event["t"], self.phase, event["cpu"]
+        which = f"poke {self.seq}" if self.announced else "a poke of the kernel's own"
         self.violations.append(
-            Violation(claim, f"{text} (site {self.site:x}, {whose})", *at, seen, expected)
+            Violation(
+                claim=claim,
+                text=f"{text} (site {self.site:x}, {which})",
+                event=event["n"],
+                time=event["t"],
+                phase=self.phase,
+                cpu=event["cpu"],
+                actual=actual,
+                expected=expected,
+            )
         )
 
     def _check_bytes(self, event: Event) -> None:
         if "bytes" not in event:
             return
-        seen, expected = event["bytes"], self.bytes_in(self.phase).hex()
-        self.looked.add(self.phase)
-        if seen != expected:
+        actual, expected = event["bytes"], self.bytes_in(self.phase).hex()
+        self.read_phases.add(self.phase)
+        if actual != expected:
             where = (
                 "at the end"
                 if event["kind"] == "end"
                 else f"at a {event['kind']} on CPU {event['cpu']}"
             )
-            text = f"{where} in phase {self.phase} the site held {seen}, not {expected}"
-            self._blame("bytes", event, text, bytes.fromhex(seen), bytes.fromhex(expected))
+            text = f"{where} in phase {self.phase} the site held {actual} instead of {expected}"
+            self._blame("bytes", event, text, bytes.fromhex(actual), bytes.fromhex(expected))
 
     def _check_round(self, event: Event, before: str) -> None:
-        """The round that belongs to the write before this moment must be over."""
+        """The sync round after the last write must be over by now, that is, before `before`."""
         if not self._written or self._round_judged:
             return
         self._round_judged = True
-        missing = sorted(self.cpus - self.rounds.get(self.phase, set()))
+        missing = self.cpus - self.rounds.get(self.phase, set())
         if missing:
             write = ("int3 write", "tail write", "first-byte write")[self.phase - 1]
             who = (
-                "no CPU"
+                "no CPU ran"
                 if len(missing) == len(self.cpus)
-                else f"CPU {', '.join(map(str, missing))} had not"
+                else f"{cpu_names(missing)} did not run"
             )
-            ran = "had run do_sync_core" if who == "no CPU" else "run do_sync_core"
-            self._blame("sync", event, f"between the {write} and {before} {who} {ran}")
+            self._blame("sync", event, f"between the {write} and {before} {who} do_sync_core")
 
     def _on_hold(self, event: Event) -> None:
         self._check_bytes(event)
         self._check_round(event, "the next write")
-        self.held.add(self.phase)
+        self.held_phases.add(self.phase)
 
     def _on_write(self, event: Event) -> None:
         if not event["own"]:
-            # Another poke, so ours has let go of text_mutex, and the syncs from here on are not its own.
-            self._round_closed |= self._written >= len(self.plan)
+            # Another poke has begun, so this one has released text_mutex, and from here on the
+            # syncs belong to the other one.
+            self._round_closed |= self._written >= len(self.planned_writes)
             return
         self._check_bytes(event)
         offset, data = event["addr"] - self.site, bytes.fromhex(event["src"])
-        if self._written < len(self.plan):
-            wanted = self.plan[self._written]
+        number = self._written + 1
+        if self._written < len(self.planned_writes):
+            expected = self.planned_writes[self._written]
             self._check_round(event, "the next write")
-            if (offset, data) != wanted:
+            if (offset, data) != expected:
                 self._blame(
                     "writes",
                     event,
-                    f"write {self._written + 1} puts {data.hex() or 'nothing'} at +{offset}, "
-                    f"not {wanted[1].hex()} at +{wanted[0]}",
+                    f"write {number} puts {data.hex() or 'nothing'} at +{offset} "
+                    f"instead of {expected[1].hex()} at +{expected[0]}",
                 )
         else:
             self._blame(
-                "writes", event, f"a write of {data.hex()} at +{offset} follows the last one"
+                "writes", event, f"{data.hex()} is written at +{offset} after the last write"
             )
         if not event["irqs"]:
-            self._blame("irqs", event, f"write {self._written + 1} runs with interrupts off")
+            self._blame("irqs", event, f"write {number} runs with interrupts disabled")
         if event.get("owner") == 0:
-            self._blame(
-                "lock", event, f"write {self._written + 1} is done while nobody holds text_mutex"
-            )
+            self._blame("lock", event, f"write {number} runs while nobody holds text_mutex")
         self._written += 1
         self._round_judged = False
         self.rounds.setdefault(self.phase, set())
@@ -230,30 +279,31 @@ class Poke:
             self.rounds[self.phase].add(event["cpu"])
 
     def _phase_of_trap(self, event: Event) -> int:
-        """The phase in which a CPU trapped: the one before, while the write that ends it is still under way."""
+        """The phase in which a CPU trapped.
+
+        This is the previous phase as long as the write that ends it is still under way.
+        """
         if self._written > 1 and not self.rounds[self.phase]:
-            before = self.phases[min(self._written, len(self.plan)) - 1]
-            if event.get("bytes") == self.bytes_in(before).hex():
-                return before
+            previous = self.phases[min(self._written, len(self.planned_writes)) - 1]
+            if event.get("bytes") == self.bytes_in(previous).hex():
+                return previous
         return self.phase
 
     def _on_int3(self, event: Event) -> None:
+        cpu = event["cpu"]
         if event["ip"] != self.site:
-            self._blame(
-                "int3",
-                event,
-                f"CPU {event['cpu']} trapped inside the instruction, at +{event['ip'] - self.site}",
-            )
+            offset = event["ip"] - self.site
+            self._blame("int3", event, f"CPU {cpu} trapped inside the instruction, at +{offset}")
             return
         phase = self._phase_of_trap(event)
         if phase == self.phase:
             self._check_bytes(event)
         if phase in self.trap_phases:
-            self.hits[phase, event["cpu"]] += 1
+            self.hits[PhaseCpu(phase, cpu)] += 1
         elif self.phase == 0:
-            self._blame("int3", event, f"CPU {event['cpu']} trapped before int3 was written")
+            self._blame("int3", event, f"CPU {cpu} trapped before int3 was written")
         else:  # legal: it trapped in time and reached the handler after the last write
-            self.late[event["cpu"]] += 1
+            self.late_hits[cpu] += 1
 
     def _on_return(self, event: Event) -> None:
         if event["trap"] != self.site:
@@ -262,16 +312,13 @@ class Poke:
         self._judge_return(event)
 
     def _judge_return(self, event: Event) -> None:
+        cpu = event["cpu"]
         if not event["value"]:
-            self._blame(
-                "consumed", event, f"the handler did not take the int3 of CPU {event['cpu']}"
-            )
+            self._blame("consumed", event, f"the handler did not consume the int3 of CPU {cpu}")
         elif self.targets and event["ip"] not in self.targets:
-            wanted = " or ".join(f"{target:x}" for target in sorted(self.targets))
+            expected = " or ".join(f"{target:x}" for target in sorted(self.targets))
             self._blame(
-                "consumed",
-                event,
-                f"CPU {event['cpu']} was resumed at {event['ip']:x}, not at {wanted}",
+                "consumed", event, f"CPU {cpu} resumed at {event['ip']:x} instead of {expected}"
             )
 
     def _on_stopper(self, event: Event) -> None:
@@ -280,9 +327,10 @@ class Poke:
 
     def _on_end(self, event: Event) -> None:
         self.complete = True
-        if self._written < len(self.plan):
+        planned = len(self.planned_writes)
+        if self._written < planned:
             self._blame(
-                "writes", event, f"the poke ended after {self._written} of {len(self.plan)} writes"
+                "writes", event, f"the poke ended after {self._written} of {planned} writes"
             )
         else:
             self._check_round(event, "the end")
@@ -290,68 +338,72 @@ class Poke:
 
 
 @dataclass
-class FoundPoke(Poke):
-    """A poke that nobody announced, begun by an int3 write.
+class UnannouncedPoke(Poke):
+    """A poke of the kernel's own, which begins with an int3 write and becomes certain with a tail.
 
-    begun: the event of that. early: the int3 met before the tail, when it could still be a kprobe's. old: the eight
-    bytes before it; shortened when the tail tells how long the instruction is. tailed: a tail was written, so that it
-    is a poke for certain. What became of an int3 is judged when the last write has shown what the instruction becomes,
-    and that it is not a kprobe's jump which is taken back: that leaves int3 in place, and the kprobe handles it.
+    `old` starts as the eight bytes before the int3 write and shrinks once the tail tells the length
+    of the instruction; `new` is what the writes so far have made of it. The outcome of each int3 is
+    judged at the last write, which shows what the instruction becomes. Until then it may still be
+    an optimised kprobe whose jump is taken back: that leaves int3 in place, for the kprobe.
     """
 
     announced: bool = False
-    tailed: bool = False
-    begun: Event = field(default_factory=dict)
-    early: list[Event] = field(default_factory=list)
+    first_write: Event = field(default_factory=dict)
+    """The int3 write."""
+    has_tail: bool = False
+    """Whether a tail was written, so that this is a poke for certain."""
+    early_int3: list[Event] = field(default_factory=list)
+    """int3 before the tail, which could still be a kprobe's."""
     _returned: list[Event] = field(default_factory=list)
 
     def continues(self, event: Event) -> bool:
-        """Whether this write goes on with the poke: a tail, or the last write after it."""
+        """Whether this write continues the poke: a tail, or the last write after it."""
         offset, data = event["addr"] - self.site, bytes.fromhex(event["src"])
-        if not self.tailed:
+        if not self.has_tail:
             return offset == 1 and 0 < len(data) < INSTRUCTION
         return offset == 0 and self._written == 2 and data[:1] != INT3
 
     def _on_write(self, event: Event) -> None:
         data, before = bytes.fromhex(event["src"]), bytes.fromhex(event["before"])
         if self._written == 1:
-            self.tailed = True
+            self.has_tail = True
             self.old = self.old[: 1 + len(data)]
             self.new = self.old[:1] + data
             before = INT3 + before  # the event has the bytes from the tail on
         elif self._written == 2:
             self.new = data[:1] + self.new[1:]
-            self.targets = frozenset(ways_on(self.site, self.new))
+            self.targets = frozenset(resume_targets(self.site, self.new))
             for earlier in self._returned:
                 self._judge_return(earlier)
         super()._on_write({**event, "own": True, "bytes": before[: len(self.new)].hex()})
 
     def _on_return(self, event: Event) -> None:
         if self.returns[event["cpu"]] == self.traps()[event["cpu"]]:
-            return  # of an int3 that trapped before this poke began
+            return  # its int3 trapped before this poke began
         self.returns[event["cpu"]] += 1
         if self._written < 3:
             self._returned.append(event)
         else:
             self._judge_return(event)
 
-    def over(self, event: Event) -> None:
-        """Another poke begins, so that this one has let go of text_mutex: its last round must be over."""
-        if self._written == len(self.plan):
+    def end_by_next_poke(self, event: Event) -> None:
+        """Another poke begins, so this one has released text_mutex: its last round must be over."""
+        if self._written == len(self.planned_writes):
             self._check_round(event, "the next poke")
             self._round_closed = True
 
     def _on_hold(self, event: Event) -> None:
-        """That of the announced poke."""
+        """A hold belongs to the announced poke."""
 
     def _on_end(self, event: Event) -> None:
-        """That of the announced poke."""
+        """An end belongs to the announced poke."""
 
 
-def ways_on(address: int, code: bytes) -> set[int]:
-    """Where a CPU may be resumed that met int3 on an instruction that becomes `code`: behind it, or where it leads.
+def resume_targets(address: int, code: bytes) -> set[int]:
+    """Where a CPU may resume after int3 at `address`, whose instruction becomes `code`.
 
-    Empty when it leads somewhere that the bytes alone do not tell (a return).
+    These are the next instruction and the target of a branch. Empty where the bytes alone do not
+    tell (a return).
     """
     end = address + len(code)
     if code[:1] in (b"\xe9", b"\xe8") and len(code) == 5:
@@ -367,25 +419,28 @@ def ways_on(address: int, code: bytes) -> set[int]:
 
 @dataclass
 class WatchedStep:
-    """What the agent saw of one step: its pokes, and what was not theirs.
+    """What the agent in GDB saw of one step."""
 
-    pokes: announced. found: those of others, with a tail. foreign_writes: what belongs to neither (kprobes' lone int3,
-    text of modules). foreign_int3: at no site of a poke under way. int3: all of them, by (address, cpu).
-    looks: at where the CPUs were (events of the kind `cpus`). owners: whether it was seen who held text_mutex.
-    """
-
-    pokes: list[Poke] = field(default_factory=list)
-    found: list[FoundPoke] = field(default_factory=list)
+    announced: list[Poke] = field(default_factory=list)
+    """Pokes that the test module announced."""
+    unannounced: list[UnannouncedPoke] = field(default_factory=list)
+    """Pokes of the kernel's own, with a tail."""
     foreign_writes: list[Event] = field(default_factory=list)
+    """Writes that belong to no poke: a kprobe's lone int3, the text of a module."""
     foreign_int3: list[Event] = field(default_factory=list)
+    """int3 at no site of a poke under way."""
     cpu_snapshots: list[Event] = field(default_factory=list)
+    """Events of the kind `cpus`: where each CPU was when a violation was seen."""
     errors: list[str] = field(default_factory=list)
-    int3: Counter[tuple[int, int]] = field(default_factory=Counter)
-    owners: bool = False
+    """Failures of the agent itself."""
+    int3: Counter[SiteCpu] = field(default_factory=Counter)
+    """All int3, foreign ones included."""
+    has_lock_owners: bool = False
+    """Whether the events tell who held text_mutex."""
 
     @property
     def all_pokes(self) -> list[Poke]:
-        return [*self.pokes, *self.found]
+        return [*self.announced, *self.unannounced]
 
 
 class Follower:
@@ -395,11 +450,12 @@ class Follower:
         self.watched = WatchedStep()
         self._cpus = frozenset(cpus)
         self._poke: Poke | None = None
-        self._found: dict[int, FoundPoke] = {}  # by site, those that may still go on
+        self._unannounced: dict[int, UnannouncedPoke] = {}  # by site, those that may continue
 
     def feed(self, event: Event) -> None:
+        """Take the next event."""
         kind = event["kind"]
-        self.watched.owners |= "owner" in event
+        self.watched.has_lock_owners |= "owner" in event
         if kind == "error":
             self.watched.errors.append(event["what"])
         elif kind == "cpus":
@@ -413,79 +469,88 @@ class Follower:
                 cpus=self._cpus,
                 targets=frozenset(event["targets"]),
             )
-            self.watched.pokes.append(self._poke)
+            self.watched.announced.append(self._poke)
         elif kind == "write" and not event["own"]:
-            self._write_of_another(event)
+            self._feed_foreign_write(event)
         elif kind == "write":
-            self._let_go(event)
+            self._end_earlier_pokes(event)
             if self._poke:
                 self._poke.feed(event)
         elif kind in ("int3", "return"):
-            self._trap(event)
+            self._feed_trap(event)
         else:
             if self._poke:
                 self._poke.feed(event)
-            # The bytes in an event are those of the announced site.
-            aside = {key: value for key, value in event.items() if key != "bytes"}
-            for found in self._found.values():
-                found.feed(aside)
+            for poke in self._unannounced.values():
+                poke.feed(_without_bytes(event))
             if kind == "end":
                 self._poke = None
 
-    def _let_go(self, event: Event) -> None:
-        """An int3 write begins a poke, or a batch of which no other site is further: those before it are over."""
-        if bytes.fromhex(event["src"]) == INT3:
-            for found in self._found.values():
-                if found.tailed:
-                    found.over(event)
+    def _end_earlier_pokes(self, event: Event) -> None:
+        """An int3 write begins a poke, or a batch in which no other site is further.
 
-    def _write_of_another(self, event: Event) -> None:
-        self._let_go(event)
+        Either way the pokes before it are over.
+        """
+        if bytes.fromhex(event["src"]) == INT3:
+            for poke in self._unannounced.values():
+                if poke.has_tail:
+                    poke.end_by_next_poke(event)
+
+    def _feed_foreign_write(self, event: Event) -> None:
+        self._end_earlier_pokes(event)
         if self._poke:
             self._poke.feed(event)
         for site in range(event["addr"] - 1, event["addr"] + 1):
-            if (found := self._found.get(site)) and found.continues(event):
-                if not found.tailed:
-                    self.watched.found.append(found)
-                    self.watched.foreign_writes.remove(found.begun)
-                    for early in found.early:
+            if (poke := self._unannounced.get(site)) and poke.continues(event):
+                if not poke.has_tail:
+                    self.watched.unannounced.append(poke)
+                    self.watched.foreign_writes.remove(poke.first_write)
+                    for early in poke.early_int3:
                         self.watched.foreign_int3.remove(early)
-                found.feed(event)
+                poke.feed(event)
                 return
         if bytes.fromhex(event["src"]) == INT3:
-            found = FoundPoke(
+            poke = UnannouncedPoke(
                 site=event["addr"],
                 old=bytes.fromhex(event["before"]),
                 new=bytes.fromhex(event["before"]),
                 seq=0,
                 cpus=self._cpus,
                 targets=frozenset(),
-                begun=event,
+                first_write=event,
             )
-            self._found[event["addr"]] = found
-            found.feed(event)
+            self._unannounced[event["addr"]] = poke
+            poke.feed(event)
         else:
-            self._found.pop(event["addr"], None)  # a kprobe that is taken away
+            self._unannounced.pop(event["addr"], None)  # a kprobe is removed
         self.watched.foreign_writes.append(event)
 
-    def _trap(self, event: Event) -> None:
+    def _feed_trap(self, event: Event) -> None:
         ip = event["ip"] if event["kind"] == "int3" else event["trap"]
         if event["kind"] == "int3":
-            self.watched.int3[ip, event["cpu"]] += 1
+            self.watched.int3[SiteCpu(ip, event["cpu"])] += 1
         if self._poke and 0 <= ip - self._poke.site < len(self._poke.new):
             self._poke.feed(event)
             return
-        found = self._found.get(ip)
-        if found:
-            found.feed({key: value for key, value in event.items() if key != "bytes"})
-        if event["kind"] == "int3" and not (found and found.tailed):
+        poke = self._unannounced.get(ip)
+        if poke:
+            poke.feed(_without_bytes(event))
+        if event["kind"] == "int3" and not (poke and poke.has_tail):
             self.watched.foreign_int3.append(event)
-            if found:
-                found.early.append(event)
+            if poke:
+                poke.early_int3.append(event)
+
+
+def _without_bytes(event: Event) -> Event:
+    """The event for an unannounced poke: the bytes in it are those of the announced site."""
+    return {key: value for key, value in event.items() if key != "bytes"}
 
 
 def follow(events: Iterable[Event], cpus: Iterable[int]) -> WatchedStep:
-    """Run the automata over the events of one step. cpus: those online, which must take part in each round."""
+    """Run the automata over the events of one step.
+
+    cpus: the online CPUs, which must take part in each sync round.
+    """
     follower = Follower(cpus)
     for event in events:
         follower.feed(event)
@@ -493,8 +558,8 @@ def follow(events: Iterable[Event], cpus: Iterable[int]) -> WatchedStep:
 
 
 def by_step(events: Iterable[Event]) -> dict[int, list[Event]]:
-    """The events of each step, by its number; 0 has what came before the first."""
-    parts: dict[int, list[Event]] = {}
+    """Group events by the number of their step; 0 has the events before the first step."""
+    groups: dict[int, list[Event]] = {}
     for event in events:
-        parts.setdefault(event["step"], []).append(event)
-    return parts
+        groups.setdefault(event["step"], []).append(event)
+    return groups

@@ -1,4 +1,5 @@
-"""From check results to one word."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""The verdict: one word and one sentence from all check results."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from orchestrator.errors import (
     GuestRefused,
     LostVM,
 )
+from orchestrator.guest.klog import Finding
 from orchestrator.verdict.checks import KERNEL_FAILED, CheckResult, kernel_faults, run_checks
 from orchestrator.verdict.evidence import Evidence
 from orchestrator.verdict.model import CLAIMS
@@ -21,11 +23,14 @@ __all__ = ["KERNEL_FAILED", "Verdict", "judge"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """outcome: the word (design.md). reason: one sentence. results: of every check."""
+    """The verdict on one run."""
 
     outcome: str
+    """The word; orchestrator/report/verdict.schema.json lists all of them."""
     reason: str
+    """One sentence."""
     results: tuple[CheckResult, ...] = ()
+    """The results of all checks."""
 
     @property
     def exit_status(self) -> int:
@@ -37,50 +42,60 @@ class Verdict:
 def judge(evidence: Evidence) -> Verdict:
     """The verdict on one run.
 
-    What the kernel itself reported comes first, then what ended the run early, then failed checks. A run in which
-    nothing failed but something was not looked at is `infra`: it is no pass, and no fault of the kernel's either. On an
-    emulator that is known to lose what is tested here a failure does not count, whatever it looks like: stale
-    translations have been seen as endless traps and as oopses.
+    The kernel's own reports come first, then the error that ended the run early, then failed
+    checks. A run in which nothing failed but something was not observed is `infra`: neither a pass
+    nor a fault of the kernel. On an emulator that is known to run stale code no failure counts,
+    whatever it looks like: stale translations have been seen as endless traps and as oopses.
     """
     verdict = _judge(evidence, tuple(run_checks(evidence)))
     if evidence.untrusted and verdict.outcome in KERNEL_FAILED:
-        reason = f"{evidence.untrusted}; so this is not held against the kernel: {verdict.outcome}, {verdict.reason}"
+        reason = (
+            f"{evidence.untrusted}, so this does not count against the kernel: "
+            f"{verdict.outcome}, {verdict.reason}"
+        )
         return Verdict("infra", reason, verdict.results)
     return verdict
 
 
 def _judge(evidence: Evidence, results: tuple[CheckResult, ...]) -> Verdict:
-    broken = evidence.broken
-    if isinstance(broken, BootError):
-        return Verdict(broken.outcome, str(broken), results)
+    error = evidence.error
+    if isinstance(error, BootError):
+        return Verdict(error.outcome, str(error), results)
     failed = [result for result in results if result.status == "fail" and result.check != "console"]
     claim = next(
         (f"{result.check}: {result.text}" for result in failed if result.check in CLAIMS), None
     )
-    for kind in KERNEL_FAILED:
-        for finding in kernel_faults(evidence):
-            if finding.outcome == kind:
-                # What the watch had seen to be wrong before is mostly the reason why.
-                where = (
-                    f", in scenario {evidence.running.scenario.name}"
-                    if evidence.running and finding.fatal
-                    else ""
-                )
-                reason = f"the kernel reports: {finding.text}{where}{f'; {claim}' if claim else ''}"
-                return Verdict(kind, reason, results)
-    # What was seen of a poke before the machine went away, or mad, stands, and may well be why.
-    if isinstance(broken, LostVM | GuestRefused) and claim:
-        return Verdict("fail", f"{claim}; and then {broken}", results)
-    if broken is not None and broken.outcome not in KERNEL_FAILED:
-        return Verdict(broken.outcome, str(broken), results)
+    if fault := _gravest_fault(evidence):
+        unfinished = evidence.unfinished_step if fault.fatal else None
+        where = f", in scenario {unfinished.scenario.name}" if unfinished else ""
+        # A broken claim that was seen before is usually the cause.
+        cause = f"; {claim}" if claim else ""
+        return Verdict(fault.outcome, f"the kernel reports: {fault.text}{where}{cause}", results)
+    # A violation seen before the machine was lost or the guest went mad stands, and may be the
+    # cause.
+    if isinstance(error, LostVM | GuestRefused) and claim:
+        return Verdict("fail", f"{claim}; after that {error}", results)
+    if error is not None and error.outcome not in KERNEL_FAILED:
+        return Verdict(error.outcome, str(error), results)
     if failed:
         return Verdict("fail", f"{failed[0].check}: {failed[0].text}", results)
-    if broken is not None:
-        return Verdict(broken.outcome, str(broken), results)
-    for result in results:
-        if result.status == "blind":
-            return Verdict("infra", f"no verdict: {result.text}", results)
+    if error is not None:
+        return Verdict(error.outcome, str(error), results)
+    if blind := next((result for result in results if result.status == "blind"), None):
+        return Verdict("infra", f"no verdict: {blind.text}", results)
+    return Verdict("pass", _pass_reason(evidence), results)
+
+
+def _gravest_fault(evidence: Evidence) -> Finding | None:
+    """The first of the gravest faults that the kernel reported."""
+    faults = kernel_faults(evidence)
+    return min(faults, key=lambda fault: KERNEL_FAILED.index(fault.outcome), default=None)
+
+
+def _pass_reason(evidence: Evidence) -> str:
     if evidence.without_module:
-        reason = "what can be seen without the test module held, and every CPU was seen in both phases with int3"
-        return Verdict("pass", reason, results)
-    return Verdict("pass", "every promise held, and every CPU was seen in every phase", results)
+        return (
+            "every promise that can be observed without the test module held, "
+            "and every CPU was observed in both int3 phases"
+        )
+    return "every promise held and every CPU was observed in every phase"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The result of a run: in memory, with everything a report needs, and as verdict.json in the run's directory.
+"""The result of a run: in memory, with all that a report needs, and as verdict.json on disk.
 
-verdict.json is written and read here and nowhere else. orchestrator/report/verdict.schema.json describes it for other
-programs.
+verdict.json is written and read only here. orchestrator/report/verdict.schema.json describes it for
+other programs.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ SCHEMA = 2
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """Everything that is known of a run when it is over."""
+    """Everything that is known about a run when it is over."""
 
     spec: RunSpec
     directory: Path
     kernel: Kernel | None
-    """None where none could be had."""
+    """None when there was none to run."""
     machine: MachineSpec | None
-    """None where the run ended before there was one."""
+    """None when the run ended before the machine was chosen."""
     evidence: Evidence
     verdict: Verdict
     seconds: dict[str, float]
-    """Host seconds by what they were spent on."""
+    """Host seconds by activity."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class KernelRecord:
-    """The kernel that was run, as verdict.json has it; the fields are those of kernel.model.Kernel."""
+    """The kernel as verdict.json keeps it; the fields are those of kernel.model.Kernel."""
 
     name: str
     release: str
@@ -60,7 +60,7 @@ class VerdictRecord:
     exit_status: int
     kernel: KernelRecord | None = None
     edited: tuple[str, ...] = ()
-    """What --edit-text changed in the kernel's code, one instruction each."""
+    """Instructions that --edit-text changed in the kernel's code, one line each."""
     hang_report: tuple[str, ...] = ()
     """Where each CPU was when the guest stopped making progress, one line each."""
     soak: Soak | None = None
@@ -68,7 +68,7 @@ class VerdictRecord:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def with_status(self, *statuses: Status) -> list[CheckResult]:
-        """The checks that have one of these statuses, in their order."""
+        """The checks with one of these statuses, in their order."""
         return [check for check in self.checks if check.status in statuses]
 
 
@@ -101,12 +101,12 @@ def write(result: RunResult) -> None:
 def read(directory: Path) -> VerdictRecord:
     """The verdict of the run in `directory`.
 
-    Raises OSError when there is none, ValueError when it is damaged or of another schema.
+    Raises OSError when there is none, ValueError when it is damaged or has another schema.
     """
     content = json.loads((directory / FILE).read_text())
     try:
         if content.pop("schema") != SCHEMA:
-            raise ValueError(f"{directory / FILE} is of another version of this program")
+            raise ValueError(f"{directory / FILE} was written by another version of this program")
         return _record(content)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{directory / FILE} is damaged: {error!r}") from error

@@ -51,12 +51,12 @@ class Run:
         self.events: list[Event] = copy.deepcopy(_EVENTS)
         self.report = list(_KTAP)
         self.scenarios = list(SCENARIOS)
-        self.asked = 2
+        self.requested_cpus = 2
         self.cpus: tuple[int, ...] = (0, 1)
-        self.points: tuple[str, ...] = ("write", "sync", "int3", "stopper")
+        self.breakpoints: tuple[str, ...] = ("write", "sync", "int3", "stopper")
         self.companions: dict[str, Companion] = {}
         self.findings: list[Finding] = []
-        self.broken: OrchestratorError | None = None
+        self.error: OrchestratorError | None = None
         self.no_qemu_ledger: str | None = None
         self.unscanned = ""
         self.qemu: Counter[tuple[int, int]] = Counter()
@@ -126,7 +126,7 @@ class Run:
     def violations(self, seq: int) -> list[str]:
         """The claims that are broken, each once, in the order in which they were seen to be."""
         return list(
-            dict.fromkeys(v.claim for poke in self.watched(seq).pokes for v in poke.violations)
+            dict.fromkeys(v.claim for poke in self.watched(seq).announced for v in poke.violations)
         )
 
     def evidence(self) -> Evidence:
@@ -148,14 +148,14 @@ class Run:
         )
         gated_part = _qemu_gated()
         return Evidence(
-            asked=self.asked,
+            requested_cpus=self.requested_cpus,
             cpus=self.cpus,
-            points=self.points,
+            breakpoints=self.breakpoints,
             steps=seen,
             companions=self.companions,
             findings=self.findings,
             report=report,
-            broken=self.broken,
+            error=self.error,
             qemu_gated=gated_part + self.qemu,
             qemu_free=total - gated_part,
             no_qemu_ledger=self.no_qemu_ledger,

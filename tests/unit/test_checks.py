@@ -160,11 +160,11 @@ UNSEEN: dict[str, tuple[Callable[[Run], object], Iterable[str]]] = {
     "what the agent failed at": (
         lambda run: run.insert(run.find(NOP5_ON, "end"), kind="error", cpu=-1, what="MemoryError"), ["watch"]
     ),
-    "a CPU of the machine": (lambda run: setattr(run, "asked", 3), ["cpus"]),
+    "a CPU of the machine": (lambda run: setattr(run, "requested_cpus", 3), ["cpus"]),
     "the counters of a step": (
         lambda run: [run.say(7, f"cpu={cpu} phase=free", None) for cpu in (0, 1)], ["guest", "ledgers"]
     ),
-    "the rest of a run": (lambda run: setattr(run, "broken", InfraError("GDB died")), ["ledgers"]),
+    "the rest of a run": (lambda run: setattr(run, "error", InfraError("GDB died")), ["ledgers"]),
 }  # fmt: skip
 
 
@@ -198,9 +198,9 @@ def test_every_check_can_fail_or_be_blind() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_passes_over_no_evidence(name: str) -> None:
-    empty = statuses(Evidence(asked=2))
+    empty = statuses(Evidence(requested_cpus=2))
     assert empty[name] == "blind"
-    assert judge(Evidence(asked=2)).outcome == "infra"
+    assert judge(Evidence(requested_cpus=2)).outcome == "infra"
 
 
 def test_counters_that_could_not_be_read_blame_nobody() -> None:
@@ -232,7 +232,9 @@ def test_a_scenario_in_code_that_holds_is_counted() -> None:
     run = Run()
     run.code("int3-consumed")
     assert not not_passed(run)
-    assert guest(run).text.endswith("each the way it must go; 1 scenarios in code hold")
+    assert guest(run).text.endswith(
+        "every one on a legal path; all assertions of 1 code scenario hold"
+    )
 
 
 def test_a_scenario_in_code_that_fails_is_told_in_its_own_words() -> None:
@@ -242,7 +244,7 @@ def test_a_scenario_in_code_that_fails_is_told_in_its_own_words() -> None:
     verdict = judge(run.evidence())
     assert (verdict.outcome, verdict.exit_status) == ("fail", 1)
     assert verdict.reason == (
-        f"guest: the guest's assertions do not hold in int3-consumed.free: {SENTENCE}; and another one"
+        f"guest: an assertion in the guest failed: int3-consumed.free: {SENTENCE}; and another one"
     )
 
 
@@ -251,21 +253,21 @@ def test_a_scenario_in_code_that_the_kernel_lacks_something_for_proves_nothing()
     run.code("int3-consumed", skip="this kernel has no kprobes")
     evidence = run.evidence()
     assert evidence.skipped(evidence.steps[9]) == "this kernel has no kprobes"
-    assert evidence.part("alone") == []
+    assert [step for step in evidence.steps_of("free") if step.scenario.code] == []
     assert judge(evidence).outcome == "pass"
-    assert "in code" not in guest(run).text
+    assert "code scenario" not in guest(run).text
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
-    [("CPU 1 does not come online", "CPU 1 does not come online"), ("", "status 7")],
+    [("CPU 1 does not come online", "CPU 1 does not come online"), ("", "exit status 7")],
 )
 def test_what_failed_beside_a_scenario_is_told_in_its_last_words(words: str, told: str) -> None:
     run = Run()
     run.companions["nop5"] = Companion(7, words)
     assert not any(map(run.evidence().skipped, run.evidence().steps))
     assert guest(run).status == "fail"
-    assert guest(run).text == f"the guest's assertions do not hold in nop5: {told}"
+    assert guest(run).text == f"an assertion in the guest failed: nop5: {told}"
 
 
 def test_what_went_well_beside_a_scenario_is_no_fault() -> None:
@@ -314,7 +316,7 @@ def test_int3_of_a_scenario_in_code_that_gdb_watched_are_in_its_ledger() -> None
     run.qemu.update(run.watched(NOP5_ON).int3)
     results = {result.check: result for result in run_checks(_with_watched_code(run))}
     assert results["ledgers"].status == "pass"
-    assert "the same 20 int3 gated, and 4 more that GDB watched" in results["ledgers"].text
+    assert "the same 20 gated int3 (GDB and QEMU also the same 4 others)" in results["ledgers"].text
 
 
 @pytest.mark.parametrize("meanwhile", [{"companion": "true"}, {"nmi": 10}])
@@ -324,11 +326,11 @@ def test_what_has_company_is_not_in_the_ledger_of_what_runs_free(
     evidence = Run().evidence()
     at = next(at for at, seen in enumerate(evidence.steps) if seen.step.part == "free")
     seen = evidence.steps[at]
-    assert seen in evidence.free
+    assert seen in evidence.free_steps
     with_company = seen.scenario.model_copy(update=meanwhile)
     evidence.steps[at] = replace(seen, step=replace(seen.step, scenario=with_company))
-    assert evidence.steps[at] in evidence.part("free")
-    assert evidence.steps[at] not in evidence.free
+    assert evidence.steps[at] in evidence.steps_of("free")
+    assert evidence.steps[at] not in evidence.free_steps
 
 
 def test_without_qemus_ledger_the_two_others_must_agree() -> None:
@@ -390,7 +392,7 @@ def test_what_is_the_hosts_doing_is_told_and_not_held_against_the_kernel() -> No
     evidence = Run().evidence()
     evidence.excused = [Finding(kind="warn", line=113, text="WARNING: setup_local_APIC", last=130)]
     (told,) = [result.text for result in run_checks(evidence) if result.check == "console"]
-    assert told.endswith("but for line 113, for want of a clock")
+    assert told.endswith("except line 113, caused by a missing clock")
     assert judge(evidence).outcome == "pass"
 
 
@@ -452,7 +454,11 @@ def without_module(
                     see("return", cpu, value=1, ip=site + 5, trap=site)
     (knobs,) = select(["sysctl"])
     evidence = Evidence(
-        asked=2, cpus=(0, 1), points=("write", "sync", "int3"), unscanned="", no_qemu_ledger=ledger
+        requested_cpus=2,
+        cpus=(0, 1),
+        breakpoints=("write", "sync", "int3"),
+        unscanned="",
+        no_qemu_ledger=ledger,
     )
     lines = ["KTAP version 1", "1..2", "# pokes=2 elapsed_ns=1000", "ok 1 sysctl.watched"]
     evidence.report = ktap.parse([*lines, "# pokes=9 elapsed_ns=1000", "ok 2 sysctl.free"])

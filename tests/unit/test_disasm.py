@@ -67,7 +67,7 @@ def test_the_target_of_a_branch_has_a_name() -> None:
         ),
         (
             "cc02440000",
-            "torn: int3 with the tail of the old one, but for +1 of the new one; "
+            "torn: int3 with the tail of the old one, except +1 from the new one; "
             "reads as int3; addb (%rax, %rax), %al",
         ),
         ("cccccccccc", "int3; int3; int3; int3; int3"),

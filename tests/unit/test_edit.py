@@ -35,7 +35,7 @@ def _memory(address: int, size: int) -> bytes:
 
 
 def _located(find: str, put: str, *, after: str = "", number: int | None = None) -> textedit.Change:
-    return textedit.locate(
+    return textedit.locate_edits(
         [Edit(("older_name", "patch"), find, put, after, number)], LINES, _memory
     )[0]
 
@@ -51,7 +51,9 @@ def test_a_call_is_found_by_the_name_of_what_is_called() -> None:
 
 
 def test_several_matches_without_a_number_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"2 instructions of patch match .*: say which, by number"):
+    with pytest.raises(
+        UsageError, match=r"2 instructions of patch match .*: choose one with number"
+    ):
         _located("call.* <sync>", "nop")
 
 
@@ -59,7 +61,7 @@ def test_several_matches_without_a_number_are_refused() -> None:
     ("find", "number", "said"), [("lock .*", None, "no instruction"), ("ret.*", 2, "number 2")]
 )
 def test_what_is_not_there_is_said(find: str, number: int | None, said: str) -> None:
-    with pytest.raises(UsageError, match=rf"patch of this kernel has .*{said}.* that matches"):
+    with pytest.raises(UsageError, match=rf"this kernel's patch has .*{said}.* that matches"):
         _located(find, "nop", number=number)
 
 
@@ -71,14 +73,14 @@ def test_bytes_may_keep_those_that_are_there() -> None:
     assert _located(r"movl \$1, %ecx", ".. 00 .. .. ..", number=1).new == bytes.fromhex(
         "b900000000"
     )
-    with pytest.raises(UsageError, match=r"has 5 bytes \(b9 01 00 00 00\), and '\.\. 00' has 2"):
+    with pytest.raises(UsageError, match=r"has 5 bytes \(b9 01 00 00 00\), but '\.\. 00' has 2"):
         _located(r"movl \$1, %ecx", ".. 00", number=1)
 
 
 def test_a_conditional_jump_becomes_one_to_the_same_place() -> None:
     assert _located("je .*", "always", number=1).new == bytes.fromhex("eb02")
     assert _located("je .*", "always", number=2).new == bytes.fromhex("90e9e0ffffff")
-    with pytest.raises(UsageError, match="is no conditional jump"):
+    with pytest.raises(UsageError, match="is not a conditional jump"):
         _located("ret.*", "always")
 
 
@@ -90,8 +92,10 @@ def test_a_call_becomes_one_of_another_function() -> None:
 
 
 def test_a_kernel_without_the_function_is_no_kernel_to_edit() -> None:
-    with pytest.raises(UsageError, match="the kernel has no function foo or bar"):
-        textedit.locate([Edit(("foo", "bar"), "ret", "nop")], LINES, _memory)
+    with pytest.raises(
+        UsageError, match="does not match this kernel: it has no function foo or bar"
+    ):
+        textedit.locate_edits([Edit(("foo", "bar"), "ret", "nop")], LINES, _memory)
 
 
 @pytest.mark.parametrize(
@@ -99,9 +103,12 @@ def test_a_kernel_without_the_function_is_no_kernel_to_edit() -> None:
     [
         ("[]", "a list called edits"),
         ("edits: []", "a list called edits"),
-        ("edits: [{function: f, find: r, put: nop, where: x}]", "an edit has function, find, put"),
-        ("edits: [{function: f, find: '(', put: nop}]", "is no regular expression"),
-        ("edits: [{function: f, find: r, put: jump}]", "put is nop, always, call NAME, or bytes"),
+        (
+            "edits: [{function: f, find: r, put: nop, where: x}]",
+            "an edit has function, find and put",
+        ),
+        ("edits: [{function: f, find: '(', put: nop}]", "is not a regular expression"),
+        ("edits: [{function: f, find: r, put: jump}]", "put is nop, always, call NAME or bytes"),
         ("edits: [{function: f, find: r, put: 90}]", "in quotes where YAML needs them"),
         ("edits: [{function: f, find: r, put: nop, number: 0}]", "number counts matches from 1"),
         ("edits: [", "while parsing"),
@@ -113,9 +120,9 @@ def test_a_file_that_is_wrong_is_refused_with_what_is_wrong(
     path = tmp_path / "edits.yaml"
     path.write_text(text)
     with pytest.raises(UsageError, match=said):
-        textedit.read(path)
+        textedit.read_edits(path)
 
 
 def test_a_file_that_is_not_there_is_a_wrong_request(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No such file"):
-        textedit.read(tmp_path / "none.yaml")
+        textedit.read_edits(tmp_path / "none.yaml")

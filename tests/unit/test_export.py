@@ -17,6 +17,7 @@ from orchestrator import cli, rundir
 from orchestrator.errors import BootError, BuildError, InfraError, OrchestratorError
 from orchestrator.guest.klog import scan
 from orchestrator.kernel.model import Kernel, KernelRequest
+from orchestrator.options import declared
 from orchestrator.report import files, kcidb
 from orchestrator.spec import RunSpec
 from orchestrator.verdict import result as result_file
@@ -31,12 +32,12 @@ def write(directory: Path, evidence: Evidence, *, kernel: bool = True) -> dict[s
     """A run directory as a run with this evidence leaves it; its verdict.json."""
     spec = RunSpec(kernel=KernelRequest(selector="debian:6.12"), smp=2, directory=directory)
     rundir.create(spec)
-    told = Kernel(
+    built = Kernel(
         name="debian:6.12", release="6.12.117", digest="ab" * 32, bzimage=Path("vmlinuz"), config=None,
         origin={"kind": "Debian binary package", "version": "6.12.117-1"},
     )  # fmt: skip
     result = RunResult(
-        spec=spec, directory=directory, kernel=told if kernel else None, machine=None, evidence=evidence,
+        spec=spec, directory=directory, kernel=built if kernel else None, machine=None, evidence=evidence,
         verdict=judge(evidence), seconds={"booting": 3.0, "free": 1.5},
     )  # fmt: skip
     result_file.write(result)
@@ -47,8 +48,8 @@ def write(directory: Path, evidence: Evidence, *, kernel: bool = True) -> dict[s
 
 
 def broken(error: OrchestratorError) -> Evidence:
-    evidence = Evidence(asked=2)
-    evidence.broken = error
+    evidence = Evidence(requested_cpus=2)
+    evidence.error = error
     return evidence
 
 
@@ -121,6 +122,14 @@ def test_kcidb_takes_it(tmp_path: Path, name: str) -> None:
         assert report["builds"][0]["status"] == {"build-error": "FAIL", "boot-error": "MISS"}.get(
             name, "PASS"
         )
+
+
+def test_kcidb_gets_every_declared_option_of_the_run(tmp_path: Path) -> None:
+    write(tmp_path / "run", Run().evidence())
+    test = kcidb.report([tmp_path / "run"], "ours")["tests"][0]
+    misc = test["environment"]["misc"]
+    assert misc.keys() == declared(RunSpec).keys()
+    assert (misc["smp"], misc["cpu"], misc["scenarios"]) == (2, None, [])
 
 
 def test_many_runs_of_one_kernel_are_one_build(tmp_path: Path) -> None:

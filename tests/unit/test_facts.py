@@ -45,7 +45,7 @@ def test_names_limit_and_sites_of_either_kind_of_table() -> None:
         assert told["pokes for"] == "static calls, ftrace"
         assert told["stops machines"] == "none"
         assert told["jump labels"] == "4"
-        assert told["of 4 of them"] == "5 bytes 0f1f440000: 2, 2 bytes 6690: 1, 5 bytes jmp: 1"
+        assert told["sample of 4"] == "5 bytes 0f1f440000: 2, 2 bytes 6690: 1, 5 bytes jmp: 1"
 
 
 def test_a_kernel_of_2013() -> None:

@@ -16,29 +16,29 @@ ALL = (NOP5_ON, NOP5_OFF, ONE_ON, ONE_OFF, KEY_ON, KEY_OFF)
 
 @pytest.mark.parametrize("seq", ALL)
 def test_a_healthy_poke_has_no_violation(seq: int) -> None:
-    (poke,) = Run().watched(seq).pokes
+    (poke,) = Run().watched(seq).announced
     phases = [1] if seq in (ONE_ON, ONE_OFF) else [1, 2]
     assert not poke.violations
     assert poke.complete
     assert poke.trap_phases == phases
-    assert poke.held == set(phases)
+    assert poke.held_phases == set(phases)
     assert poke.hits == {(phase, cpu): 1 for phase in phases for cpu in (0, 1)}
     assert poke.returns == {0: len(phases), 1: len(phases)} == poke.traps()
     assert poke.rounds == {phase: {0, 1} for phase in [*phases, 3]}
-    assert poke.looked == {0, *phases, 3}
+    assert poke.read_phases == {0, *phases, 3}
 
 
 def test_plan_of_five_bytes_and_of_one() -> None:
     run = Run()
-    (five,), (one,) = run.watched(NOP5_ON).pokes, run.watched(ONE_ON).pokes
-    assert five.plan == [(0, b"\xcc"), (1, five.new[1:]), (0, five.new[:1])]
+    (five,), (one,) = run.watched(NOP5_ON).announced, run.watched(ONE_ON).announced
+    assert five.planned_writes == [(0, b"\xcc"), (1, five.new[1:]), (0, five.new[:1])]
     assert [five.bytes_in(phase).hex()[:6] for phase in range(4)] == [
         "0f1f44",
         "cc1f44",
         "cc0200",
         "e90200",
     ]
-    assert one.plan == [(0, b"\xcc"), (0, b"\xf9")]
+    assert one.planned_writes == [(0, b"\xcc"), (0, b"\xf9")]
     assert one.phases == [0, 1, 3]
 
 
@@ -133,8 +133,8 @@ def test_a_round_that_nobody_waits_for(number: int) -> None:
 def test_the_missing_cpu_is_named() -> None:
     run = Run()
     run.drop(run.find(NOP5_ON, "sync", 0, cpu=1))
-    (violation,) = run.watched(NOP5_ON).pokes[0].violations
-    assert "CPU 1 had not run do_sync_core" in violation.text
+    (violation,) = run.watched(NOP5_ON).announced[0].violations
+    assert "CPU 1 did not run do_sync_core" in violation.text
     assert "between the int3 write and the next write" in violation.text
 
 
@@ -145,9 +145,9 @@ def test_a_late_int3_is_legal() -> None:
     """It trapped in time, and reached the handler when the last byte was written."""
     run = Run()
     _int3(run, run.find(NOP5_ON, "end"), bytes="e902000000")
-    (poke,) = run.watched(NOP5_ON).pokes
+    (poke,) = run.watched(NOP5_ON).announced
     assert not poke.violations
-    assert poke.late == {1: 1}
+    assert poke.late_hits == {1: 1}
     assert poke.traps()[1] == 3
 
 
@@ -155,11 +155,11 @@ def test_an_int3_while_a_write_is_under_way_belongs_to_the_phase_before() -> Non
     run = Run()
     _int3(run, run.find(NOP5_ON, "sync", 2), bytes="cc1f440000")  # the tail is not in memory yet
     _int3(run, run.find(NOP5_ON, "sync", 4), bytes="cc02000000")  # nor is the first byte
-    (poke,) = run.watched(NOP5_ON).pokes
+    (poke,) = run.watched(NOP5_ON).announced
     assert not poke.violations
     assert poke.hits[1, 1] == 2
     assert poke.hits[2, 1] == 2
-    assert not poke.late
+    assert not poke.late_hits
 
 
 def test_old_bytes_after_a_round_are_not() -> None:
@@ -217,9 +217,9 @@ def test_unknown_targets_and_bytes_are_no_violation() -> None:
         if event["kind"] != "window":
             event.pop("bytes", None)
     run.find(NOP5_ON, "window")["targets"] = []
-    (poke,) = run.watched(NOP5_ON).pokes
+    (poke,) = run.watched(NOP5_ON).announced
     assert not poke.violations
-    assert not poke.looked
+    assert not poke.read_phases
 
 
 def test_an_agent_error_is_kept() -> None:
@@ -241,7 +241,7 @@ def test_a_return_from_inside_the_instruction_is_none_of_the_sites() -> None:
     run = Run()
     site = run.find(NOP5_ON, "window")["site"]
     run.insert(run.find(NOP5_ON, "end"), kind="return", cpu=1, trap=site + 1, value=0, ip=site + 2)
-    (poke,) = run.watched(NOP5_ON).pokes
+    (poke,) = run.watched(NOP5_ON).announced
     assert not poke.violations
     assert poke.returns == {0: 2, 1: 2}
 
@@ -253,14 +253,14 @@ def test_what_comes_after_the_end_is_nobodys() -> None:
         run.index(end) + 1, {**_trap(run.find(NOP5_ON, "window")["site"], 0, 0)[0], "step": 1}
     )
     watched = run.watched(NOP5_ON)
-    assert watched.pokes[0].traps() == {0: 2, 1: 2}
+    assert watched.announced[0].traps() == {0: 2, 1: 2}
     assert len(watched.foreign_int3) == 1
 
 
 def test_without_its_end_a_poke_is_not_complete() -> None:
     run = Run()
     run.drop(run.find(KEY_OFF, "end"))
-    assert not run.watched(KEY_OFF).pokes[0].complete
+    assert not run.watched(KEY_OFF).announced[0].complete
 
 
 def test_by_step_takes_the_number_that_each_event_has() -> None:
@@ -311,15 +311,15 @@ def _batch(*, cpus: tuple[int, ...] = (0, 1), rounds: tuple[int, ...] = (1, 2, 3
 
 
 def _violations(events: list[Event]) -> list[list[str]]:
-    return [[v.claim for v in poke.violations] for poke in model.follow(events, (0, 1)).found]
+    return [[v.claim for v in poke.violations] for poke in model.follow(events, (0, 1)).unannounced]
 
 
 def test_a_batch_of_others_is_found_and_judged_site_by_site() -> None:
     watched = model.follow(_batch(), (0, 1))
-    assert [poke.site for poke in watched.found] == list(SITES)
-    assert [(poke.old, poke.new) for poke in watched.found] == [(OLD, NEW)] * 2
-    assert not any(poke.violations for poke in watched.found)
-    assert not watched.pokes and not watched.foreign_writes
+    assert [poke.site for poke in watched.unannounced] == list(SITES)
+    assert [(poke.old, poke.new) for poke in watched.unannounced] == [(OLD, NEW)] * 2
+    assert not any(poke.violations for poke in watched.unannounced)
+    assert not watched.announced and not watched.foreign_writes
 
 
 @pytest.mark.parametrize("missing", [1, 2])
@@ -387,7 +387,7 @@ def test_an_int3_met_before_the_tail_is_the_pokes_once_there_is_one() -> None:
     events[at:at] = _trap(SITES[0], 1, 0x1005)
     watched = model.follow(events, (0, 1))
     assert not watched.foreign_int3
-    assert watched.found[0].traps() == {1: 1}
+    assert watched.unannounced[0].traps() == {1: 1}
     assert watched.int3 == {(SITES[0], 1): 1}
 
 
@@ -424,7 +424,7 @@ def test_a_lone_int3_is_a_kprobes_and_so_is_its_end() -> None:
     events = _batch()[:1]
     gone = {**events[0], "src": OLD[:1].hex(), "before": (b"\xcc" + OLD[1:] + b"\x90" * 3).hex()}
     watched = model.follow([*events, *_trap(SITES[0], 0, 0x1001), gone], (0, 1))
-    assert not watched.found
+    assert not watched.unannounced
     assert len(watched.foreign_writes) == 2
     assert len(watched.foreign_int3) == 1
 
@@ -446,14 +446,14 @@ def test_found_and_announced_pokes_do_not_disturb_each_other(kind: str) -> None:
     batch[2:2] = _trap(SITES[0], 1, SITES[0] + 5)
     _beside(run, batch, kind=kind)
     watched = run.watched(NOP5_ON)
-    assert [poke.seq for poke in watched.pokes] == [NOP5_ON]
-    assert [(poke.site, poke.announced) for poke in watched.found] == [
+    assert [poke.seq for poke in watched.announced] == [NOP5_ON]
+    assert [(poke.site, poke.announced) for poke in watched.unannounced] == [
         (site, False) for site in SITES
     ]
-    assert watched.all_pokes == [*watched.pokes, *watched.found]
+    assert watched.all_pokes == [*watched.announced, *watched.unannounced]
     assert not any(poke.violations for poke in watched.all_pokes)
-    assert watched.pokes[0].traps() == {0: 2, 1: 2}
-    assert [poke.traps() for poke in watched.found] == [{1: 1}, {}]
+    assert watched.announced[0].traps() == {0: 2, 1: 2}
+    assert [poke.traps() for poke in watched.unannounced] == [{1: 1}, {}]
     assert not watched.foreign_writes and not watched.foreign_int3
 
 
@@ -466,14 +466,16 @@ def test_a_round_that_one_of_both_lacks_is_not_blamed_on_the_other() -> None:
         ["sync"],
         ["sync"],
     ]
-    assert all("a poke of the kernel's own" in poke.violations[0].text for poke in watched.found)
+    assert all(
+        "a poke of the kernel's own" in poke.violations[0].text for poke in watched.unannounced
+    )
 
     run = Run()
     _drop_round(run, NOP5_ON, 2)
     _beside(run, _batch(), kind="end")  # its syncs do not stand in for those of the poke before
     watched = run.watched(NOP5_ON)
     assert [[v.claim for v in poke.violations] for poke in watched.all_pokes] == [["sync"], [], []]
-    assert f"poke {NOP5_ON})" in watched.pokes[0].violations[0].text
+    assert f"poke {NOP5_ON})" in watched.announced[0].violations[0].text
 
 
 def test_a_found_poke_is_held_and_ended_by_nobody() -> None:
@@ -481,9 +483,9 @@ def test_a_found_poke_is_held_and_ended_by_nobody() -> None:
     run = Run()
     batch = _batch()
     _beside(run, batch[: len(batch) - 4], kind="hold")  # without the last writes
-    for poke in run.watched(NOP5_ON).found:
+    for poke in run.watched(NOP5_ON).unannounced:
         assert not poke.violations
-        assert not poke.held
+        assert not poke.held_phases
         assert not poke.complete
 
 
@@ -491,8 +493,8 @@ def test_a_site_is_found_each_time_that_it_is_poked() -> None:
     there = _batch()
     again = [{**event, "n": event["n"] + len(there)} for event in there]
     watched = model.follow([*there, *again], (0, 1))
-    assert [poke.site for poke in watched.found] == [*SITES, *SITES]
-    assert not any(poke.violations for poke in watched.found)
+    assert [poke.site for poke in watched.unannounced] == [*SITES, *SITES]
+    assert not any(poke.violations for poke in watched.unannounced)
 
 
 def test_a_found_poke_writes_with_interrupts_on_too() -> None:
@@ -524,7 +526,7 @@ def _write(address: int, data: str, before: str) -> Event:
 def test_text_that_is_written_over_a_site_later_is_no_part_of_its_poke() -> None:
     """By whoever may do without int3: alternatives, a module's relocations."""
     watched = model.follow([*_batch(), _write(SITES[0], OLD.hex(), NEW.hex() + "909090")], (0, 1))
-    assert [poke.violations for poke in watched.found] == [[], []]
+    assert [poke.violations for poke in watched.unannounced] == [[], []]
     assert len(watched.foreign_writes) == 1
 
 
@@ -537,10 +539,10 @@ def test_a_poke_of_a_site_whose_int3_had_stayed_is_a_new_one() -> None:
         elif event.get("src") == NEW[1:].hex():
             event["before"] = NEW[1:].hex() + "90909090"
     watched = model.follow([*stayed, *over], (0, 1))
-    assert [(poke.site, poke.written) for poke in watched.found] == [
+    assert [(poke.site, poke.written) for poke in watched.unannounced] == [
         (site, n) for n in (2, 3) for site in SITES
     ]
-    assert not any(poke.violations for poke in watched.found)
+    assert not any(poke.violations for poke in watched.unannounced)
 
 
 def test_what_is_written_behind_a_kprobe_that_is_gone_is_no_tail() -> None:
@@ -549,7 +551,7 @@ def test_what_is_written_behind_a_kprobe_that_is_gone_is_no_tail() -> None:
     watched = model.follow(
         [begun, gone, _write(SITES[0] + 1, "10", OLD[1:].hex() + "90909090")], (0, 1)
     )
-    assert not watched.found
+    assert not watched.unannounced
     assert len(watched.foreign_writes) == 3
 
 
@@ -558,7 +560,7 @@ def test_a_write_behind_a_kprobe_is_no_tail_unless_it_can_be_one(tail: str) -> N
     events = _batch()[:1]
     behind = {**events[0], "addr": SITES[0] + 1, "src": tail, "len": len(tail) // 2}
     watched = model.follow([*events, behind], (0, 1))
-    assert not watched.found
+    assert not watched.unannounced
     assert len(watched.foreign_writes) == 2
 
 
@@ -620,7 +622,7 @@ def test_every_int3_is_counted_whosever_it_is() -> None:
     ],
 )
 def test_ways_on_from_an_int3(code: str, ways: set[int]) -> None:
-    assert model.ways_on(0x1000, bytes.fromhex(code)) == ways
+    assert model.resume_targets(0x1000, bytes.fromhex(code)) == ways
 
 
 # -- at random
@@ -664,7 +666,7 @@ def test_any_mutation_of_a_good_poke_is_seen() -> None:
             events.insert(rng.randrange(1, len(events)), event)
         watched = model.follow(events, (0, 1))
         harmless = _meaning(events) == meaning
-        seen = bool(watched.pokes[0].violations)
+        seen = bool(watched.announced[0].violations)
         assert seen or harmless, (
             f"seed {seed}: poke {seq}: {how} of {event} was not seen in {events}"
         )

@@ -33,7 +33,7 @@ def test_each_says_what_is_broken_and_who_is_to_notice(mutant: Mutant) -> None:
     assert bool(mutant.caught_by) != bool(mutant.unseen)
     assert mutant.fault
     assert (
-        textedit.read(mutant.fault)
+        textedit.read_edits(mutant.fault)
         if mutant.fault.suffix == ".yaml"
         else "\n--- a/" in mutant.fault.read_text()
     )

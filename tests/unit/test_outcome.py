@@ -64,7 +64,7 @@ def test_whatever_the_console_reports_is_no_pass(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["soft-lockup", "rcu-stall", "hung-task"])
 def test_a_stall_in_which_the_run_ended_is_a_hang(kind: str) -> None:
     run = Run()
-    run.findings, run.broken = [finding(kind)], TimedOut("a sign of life from the guest", 60)
+    run.findings, run.error = [finding(kind)], TimedOut("a sign of life from the guest", 60)
     assert (judge(run.evidence()).outcome, judge(run.evidence()).exit_status) == ("hang", 1)
 
 
@@ -95,7 +95,7 @@ def test_the_gravest_report_gives_the_word() -> None:
 def test_what_ended_the_run_is_not_the_kernels_fault(error: OrchestratorError) -> None:
     """Though it leaves everything half done."""
     run = Run()
-    run.broken = error
+    run.error = error
     del run.events[20:], run.report[30:]
     verdict = judge(run.evidence())
     assert (verdict.outcome, verdict.exit_status) == (error.outcome, 125)
@@ -104,22 +104,22 @@ def test_what_ended_the_run_is_not_the_kernels_fault(error: OrchestratorError) -
 
 def test_a_wait_that_ran_out_is_a_timeout() -> None:
     run = Run()
-    run.broken = TimedOut("the end of a step", 180)
+    run.error = TimedOut("the end of a step", 180)
     assert (judge(run.evidence()).outcome, judge(run.evidence()).exit_status) == ("timeout", 1)
-    run.broken.outcome = "hang"
+    run.error.outcome = "hang"
     assert (judge(run.evidence()).outcome, judge(run.evidence()).exit_status) == ("hang", 1)
 
 
 def test_what_the_kernel_reported_counts_though_the_machine_was_lost() -> None:
     run = Run()
     run.findings = [finding("panic")]
-    run.broken = LostVM("the guest is no longer running")
+    run.error = LostVM("the guest is no longer running")
     assert judge(run.evidence()).outcome == "panic"
 
 
 def test_the_scenario_in_which_the_guest_went_down_is_named() -> None:
     run = Run()
-    run.findings, run.broken = (
+    run.findings, run.error = (
         [finding("panic")],
         KernelFault("a step", finding("panic"), [finding("panic")]),
     )
@@ -133,7 +133,7 @@ def test_the_scenario_in_which_the_guest_went_down_is_named() -> None:
 
 def test_where_a_cpu_must_go_on_is_known_though_the_guest_can_tell_nothing_any_more() -> None:
     run = Run()
-    run.findings, run.broken = (
+    run.findings, run.error = (
         [finding("panic")],
         KernelFault("a step", finding("panic"), [finding("panic")]),
     )
@@ -178,13 +178,13 @@ def test_but_a_pass_does() -> None:
 
 def test_a_guest_that_resets_itself_has_panicked() -> None:
     run = Run()
-    run.broken = GuestReset("the guest is no longer running (guest-reset)")
+    run.error = GuestReset("the guest is no longer running (guest-reset)")
     assert (judge(run.evidence()).outcome, judge(run.evidence()).exit_status) == ("panic", 1)
 
 
 def test_what_was_seen_of_a_poke_stands_though_the_machine_went_away() -> None:
     run = Run()
-    run.broken = LostVM("QEMU was killed")
+    run.error = LostVM("QEMU was killed")
     run.drop(run.find(NOP5_ON, "sync"))
     verdict = judge(run.evidence())
     assert (verdict.outcome, verdict.exit_status) == ("fail", 1)
@@ -193,7 +193,7 @@ def test_what_was_seen_of_a_poke_stands_though_the_machine_went_away() -> None:
 
 def test_a_panic_before_anything_was_poked_is_a_boot_error() -> None:
     run = Run()
-    run.broken, run.findings = BootError("the kernel failed"), [finding("panic")]
+    run.error, run.findings = BootError("the kernel failed"), [finding("panic")]
     assert (judge(run.evidence()).outcome, judge(run.evidence()).exit_status) == ("boot-error", 125)
 
 

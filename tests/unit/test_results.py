@@ -71,19 +71,19 @@ def test_a_fault_fails_its_claim_its_scenario_and_the_verdict_and_nothing_else(
 
 def test_a_run_that_says_nothing_is_an_error_and_no_failure(tmp_path: Path) -> None:
     run = Run()
-    run.broken = InfraError("GDB ended")
+    run.error = InfraError("GDB ended")
     run.report = run.report[:3]
     told = by_name(run, tmp_path)
     assert told["run.verdict"].status == "error"
     assert "fail" not in {case.status for case in told.values()}
     assert told["scenario.nop5"] == Case(
-        "scenario", "nop5", "error", "the run ended in it: GDB ended"
+        "scenario", "nop5", "error", "the run ended in this scenario: GDB ended"
     )
 
 
 def test_a_scenario_in_which_the_kernel_went_down_has_failed(tmp_path: Path) -> None:
     run = Run()
-    run.broken = InfraError("the guest is gone")
+    run.error = InfraError("the guest is gone")
     run.report = run.report[:3]
     run.findings = [Finding("oops", 7, "Oops: int3: 0000 [#1]", 9)]
     assert by_name(run, tmp_path)["scenario.nop5"].status == "fail"
@@ -182,11 +182,13 @@ def test_the_page_stands_alone_and_marks_the_fault(tmp_path: Path) -> None:
     assert not parser.outside
     assert '<mark id="line2">Oops: &lt;int3&gt;</mark><mark id="line3">RIP</mark>fine again' in text
     words = "".join(parser.text)
-    assert "write 1 runs with interrupts off" in words and "Coverage" in words and "OOPS" in words
+    assert (
+        "write 1 runs with interrupts disabled" in words and "Coverage" in words and "OOPS" in words
+    )
 
 
 def test_the_page_of_a_run_that_never_came_to_a_guest(tmp_path: Path) -> None:
-    evidence = Evidence(asked=2, broken=InfraError("no QEMU"))
+    evidence = Evidence(requested_cpus=2, error=InfraError("no QEMU"))
     text = page.render(result_of(Run(), tmp_path, evidence))
     assert "no QEMU" in text and "Coverage" not in text and "Console" not in text
 

@@ -41,7 +41,7 @@ def test_an_unknown_name_is_wrong_usage(pattern: str) -> None:
     with pytest.raises(UsageError, match="no scenario is called") as caught:
         scenario.select(["nop5", pattern])
     assert caught.value.exit_status == 129
-    assert "there are: nop5, line" in str(caught.value)
+    assert "the scenarios are: nop5, line" in str(caught.value)
 
 
 def test_the_nearest_name_is_suggested() -> None:
@@ -78,7 +78,7 @@ def test_order_then_name(directory: Path) -> None:
         (GOOD + "name: other\n", "the file"),
         (GOOD.replace("nop5", "nop6"), "site: Input should be 'nop5'"),
         (GOOD + "how: slowly\n", "how: Input should be"),
-        (GOOD + "how: owner\n", "nothing in the kernel owns the site nop5"),
+        (GOOD + "how: owner\n", "the site nop5 has no owner in the kernel"),
         (GOOD + "passes: 0\n", "passes: Input should be greater"),
         (GOOD + "passes: many\n", "passes: Input should be a valid integer"),
     ],
@@ -92,7 +92,7 @@ def test_a_wrong_file_is_named_with_what_is_wrong(directory: Path, text: str, sa
 
 
 def test_no_scenario_at_all_is_no_run(directory: Path) -> None:
-    with pytest.raises(InfraError, match="not complete"):
+    with pytest.raises(InfraError, match="incomplete"):
         scenario.select([])
 
 
@@ -122,14 +122,14 @@ def test_code_says_in_its_first_comment_what_it_is(directory: Path) -> None:
     )
     assert entry.companion == "if true; then\n        exit 4\nfi\n"
     assert entry.code == directory / "some-code.c"
-    assert entry.parts == ("alone",)
-    assert entry.alone
+    assert entry.parts == ("free",)
+    assert entry.exclusive
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("int x;\n", "its first comment must say what it is"),
+        ("int x;\n", "its first comment must have at least title and promise"),
         (CODE.replace("title", "titel"), "titel: Extra inputs"),
         (
             CODE.replace(" * symbols", " * site: nop5\n * symbols"),
@@ -173,16 +173,20 @@ def test_sysctls_are_for_kernels_without_headers_and_for_who_asks(
 @pytest.mark.parametrize(
     ("patterns", "headers", "said"),
     [
-        (("nop5",), False, "nop5 needs the test module, and there are no headers to build it with"),
+        (
+            ("nop5",),
+            False,
+            "nop5 needs the test module, and the kernel has no headers to build it with",
+        ),
         (
             ("nop*",),
             False,
-            "nop*: all of these need the test module, and there are no headers for it",
+            "nop*: all of these need the test module, and the kernel has no headers to build it with",
         ),
         (
             ("nop5", "sysctl"),
             True,
-            "sysctl is run without the test module, so not together with nop5",
+            "sysctl runs without the test module, so it cannot be combined with nop5",
         ),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from orchestrator.scenarios.scenario import Scenario
-from orchestrator.scenarios.steps import LEAST_MS, PlanStep, plan_steps
+from orchestrator.scenarios.steps import MIN_FREE_MS, PlanStep, plan_steps
 
 CPUS = (0, 1, 2, 3)
 
@@ -31,7 +31,7 @@ def test_first_what_gdb_watches_and_last_what_wants_the_guest_for_itself() -> No
     steps = plan_steps(ALL, CPUS, 1.0, 1)
     assert order(steps) == [
         *[("site", "gated")] * 2, *[("key", "gated")] * 2, ("seen", "watched"),
-        ("site", "free"), ("key", "free"), ("code", "alone"), ("seen", "alone"), ("hotplug", "free"),
+        ("site", "free"), ("key", "free"), ("code", "free"), ("seen", "free"), ("hotplug", "free"),
     ]  # fmt: skip
     assert [step.number for step in steps] == list(range(1, 11))
     assert [step.is_watched for step in steps] == [True] * 5 + [False] * 5
@@ -42,7 +42,7 @@ def test_nmis_and_what_goes_on_beside_come_last_in_the_order_of_the_request() ->
     steps = plan_steps(asked, CPUS, 1.0, 1)
     assert order(steps) == [
         *[("nmi", "gated")] * 2, *[("site", "gated")] * 2,
-        ("site", "free"), ("code", "alone"), ("nmi", "free"), ("hotplug", "free"),
+        ("site", "free"), ("code", "free"), ("nmi", "free"), ("hotplug", "free"),
     ]  # fmt: skip
 
 
@@ -75,7 +75,7 @@ def test_the_time_that_runs_free_is_shared_by_weight() -> None:
 
 def test_no_step_is_so_short_that_it_shows_nothing() -> None:
     steps = plan_steps(ALL, CPUS, 0.01, 1)
-    assert {milliseconds(step) for step in steps if not step.is_watched} == {LEAST_MS}
+    assert {milliseconds(step) for step in steps if not step.is_watched} == {MIN_FREE_MS}
 
 
 def test_the_seed_fixes_every_choice() -> None:
@@ -95,7 +95,7 @@ def test_the_commands_are_those_of_the_module() -> None:
     assert by_part["site", "gated"] == "step site=nop5 how=direct cpu=2 gated=1 passes=1"
     assert by_part["key", "free"] == "step site=key how=owner cpu=2 ms=200"
     assert by_part["seen", "watched"].startswith("scenario seen cpu=2 watched=1 ms=1 seed=")
-    assert by_part["code", "alone"].startswith("scenario code cpu=2 ms=200 seed=")
+    assert by_part["code", "free"].startswith("scenario code cpu=2 ms=200 seed=")
 
 
 def test_sysctls_are_switched_while_gdb_watches_and_then_as_fast_as_it_goes() -> None:

@@ -595,7 +595,7 @@ def test_the_table_and_the_files_say_everything(tmp_path: Path) -> None:
     )
     assert f"FAIL  b smp2 tcg seed2: <oops>\n      {run}\n" in text
     assert text.index("oops") < text.index("GDB ended")
-    assert "3 of 5 cells passed, 1 failed, 1 no verdict; 1.0 min" in text
+    assert "3 of 5 cells passed, 1 failed, 1 without a verdict; 1.0 min" in text
     report.write(results, 60.0, tmp_path)
     assert 'href="cells/x/run/report.html"' in (tmp_path / "sweep.html").read_text()
     assert "&lt;oops&gt;" in (tmp_path / "sweep.html").read_text()

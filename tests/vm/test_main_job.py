@@ -140,7 +140,7 @@ def test_a_failure_is_shown_with_its_moment(tmp_path: Path) -> None:
         str(patch),
     )
     report = (tmp_path / "run" / "report.txt").read_text()
-    assert "what went wrong first: sync, in nop5.direct.on, phase 2" in report
+    assert "First failure: sync, in nop5.direct.on, phase 2" in report
     assert "0f 1f 44 00 00          the old instruction (nopl (%rax, %rax))" in report
     assert re.search(r"e9 0b 00 00 00 {10}the new instruction \(jmp .*orch_nop5_new", report)
     for cpu in range(4):
