@@ -1,7 +1,8 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """`orchestrator doctor`: what this host has, what is missing, and what that means for a run.
 
-Every point is found out on its own: a probe that fails is one line of the report, never its end. Nothing is installed
-or downloaded here, and nothing is looked at that a run would not use.
+The probes are independent: one that fails costs a line of the report, never the rest of it. Nothing
+is installed or downloaded here, and nothing is examined that a run would not use.
 """
 
 from __future__ import annotations
@@ -30,14 +31,16 @@ from orchestrator.kernel.model import KernelRequest
 from orchestrator.machine import accel
 
 State = Literal["ok", "note", "warn", "miss"]
-"""ok: as it should be. note: worth knowing. warn: a run works, but slower or with less. miss: no run is possible."""
+"""ok: as it should be. note: worth knowing. warn: runs work, but are slower or can do less. miss:
+no run is possible."""
 STYLES: dict[State, str] = {"ok": "green", "note": "cyan", "warn": "yellow", "miss": "bold red"}
 
 BUILD_MIB = 4000
-"""Free space that fetching, unpacking and building a kernel asks for (kernel/sources.py)."""
+"""Free space needed to fetch, unpack and build a kernel (kernel/sources.py)."""
 MEMORY_MIB = 1536
-"""A guest of the default size and what watches it; a kernel build is content with less."""
+"""Memory for a guest of the default size and its observers; a kernel build needs less."""
 PROBE_SECONDS = 20.0
+"""Time limit for one command of a probe."""
 MIRROR_SECONDS = 8.0
 
 EVIDENCE: dict[str, str] = {
@@ -49,9 +52,10 @@ EVIDENCE: dict[str, str] = {
     "util-linux": "setpriv",
     "xz-utils": "xz",
 }
-"""A package of tools.HOST_PACKAGES -> the program or file that a run wants from it, where it is not named like it.
+"""The program or file that a run needs from a package of tools.HOST_PACKAGES, if its name differs.
 
-Looked for instead of the package, so that a host that is no Debian, or has its own GDB, is judged by what it has.
+It is searched for instead of the package, so that a host that is not Debian, or has its own GDB, is
+judged by what it has.
 """
 
 
@@ -61,14 +65,15 @@ class Diagnosis:
 
     state: State
     name: str
+    """What was examined, in one word."""
     text: str
 
 
 class HostProbes:
-    """The probes, and what later ones need of earlier ones."""
+    """The probes of this host. Cached properties are what several probes need."""
 
     def groups(self) -> list[tuple[str, list[Callable[[], Iterable[Diagnosis]]]]]:
-        """The report in its order: (title, probes)."""
+        """Titles and probes, in the order of the report."""
         return [
             ("host", [self.system, self.cpus, self.memory, self.disk]),
             ("packages", [self.packages, self.ccache]),
@@ -88,13 +93,13 @@ class HostProbes:
         text = f"{name}, {platform.release()}, {machine}, Python {platform.python_version()}"
         if machine != "x86_64":
             yield Diagnosis(
-                "miss", "system", f"{text}: kernels and guests are built for x86_64, on x86_64"
+                "miss", "system", f"{text}: kernels and guests are built for and on x86_64"
             )
         elif not shutil.which("apt-get"):
             yield Diagnosis(
                 "warn",
                 "system",
-                f"{text}: no apt, so nothing of Debian's can be fetched (kernels, QEMU)",
+                f"{text}: no apt, so Debian's kernels and QEMU cannot be fetched",
             )
         else:
             yield Diagnosis("ok", "system", text)
@@ -102,12 +107,12 @@ class HostProbes:
     def cpus(self) -> Iterator[Diagnosis]:
         count = len(os.sched_getaffinity(0))
         model = _fields(Path("/proc/cpuinfo"), ":").get("model name", "")
-        text = f"{count} to be used{f' ({model})' if model else ''}"
+        text = f"{count} available{f' ({model})' if model else ''}"
         if count == 1:
             yield Diagnosis(
                 "warn",
                 "CPUs",
-                f"{text}: the guest's CPUs take turns on it, and a kernel build takes long",
+                f"{text}: the guest's CPUs share it, and a kernel build takes long",
             )
         else:
             yield Diagnosis("ok", "CPUs", text)
@@ -120,7 +125,7 @@ class HostProbes:
         text = f"{_size(free)} available of {_size(total)}"
         if free < MEMORY_MIB:
             yield Diagnosis(
-                "warn", "memory", f"{text}: a run wants {_size(MEMORY_MIB)} (see run --memory)"
+                "warn", "memory", f"{text}: a run needs {_size(MEMORY_MIB)} (see run --memory)"
             )
         else:
             yield Diagnosis("ok", "memory", text)
@@ -135,7 +140,7 @@ class HostProbes:
             yield Diagnosis(
                 "miss",
                 "disk",
-                f"the cache cannot be written ({error}): set XDG_CACHE_HOME elsewhere",
+                f"the cache is not writable ({error}): point XDG_CACHE_HOME elsewhere",
             )
             return
         text = f"{_size(free)} free in {cache}"
@@ -145,99 +150,98 @@ class HostProbes:
             yield Diagnosis(
                 "warn",
                 "disk",
-                f"{text}: fetching and building another kernel wants {_size(BUILD_MIB)}",
+                f"{text}: fetching and building another kernel needs {_size(BUILD_MIB)}",
             )
         else:
             yield Diagnosis(
-                "miss", "disk", f"{text}: fetching and building a kernel wants {_size(BUILD_MIB)}"
+                "miss", "disk", f"{text}: fetching and building a kernel needs {_size(BUILD_MIB)}"
             )
 
     # -- packages
 
     def packages(self) -> Iterator[Diagnosis]:
         apt = shutil.which("apt-get")
-        lacking = missing_packages()
-        present = [package for package in tools.HOST_PACKAGES if package not in lacking]
+        missing = missing_packages()
+        present = [package for package in tools.HOST_PACKAGES if package not in missing]
         if present:
             yield Diagnosis("ok", "present", ", ".join(present))
-        for package in lacking:
-            optional = "(optional)" in tools.HOST_PACKAGES[package]
-            why = tools.HOST_PACKAGES[package]
+        for package in missing:
+            purpose = tools.HOST_PACKAGES[package]
+            optional = "(optional)" in purpose
             remedy = (
                 install_line([package])
                 if apt
-                else f"install what brings {EVIDENCE.get(package, package)}"
+                else f"install the package that has {EVIDENCE.get(package, package)}"
             )
-            yield Diagnosis("warn" if optional else "miss", package, f"{why}: {remedy}")
+            yield Diagnosis("warn" if optional else "miss", package, f"{purpose}: {remedy}")
 
     def ccache(self) -> Iterator[Diagnosis]:
         if shutil.which("ccache"):
-            version = re.search(r"\d+(?:\.\d+)+", _said(["ccache", "--version"]))
-            known = f"{version[0]}: " if version else ""
+            version = re.search(r"\d+(?:\.\d+)+", _output(["ccache", "--version"]))
+            prefix = f"{version[0]}: " if version else ""
             yield Diagnosis(
-                "ok", "ccache", f"{known}of a changed kernel only what changed is compiled again"
+                "ok", "ccache", f"{prefix}a changed kernel is only rebuilt where it changed"
             )
 
     # -- programs
 
     def gdb(self) -> Iterator[Diagnosis]:
         if not shutil.which("gdb"):
-            return  # said among the packages
-        ask = ["-ex", "show version", "-ex", "python print('py' + 'thon')"]
-        said = _said(["gdb", "-nx", "-batch", "-iex", "set auto-load off", *ask])
-        found = re.search(r"^GNU gdb .*?(\d+(?:\.\d+)+)\D*$", said, re.MULTILINE)
-        version = found[1] if found else "of an unknown version"
-        if "\npython" in said:
+            return  # packages() reports it
+        commands = ["-ex", "show version", "-ex", "python print('py' + 'thon')"]
+        output = _output(["gdb", "-nx", "-batch", "-iex", "set auto-load off", *commands])
+        match = re.search(r"^GNU gdb .*?(\d+(?:\.\d+)+)\D*$", output, re.MULTILINE)
+        version = match[1] if match else "unknown version"
+        if "\npython" in output:
             yield Diagnosis("ok", "GDB", f"{version}, with Python")
         else:
-            text = f"{version}, without Python, in which the watch is written: install Debian's gdb, not gdb-minimal"
-            yield Diagnosis("miss", "GDB", text)
+            remedy = "install Debian's gdb instead of gdb-minimal"
+            yield Diagnosis(
+                "miss", "GDB", f"{version}, without Python, which the watch needs: {remedy}"
+            )
 
     @cached_property
     def offline(self) -> str:
-        """Why the mirror cannot be used, in a sentence; empty when it can."""
+        """One sentence about why the mirror cannot be used; empty when it can."""
         try:
             mirror, _ = debian._mirrors()
             suite = debian.host_suites()[0]
         except OrchestratorError as error:
             return str(error)
-        # apt's own helper, so that proxies, certificates and logins are those that a run will use.
+        # apt's own helper uses the same proxies, certificates and logins as a run.
         helper = Path("/usr/lib/apt/apt-helper")
         if not helper.exists():
-            return f"{helper} is missing, so it cannot be asked"
+            return f"{helper} is missing, so the mirror cannot be checked"
         options = ["-o", f"Acquire::http::Timeout={MIRROR_SECONDS:.0f}", "-o", "Acquire::Retries=0"]
         with tempfile.TemporaryDirectory(prefix="orchestrator-") as directory:
             release = Path(directory) / "Release"
             url = f"{mirror.rstrip('/')}/dists/{suite}/Release"
             try:
-                said = _said(
+                output = _output(
                     [str(helper), *options, "download-file", url, str(release)], MIRROR_SECONDS
                 )
             except subprocess.TimeoutExpired:
                 return f"{mirror} does not answer within {MIRROR_SECONDS:.0f} s"
             if not release.exists():
-                why = re.search(r"^E: Failed to fetch \S+\s+(.*)", said, re.MULTILINE)
-                return (
-                    f"{mirror} does not answer with Debian's {suite}{f' ({why[1]})' if why else ''}"
-                )
+                error_line = re.search(r"^E: Failed to fetch \S+\s+(.*)", output, re.MULTILINE)
+                why = f" ({error_line[1]})" if error_line else ""
+                return f"{mirror} does not answer with Debian's {suite}{why}"
         return ""
 
     def mirror(self) -> Iterator[Diagnosis]:
         if not self.offline:
             yield Diagnosis("ok", "mirror", f"{debian._mirrors()[0].rstrip('/')} answers")
         else:
-            works = (
-                "kernels in the cache and --tree work without it, other kernels cannot be fetched"
-            )
-            yield Diagnosis("warn", "mirror", f"{self.offline}: {works}")
+            effect = "cached kernels and --tree work, other kernels cannot be fetched"
+            yield Diagnosis("warn", "mirror", f"{self.offline}: {effect}")
 
     @cached_property
     def qemu(self) -> tools.Qemu | None:
-        """The QEMU that a run would use; None when it has to be fetched first, which is not done here."""
+        """The QEMU that a run would use; None when a run would have to fetch it first."""
         if os.environ.get(tools.QEMU_VARIABLE) or (cache_dir() / "tools" / "qemu").is_dir():
             return tools.qemu()
-        found = shutil.which("qemu-system-x86_64")
-        system = tools.qemu(Path(found)) if found else None
+        path = shutil.which("qemu-system-x86_64")
+        system = tools.qemu(Path(path)) if path else None
         return system if system and (system.good or self.offline) else None
 
     def emulator(self) -> Iterator[Diagnosis]:
@@ -248,35 +252,35 @@ class HostProbes:
             return
         if qemu:
             version = ".".join(map(str, qemu.version))
-            counts = "counts int3 for us under TCG"
-            lacks = "has no plugin interface that we can use, so under TCG a run has two ledgers of int3, not three"
-            text = f"{version}, {qemu.binary}: {counts if qemu.good else lacks}"
+            ability = (
+                "can count int3 under TCG"
+                if qemu.good
+                else "has no usable plugin interface, so it cannot count int3 under TCG "
+                "and only the guest and GDB do"
+            )
+            text = f"{version}, {qemu.binary}: {ability}"
             yield Diagnosis("ok" if qemu.good else "warn", "QEMU", text)
         elif self.offline:
             yield Diagnosis(
                 "miss",
                 "QEMU",
-                "none here, and the mirror cannot be asked for it: install qemu-system-x86",
+                "not installed, and the mirror is not reachable: install qemu-system-x86",
             )
         else:
             yield Diagnosis(
                 "note",
                 "QEMU",
-                "Debian's newest is fetched by the first run, for itself, into the cache",
+                "the first run fetches Debian's newest into the cache",
             )
 
     def accelerator(self) -> Iterator[Diagnosis]:
         if not Path("/dev/kvm").exists():
-            yield Diagnosis(
-                "note", "KVM", "there is no /dev/kvm: the guest's CPUs are translated (TCG)"
-            )
+            yield Diagnosis("note", "KVM", "there is no /dev/kvm: guest code is translated (TCG)")
         elif not self.qemu:
-            yield Diagnosis(
-                "note", "KVM", "there is a /dev/kvm; whether it works shows when there is a QEMU"
-            )
+            yield Diagnosis("note", "KVM", "there is a /dev/kvm; checking it needs a QEMU")
         else:
             trouble = accel.kvm_trouble(self.qemu)
-            text = f"{trouble}: TCG is used" if trouble else "runs 64-bit code and takes int3"
+            text = f"{trouble}: TCG is used" if trouble else "runs 64-bit code and handles int3"
             yield Diagnosis("note" if trouble else "ok", "KVM", text)
         if self.qemu:
             yield Diagnosis(
@@ -284,35 +288,35 @@ class HostProbes:
             )
 
     def guest_programs(self) -> Iterator[Diagnosis]:
-        kept = cache_dir() / "tools"
+        cached = cache_dir() / "tools"
         system = shutil.which("busybox")
-        here = {
-            "busybox": (kept / "busybox").is_dir() or (system and tools._is_static(Path(system))),
-            "dropbear": (kept / "dropbear").is_dir()
+        available = {
+            "busybox": (cached / "busybox").is_dir() or (system and tools._is_static(Path(system))),
+            "dropbear": (cached / "dropbear").is_dir()
             or shutil.which("dropbear", path=f"{os.environ.get('PATH', '')}:/usr/sbin"),
         }
-        for name, found in here.items():
-            if found:
-                yield Diagnosis("ok", name, "for the guest: here")
+        for name, is_available in available.items():
+            if is_available:
+                yield Diagnosis("ok", name, "for the guest: available")
             elif self.offline:
                 package = {"busybox": "busybox-static", "dropbear": "dropbear-bin"}[name]
                 yield Diagnosis(
                     "miss",
                     name,
-                    f"for the guest: not here, and the mirror cannot be asked: install {package}",
+                    f"for the guest: missing, and the mirror is not reachable: install {package}",
                 )
             else:
                 yield Diagnosis(
                     "note",
                     name,
-                    "for the guest: fetched by the first run, for itself, into the cache",
+                    "for the guest: the first run fetches it into the cache",
                 )
 
     # -- cache
 
     @cached_property
     def ready(self) -> list[str]:
-        """The kernels that can be run at once."""
+        """The kernels that can be run without fetching or building."""
         from orchestrator.kernel import cache
 
         return sorted({kernel.name for kernel in cache.kernels()})
@@ -321,7 +325,7 @@ class HostProbes:
     def default_ready(self) -> bool:
         try:
             return KernelRequest.selector in self.ready
-        except Exception:  # whatever ails the list of kernels is told in its own point
+        except Exception:  # the kernels probe reports what is wrong with the list
             return False
 
     def kernels(self) -> Iterator[Diagnosis]:
@@ -335,23 +339,23 @@ class HostProbes:
             yield Diagnosis(
                 state,
                 "kernels",
-                f"{name}, the default, is not here, and its source cannot be fetched",
+                f"{name}, the default, is not in the cache, and its source cannot be fetched",
             )
         else:
             yield Diagnosis(
                 "note",
                 "kernels",
-                f"{name}, the default, is fetched and built by the first run (minutes)",
+                f"the first run fetches and builds the default, {name} (minutes)",
             )
 
     def sizes(self) -> Iterator[Diagnosis]:
         for name, directory in (("cache", cache_dir()), ("runs", state_dir() / "runs")):
             if not directory.is_dir():
                 continue
-            said = _said(["du", "-xm", "--max-depth=1", str(directory)])
+            output = _output(["du", "-xm", "--max-depth=1", str(directory)])
             sizes = {
                 Path(path): int(size)
-                for size, path in re.findall(r"^(\d+)\t(.*)$", said, re.MULTILINE)
+                for size, path in re.findall(r"^(\d+)\t(.*)$", output, re.MULTILINE)
             }
             total = sizes.pop(directory, 0)
             parts = (
@@ -361,7 +365,7 @@ class HostProbes:
             yield Diagnosis(
                 "ok",
                 name,
-                f"{_size(total)} in {directory}{f' ({detail})' if detail else ''}; may be deleted",
+                f"{_size(total)} in {directory}{f' ({detail})' if detail else ''}; safe to delete",
             )
 
     def locks(self) -> Iterator[Diagnosis]:
@@ -371,28 +375,28 @@ class HostProbes:
             yield Diagnosis(
                 "note",
                 "lock",
-                f"{where} is held by process {holder}: who needs the same waits for it",
+                f"process {holder} holds {where}: a run that needs it waits",
             )
         if not held:
             yield Diagnosis("ok", "locks", "none held")
 
 
 def report() -> int:
-    """Print what there is to say, and return the exit status: whether a run is possible here."""
+    """Print the report. Returns the exit status, which tells whether a run is possible here."""
     console = Console(highlight=False)
     missing = 0
     host = HostProbes()
     for number, (title, probes) in enumerate(host.groups()):
         console.print(f"{'' if number == 0 else chr(10)}{title}", style="bold")
         for probe in probes:
-            for point in examine(probe):
-                _show(console, point)
-                missing += point.state == "miss"
+            for diagnosis in examine(probe):
+                _show(console, diagnosis)
+                missing += diagnosis.state == "miss"
     console.print()
     if not missing:
         console.print("A run is possible here.", style="green")
         return EXIT_PASS
-    console.print("No run is possible here before what is marked 'miss' is mended.", style="red")
+    console.print("Fix everything marked 'miss' before running.", style="red")
     needed = [
         package
         for package in missing_packages()
@@ -404,43 +408,48 @@ def report() -> int:
 
 
 def examine(probe: Callable[[], Iterable[Diagnosis]]) -> list[Diagnosis]:
-    """The points of `probe`; one that breaks costs its own points and no others."""
-    points: list[Diagnosis] = []
+    """The diagnoses of `probe`. A probe that fails gives a warning and keeps what it had."""
+    diagnoses: list[Diagnosis] = []
     name = probe.__name__.replace("_", " ")
     try:
-        for point in probe():
-            points.append(point)
+        for diagnosis in probe():
+            diagnoses.append(diagnosis)
     except OrchestratorError as error:
-        points.append(Diagnosis("warn", name, str(error)))
+        diagnoses.append(Diagnosis("warn", name, str(error)))
     except subprocess.TimeoutExpired as error:
-        points.append(
-            Diagnosis(
-                "warn", name, f"no answer within {error.timeout:.0f} s from {' '.join(error.cmd)}"
-            )
+        command = " ".join(error.cmd)
+        diagnoses.append(
+            Diagnosis("warn", name, f"`{command}` did not answer within {error.timeout:.0f} s")
         )
     except Exception as error:
-        points.append(Diagnosis("warn", name, f"cannot be told ({type(error).__name__}: {error})"))
-    return points
+        diagnoses.append(
+            Diagnosis("warn", name, f"could not be checked ({type(error).__name__}: {error})")
+        )
+    return diagnoses
 
 
 def missing_packages() -> list[str]:
-    """Those of tools.HOST_PACKAGES of which this host does not have what a run wants."""
+    """The packages of tools.HOST_PACKAGES whose programs and files this host lacks."""
     return [
-        package for package in tools.HOST_PACKAGES if not _evident(EVIDENCE.get(package, package))
+        package for package in tools.HOST_PACKAGES if not _exists(EVIDENCE.get(package, package))
     ]
 
 
 def install_line(packages: Iterable[str]) -> str:
-    """The command that installs `packages`, in Debian's words."""
+    """The command that installs `packages` on Debian."""
     return f"apt-get install -y --no-install-recommends {' '.join(packages)}"
 
 
-def _evident(what: str) -> bool:
-    return Path(what).is_file() if what.startswith("/") else shutil.which(what) is not None
+def _exists(name: str) -> bool:
+    """Whether this host has the file (an absolute path) or program."""
+    return Path(name).is_file() if name.startswith("/") else shutil.which(name) is not None
 
 
 def _held_locks(root: Path) -> Iterator[tuple[Path, int]]:
-    """Our lock files below `root` that a process holds, and which. From the kernel's table: asking takes no lock."""
+    """Our lock files below `root` that are held, each with the process that holds it.
+
+    /proc/locks tells without taking a lock.
+    """
     holders = {}
     for line in Path("/proc/locks").read_text().splitlines():
         if match := re.match(r"\d+: FLOCK\s+\S+\s+WRITE\s+(\d+) \w+:\w+:(\d+) ", line):
@@ -452,17 +461,23 @@ def _held_locks(root: Path) -> Iterator[tuple[Path, int]]:
 
 
 def _fields(file: Path, separator: str) -> dict[str, str]:
-    """`name separator value` lines as a dictionary; of a repeated name the first. Empty when there is no such file."""
-    found: dict[str, str] = {}
+    """Lines of the form `name separator value` as a dictionary; the first value of a name counts.
+
+    Empty when the file does not exist.
+    """
+    fields: dict[str, str] = {}
     if file.is_file():
         for line in file.read_text(errors="replace").splitlines():
             name, _, value = line.partition(separator)
-            found.setdefault(name.strip(), value.strip())
-    return found
+            fields.setdefault(name.strip(), value.strip())
+    return fields
 
 
-def _said(command: list[str], seconds: float = PROBE_SECONDS) -> str:
-    """What `command` prints, whatever its exit status, within `seconds`."""
+def _output(command: list[str], seconds: float = PROBE_SECONDS) -> str:
+    """Everything that `command` prints, whatever its exit status.
+
+    Raises InfraError when it is not installed, TimeoutExpired after `seconds`.
+    """
     if not shutil.which(command[0]):
         raise InfraError(f"{command[0]} is not installed")
     wrapped = proc.mortal(command) if shutil.which("setpriv") else command
@@ -481,16 +496,16 @@ def _size(mebibytes: int) -> str:
     return f"{mebibytes} MiB" if mebibytes < 1024 else f"{mebibytes / 1024:.1f} GiB"
 
 
-def _show(console: Console, point: Diagnosis) -> None:
-    """`state name text`, wrapped under itself on a terminal; elsewhere one line, for grep."""
+def _show(console: Console, diagnosis: Diagnosis) -> None:
+    """Print `state name text`, wrapped on a terminal; elsewhere in one line, for grep."""
     encoding = sys.stdout.encoding or "ascii"
-    text = " ".join(point.text.split()).encode(encoding, "replace").decode(encoding)
+    text = " ".join(diagnosis.text.split()).encode(encoding, "replace").decode(encoding)
     if console.is_terminal:
         text = textwrap.fill(
             text, max(console.width - 20, 40), break_on_hyphens=False, break_long_words=False
         )
         text = text.replace("\n", "\n" + 20 * " ")
     line = Text.assemble(
-        "  ", (f"{point.state:<5}", STYLES[point.state]), f" {point.name:<11} ", text
+        "  ", (f"{diagnosis.state:<5}", STYLES[diagnosis.state]), f" {diagnosis.name:<11} ", text
     )
     console.print(line, soft_wrap=True)

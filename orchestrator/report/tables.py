@@ -14,7 +14,6 @@ def terminal(
     *,
     left: int = 1,
     fold: Sequence[str] = (),
-    title: str | None = None,
 ) -> Table:
     """An empty table in the style of all reports; add rows with add_row().
 
@@ -22,9 +21,7 @@ def terminal(
     left: number of left-aligned columns; the others are right-aligned.
     fold: headings of columns whose text may wrap.
     """
-    table = Table(
-        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
-    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, heading in enumerate(columns):
         table.add_column(
             heading,

@@ -34,10 +34,20 @@ def show(result: RunResult, console: Console) -> None:
     evidence = result.evidence
     _print(console, _heading(result))
     if evidence.steps:
-        console.print(_sites(evidence))
+        _show_table(
+            console,
+            "scenarios: held phases, int3, coverage | free-running: pokes, int3",
+            _sites(evidence),
+        )
         if any(step.scenario.code for step in evidence.steps):
-            console.print(_code(evidence))
-        console.print(_cpus(evidence))
+            _show_table(
+                console,
+                "code scenarios: pokes and int3 that GDB watched | result in the guest",
+                _code(evidence),
+            )
+        _show_table(
+            console, "passes by CPU: while held in each phase | free-running", _cpus(evidence)
+        )
         _print(console, [_free_running(evidence)])
     if evidence.steps or evidence.findings:
         for check in result.verdict.results:
@@ -90,12 +100,18 @@ def _origin(origin: dict[str, str]) -> str:
 # -- tables
 
 
+def _show_table(console: Console, title: str, table: Table) -> None:
+    # Not as the table's own title, which rich wraps to the width of the table.
+    console.print()
+    console.print(title, style="bold", highlight=False)
+    console.print(table)
+
+
 def _sites(evidence: Evidence) -> Table:
     """The scenarios with a site or sysctls."""
     table = tables.terminal(
         ("scenario", "old/new bytes", "held", "int3", "covered", "pokes", "int3"),
         left=2,
-        title="\nscenarios: held phases, int3, coverage | free-running: pokes, int3",
     )
     for name, steps in _by_scenario(evidence, code=False).items():
         if reason := _skipped(evidence, steps):
@@ -138,7 +154,6 @@ def _code(evidence: Evidence) -> Table:
     """The code scenarios."""
     table = tables.terminal(
         ("scenario", "pokes", "int3", "result"),
-        title="\ncode scenarios: pokes and int3 that GDB watched | result in the guest",
     )
     table.columns[-1].justify = "left"
     table.columns[-1].no_wrap = False
@@ -192,7 +207,6 @@ def _cpus(evidence: Evidence) -> Table:
         ("CPU", *PHASES, *RESULTS),
         left=0,
         fold=("CPU", *RESULTS),
-        title="\npasses by CPU: while held in each phase | free-running",
     )
     for cpu in evidence.cpus:
         held: list[str | Text] = []

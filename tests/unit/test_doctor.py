@@ -85,7 +85,7 @@ def test_a_bare_host_gets_a_report_and_no_traceback(
     assert doctor.report() == EXIT_UNTESTABLE
     said = capsys.readouterr().out
     assert "cannot be told" not in said  # each lack has a sentence of its own
-    assert "miss  gdb         watches the guest: install what brings gdb" in said
+    assert "miss  gdb         watches the guest: install the package that has gdb" in said
     assert "No run is possible" in said
 
 
@@ -137,7 +137,7 @@ def test_every_probe_is_isolated(
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("broken")
 
-    for name in ("_fields", "_said", "_held_locks", "cache_dir", "state_dir"):
+    for name in ("_fields", "_output", "_held_locks", "cache_dir", "state_dir"):
         monkeypatch.setattr(doctor, name, broken)
     assert doctor.report() == EXIT_UNTESTABLE
     assert "broken" in capsys.readouterr().out
