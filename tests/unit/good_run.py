@@ -1,8 +1,9 @@
-"""A real run of a healthy kernel, to be broken by the tests in one thing at a time.
+# SPDX-License-Identifier: GPL-2.0-only
+"""A recorded run of a healthy kernel, in which the tests break one thing at a time.
 
-golden/pass-smp2.* were written by `orchestrator run --kernel debian:6.1 --smp 2 --duration 0.5 --scenario nop5
---scenario one --scenario key` (6.1.176, QEMU 10.0.2, TCG): what GDB saw, what the guest reported, what QEMU counted at
-the sites.
+`orchestrator run --kernel debian:6.1 --smp 2 --duration 0.5 --scenario nop5 --scenario one
+--scenario key` (6.1.176, QEMU 10.0.2, TCG) wrote golden/pass-smp2.*: what GDB saw, what the guest
+reported, and what QEMU counted at the sites.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ for _event in _EVENTS:
     if _event["kind"] == "window":
         _task = _event["task"]
     elif _event["kind"] == "write":
-        _event["owner"] = _task  # this run is older than the field
+        _event["owner"] = _task  # the recording is older than this field
 _KTAP = (GOLDEN / "pass-smp2.guest.ktap").read_text().splitlines()
 _LEDGER = json.loads((GOLDEN / "pass-smp2.ledger.json").read_text())
 
@@ -42,14 +43,13 @@ NOP5_ON, NOP5_OFF, ONE_ON, ONE_OFF, KEY_ON, KEY_OFF = range(1, 7)
 
 
 class Run:
-    """events: of GDB. report: the guest's lines. scenarios: what was asked for. The rest is as in Evidence.
-
-    Change it, then ask for evidence().
-    """
+    """The recorded run. Change it, then call evidence(). Most fields are those of Evidence."""
 
     def __init__(self) -> None:
         self.events: list[Event] = copy.deepcopy(_EVENTS)
+        """GDB's events."""
         self.report = list(_KTAP)
+        """The lines of the guest's report."""
         self.scenarios = list(SCENARIOS)
         self.requested_cpus = 2
         self.cpus: tuple[int, ...] = (0, 1)
@@ -60,12 +60,12 @@ class Run:
         self.no_qemu_ledger: str | None = None
         self.unscanned = ""
         self.qemu: Counter[tuple[int, int]] = Counter()
-        """To be added to what QEMU counted in the gated part."""
+        """Added to what QEMU counted in the gated part."""
 
     # -- what to break
 
     def poke(self, seq: int) -> list[Event]:
-        """The events of one poke; they are the run's own, so that a change of one is a change of the run."""
+        """The events of one poke. They are not copies: changing one changes the run."""
         windows = [at for at, event in enumerate(self.events) if event["kind"] == "window"] + [
             len(self.events)
         ]
@@ -73,13 +73,13 @@ class Run:
         return next(part for part in cut if part[0]["seq"] == seq)
 
     def find(self, seq: int, kind: str, number: int = 0, **fields: object) -> Event:
-        """Event number `number` of those of a poke that have this kind and these fields."""
-        found = [
+        """The event of a poke with this kind and these fields; number: which one, from 0."""
+        matches = [
             e
             for e in self.poke(seq)
             if e["kind"] == kind and all(e.get(k) == v for k, v in fields.items())
         ]
-        return found[number]
+        return matches[number]
 
     def index(self, event: Event) -> int:
         return next(number for number, other in enumerate(self.events) if other is event)
@@ -94,7 +94,10 @@ class Run:
         )
 
     def say(self, number: int, old: str, new: str | None) -> None:
-        """Change (None: drop) the first line of the guest's report on step `number` that contains `old`."""
+        """In the guest's report on step `number`, change the first line that contains `old`.
+
+        new: the replacement; None drops the line.
+        """
         start = next(
             at for at, line in enumerate(self.report) if line.startswith(f"# step={number} ")
         )
@@ -105,7 +108,10 @@ class Run:
             self.report[at] = self.report[at].replace(old, new)
 
     def code(self, name: str, *sentences: str, skip: str | None = None) -> None:
-        """Run the scenario in code `name` as step 10, reported as scenario.c does. sentences: what does not hold."""
+        """Run the code scenario `name` as step 10, reported as scenario.c does.
+
+        sentences: its failed assertions.
+        """
         self.scenarios += select([name])
         self.report[self.report.index("1..9")] = "1..10"
         self.report += [
@@ -118,13 +124,13 @@ class Run:
             f"{'not ' if sentences else ''}ok 10 {name}.free{why}",
         ]
 
-    # -- what comes of it
+    # -- the results
 
     def watched(self, seq: int) -> model.WatchedStep:
         return model.follow(self.poke(seq), self.cpus)
 
     def violations(self, seq: int) -> list[str]:
-        """The claims that are broken, each once, in the order in which they were seen to be."""
+        """The broken claims, each once, in the order in which they were seen."""
         return list(
             dict.fromkeys(v.claim for poke in self.watched(seq).announced for v in poke.violations)
         )
@@ -164,7 +170,7 @@ class Run:
 
 
 def targets_of(seq: int) -> tuple[int, ...]:
-    """Where a CPU that meets int3 in this poke may go on."""
+    """Where a CPU that hits int3 in this poke may resume."""
     return tuple(
         next(event for event in _EVENTS if event["kind"] == "window" and event["seq"] == seq)[
             "targets"
@@ -173,5 +179,8 @@ def targets_of(seq: int) -> tuple[int, ...]:
 
 
 def _qemu_gated() -> Counter[tuple[int, int]]:
-    """QEMU was read between the two parts and its count was GDB's; the golden file has the sum of both parts."""
+    """QEMU's count after the gated part.
+
+    It was equal to GDB's. The golden file has only the sum of both parts.
+    """
     return Counter((event["ip"], event["cpu"]) for event in _EVENTS if event["kind"] == "int3")

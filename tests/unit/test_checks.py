@@ -1,4 +1,5 @@
-"""Every check can fail, and does for its own defect alone; nothing that was not seen passes."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""Every check can fail, and only for its own defect. Nothing passes without evidence."""
 
 from __future__ import annotations
 
@@ -31,14 +32,14 @@ def not_passed(run: Run) -> dict[str, str]:
     return {check: status for check, status in statuses(run.evidence()).items() if status != "pass"}
 
 
-def test_the_real_run_passes() -> None:
+def test_the_recorded_run_passes() -> None:
     results = run_checks(Run().evidence())
     assert [result.check for result in results] == NAMES
     assert {result.status for result in results} == {"pass"}
     assert all(result.text for result in results)
 
 
-def test_a_kernel_that_does_not_say_who_holds_the_lock_is_not_judged_by_it() -> None:
+def test_a_kernel_that_does_not_record_the_lock_owner_is_not_judged_by_the_lock() -> None:
     run = Run()
     for event in run.events:
         event.pop("owner", None)
@@ -47,7 +48,7 @@ def test_a_kernel_that_does_not_say_who_holds_the_lock_is_not_judged_by_it() -> 
     ]
 
 
-# -- the kernel's faults, and what fails for each: that, and nothing else
+# -- faults of the kernel, each with the only checks that fail
 
 
 def _int3(run: Run, seq: int, kind: str, number: int, **fields: object) -> None:
@@ -67,7 +68,7 @@ def _swap_writes(run: Run) -> None:
 
 
 def _number(run: Run, step: int, name: str) -> str:
-    """The first `name=123` of a step in the report, where it is not 0."""
+    """The first `name=123` of a step in the report that is not 0."""
     start = next(at for at, line in enumerate(run.report) if line.startswith(f"# step={step} "))
     return next(
         match[0] for line in run.report[start:] if (match := re.search(rf"\b{name}=[1-9]\d*", line))
@@ -85,9 +86,18 @@ def _find(*kinds: str) -> list[Finding]:
 
 FAULTS: dict[str, tuple[Callable[[Run], object], set[str]]] = {
     "writes out of order": (_swap_writes, {"writes"}),
-    "other bytes in memory": (lambda run: run.find(NOP5_OFF, "sync", 3).update(bytes="cc1f440001"), {"bytes"}),
-    "no first round": (lambda run: run.drop(*(run.find(ONE_ON, "sync", 0, cpu=cpu) for cpu in (0, 1))), {"sync"}),
-    "a CPU left out of the last round": (lambda run: run.drop(run.find(NOP5_ON, "sync", 2, cpu=1)), {"sync"}),
+    "other bytes in memory": (
+        lambda run: run.find(NOP5_OFF, "sync", 3).update(bytes="cc1f440001"),
+        {"bytes"},
+    ),
+    "no first round": (
+        lambda run: run.drop(*(run.find(ONE_ON, "sync", 0, cpu=cpu) for cpu in (0, 1))),
+        {"sync"},
+    ),
+    "a CPU left out of the last round": (
+        lambda run: run.drop(run.find(NOP5_ON, "sync", 2, cpu=1)),
+        {"sync"},
+    ),
     "int3 before it is written": (
         lambda run: [
             _int3(run, NOP5_ON, "write", 0, bytes="0f1f440000"),
@@ -100,27 +110,31 @@ FAULTS: dict[str, tuple[Callable[[Run], object], set[str]]] = {
     "no lock": (lambda run: run.find(NOP5_ON, "write").update(owner=0), {"lock"}),
     "interrupts off": (lambda run: run.find(NOP5_ON, "write").update(irqs=False), {"irqs"}),
     "stop_machine()": (
-        lambda run: run.insert(run.find(NOP5_ON, "hold"), kind="stopper", cpu=0, own=True, bytes="cc1f440000"),
+        lambda run: run.insert(
+            run.find(NOP5_ON, "hold"), kind="stopper", cpu=0, own=True, bytes="cc1f440000"
+        ),
         {"stopper"},
     ),
     "a warning": (lambda run: setattr(run, "findings", _find("warn")), {"console"}),
     "an assertion of the guest": (lambda run: run.say(1, "ok 1 ", "not ok 1 "), {"guest"}),
     "a torn pass": (lambda run: run.say(9, "torn=0", "torn=1"), {"guest"}),
     "a stale pass": (lambda run: run.report.insert(-12, "# cpu=1 stale=2"), {"guest"}),
-    "one int3 more in the guest": (lambda run: run.say(1, "int3=1", "int3=2"), {"ledgers"}),
-    "one int3 more in QEMU, gated": (
-        lambda run: run.qemu.update({(run.find(NOP5_ON, "window")["site"], 0): 1}), {"ledgers"}
+    "an extra int3 in the guest": (lambda run: run.say(1, "int3=1", "int3=2"), {"ledgers"}),
+    "an extra int3 in QEMU, gated": (
+        lambda run: run.qemu.update({(run.find(NOP5_ON, "window")["site"], 0): 1}),
+        {"ledgers"},
     ),
     "an int3 that only QEMU saw": (lambda run: run.qemu.update({(0x3000, 0): 1}), {"ledgers"}),
-    "one int3 more running free": (lambda run: _one_more(run, 8, "int3"), {"ledgers"}),
-    "what went on beside it": (
-        lambda run: run.companions.update(nop5=Companion(1, "CPU 1 does not come online")), {"guest"}
+    "an extra free-running int3": (lambda run: _one_more(run, 8, "int3"), {"ledgers"}),
+    "a companion that fails": (
+        lambda run: run.companions.update(nop5=Companion(1, "CPU 1 does not come online")),
+        {"guest"},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_of_the_kernel_fails_its_check_alone(name: str) -> None:
+def test_a_kernel_fault_fails_only_its_own_check(name: str) -> None:
     run = Run()
     damage, checks = FAULTS[name]
     damage(run)
@@ -128,7 +142,7 @@ def test_a_fault_of_the_kernel_fails_its_check_alone(name: str) -> None:
     assert judge(run.evidence()).exit_status == 1
 
 
-# -- what was not seen, and what is blind for it: that, and nothing else
+# -- gaps in the evidence, each with the only checks that are blind
 
 
 def _events(run: Run, seq: int, *kinds: str) -> None:
@@ -144,7 +158,10 @@ def _unread(run: Run) -> None:
 UNSEEN: dict[str, tuple[Callable[[Run], object], Iterable[str]]] = {
     "the site was never read in a phase": (_unread, ["bytes"]),
     "the return of a handler": (lambda run: run.drop(run.find(NOP5_ON, "return", 2)), ["consumed"]),
-    "where to go on from int3": (lambda run: run.find(NOP5_ON, "window").update(targets=[]), ["consumed"]),
+    "where to resume after int3": (
+        lambda run: run.find(NOP5_ON, "window").update(targets=[]),
+        ["consumed"],
+    ),
     "the end of a poke": (lambda run: _events(run, NOP5_ON, "end"), CLAIMS),
     "a poke": (lambda run: run.drop(*run.poke(NOP5_ON)), [*CLAIMS, "coverage"]),
     "a CPU before the poke": (lambda run: run.say(1, "cpu=1 phase=0", None), ["coverage"]),
@@ -153,27 +170,33 @@ UNSEEN: dict[str, tuple[Callable[[Run], object], Iterable[str]]] = {
     "the console": (lambda run: setattr(run, "unscanned", "no first line"), ["console"]),
     "a step that could not be run": (lambda run: run.say(9, "error=0", "error=-12"), ["guest"]),
     "a step that failed because it could not be run": (
-        lambda run: [run.say(9, "error=0", "error=-12"), run.say(9, "ok 9 ", "not ok 9 ")], ["guest"]
+        lambda run: [run.say(9, "error=0", "error=-12"), run.say(9, "ok 9 ", "not ok 9 ")],
+        ["guest"],
     ),
-    "the last step": (lambda run: run.report.__setitem__(run.report.index("1..9"), "1..10"), ["watch"]),
+    "the last step": (
+        lambda run: run.report.__setitem__(run.report.index("1..9"), "1..10"),
+        ["watch"],
+    ),
     "the plan": (lambda run: run.report.remove("1..9"), ["watch"]),
-    "what the agent failed at": (
-        lambda run: run.insert(run.find(NOP5_ON, "end"), kind="error", cpu=-1, what="MemoryError"), ["watch"]
+    "an event that the agent failed at": (
+        lambda run: run.insert(run.find(NOP5_ON, "end"), kind="error", cpu=-1, what="MemoryError"),
+        ["watch"],
     ),
     "a CPU of the machine": (lambda run: setattr(run, "requested_cpus", 3), ["cpus"]),
     "the counters of a step": (
-        lambda run: [run.say(7, f"cpu={cpu} phase=free", None) for cpu in (0, 1)], ["guest", "ledgers"]
+        lambda run: [run.say(7, f"cpu={cpu} phase=free", None) for cpu in (0, 1)],
+        ["guest", "ledgers"],
     ),
     "the rest of a run": (lambda run: setattr(run, "error", InfraError("GDB died")), ["ledgers"]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", UNSEEN)
-def test_what_was_not_seen_is_no_pass_and_no_fault(name: str) -> None:
+def test_missing_evidence_is_neither_a_pass_nor_a_fault(name: str) -> None:
     run = Run()
     damage, checks = UNSEEN[name]
     damage(run)
-    if name == "a poke":  # its int3 are missing in GDB's ledger: the observers do disagree
+    if name == "a poke":  # its int3 are missing in GDB's ledger, so the observers do disagree
         run.no_qemu_ledger = "none"
         assert not_passed(run) == {**dict.fromkeys(checks, "blind"), "ledgers": "fail"}
         return
@@ -181,7 +204,7 @@ def test_what_was_not_seen_is_no_pass_and_no_fault(name: str) -> None:
     assert judge(run.evidence()).outcome == "infra"
 
 
-def test_no_poke_while_running_free() -> None:
+def test_a_free_running_part_without_pokes_does_not_pass() -> None:
     run = Run()
     run.say(8, _number(run, 8, "pokes"), "pokes=0")
     assert not_passed(run) in ({"progress": "blind"}, {"progress": "fail"})
@@ -189,7 +212,7 @@ def test_no_poke_while_running_free() -> None:
 
 
 def test_every_check_can_fail_or_be_blind() -> None:
-    """Those that ask whether we looked cannot fail by the kernel's doing; all others can."""
+    """Checks of the observation cannot fail through the kernel; all others can."""
     failing = {check for _, checks in FAULTS.values() for check in checks}
     blind = {check for _, checks in UNSEEN.values() for check in checks}
     assert failing >= {*CLAIMS, "console", "guest", "ledgers"}
@@ -197,21 +220,21 @@ def test_every_check_can_fail_or_be_blind() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_passes_over_no_evidence(name: str) -> None:
+def test_no_check_passes_without_evidence(name: str) -> None:
     empty = statuses(Evidence(requested_cpus=2))
     assert empty[name] == "blind"
     assert judge(Evidence(requested_cpus=2)).outcome == "infra"
 
 
-def test_counters_that_could_not_be_read_blame_nobody() -> None:
-    """ssh is lost at the end: the console still has the results, but neither counters nor addresses."""
+def test_unreadable_counters_blame_nobody() -> None:
+    """ssh is lost at the end: the console has the results, but no counters and no addresses."""
     run = Run()
     run.report = (GOLDEN / "pass-smp2.console.log").read_text().splitlines()
     assert "fail" not in statuses(run.evidence()).values()
     assert judge(run.evidence()).outcome == "infra"
 
 
-def test_what_the_guest_lacks_for_what_goes_on_beside_is_skipped() -> None:
+def test_a_companion_that_lacks_something_skips_its_scenario() -> None:
     run = Run()
     run.companions["nop5"] = Companion(SKIP, "no CPU of this guest can be taken offline")
     evidence = run.evidence()
@@ -225,10 +248,10 @@ def guest(run: Run) -> CheckResult:
     return next(result for result in run_checks(run.evidence()) if result.check == "guest")
 
 
-SENTENCE = "in phase 2 of a poke a die notifier was called for 16 of 16 int3 on CPU 0, the last one of site nop5"
+SENTENCE = "in phase 2 a die notifier was called for 16 of 16 int3 on CPU 0, last at site nop5"
 
 
-def test_a_scenario_in_code_that_holds_is_counted() -> None:
+def test_a_code_scenario_that_holds_is_counted() -> None:
     run = Run()
     run.code("int3-consumed")
     assert not not_passed(run)
@@ -237,7 +260,7 @@ def test_a_scenario_in_code_that_holds_is_counted() -> None:
     )
 
 
-def test_a_scenario_in_code_that_fails_is_told_in_its_own_words() -> None:
+def test_a_code_scenario_that_fails_is_reported_with_its_messages() -> None:
     run = Run()
     run.code("int3-consumed", SENTENCE, "and another one")
     assert not_passed(run) == {"guest": "fail"}
@@ -248,7 +271,7 @@ def test_a_scenario_in_code_that_fails_is_told_in_its_own_words() -> None:
     )
 
 
-def test_a_scenario_in_code_that_the_kernel_lacks_something_for_proves_nothing() -> None:
+def test_a_skipped_code_scenario_proves_nothing() -> None:
     run = Run()
     run.code("int3-consumed", skip="this kernel has no kprobes")
     evidence = run.evidence()
@@ -259,24 +282,24 @@ def test_a_scenario_in_code_that_the_kernel_lacks_something_for_proves_nothing()
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("message", "reported"),
     [("CPU 1 does not come online", "CPU 1 does not come online"), ("", "exit status 7")],
 )
-def test_what_failed_beside_a_scenario_is_told_in_its_last_words(words: str, told: str) -> None:
+def test_a_failed_companion_is_reported_with_its_last_line(message: str, reported: str) -> None:
     run = Run()
-    run.companions["nop5"] = Companion(7, words)
+    run.companions["nop5"] = Companion(7, message)
     assert not any(map(run.evidence().skipped, run.evidence().steps))
     assert guest(run).status == "fail"
-    assert guest(run).text == f"an assertion in the guest failed: nop5: {told}"
+    assert guest(run).text == f"an assertion in the guest failed: nop5: {reported}"
 
 
-def test_what_went_well_beside_a_scenario_is_no_fault() -> None:
+def test_a_companion_that_succeeds_is_no_fault() -> None:
     run = Run()
     run.companions["nop5"] = Companion(0, "all CPUs were taken offline and back")
     assert not not_passed(run)
 
 
-def test_what_the_guest_lacks_is_told_though_nobody_said_it() -> None:
+def test_a_skip_without_a_message_gets_a_reason() -> None:
     run = Run()
     run.companions["nop5"] = Companion(SKIP, "")
     evidence = run.evidence()
@@ -286,7 +309,7 @@ def test_what_the_guest_lacks_is_told_though_nobody_said_it() -> None:
 
 
 def _with_watched_code(run: Run) -> Evidence:
-    """And a scenario in code that GDB watched, in which it saw once more what it saw of a poke."""
+    """The run with a watched code scenario added, in which GDB saw the first poke once more."""
     evidence = run.evidence()
     step = next(
         step for step in plan_steps(select(["keys-many"]), (0, 1), 0.5, 1) if step.part == "watched"
@@ -299,7 +322,7 @@ def _with_watched_code(run: Run) -> Evidence:
     return evidence
 
 
-def test_what_gdb_watched_of_a_scenario_in_code_is_judged_too() -> None:
+def test_pokes_of_a_watched_code_scenario_are_judged_too() -> None:
     run = Run()
     assert not list(_with_watched_code(run).violations())
     run.drop(*(run.find(NOP5_ON, "sync", 0, cpu=cpu) for cpu in (0, 1)))
@@ -310,7 +333,7 @@ def test_what_gdb_watched_of_a_scenario_in_code_is_judged_too() -> None:
     assert blamed == [("nop5", "sync"), ("keys-many", "sync")]
 
 
-def test_int3_of_a_scenario_in_code_that_gdb_watched_are_in_its_ledger() -> None:
+def test_int3_of_a_watched_code_scenario_are_in_gdbs_ledger() -> None:
     run = Run()
     assert statuses(_with_watched_code(run))["ledgers"] == "fail"
     run.qemu.update(run.watched(NOP5_ON).int3)
@@ -320,7 +343,7 @@ def test_int3_of_a_scenario_in_code_that_gdb_watched_are_in_its_ledger() -> None
 
 
 @pytest.mark.parametrize("meanwhile", [{"companion": "true"}, {"nmi": 10}])
-def test_what_has_company_is_not_in_the_ledger_of_what_runs_free(
+def test_exclusive_scenarios_are_not_in_the_free_running_ledger(
     meanwhile: dict[str, object],
 ) -> None:
     evidence = Run().evidence()
@@ -333,7 +356,7 @@ def test_what_has_company_is_not_in_the_ledger_of_what_runs_free(
     assert evidence.steps[at] not in evidence.free_steps
 
 
-def test_without_qemus_ledger_the_two_others_must_agree() -> None:
+def test_without_qemus_ledger_the_other_two_must_agree() -> None:
     run = Run()
     run.no_qemu_ledger = "under KVM"
     assert not not_passed(run)
@@ -343,8 +366,8 @@ def test_without_qemus_ledger_the_two_others_must_agree() -> None:
 
 @pytest.mark.parametrize("cpu", [0, 1])
 @pytest.mark.parametrize("seq", range(1, 7))
-def test_a_cpu_that_is_never_seen_with_int3(seq: int, cpu: int) -> None:
-    """Neither by GDB nor by the guest: the ledgers agree, and the coverage is what tells."""
+def test_a_cpu_that_never_hits_int3_is_not_covered(seq: int, cpu: int) -> None:
+    """Neither GDB nor the guest saw it, so the ledgers agree, and only the coverage shows it."""
     run = Run()
     trap, back = run.find(seq, "int3", cpu=cpu), run.find(seq, "return", cpu=cpu)
     run.qemu[trap["ip"], cpu] -= 1
@@ -354,10 +377,10 @@ def test_a_cpu_that_is_never_seen_with_int3(seq: int, cpu: int) -> None:
     assert judge(run.evidence()).outcome == "infra"
 
 
-def test_no_line_of_the_report_may_be_missing() -> None:
-    """But those on which no check rests: times, and of the free-running part what only GDB's ledger would need.
+def test_no_line_that_a_check_needs_may_be_missing_from_the_report() -> None:
+    """No check needs the times, nor the free-running counters of a key.
 
-    Of a key that runs free there is no ledger: its ways through int3 are not to be told from those without.
+    A free-running key has no ledger: its passes through int3 look like those without.
     """
     report = Run().report
     key = next(at for at, line in enumerate(report) if line.startswith("# step=9 "))
@@ -370,16 +393,16 @@ def test_no_line_of_the_report_may_be_missing() -> None:
         assert judge(run.evidence()).outcome != "pass" or line.startswith(tuple(harmless)), line
 
 
-def test_no_event_may_be_missing_but_repeated_ones() -> None:
+def test_no_event_may_be_missing_except_repeated_ones() -> None:
     for at in range(len(Run().events)):
         run = Run()
         event = run.events.pop(at)
-        if event["kind"] != "hold":  # then the write, a moment later, is where the round is judged
+        if event["kind"] != "hold":  # without a hold the round is judged at the write
             assert judge(run.evidence()).outcome != "pass", event
 
 
-def test_the_stale_int3_of_a_real_run() -> None:
-    """A healthy kernel on QEMU 10.0.2 with several TCG threads: an int3 at the site that nobody took."""
+def test_a_stale_int3_of_a_real_run_is_a_panic() -> None:
+    """A healthy kernel on QEMU 10.0.2 with several TCG threads: an int3 that nobody handled."""
     run = Run()
     text = (GOLDEN / "oops-int3-not-taken.console.log").read_text().splitlines()
     run.report, run.findings = text, scan(text).findings
@@ -388,16 +411,16 @@ def test_the_stale_int3_of_a_real_run() -> None:
     assert judge(run.evidence()).outcome == "panic"
 
 
-def test_what_is_the_hosts_doing_is_told_and_not_held_against_the_kernel() -> None:
+def test_a_report_that_the_host_caused_is_mentioned_but_does_not_count() -> None:
     evidence = Run().evidence()
     evidence.excused = [Finding(kind="warn", line=113, text="WARNING: setup_local_APIC", last=130)]
-    (told,) = [result.text for result in run_checks(evidence) if result.check == "console"]
-    assert told.endswith("except line 113, caused by a missing clock")
+    (text,) = [result.text for result in run_checks(evidence) if result.check == "console"]
+    assert text.endswith("except line 113, caused by a missing clock")
     assert judge(evidence).outcome == "pass"
 
 
-def test_without_its_cpus_qemu_is_compared_in_sum() -> None:
-    """With one TCG thread its plugins are told the wrong CPU, but the sums are right."""
+def test_without_cpu_numbers_qemus_sums_are_compared() -> None:
+    """With one TCG thread QEMU's plugins get the wrong CPU, but the sums are right."""
     run = Run()
     site = run.find(NOP5_ON, "window")["site"]
     run.qemu.update({(site, 0): 1, (site, 1): -1})
@@ -415,8 +438,10 @@ def test_without_its_cpus_qemu_is_compared_in_sum() -> None:
 def without_module(
     *, cpus: tuple[int, ...] = (0, 1), drop: str = "", ledger: str | None = None
 ) -> Evidence:
-    """Two switches of a sysctl of one site each, every CPU trapping in both phases. drop: a kind of event that is not
-    seen."""
+    """Two switches of a sysctl with one site, where every CPU traps in both phases.
+
+    drop: a kind of event that is not observed.
+    """
     site, old, new = 0xFFFFFFFF81000000, "0f1f440000", "e910000000"
     seen: list[dict[str, object]] = []
 
@@ -452,7 +477,7 @@ def without_module(
                 for cpu in cpus:
                     see("int3", cpu, ip=site)
                     see("return", cpu, value=1, ip=site + 5, trap=site)
-    (knobs,) = select(["sysctl"])
+    (sysctls,) = select(["sysctl"])
     evidence = Evidence(
         requested_cpus=2,
         cpus=(0, 1),
@@ -468,14 +493,14 @@ def without_module(
             guest=evidence.report.step(step.number),
             watched=follow(seen, (0, 1)) if step.is_watched else None,
         )
-        for step in plan_steps([knobs], (0, 1), 1.0, 1)
+        for step in plan_steps([sysctls], (0, 1), 1.0, 1)
     ]
     watched = evidence.steps[0].watched
     evidence.qemu_gated = Counter(watched.int3 if watched else {})
     return evidence
 
 
-def test_without_the_module_what_was_seen_of_the_kernels_own_pokes_counts() -> None:
+def test_without_the_module_the_kernels_own_pokes_count() -> None:
     verdict = judge(without_module())
     assert verdict.outcome == "pass"
     assert "without the test module" in verdict.reason
@@ -497,7 +522,7 @@ def test_without_the_module_and_qemus_ledger_there_is_nothing_to_compare() -> No
         ("sync", {"sync": "fail"}),
     ],
 )
-def test_without_the_module_what_was_not_seen_is_no_pass_either(
+def test_without_the_module_missing_evidence_is_no_pass_either(
     drop: str, what: dict[str, str]
 ) -> None:
     found = {
@@ -509,11 +534,11 @@ def test_without_the_module_what_was_not_seen_is_no_pass_either(
     assert judge(without_module(drop=drop)).outcome in ("infra", "fail")
 
 
-def test_without_the_module_a_cpu_that_met_no_int3_is_no_coverage() -> None:
+def test_without_the_module_a_cpu_that_hit_no_int3_is_not_covered() -> None:
     assert statuses(without_module(cpus=(0,)))["coverage"] == "blind"
 
 
-def test_ledgers_of_gdb_and_qemu_must_agree_without_the_module_too() -> None:
+def test_without_the_module_gdb_and_qemu_must_agree_too() -> None:
     evidence = without_module()
     evidence.qemu_gated[0xFFFFFFFF81000000, 0] -= 1
     assert statuses(evidence)["ledgers"] == "fail"

@@ -1,4 +1,5 @@
-"""What bytes mean, for a poke of a site and alone."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""The meaning of bytes, alone and in a poke of a site."""
 
 from __future__ import annotations
 
@@ -76,7 +77,7 @@ def test_the_target_of_a_branch_has_a_name() -> None:
         ("cc", "int3"),  # read with another length than the site has
     ],
 )
-def test_the_phases_of_a_poke_and_what_is_none(data: str, text: str) -> None:
+def test_bytes_of_each_phase_and_of_none(data: str, text: str) -> None:
     assert describe(bytes.fromhex(data), SITE, NOP5, JMP32) == text
 
 
@@ -97,7 +98,7 @@ def test_an_old_instruction_that_is_int3_is_the_old_instruction() -> None:
     assert describe(b"\xcc", SITE, b"\xcc", b"\x90") == "the old instruction (int3)"
 
 
-def test_no_bytes_are_too_odd() -> None:
+def test_random_bytes_never_raise() -> None:
     rng = random.Random(1)
     for _ in range(5000):
         data, old, new = (rng.randbytes(rng.choice((0, 1, 2, 5, 5, 5, 16))) for _ in range(3))

@@ -1,6 +1,8 @@
-"""What stands around a run: `orchestrator doctor`, setup, the Makefile, the Vagrantfile.
+# SPDX-License-Identifier: GPL-2.0-only
+"""The surroundings of a run: `orchestrator doctor`, setup, the Makefile, the Vagrantfile.
 
-Hosts are pretended: a PATH of stubs, empty XDG directories, a mirror that is off. Nothing is installed or fetched.
+Hosts are simulated by a PATH of stubs, empty XDG directories, and a mirror that is off. Nothing is
+installed or fetched.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ Stub = Callable[[str, str], Path]
 
 
 @pytest.fixture
-def without_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A host with nothing in its PATH and nothing in its caches; the directory that is the PATH."""
+def bare_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A host with an empty PATH and empty caches. Returns the directory in PATH."""
     programs = tmp_path / "bin"
     programs.mkdir()
     monkeypatch.setenv("PATH", str(programs))
@@ -37,26 +39,26 @@ def without_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def stub(without_module: Path) -> Stub:
-    """Puts a program into the bare host's PATH: its name, and the shell commands it consists of."""
+def stub(bare_path: Path) -> Stub:
+    """Adds a program to the bare host's PATH, given its name and its shell commands."""
 
     def add(name: str, script: str) -> Path:
-        (without_module / name).write_text(f"#!/bin/sh\n{script}\n")
-        (without_module / name).chmod(0o755)
-        return without_module / name
+        (bare_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (bare_path / name).chmod(0o755)
+        return bare_path / name
 
     return add
 
 
 def host(*, offline: str = "", ready: tuple[str, ...] = ()) -> doctor.HostProbes:
-    """A host whose mirror and kernels are as told."""
-    made = doctor.HostProbes()
-    made.__dict__.update(offline=offline, ready=list(ready))
-    return made
+    """A host with this state of the mirror and these cached kernels."""
+    probes = doctor.HostProbes()
+    probes.__dict__.update(offline=offline, ready=list(ready))
+    return probes
 
 
 def states(probe: Callable[[], Iterator[doctor.Diagnosis]]) -> dict[str, str]:
-    return {point.name: point.state for point in doctor.examine(probe)}
+    return {diagnosis.name: diagnosis.state for diagnosis in doctor.examine(probe)}
 
 
 # --- doctor
@@ -67,10 +69,10 @@ def test_every_package_is_looked_for() -> None:
 
 
 @pytest.mark.skipif(
-    not shutil.which("dpkg-query"), reason="only dpkg can say whether the package is installed"
+    not shutil.which("dpkg-query"), reason="only dpkg knows whether the package is installed"
 )
 @pytest.mark.parametrize("package", tools.HOST_PACKAGES)
-def test_what_is_looked_for_comes_with_the_package(package: str) -> None:
+def test_the_evidence_of_a_package_comes_with_the_package(package: str) -> None:
     installed = subprocess.run(
         ["dpkg-query", "-W", "-f", "${db:Status-Status}", package], capture_output=True, text=True
     )
@@ -80,16 +82,16 @@ def test_what_is_looked_for_comes_with_the_package(package: str) -> None:
 
 
 def test_a_bare_host_gets_a_report_and_no_traceback(
-    without_module: Path, capsys: pytest.CaptureFixture[str]
+    bare_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert doctor.report() == EXIT_UNTESTABLE
-    said = capsys.readouterr().out
-    assert "cannot be told" not in said  # each lack has a sentence of its own
-    assert "miss  gdb         watches the guest: install the package that has gdb" in said
-    assert "No run is possible" in said
+    output = capsys.readouterr().out
+    assert "could not be checked" not in output  # each missing thing has a sentence of its own
+    assert "miss  gdb         watches the guest: install the package that has gdb" in output
+    assert "Fix everything marked 'miss' before running." in output
 
 
-def test_missing_packages_come_with_the_line_that_installs_them(
+def test_missing_packages_come_with_the_command_that_installs_them(
     stub: Stub, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stub("apt-get", "exit 1")
@@ -106,13 +108,13 @@ def test_missing_packages_come_with_the_line_that_installs_them(
     assert "gdb" in lines[-1].split()
 
 
-def test_ccache_alone_stops_no_run(stub: Stub) -> None:
+def test_a_missing_ccache_is_only_a_warning(stub: Stub) -> None:
     found = states(host().packages)
     assert found["ccache"] == "warn"
     assert found["bison"] == "miss"
 
 
-def test_a_probe_that_breaks_costs_its_own_points_only() -> None:
+def test_a_failing_probe_costs_only_its_own_lines() -> None:
     def some_probe() -> Iterator[doctor.Diagnosis]:
         yield doctor.Diagnosis("ok", "first", "known")
         raise ZeroDivisionError("by nothing")
@@ -123,16 +125,16 @@ def test_a_probe_that_breaks_costs_its_own_points_only() -> None:
     assert "ZeroDivisionError: by nothing" in second.text
 
 
-def test_an_explained_error_is_the_explanation() -> None:
+def test_an_error_of_this_program_is_reported_as_it_is() -> None:
     def probe() -> Iterator[doctor.Diagnosis]:
         raise InfraError("the disk is gone: buy one")
         yield
 
-    assert [point.text for point in doctor.examine(probe)] == ["the disk is gone: buy one"]
+    assert [diagnosis.text for diagnosis in doctor.examine(probe)] == ["the disk is gone: buy one"]
 
 
 def test_every_probe_is_isolated(
-    without_module: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    bare_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("broken")
@@ -148,7 +150,8 @@ def test_every_probe_is_isolated(
     [
         ("echo 'GNU gdb (Debian 13.1-3) 13.1'; echo python", "ok"),
         (
-            "echo 'GNU gdb (Debian 13.1-3) 13.1'; echo 'Python scripting is not supported in this copy of GDB.'",
+            "echo 'GNU gdb (Debian 13.1-3) 13.1'; "
+            "echo 'Python scripting is not supported in this copy of GDB.'",
             "miss",
         ),
         ("exit 127", "miss"),
@@ -171,7 +174,7 @@ def test_gdb_needs_its_python(stub: Stub, script: str, state: str) -> None:
         (None, "off", "miss"),
     ],
 )
-def test_which_qemu_would_be_used(
+def test_the_qemu_that_a_run_would_use(
     stub: Stub, version: str | None, offline: str, state: str
 ) -> None:
     stub("setpriv", 'shift 3; exec "$@"')
@@ -180,11 +183,13 @@ def test_which_qemu_would_be_used(
     assert states(host(offline=offline).emulator) == {"QEMU": state}
 
 
-def test_a_named_qemu_that_is_none(without_module: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_requested_qemu_that_does_not_exist_is_missing(
+    bare_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(tools.QEMU_VARIABLE, "/nowhere/qemu")
-    (point,) = doctor.examine(host().emulator)
-    assert point.state == "miss"
-    assert "/nowhere/qemu is not a program" in point.text
+    (diagnosis,) = doctor.examine(host().emulator)
+    assert diagnosis.state == "miss"
+    assert "/nowhere/qemu is not a program" in diagnosis.text
 
 
 @pytest.mark.parametrize(
@@ -197,41 +202,41 @@ def test_a_named_qemu_that_is_none(without_module: Path, monkeypatch: pytest.Mon
         ("off", (), ["miss"]),
     ],
 )
-def test_what_can_be_run_without_the_mirror(
-    without_module: Path, offline: str, ready: tuple[str, ...], expected: list[str]
+def test_kernels_that_can_run_without_the_mirror(
+    bare_path: Path, offline: str, ready: tuple[str, ...], expected: list[str]
 ) -> None:
     assert [
-        point.state for point in doctor.examine(host(offline=offline, ready=ready).kernels)
+        diagnosis.state for diagnosis in doctor.examine(host(offline=offline, ready=ready).kernels)
     ] == expected
 
 
-def test_a_full_disk(without_module: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(bare_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "BUILD_MIB", 1 << 40)
     assert states(host().disk) == {"disk": "miss"}
     assert states(host(ready=(KernelRequest.selector,)).disk) == {"disk": "warn"}
 
 
-def test_a_cache_that_cannot_be_written(
-    without_module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_unwritable_cache_is_reported(
+    bare_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert states(host().disk) == {"disk": "miss"}
 
 
-def test_a_lock_is_seen_with_its_holder_and_not_disturbed(without_module: Path) -> None:
+def test_a_held_lock_is_reported_with_its_holder_and_not_disturbed(bare_path: Path) -> None:
     assert list(doctor._held_locks(cache_dir())) == []
     with locked(cache_dir() / "kernels" / ".some.lock"):
         assert list(doctor._held_locks(cache_dir())) == [
             (cache_dir() / "kernels" / ".some.lock", os.getpid())
         ]
-        (point,) = doctor.examine(host().locks)
-        assert point.text.startswith(f"kernels/.some.lock is held by process {os.getpid()}")
+        (diagnosis,) = doctor.examine(host().locks)
+        assert diagnosis.text.startswith(f"process {os.getpid()} holds kernels/.some.lock")
     assert list(doctor._held_locks(cache_dir())) == []
 
 
-def test_the_command_itself(tmp_path: Path) -> None:
-    """In a process of its own, without a terminal, in ASCII, with a mirror that refuses."""
+def test_the_doctor_command_prints_one_line_per_diagnosis(tmp_path: Path) -> None:
+    """In a process of its own, without a terminal, in ASCII, and with a mirror that refuses."""
     environment = {
         **os.environ,
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
@@ -248,27 +253,27 @@ def test_the_command_itself(tmp_path: Path) -> None:
     )
     assert done.returncode in (EXIT_PASS, EXIT_UNTESTABLE), done.stderr
     assert "Traceback" not in done.stdout + done.stderr
-    points = [line for line in done.stdout.splitlines() if line.startswith("  ")]
-    assert points
-    assert all(line.split()[0] in doctor.STYLES for line in points), (
-        "one line a point, or grep is of no use"
+    lines = [line for line in done.stdout.splitlines() if line.startswith("  ")]
+    assert lines
+    assert all(line.split()[0] in doctor.STYLES for line in lines), (
+        "one line per diagnosis, for grep"
     )
-    assert sum("miss" in line.split()[:1] for line in points) > 0 or done.returncode == EXIT_PASS
+    assert sum("miss" in line.split()[:1] for line in lines) > 0 or done.returncode == EXIT_PASS
 
 
 # --- setup
 
 
 @pytest.fixture
-def checkout(tmp_path: Path, stub: Stub, without_module: Path) -> Path:
-    """A checkout as far as setup looks at it, on a Debian of stubs; everything that is done ends up in `calls`."""
+def checkout(tmp_path: Path, stub: Stub, bare_path: Path) -> Path:
+    """The files that setup reads, on a Debian of stubs, which log their calls in `calls`."""
     root = tmp_path / "checkout"
     (root / "orchestrator" / "host").mkdir(parents=True)
     shutil.copy(PROJECT / "setup", root)
     shutil.copy(PROJECT / "orchestrator" / "host" / "tools.py", root / "orchestrator" / "host")
     (root / "pyproject.toml").write_text("# the first\n")
     log = f'echo "$(basename "$0") $*" >>{root}/calls'
-    wanted = (
+    programs = (
         "sh",
         "basename",
         "cat",
@@ -284,8 +289,8 @@ def checkout(tmp_path: Path, stub: Stub, without_module: Path) -> Path:
         "tail",
         "touch",
     )
-    for program in wanted:
-        (without_module / program).symlink_to(
+    for program in programs:
+        (bare_path / program).symlink_to(
             shutil.which(program, path=os.defpath + ":/usr/bin:/bin") or program
         )
     stub("id", f"case $1 in -u) cat {root}/uid;; *) echo someone;; esac")
@@ -295,7 +300,7 @@ def checkout(tmp_path: Path, stub: Stub, without_module: Path) -> Path:
         "".join(f"{package} installed\n" for package in tools.HOST_PACKAGES)
     )
     stub("apt-get", f"{log}; ! [ -e {root}/apt-fails ]")
-    # A python3 that makes environments whose python can "install", and remembers that it was called.
+    # A python3 that makes environments whose python can "install", and logs its calls.
     stub(
         "python3",
         f"""case $1 in
@@ -312,21 +317,25 @@ def checkout(tmp_path: Path, stub: Stub, without_module: Path) -> Path:
     return root
 
 
-def set_up(root: Path, *words: str) -> tuple[int, str, list[str]]:
-    """Exit status, what it said, and the calls that it made this time."""
+def set_up(root: Path, *arguments: str) -> tuple[int, str, list[str]]:
+    """Run setup. Returns its exit status, its stderr, and the calls that it made."""
     calls = root / "calls"
     calls.write_text("")
     done = subprocess.run(
-        ["sh", "setup", *words], cwd=root, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        ["sh", "setup", *arguments],
+        cwd=root,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
     )
     return done.returncode, done.stderr, calls.read_text().splitlines()
 
 
 def test_setup_reads_the_one_list_of_packages() -> None:
-    said = subprocess.run(
+    output = subprocess.run(
         ["sh", "setup", "list-packages"], cwd=PROJECT, capture_output=True, text=True, check=True
     ).stdout
-    assert dict(line.split(" ", 1) for line in said.splitlines()) == tools.HOST_PACKAGES
+    assert dict(line.split(" ", 1) for line in output.splitlines()) == tools.HOST_PACKAGES
 
 
 def test_a_second_setup_does_nothing(checkout: Path) -> None:
@@ -334,71 +343,71 @@ def test_a_second_setup_does_nothing(checkout: Path) -> None:
     assert set_up(checkout) == (0, "", [])
 
 
-def test_root_installs_what_is_missing_and_only_that(checkout: Path) -> None:
+def test_root_installs_only_what_is_missing(checkout: Path) -> None:
     installed = [package for package in tools.HOST_PACKAGES if package not in ("gdb", "bison")]
     (checkout / "installed").write_text(
         "".join(f"{package} installed\n" for package in installed) + "gdb config-files\n"
     )
-    status, said, calls = set_up(checkout, "packages")
+    status, output, calls = set_up(checkout, "packages")
     assert status == 0
-    assert f"installing gdb: {tools.HOST_PACKAGES['gdb']}" in said
-    (call,) = calls  # no update where the lists that are there will do
+    assert f"installing gdb: {tools.HOST_PACKAGES['gdb']}" in output
+    (call,) = calls  # no update when the existing lists are good enough
     assert call.endswith("install -y --no-install-recommends bison gdb")
 
 
-def test_the_package_lists_are_fetched_when_they_do_not_do(checkout: Path) -> None:
+def test_package_lists_are_only_fetched_when_needed(checkout: Path) -> None:
     (checkout / "installed").write_text("")
     (checkout / "apt-fails").touch()
-    status, said, calls = set_up(checkout, "packages")
+    status, output, calls = set_up(checkout, "packages")
     assert [call.split()[4] for call in calls] == ["install", "update"]
-    assert "build/apt.log" in said
-    assert status == 0, "what is missing is the program's to judge"
+    assert "build/apt.log" in output
+    assert status == 0, "the program itself judges what is missing"
 
 
-def test_who_is_not_root_is_told_what_to_type_and_gets_the_rest(checkout: Path) -> None:
+def test_a_user_without_root_gets_the_command_and_everything_else(checkout: Path) -> None:
     (checkout / "uid").write_text("1000\n")
     (checkout / "installed").write_text("")
-    status, said, calls = set_up(checkout)
+    status, output, calls = set_up(checkout)
     assert status == 0
-    assert f"apt-get install -y --no-install-recommends {' '.join(tools.HOST_PACKAGES)}" in said
+    assert f"apt-get install -y --no-install-recommends {' '.join(tools.HOST_PACKAGES)}" in output
     assert calls == ["python3 -m venv --clear .venv", "pip"]
 
 
-def test_where_there_is_no_apt(checkout: Path, without_module: Path) -> None:
-    (without_module / "apt-get").unlink()
-    status, said, calls = set_up(checkout)
+def test_setup_without_apt(checkout: Path, bare_path: Path) -> None:
+    (bare_path / "apt-get").unlink()
+    status, output, calls = set_up(checkout)
     assert status == 0
-    assert "gdb" in said
+    assert "gdb" in output
     assert "pip" in calls
-    assert set_up(checkout) == (0, "", []), "it is said once"
+    assert set_up(checkout) == (0, "", []), "the note is only printed once"
 
 
-def test_no_python(checkout: Path, stub: Stub) -> None:
+def test_setup_without_python_fails(checkout: Path, stub: Stub) -> None:
     stub("python3", "exit 1")
-    status, said, calls = set_up(checkout)
+    status, output, calls = set_up(checkout)
     assert status == 1
-    assert "no Python 3.11 or newer" in said
+    assert "no Python 3.11 or newer" in output
     assert len(calls) == 1, "apt-get, for python3 and python3-venv"
     assert calls[0].endswith("python3 python3-venv")
 
 
-def test_an_interrupted_installation_is_made_anew(checkout: Path) -> None:
+def test_an_interrupted_installation_is_repeated(checkout: Path) -> None:
     (checkout / "pip-fails").touch()
-    status, said, _ = set_up(checkout)
+    status, output, _ = set_up(checkout)
     assert status == 1
-    assert "repeat" in said
+    assert "repeat" in output
     (checkout / "pip-fails").unlink()
     assert set_up(checkout)[::2] == (0, ["python3 -m venv --clear .venv", "pip"])
 
 
-def test_a_changed_pyproject_is_installed_over_what_is_there(checkout: Path) -> None:
+def test_a_changed_pyproject_is_installed_again(checkout: Path) -> None:
     set_up(checkout)
     (checkout / "pyproject.toml").write_text("# the second\n")
     assert set_up(checkout)[2] == ["python3 -m venv .venv", "pip"]
     assert set_up(checkout)[2] == []
 
 
-def test_an_interrupted_change_is_no_change_taken_back(checkout: Path) -> None:
+def test_an_interrupted_change_is_not_mistaken_for_the_old_state(checkout: Path) -> None:
     set_up(checkout)
     (checkout / "pyproject.toml").write_text("# the second\n")
     (checkout / "pip-fails").touch()
@@ -423,9 +432,9 @@ def test_two_setups_wait_for_each_other(checkout: Path) -> None:
     )
     assert holder.stdout
     holder.stdout.readline()
-    status, said, _ = set_up(checkout)
+    status, output, _ = set_up(checkout)
     assert status == 0
-    assert "waiting for another setup" in said
+    assert "waiting for another setup" in output
     assert holder.wait() == 0
     holder.stdout.close()
 
@@ -435,26 +444,27 @@ def test_two_setups_wait_for_each_other(checkout: Path) -> None:
 
 @pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 def test_make_passes_arguments_on_and_explains_itself() -> None:
-    def make(*words: str) -> str:
+    def make(*arguments: str) -> str:
         return subprocess.run(
-            ["make", *words], cwd=PROJECT, capture_output=True, text=True, check=True
+            ["make", *arguments], cwd=PROJECT, capture_output=True, text=True, check=True
         ).stdout
 
     setup, run = make("-n", "--no-print-directory", "run", "ARGS=--smp 2").splitlines()
     assert setup == "./setup"
     assert run.endswith(" .venv/bin/orchestrator run --smp 8 --smp 2")
-    explained = make()
+    help_text = make()
     for target in ("run", "test", "test-unit", "test-vm", "lint", "doctor", "setup", "clean"):
-        assert f"make {target} " in explained
+        assert f"make {target} " in help_text
 
 
-def test_ci_runs_the_tests_as_people_do() -> None:
+def test_ci_runs_make_test() -> None:
     script = PROJECT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     assert script.read_text().splitlines()[-1] == "exec make test"
 
 
-# As much of Vagrant's language as the Vagrantfile may use: what is assigned and called is recorded and printed.
+# The part of Vagrant's language that the Vagrantfile may use. It records and prints every
+# assignment and call.
 VAGRANT = """
 require 'json'
 class Recorder < BasicObject
@@ -466,7 +476,8 @@ class Recorder < BasicObject
     else
       inner = ::Recorder.new
       block.call(inner) if block
-      (@seen[name.to_s] ||= []) << { 'arguments' => arguments, 'options' => options, 'block' => inner.seen }
+      call = { 'arguments' => arguments, 'options' => options, 'block' => inner.seen }
+      (@seen[name.to_s] ||= []) << call
     end
   end
 end
@@ -482,9 +493,9 @@ load ARGV[0]
 
 
 @pytest.mark.skipif(
-    not shutil.which("ruby"), reason="ruby, in which a Vagrantfile is written, is not installed"
+    not shutil.which("ruby"), reason="ruby, the language of a Vagrantfile, is not installed"
 )
-def test_the_vagrantfile_describes_a_machine_that_nests() -> None:
+def test_the_vagrantfile_describes_a_machine_with_nested_virtualisation() -> None:
     done = subprocess.run(
         ["ruby", "-w", "-", str(PROJECT / "Vagrantfile")],
         input=VAGRANT,
@@ -492,9 +503,9 @@ def test_the_vagrantfile_describes_a_machine_that_nests() -> None:
         text=True,
         check=True,
     )
-    told = json.loads(done.stdout)
-    vm = told["vm"]
-    assert told["version"] == "2"
+    described = json.loads(done.stdout)
+    vm = described["vm"]
+    assert described["version"] == "2"
     assert vm["box"] == "debian/bookworm64"
     (folder,) = vm["synced_folder"]
     assert folder["options"]["type"] == "rsync"

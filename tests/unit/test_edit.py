@@ -1,4 +1,5 @@
-"""Edits of a kernel's code: an instruction is found by how it reads, and nothing is changed that was not meant."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""Edits of a kernel's code find exactly the intended instruction, or are refused."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ def _located(find: str, put: str, *, after: str = "", number: int | None = None)
     )[0]
 
 
-def test_a_call_is_found_by_the_name_of_what_is_called() -> None:
+def test_a_call_is_found_by_the_name_of_its_target() -> None:
     change = _located("call.* <sync>", "nop", number=2)
     assert (change.address - BASE, change.old, change.new) == (
         0x0F,
@@ -58,18 +59,18 @@ def test_several_matches_without_a_number_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("find", "number", "said"), [("lock .*", None, "no instruction"), ("ret.*", 2, "number 2")]
+    ("find", "number", "reason"), [("lock .*", None, "no instruction"), ("ret.*", 2, "number 2")]
 )
-def test_what_is_not_there_is_said(find: str, number: int | None, said: str) -> None:
-    with pytest.raises(UsageError, match=rf"this kernel's patch has .*{said}.* that matches"):
+def test_an_edit_without_a_match_is_refused(find: str, number: int | None, reason: str) -> None:
+    with pytest.raises(UsageError, match=rf"this kernel's patch has .*{reason}.* that matches"):
         _located(find, "nop", number=number)
 
 
-def test_after_leaves_out_what_comes_before() -> None:
+def test_after_skips_earlier_matches() -> None:
     assert _located(r"movl \$1, %ecx", ".. 00 .. .. ..", after="call.*").address == BASE + 0x0A
 
 
-def test_bytes_may_keep_those_that_are_there() -> None:
+def test_dots_keep_the_old_bytes() -> None:
     assert _located(r"movl \$1, %ecx", ".. 00 .. .. ..", number=1).new == bytes.fromhex(
         "b900000000"
     )
@@ -77,21 +78,21 @@ def test_bytes_may_keep_those_that_are_there() -> None:
         _located(r"movl \$1, %ecx", ".. 00", number=1)
 
 
-def test_a_conditional_jump_becomes_one_to_the_same_place() -> None:
+def test_always_keeps_the_target_of_a_conditional_jump() -> None:
     assert _located("je .*", "always", number=1).new == bytes.fromhex("eb02")
     assert _located("je .*", "always", number=2).new == bytes.fromhex("90e9e0ffffff")
     with pytest.raises(UsageError, match="is not a conditional jump"):
         _located("ret.*", "always")
 
 
-def test_a_call_becomes_one_of_another_function() -> None:
+def test_a_call_becomes_a_call_of_another_function() -> None:
     assert _located("call.* <sync>", "call behind", number=1).new == bytes.fromhex("e818000000")
     for find, name in (("je .*", "behind"), ("call.* <sync>", "nowhere")):
         with pytest.raises(UsageError, match=f"cannot become a call of {name}"):
             _located(find, f"call {name}", number=1)
 
 
-def test_a_kernel_without_the_function_is_no_kernel_to_edit() -> None:
+def test_an_edit_of_a_missing_function_is_refused() -> None:
     with pytest.raises(
         UsageError, match="does not match this kernel: it has no function foo or bar"
     ):
@@ -99,7 +100,7 @@ def test_a_kernel_without_the_function_is_no_kernel_to_edit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "reason"),
     [
         ("[]", "a list called edits"),
         ("edits: []", "a list called edits"),
@@ -114,15 +115,13 @@ def test_a_kernel_without_the_function_is_no_kernel_to_edit() -> None:
         ("edits: [", "while parsing"),
     ],
 )
-def test_a_file_that_is_wrong_is_refused_with_what_is_wrong(
-    tmp_path: Path, text: str, said: str
-) -> None:
+def test_an_invalid_file_is_refused_with_the_reason(tmp_path: Path, text: str, reason: str) -> None:
     path = tmp_path / "edits.yaml"
     path.write_text(text)
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=reason):
         textedit.read_edits(path)
 
 
-def test_a_file_that_is_not_there_is_a_wrong_request(tmp_path: Path) -> None:
+def test_a_missing_file_is_wrong_usage(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No such file"):
         textedit.read_edits(tmp_path / "none.yaml")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """A run in the formats that are published: the schema of verdict.json, and KCIDB's own."""
 
 from __future__ import annotations
@@ -33,13 +34,22 @@ def write(directory: Path, evidence: Evidence, *, kernel: bool = True) -> dict[s
     spec = RunSpec(kernel=KernelRequest(selector="debian:6.12"), smp=2, directory=directory)
     rundir.create(spec)
     built = Kernel(
-        name="debian:6.12", release="6.12.117", digest="ab" * 32, bzimage=Path("vmlinuz"), config=None,
+        name="debian:6.12",
+        release="6.12.117",
+        digest="ab" * 32,
+        bzimage=Path("vmlinuz"),
+        config=None,
         origin={"kind": "Debian binary package", "version": "6.12.117-1"},
-    )  # fmt: skip
+    )
     result = RunResult(
-        spec=spec, directory=directory, kernel=built if kernel else None, machine=None, evidence=evidence,
-        verdict=judge(evidence), seconds={"booting": 3.0, "free": 1.5},
-    )  # fmt: skip
+        spec=spec,
+        directory=directory,
+        kernel=built if kernel else None,
+        machine=None,
+        evidence=evidence,
+        verdict=judge(evidence),
+        seconds={"booting": 3.0, "free": 1.5},
+    )
     result_file.write(result)
     files.write(result)
     (directory / "console.log").write_text("[    1.0] Oops\0\n")
@@ -86,7 +96,7 @@ CASES: dict[str, tuple[Callable[[], Evidence], str, str]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_verdict_is_as_its_schema_says(tmp_path: Path, name: str) -> None:
+def test_a_verdict_matches_its_schema(tmp_path: Path, name: str) -> None:
     make, outcome, _ = CASES[name]
     verdict = write(tmp_path / "run", make(), kernel="error" not in name)
     assert verdict["outcome"] == outcome
@@ -105,7 +115,7 @@ def test_the_schema_has_every_field_and_no_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_kcidb_takes_it(tmp_path: Path, name: str) -> None:
+def test_kcidb_accepts_the_report(tmp_path: Path, name: str) -> None:
     make, _, status = CASES[name]
     write(tmp_path / "run", make(), kernel="error" not in name)
     report = kcidb.report([tmp_path / "run"], "ours")
@@ -142,7 +152,7 @@ def test_many_runs_of_one_kernel_are_one_build(tmp_path: Path) -> None:
     assert len(identities) == len(set(identities))
 
 
-def test_what_is_no_run_or_origin_is_said(
+def test_a_directory_without_a_run_and_a_bad_origin_are_wrong_usage(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["export", "--kcidb", "--origin", "ours", str(tmp_path)]) == 129

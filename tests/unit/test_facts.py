@@ -1,4 +1,5 @@
-"""What is read off a kernel's symbols and memory."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""Facts read off a kernel's symbols and memory."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ NAMES = {
 }  # fmt: skip
 
 
-def found(old: bool) -> dict[str, str]:
+def read_facts(old: bool) -> dict[str, str]:
     sites = {TEXT + 0x10: NOP5, TEXT + 0x20: NOP2, TEXT + 0x30: NOP5, TEXT + 0x40: JMP}
     size = facts.OLD_ENTRY if old else facts.ENTRY
     content: dict[int, bytes] = {site: code + b"\x90" * 8 for site, code in sites.items()}
@@ -36,22 +37,22 @@ def found(old: bool) -> dict[str, str]:
     return facts.facts([f"{address:x} T {name}" for name, address in names.items()], read)
 
 
-def test_names_limit_and_sites_of_either_kind_of_table() -> None:
+def test_facts_of_a_kernel_with_either_kind_of_jump_table() -> None:
     for old in (False, True):
-        told = found(old)
-        assert told["pokes one site"] == "text_poke_bp"
-        assert told["pokes a batch"] == "text_poke_queue, at most 256"
-        assert told["takes int3"] == "poke_int3_handler"
-        assert told["pokes for"] == "static calls, ftrace"
-        assert told["stops machines"] == "none"
-        assert told["jump labels"] == "4"
-        assert told["sample of 4"] == "5 bytes 0f1f440000: 2, 2 bytes 6690: 1, 5 bytes jmp: 1"
+        values = read_facts(old)
+        assert values["pokes one site"] == "text_poke_bp"
+        assert values["pokes a batch"] == "text_poke_queue, at most 256"
+        assert values["takes int3"] == "poke_int3_handler"
+        assert values["pokes for"] == "static calls, ftrace"
+        assert values["stops machines"] == "none"
+        assert values["jump labels"] == "4"
+        assert values["sample of 4"] == "5 bytes 0f1f440000: 2, 2 bytes 6690: 1, 5 bytes jmp: 1"
 
 
-def test_a_kernel_of_2013() -> None:
+def test_facts_of_a_kernel_of_2013() -> None:
     nothing: Callable[[int, int], bytes] = lambda *_: b""  # noqa: E731
-    told = facts.facts(
+    values = facts.facts(
         ["ffffffff81000000 t int3_notify", "ffffffff81000100 T text_poke_bp"], nothing
     )
-    assert told["takes int3"] == "int3_notify (a die notifier)"
-    assert (told["pokes a batch"], told["jump labels"]) == ("none", "none")
+    assert values["takes int3"] == "int3_notify (a die notifier)"
+    assert (values["pokes a batch"], values["jump labels"]) == ("none", "none")

@@ -1,4 +1,5 @@
-"""The phase model: what a healthy kernel does passes, and each departure from it is seen and named."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""The phase model: a healthy kernel passes, and each departure from the protocol is named."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ def test_a_healthy_poke_has_no_violation(seq: int) -> None:
     assert poke.read_phases == {0, *phases, 3}
 
 
-def test_plan_of_five_bytes_and_of_one() -> None:
+def test_planned_writes_for_five_bytes_and_for_one() -> None:
     run = Run()
     (five,), (one,) = run.watched(NOP5_ON).announced, run.watched(ONE_ON).announced
     assert five.planned_writes == [(0, b"\xcc"), (1, five.new[1:]), (0, five.new[:1])]
@@ -42,7 +43,7 @@ def test_plan_of_five_bytes_and_of_one() -> None:
     assert one.phases == [0, 1, 3]
 
 
-# -- one defect each
+# -- single defects
 
 
 def _drop_round(run: Run, seq: int, round_: int) -> None:
@@ -69,34 +70,72 @@ DEFECTS: dict[str, tuple[Callable[[Run], None], list[str]]] = {
     "the first sync round is missing": (lambda run: _drop_round(run, NOP5_ON, 0), ["sync"]),
     "the second sync round is missing": (lambda run: _drop_round(run, NOP5_ON, 1), ["sync"]),
     "the last sync round is missing": (lambda run: _drop_round(run, NOP5_ON, 2), ["sync"]),
-    "one CPU is left out of a round": (lambda run: run.drop(run.find(NOP5_ON, "sync", 1, cpu=1)), ["sync"]),
+    "one CPU is left out of a round": (
+        lambda run: run.drop(run.find(NOP5_ON, "sync", 1, cpu=1)),
+        ["sync"],
+    ),
     "the writes are swapped": (_swap_writes, ["writes"]),
-    "a write is missing": (lambda run: run.drop(run.find(NOP5_ON, "write", 1)), ["bytes", "writes"]),
+    "a write is missing": (
+        lambda run: run.drop(run.find(NOP5_ON, "write", 1)),
+        ["bytes", "writes"],
+    ),
     "a write is done twice": (
-        lambda run: run.insert(run.find(NOP5_ON, "end"), **{**run.find(NOP5_ON, "write", 2), "bytes": "e902000000"}),
+        lambda run: run.insert(
+            run.find(NOP5_ON, "end"), **{**run.find(NOP5_ON, "write", 2), "bytes": "e902000000"}
+        ),
         ["writes"],
     ),
-    "the tail is written in two parts": (lambda run: run.find(NOP5_ON, "write", 1).update(src="0200"), ["writes"]),
-    "memory holds other bytes": (lambda run: run.find(NOP5_ON, "sync", 2).update(bytes="cc1f440001"), ["bytes"]),
-    "memory holds other bytes at the end": (lambda run: run.find(NOP5_ON, "end").update(bytes="cc02000000"), ["bytes"]),
-    "the handler does not take the int3": (lambda run: run.find(NOP5_ON, "return").update(value=0), ["consumed"]),
-    "a CPU goes on elsewhere": (lambda run: run.find(NOP5_ON, "return", 3).update(ip=0x1000), ["consumed"]),
+    "the tail is written in two parts": (
+        lambda run: run.find(NOP5_ON, "write", 1).update(src="0200"),
+        ["writes"],
+    ),
+    "memory holds other bytes": (
+        lambda run: run.find(NOP5_ON, "sync", 2).update(bytes="cc1f440001"),
+        ["bytes"],
+    ),
+    "memory holds other bytes at the end": (
+        lambda run: run.find(NOP5_ON, "end").update(bytes="cc02000000"),
+        ["bytes"],
+    ),
+    "the handler does not consume the int3": (
+        lambda run: run.find(NOP5_ON, "return").update(value=0),
+        ["consumed"],
+    ),
+    "a CPU resumes elsewhere": (
+        lambda run: run.find(NOP5_ON, "return", 3).update(ip=0x1000),
+        ["consumed"],
+    ),
     "a CPU traps before int3 is written": (
-        lambda run: _int3(run, run.find(NOP5_ON, "write"), bytes="0f1f440000"), ["int3"]
+        lambda run: _int3(run, run.find(NOP5_ON, "write"), bytes="0f1f440000"),
+        ["int3"],
     ),
     "a CPU traps inside the instruction": (
-        lambda run: _int3(run, run.find(NOP5_ON, "hold"), bytes="cc1f440000", ip=targets_of(NOP5_ON)[0] - 8), ["int3"]
+        lambda run: _int3(
+            run, run.find(NOP5_ON, "hold"), bytes="cc1f440000", ip=targets_of(NOP5_ON)[0] - 8
+        ),
+        ["int3"],
     ),
     "interrupts are off": (lambda run: run.find(NOP5_ON, "write", 0).update(irqs=False), ["irqs"]),
-    "nobody holds text_mutex": (lambda run: run.find(NOP5_ON, "write", 1).update(owner=0), ["lock"]),
-    "somebody holds text_mutex": (lambda run: run.find(NOP5_ON, "write", 1).update(owner=1 << 63), []),
+    "nobody holds text_mutex": (
+        lambda run: run.find(NOP5_ON, "write", 1).update(owner=0),
+        ["lock"],
+    ),
+    "somebody holds text_mutex": (
+        lambda run: run.find(NOP5_ON, "write", 1).update(owner=1 << 63),
+        [],
+    ),
     "stop_machine() is used": (lambda run: _stopper(run, True), ["stopper"]),
     "the poke ends too early": (
-        lambda run: run.drop(*(e for e in run.poke(NOP5_ON)[run.poke(NOP5_ON).index(run.find(NOP5_ON, "write", 2)):]
-                               if e["kind"] != "end")),
+        lambda run: run.drop(
+            *(
+                e
+                for e in run.poke(NOP5_ON)[run.poke(NOP5_ON).index(run.find(NOP5_ON, "write", 2)) :]
+                if e["kind"] != "end"
+            )
+        ),
         ["writes", "bytes"],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", DEFECTS)
@@ -120,8 +159,8 @@ def test_a_site_of_one_byte_needs_its_two_rounds(round_: int) -> None:
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_a_round_that_nobody_waits_for(number: int) -> None:
-    """With on_each_cpu(.., wait=0) the syncs come, but only while the gate already holds the poker."""
+def test_a_round_that_the_poker_does_not_wait_for_is_missing(number: int) -> None:
+    """With on_each_cpu(.., wait=0) the syncs come too late: the gate already holds the poker."""
     run = Run()
     hold = run.find(NOP5_ON, "hold", number)
     sync = run.find(NOP5_ON, "sync", number, cpu=1)
@@ -138,11 +177,11 @@ def test_the_missing_cpu_is_named() -> None:
     assert "between the int3 write and the next write" in violation.text
 
 
-# -- what is legal
+# -- legal behaviour
 
 
 def test_a_late_int3_is_legal() -> None:
-    """It trapped in time, and reached the handler when the last byte was written."""
+    """It trapped in time and reached the handler after the last write."""
     run = Run()
     _int3(run, run.find(NOP5_ON, "end"), bytes="e902000000")
     (poke,) = run.watched(NOP5_ON).announced
@@ -151,7 +190,7 @@ def test_a_late_int3_is_legal() -> None:
     assert poke.traps()[1] == 3
 
 
-def test_an_int3_while_a_write_is_under_way_belongs_to_the_phase_before() -> None:
+def test_an_int3_during_a_write_belongs_to_the_previous_phase() -> None:
     run = Run()
     _int3(run, run.find(NOP5_ON, "sync", 2), bytes="cc1f440000")  # the tail is not in memory yet
     _int3(run, run.find(NOP5_ON, "sync", 4), bytes="cc02000000")  # nor is the first byte
@@ -162,13 +201,13 @@ def test_an_int3_while_a_write_is_under_way_belongs_to_the_phase_before() -> Non
     assert not poke.late_hits
 
 
-def test_old_bytes_after_a_round_are_not() -> None:
+def test_old_bytes_after_a_round_are_not_legal() -> None:
     run = Run()
     _int3(run, run.find(NOP5_ON, "hold", 1), bytes="cc1f440000")
     assert run.violations(NOP5_ON) == ["bytes"]
 
 
-def test_what_others_do_is_not_blamed_on_the_poke() -> None:
+def test_foreign_activity_is_not_blamed_on_the_poke() -> None:
     run = Run()
     _stopper(run, False)
     run.insert(
@@ -190,7 +229,7 @@ def test_what_others_do_is_not_blamed_on_the_poke() -> None:
     assert len(watched.foreign_int3) == 1
 
 
-def test_syncs_of_a_foreign_poke_do_not_stand_in_for_the_last_round() -> None:
+def test_syncs_of_a_foreign_poke_do_not_count_for_the_last_round() -> None:
     run = Run()
     end = run.find(NOP5_ON, "end")
     syncs = [run.find(NOP5_ON, "sync", 2, cpu=cpu) for cpu in (0, 1)]
@@ -228,7 +267,7 @@ def test_an_agent_error_is_kept() -> None:
     assert run.watched(NOP5_ON).errors == ["MemoryError: no"]
 
 
-def test_a_look_at_the_cpus_is_kept() -> None:
+def test_a_cpu_snapshot_is_kept() -> None:
     run = Run()
     run.insert(
         run.find(NOP5_ON, "end"), kind="cpus", cpu=-1, cpus=[{"cpu": 0, "rip": 0x1000, "stack": []}]
@@ -237,7 +276,7 @@ def test_a_look_at_the_cpus_is_kept() -> None:
     assert look["cpus"][0]["rip"] == 0x1000
 
 
-def test_a_return_from_inside_the_instruction_is_none_of_the_sites() -> None:
+def test_a_return_from_inside_the_instruction_is_not_the_sites() -> None:
     run = Run()
     site = run.find(NOP5_ON, "window")["site"]
     run.insert(run.find(NOP5_ON, "end"), kind="return", cpu=1, trap=site + 1, value=0, ip=site + 2)
@@ -246,7 +285,7 @@ def test_a_return_from_inside_the_instruction_is_none_of_the_sites() -> None:
     assert poke.returns == {0: 2, 1: 2}
 
 
-def test_what_comes_after_the_end_is_nobodys() -> None:
+def test_an_int3_after_the_end_is_foreign() -> None:
     run = Run()
     end = run.find(NOP5_ON, "end")
     run.events.insert(
@@ -263,7 +302,7 @@ def test_without_its_end_a_poke_is_not_complete() -> None:
     assert not run.watched(KEY_OFF).announced[0].complete
 
 
-def test_by_step_takes_the_number_that_each_event_has() -> None:
+def test_by_step_groups_events_by_their_number() -> None:
     run = Run()
     run.events.insert(0, {"n": 0, "t": 0, "step": 0, "kind": "sync", "cpu": 0})
     parts = model.by_step(run.events)
@@ -272,14 +311,14 @@ def test_by_step_takes_the_number_that_each_event_has() -> None:
     assert sum(map(len, parts.values())) == len(run.events)
 
 
-# -- pokes that nobody announced
+# -- unannounced pokes
 
 SITES = (0x1000, 0x2000)
 OLD, NEW = bytes.fromhex("0f1f440000"), bytes.fromhex("e910000000")
 
 
 def _batch(*, cpus: tuple[int, ...] = (0, 1), rounds: tuple[int, ...] = (1, 2, 3)) -> list[Event]:
-    """A batch over SITES as the agent sees it: no window, writes of others, rounds that the sites share."""
+    """A batch over SITES as the agent sees it: no window, foreign writes, shared rounds."""
     events: list[Event] = []
 
     def see(kind: str, cpu: int = 0, **fields: object) -> None:
@@ -314,7 +353,7 @@ def _violations(events: list[Event]) -> list[list[str]]:
     return [[v.claim for v in poke.violations] for poke in model.follow(events, (0, 1)).unannounced]
 
 
-def test_a_batch_of_others_is_found_and_judged_site_by_site() -> None:
+def test_an_unannounced_batch_is_judged_site_by_site() -> None:
     watched = model.follow(_batch(), (0, 1))
     assert [poke.site for poke in watched.unannounced] == list(SITES)
     assert [(poke.old, poke.new) for poke in watched.unannounced] == [(OLD, NEW)] * 2
@@ -323,7 +362,7 @@ def test_a_batch_of_others_is_found_and_judged_site_by_site() -> None:
 
 
 @pytest.mark.parametrize("missing", [1, 2])
-def test_a_round_that_a_batch_lacks_is_lacking_at_each_site(missing: int) -> None:
+def test_a_round_missing_from_a_batch_is_missing_at_each_site(missing: int) -> None:
     assert _violations(_batch(rounds=tuple({1, 2, 3} - {missing}))) == [["sync"], ["sync"]]
 
 
@@ -332,7 +371,7 @@ def test_the_last_round_of_a_batch_must_be_over_when_the_next_poke_begins() -> N
     assert _violations([*whole, *whole]) == [[], [], [], []]
     assert _violations([*lacking, *whole]) == [["sync"], ["sync"], [], []]
     announced = Run()
-    _beside(announced, lacking, kind="write")
+    _insert_batch(announced, lacking, kind="write")
     assert [[v.claim for v in p.violations] for p in announced.watched(NOP5_ON).all_pokes] == [
         [],
         ["sync"],
@@ -340,11 +379,11 @@ def test_the_last_round_of_a_batch_must_be_over_when_the_next_poke_begins() -> N
     ]
 
 
-def test_a_cpu_that_a_batch_left_out() -> None:
+def test_a_cpu_left_out_by_a_batch_is_a_violation() -> None:
     assert _violations(_batch(cpus=(0,))) == [["sync", "sync"]] * 2
 
 
-def test_a_site_that_is_written_after_the_round_has_none() -> None:
+def test_a_site_written_after_the_round_has_no_round() -> None:
     events = _batch()
     late = next(event for event in events if event.get("addr") == SITES[1])
     events.remove(late)
@@ -354,7 +393,7 @@ def test_a_site_that_is_written_after_the_round_has_none() -> None:
     assert _violations(events) == [[], ["sync"]]
 
 
-def test_a_last_write_that_is_too_wide() -> None:
+def test_a_last_write_that_is_too_wide_is_a_violation() -> None:
     events = _batch()
     last = [event for event in events if event.get("addr") == SITES[0]][-1]
     last.update(src=NEW.hex(), len=5)
@@ -371,7 +410,7 @@ def _trap(site: int, value: int, ip: int) -> list[Event]:
     ("value", "ip", "claims"),
     [(1, 0x1005, []), (1, 0x1015, []), (1, 0x1006, ["consumed"]), (0, 0x1001, ["consumed"])],
 )
-def test_int3_of_a_found_poke_goes_behind_it_or_where_it_leads(
+def test_int3_of_an_unannounced_poke_resumes_behind_it_or_at_its_target(
     value: int, ip: int, claims: list[str]
 ) -> None:
     events = _batch()
@@ -381,7 +420,7 @@ def test_int3_of_a_found_poke_goes_behind_it_or_where_it_leads(
     assert not model.follow(events, (0, 1)).foreign_int3
 
 
-def test_an_int3_met_before_the_tail_is_the_pokes_once_there_is_one() -> None:
+def test_an_int3_before_the_tail_belongs_to_the_poke_once_there_is_a_tail() -> None:
     events = _batch()
     at = next(n for n, event in enumerate(events) if event["kind"] == "sync")
     events[at:at] = _trap(SITES[0], 1, 0x1005)
@@ -394,7 +433,7 @@ def test_an_int3_met_before_the_tail_is_the_pokes_once_there_is_one() -> None:
 @pytest.mark.parametrize(
     ("value", "ip", "claims"), [(1, 0x1006, ["consumed"]), (0, 0x1001, ["consumed"])]
 )
-def test_what_became_of_an_int3_before_the_tail_is_judged_when_the_poke_is_done(
+def test_an_int3_before_the_tail_is_judged_at_the_last_write(
     value: int, ip: int, claims: list[str]
 ) -> None:
     events = _batch()
@@ -403,7 +442,7 @@ def test_what_became_of_an_int3_before_the_tail_is_judged_when_the_poke_is_done(
     assert _violations(events) == [claims, []]
 
 
-def test_a_kprobes_jump_that_is_taken_back_leaves_int3_to_the_kprobe() -> None:
+def test_a_kprobe_jump_that_is_taken_back_leaves_int3_to_the_kprobe() -> None:
     events = _batch()
     last = next(
         n
@@ -414,13 +453,13 @@ def test_a_kprobes_jump_that_is_taken_back_leaves_int3_to_the_kprobe() -> None:
     assert _violations(events) == [[], []]
 
 
-def test_a_return_whose_int3_came_before_the_poke_is_not_its() -> None:
+def test_a_return_from_an_int3_before_the_poke_is_not_the_pokes() -> None:
     trap, back = _trap(SITES[0], 0, 0x1001)
     events = _batch()
     assert _violations([trap, events[0], back, *events[1:]]) == [[], []]
 
 
-def test_a_lone_int3_is_a_kprobes_and_so_is_its_end() -> None:
+def test_a_lone_int3_and_its_removal_belong_to_a_kprobe() -> None:
     events = _batch()[:1]
     gone = {**events[0], "src": OLD[:1].hex(), "before": (b"\xcc" + OLD[1:] + b"\x90" * 3).hex()}
     watched = model.follow([*events, *_trap(SITES[0], 0, 0x1001), gone], (0, 1))
@@ -429,8 +468,8 @@ def test_a_lone_int3_is_a_kprobes_and_so_is_its_end() -> None:
     assert len(watched.foreign_int3) == 1
 
 
-def _beside(run: Run, batch: list[Event], *, kind: str, number: int = 0) -> None:
-    """Put a whole batch of others into the announced poke NOP5_ON, before one of its events."""
+def _insert_batch(run: Run, batch: list[Event], *, kind: str, number: int = 0) -> None:
+    """Insert a whole foreign batch before an event of the announced poke NOP5_ON."""
     before = run.find(NOP5_ON, kind, number)
     at = run.index(before)
     run.events[at:at] = [{**event, "bytes": before["bytes"]} for event in batch]
@@ -439,12 +478,12 @@ def _beside(run: Run, batch: list[Event], *, kind: str, number: int = 0) -> None
 @pytest.mark.parametrize(
     "kind", ["write", "end"], ids=["before its first write", "after its last round"]
 )
-def test_found_and_announced_pokes_do_not_disturb_each_other(kind: str) -> None:
+def test_announced_and_unannounced_pokes_do_not_disturb_each_other(kind: str) -> None:
     """text_mutex keeps them apart, but the window is open for longer than the poke lasts."""
     run = Run()
     batch = _batch()
     batch[2:2] = _trap(SITES[0], 1, SITES[0] + 5)
-    _beside(run, batch, kind=kind)
+    _insert_batch(run, batch, kind=kind)
     watched = run.watched(NOP5_ON)
     assert [poke.seq for poke in watched.announced] == [NOP5_ON]
     assert [(poke.site, poke.announced) for poke in watched.unannounced] == [
@@ -457,9 +496,9 @@ def test_found_and_announced_pokes_do_not_disturb_each_other(kind: str) -> None:
     assert not watched.foreign_writes and not watched.foreign_int3
 
 
-def test_a_round_that_one_of_both_lacks_is_not_blamed_on_the_other() -> None:
+def test_a_missing_round_is_only_blamed_on_its_own_poke() -> None:
     run = Run()
-    _beside(run, _batch(rounds=(2, 3)), kind="write")
+    _insert_batch(run, _batch(rounds=(2, 3)), kind="write")
     watched = run.watched(NOP5_ON)
     assert [[v.claim for v in poke.violations] for poke in watched.all_pokes] == [
         [],
@@ -472,24 +511,26 @@ def test_a_round_that_one_of_both_lacks_is_not_blamed_on_the_other() -> None:
 
     run = Run()
     _drop_round(run, NOP5_ON, 2)
-    _beside(run, _batch(), kind="end")  # its syncs do not stand in for those of the poke before
+    _insert_batch(
+        run, _batch(), kind="end"
+    )  # its syncs do not stand in for those of the poke before
     watched = run.watched(NOP5_ON)
     assert [[v.claim for v in poke.violations] for poke in watched.all_pokes] == [["sync"], [], []]
     assert f"poke {NOP5_ON})" in watched.announced[0].violations[0].text
 
 
-def test_a_found_poke_is_held_and_ended_by_nobody() -> None:
-    """Both are of the announced one."""
+def test_an_unannounced_poke_is_neither_held_nor_ended() -> None:
+    """Holds and ends belong to the announced poke."""
     run = Run()
     batch = _batch()
-    _beside(run, batch[: len(batch) - 4], kind="hold")  # without the last writes
+    _insert_batch(run, batch[: len(batch) - 4], kind="hold")  # without the last writes
     for poke in run.watched(NOP5_ON).unannounced:
         assert not poke.violations
         assert not poke.held_phases
         assert not poke.complete
 
 
-def test_a_site_is_found_each_time_that_it_is_poked() -> None:
+def test_each_poke_of_the_same_site_is_recognised() -> None:
     there = _batch()
     again = [{**event, "n": event["n"] + len(there)} for event in there]
     watched = model.follow([*there, *again], (0, 1))
@@ -497,14 +538,14 @@ def test_a_site_is_found_each_time_that_it_is_poked() -> None:
     assert not any(poke.violations for poke in watched.unannounced)
 
 
-def test_a_found_poke_writes_with_interrupts_on_too() -> None:
+def test_an_unannounced_poke_must_write_with_interrupts_enabled_too() -> None:
     events = _batch()
     events[1].update(irqs=False)
     assert _violations(events) == [[], ["irqs"]]
 
 
-def test_a_found_poke_whose_int3_stays_is_no_fault() -> None:
-    """A jump of a kprobe that is taken back ends so: arch/x86/kernel/kprobes/opt.c, arch_unoptimize_kprobe()."""
+def test_an_unannounced_poke_whose_int3_stays_is_no_fault() -> None:
+    """A kprobe's jump that is taken back leaves int3: arch_unoptimize_kprobe() in kprobes/opt.c."""
     events = [event for event in _batch() if event.get("src") != NEW[:1].hex()]
     assert _violations(events) == [[], []]
 
@@ -523,17 +564,17 @@ def _write(address: int, data: str, before: str) -> Event:
     return {**common, "addr": address, "len": len(data) // 2, "src": data, "before": before}
 
 
-def test_text_that_is_written_over_a_site_later_is_no_part_of_its_poke() -> None:
-    """By whoever may do without int3: alternatives, a module's relocations."""
+def test_later_writes_over_a_site_are_not_part_of_its_poke() -> None:
+    """Alternatives and a module's relocations are written without int3."""
     watched = model.follow([*_batch(), _write(SITES[0], OLD.hex(), NEW.hex() + "909090")], (0, 1))
     assert [poke.violations for poke in watched.unannounced] == [[], []]
     assert len(watched.foreign_writes) == 1
 
 
-def test_a_poke_of_a_site_whose_int3_had_stayed_is_a_new_one() -> None:
+def test_a_poke_of_a_site_whose_int3_stayed_is_a_new_poke() -> None:
     stayed = [event for event in _batch() if event.get("src") != NEW[:1].hex()]
     over = _batch()
-    for event in over:  # int3 is there already, and behind it what the poke before has written
+    for event in over:  # int3 is already there, followed by the tail of the previous poke
         if event.get("src") == "cc":
             event["before"] = "cc" + NEW[1:].hex() + "909090"
         elif event.get("src") == NEW[1:].hex():
@@ -545,7 +586,7 @@ def test_a_poke_of_a_site_whose_int3_had_stayed_is_a_new_one() -> None:
     assert not any(poke.violations for poke in watched.unannounced)
 
 
-def test_what_is_written_behind_a_kprobe_that_is_gone_is_no_tail() -> None:
+def test_a_write_behind_a_removed_kprobe_is_no_tail() -> None:
     begun = _batch()[0]
     gone = _write(SITES[0], OLD[:1].hex(), "cc" + OLD[1:].hex() + "909090")
     watched = model.follow(
@@ -556,7 +597,7 @@ def test_what_is_written_behind_a_kprobe_that_is_gone_is_no_tail() -> None:
 
 
 @pytest.mark.parametrize("tail", ["", "10" * 8], ids=["nothing", "eight bytes"])
-def test_a_write_behind_a_kprobe_is_no_tail_unless_it_can_be_one(tail: str) -> None:
+def test_a_write_of_an_impossible_length_behind_a_kprobe_is_no_tail(tail: str) -> None:
     events = _batch()[:1]
     behind = {**events[0], "addr": SITES[0] + 1, "src": tail, "len": len(tail) // 2}
     watched = model.follow([*events, behind], (0, 1))
@@ -564,7 +605,7 @@ def test_a_write_behind_a_kprobe_is_no_tail_unless_it_can_be_one(tail: str) -> N
     assert len(watched.foreign_writes) == 2
 
 
-def test_the_bytes_of_the_announced_site_are_not_held_against_a_found_one() -> None:
+def test_bytes_of_the_announced_site_do_not_count_for_an_unannounced_poke() -> None:
     events = _batch()
     for event in events:
         if event["kind"] == "sync":
@@ -572,7 +613,7 @@ def test_the_bytes_of_the_announced_site_are_not_held_against_a_found_one() -> N
     assert _violations(events) == [[], []]
 
 
-def test_a_found_write_that_comes_upon_other_bytes() -> None:
+def test_an_unannounced_write_over_unexpected_bytes_is_a_violation() -> None:
     events = _batch()
     tail = next(event for event in events if event.get("addr") == SITES[0] + 1)
     tail["before"] = "2f" + tail["before"][2:]  # not what the int3 write has seen there
@@ -581,14 +622,14 @@ def test_a_found_write_that_comes_upon_other_bytes() -> None:
     assert _violations(events) == [["bytes"], ["bytes"]]
 
 
-def test_every_int3_is_counted_whosever_it_is() -> None:
-    """The ledger of GDB that QEMU's is compared with: announced, found, met before the tail, of nobody."""
+def test_every_int3_is_counted_whoever_caused_it() -> None:
+    """GDB's ledger has int3 of announced and unannounced pokes, early ones and foreign ones."""
     run = Run()
     batch = _batch()
     met = next(n for n, event in enumerate(batch) if event.get("addr") == SITES[1] + 1) + 1
     batch[met:met] = _trap(SITES[1], 1, SITES[1] + 5)
     batch[2:2] = _trap(SITES[0], 1, SITES[0] + 5) + _trap(0x3000, 0, 0x3001)
-    _beside(run, batch, kind="write")
+    _insert_batch(run, batch, kind="write")
     site = run.find(NOP5_ON, "window")["site"]
     watched = run.watched(NOP5_ON)
     assert watched.int3 == {
@@ -603,7 +644,7 @@ def test_every_int3_is_counted_whosever_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "ways"),
+    ("code", "targets"),
     [
         ("e910000000", {0x1005, 0x1015}),
         ("e8fbffffff", {0x1005, 0x1000}),
@@ -621,30 +662,30 @@ def test_every_int3_is_counted_whosever_it_is() -> None:
         ("48c7c000000000", set()),
     ],
 )
-def test_ways_on_from_an_int3(code: str, ways: set[int]) -> None:
-    assert model.resume_targets(0x1000, bytes.fromhex(code)) == ways
+def test_resume_targets_after_an_int3(code: str, targets: set[int]) -> None:
+    assert model.resume_targets(0x1000, bytes.fromhex(code)) == targets
 
 
-# -- at random
+# -- random mutations
 
 
 def _meaning(events: list[Event]) -> list[object]:
-    """What may not change: the writes and holds in their order, and which CPUs have synced before each.
+    """What a mutation must not change: the order of writes and holds, and the CPUs synced before.
 
-    Proven harmless is therefore: to change the order of syncs within a round; to repeat a sync, also while the poker is
-    held, as long as memory holds the same; and to move a write or a sync past an int3 or a return only (an int3 that
-    reaches the handler while a write is under way is legal).
+    So these mutations are harmless: reordering syncs within a round; repeating a sync while memory
+    stays the same, also while the poker is held; and moving a write or a sync past an int3 or a
+    return, because an int3 may reach the handler during a write.
     """
     meaning: list[object] = []
-    before: set[object] = set()
-    held: Event = {}
+    synced: set[object] = set()
+    hold: Event = {}
     for event in events:
-        if event["kind"] == "sync" and event["bytes"] != held.get("bytes"):
-            before.add((event["cpu"], event["bytes"]))
+        if event["kind"] == "sync" and event["bytes"] != hold.get("bytes"):
+            synced.add((event["cpu"], event["bytes"]))
         elif event["kind"] in ("write", "hold", "end"):
-            meaning.append((event["kind"], event.get("addr"), event.get("src"), frozenset(before)))
-            before = set()
-            held = event if event["kind"] == "hold" else {}
+            meaning.append((event["kind"], event.get("addr"), event.get("src"), frozenset(synced)))
+            synced = set()
+            hold = event if event["kind"] == "hold" else {}
     return meaning
 
 

@@ -1,4 +1,5 @@
-"""From evidence to one word and an exit status: 1 only for what the kernel did."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""From evidence to a verdict and an exit status, which is 1 only when the kernel is at fault."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ STATUS = {
     "boot-error": 125,
     "infra": 125,
 }
-"""Every verdict of design.md."""
+"""Every outcome."""
 
 
 def finding(kind: str, line: int = 1) -> Finding:
@@ -35,7 +36,7 @@ def test_exit_status(outcome: str) -> None:
     assert Verdict(outcome, "").exit_status == STATUS[outcome]
 
 
-def test_an_unknown_word_is_not_the_kernels_fault() -> None:
+def test_an_unknown_outcome_is_not_the_kernels_fault() -> None:
     assert Verdict("something new", "").exit_status == 125
 
 
@@ -47,7 +48,7 @@ def test_a_healthy_run_passes() -> None:
 
 
 @pytest.mark.parametrize("kind", OUTCOMES)
-def test_whatever_the_console_reports_is_no_pass(kind: str) -> None:
+def test_no_kind_of_console_report_passes(kind: str) -> None:
     run = Run()
     run.findings = [finding(kind)]
     verdict = judge(run.evidence())
@@ -62,13 +63,13 @@ def test_whatever_the_console_reports_is_no_pass(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["soft-lockup", "rcu-stall", "hung-task"])
-def test_a_stall_in_which_the_run_ended_is_a_hang(kind: str) -> None:
+def test_a_stall_that_ended_the_run_is_a_hang(kind: str) -> None:
     run = Run()
     run.findings, run.error = [finding(kind)], TimedOut("a sign of life from the guest", 60)
     assert (judge(run.evidence()).outcome, judge(run.evidence()).exit_status) == ("hang", 1)
 
 
-def test_the_gravest_report_gives_the_word() -> None:
+def test_the_gravest_report_decides_the_outcome() -> None:
     run = Run()
     run.findings = [
         finding("warn", 1),
@@ -92,8 +93,8 @@ def test_the_gravest_report_gives_the_word() -> None:
     ],
     ids=lambda error: str(error.outcome),
 )
-def test_what_ended_the_run_is_not_the_kernels_fault(error: OrchestratorError) -> None:
-    """Though it leaves everything half done."""
+def test_an_error_that_ended_the_run_is_not_the_kernels_fault(error: OrchestratorError) -> None:
+    """Even though it leaves everything half done."""
     run = Run()
     run.error = error
     del run.events[20:], run.report[30:]
@@ -102,7 +103,7 @@ def test_what_ended_the_run_is_not_the_kernels_fault(error: OrchestratorError) -
     assert verdict.reason == str(error)
 
 
-def test_a_wait_that_ran_out_is_a_timeout() -> None:
+def test_an_expired_wait_is_a_timeout() -> None:
     run = Run()
     run.error = TimedOut("the end of a step", 180)
     assert (judge(run.evidence()).outcome, judge(run.evidence()).exit_status) == ("timeout", 1)
@@ -110,7 +111,7 @@ def test_a_wait_that_ran_out_is_a_timeout() -> None:
     assert (judge(run.evidence()).outcome, judge(run.evidence()).exit_status) == ("hang", 1)
 
 
-def test_what_the_kernel_reported_counts_though_the_machine_was_lost() -> None:
+def test_a_panic_counts_even_if_the_machine_was_lost() -> None:
     run = Run()
     run.findings = [finding("panic")]
     run.error = LostVM("the guest is no longer running")
@@ -131,7 +132,7 @@ def test_the_scenario_in_which_the_guest_went_down_is_named() -> None:
     )
 
 
-def test_where_a_cpu_must_go_on_is_known_though_the_guest_can_tell_nothing_any_more() -> None:
+def test_a_wrong_resume_address_is_named_even_if_the_guest_is_gone() -> None:
     run = Run()
     run.findings, run.error = (
         [finding("panic")],
@@ -151,7 +152,7 @@ def test_a_broken_promise_is_named() -> None:
     assert verdict.reason.endswith("in scenario nop5")
 
 
-def test_a_fault_outweighs_what_was_not_seen() -> None:
+def test_a_fault_outweighs_missing_evidence() -> None:
     run = Run()
     run.say(1, "cpu=1 phase=0", None)
     assert judge(run.evidence()).outcome == "infra"
@@ -159,7 +160,7 @@ def test_a_fault_outweighs_what_was_not_seen() -> None:
     assert judge(run.evidence()).outcome == "fail"
 
 
-def test_no_failure_counts_on_an_emulator_that_loses_patched_code() -> None:
+def test_a_panic_does_not_count_on_an_emulator_that_runs_stale_code() -> None:
     run = Run()
     run.findings = [finding("int3"), finding("panic")]
     evidence = run.evidence()
@@ -170,7 +171,7 @@ def test_no_failure_counts_on_an_emulator_that_loses_patched_code() -> None:
     assert "panic" in verdict.reason
 
 
-def test_but_a_pass_does() -> None:
+def test_a_pass_counts_on_an_emulator_that_runs_stale_code() -> None:
     evidence = Run().evidence()
     evidence.untrusted = "QEMU 7.2 loses them"
     assert judge(evidence).outcome == "pass"
@@ -182,7 +183,7 @@ def test_a_guest_that_resets_itself_has_panicked() -> None:
     assert (judge(run.evidence()).outcome, judge(run.evidence()).exit_status) == ("panic", 1)
 
 
-def test_what_was_seen_of_a_poke_stands_though_the_machine_went_away() -> None:
+def test_a_violation_stands_even_if_the_machine_was_lost() -> None:
     run = Run()
     run.error = LostVM("QEMU was killed")
     run.drop(run.find(NOP5_ON, "sync"))
@@ -191,7 +192,7 @@ def test_what_was_seen_of_a_poke_stands_though_the_machine_went_away() -> None:
     assert verdict.reason.startswith("sync: ") and verdict.reason.endswith("QEMU was killed")
 
 
-def test_a_panic_before_anything_was_poked_is_a_boot_error() -> None:
+def test_a_panic_before_the_first_poke_is_a_boot_error() -> None:
     run = Run()
     run.error, run.findings = BootError("the kernel failed"), [finding("panic")]
     assert (judge(run.evidence()).outcome, judge(run.evidence()).exit_status) == ("boot-error", 125)
@@ -207,7 +208,7 @@ def test_a_failure_on_an_unsound_emulator_does_not_count() -> None:
     assert verdict.reason.startswith("this emulator runs stale code")
 
 
-def test_a_pass_on_an_unsound_emulator_is_one() -> None:
+def test_a_pass_on_an_unsound_emulator_counts() -> None:
     evidence = Run().evidence()
     evidence.untrusted = "this emulator runs stale code"
     assert judge(evidence).outcome == "pass"

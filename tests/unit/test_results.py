@@ -1,4 +1,5 @@
-"""What other programs get of a run: cases, JUnit, KTAP, GitHub's annotations, the page, the history."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""Results for other programs and people: cases, JUnit, KTAP, GitHub, the page, the history."""
 
 from __future__ import annotations
 
@@ -48,35 +49,35 @@ def by_name(run: Run, tmp_path: Path) -> dict[str, Case]:
     return {f"{case.group}.{case.name}": case for case in cases(result_of(run, tmp_path))}
 
 
-def test_of_a_healthy_run_every_case_passes(tmp_path: Path) -> None:
-    told = by_name(Run(), tmp_path)
-    assert {case.status for case in told.values()} == {"pass"}
+def test_every_case_of_a_healthy_run_passes(tmp_path: Path) -> None:
+    found = by_name(Run(), tmp_path)
+    assert {case.status for case in found.values()} == {"pass"}
     assert {
         "run.verdict",
         "claim.sync",
         "claim.ledgers",
         "scenario.nop5",
         "scenario.key",
-    } <= told.keys()
+    } <= found.keys()
 
 
-def test_a_fault_fails_its_claim_its_scenario_and_the_verdict_and_nothing_else(
+def test_a_fault_fails_only_its_claim_its_scenario_and_the_verdict(
     tmp_path: Path,
 ) -> None:
-    told = by_name(broken(), tmp_path)
-    failed = {name for name, case in told.items() if case.status != "pass"}
+    found = by_name(broken(), tmp_path)
+    failed = {name for name, case in found.items() if case.status != "pass"}
     assert failed == {"run.verdict", "claim.irqs", "scenario.nop5"}
-    assert all(told[name].status == "fail" for name in failed)
+    assert all(found[name].status == "fail" for name in failed)
 
 
-def test_a_run_that_says_nothing_is_an_error_and_no_failure(tmp_path: Path) -> None:
+def test_a_run_without_a_verdict_is_an_error_and_not_a_failure(tmp_path: Path) -> None:
     run = Run()
     run.error = InfraError("GDB ended")
     run.report = run.report[:3]
-    told = by_name(run, tmp_path)
-    assert told["run.verdict"].status == "error"
-    assert "fail" not in {case.status for case in told.values()}
-    assert told["scenario.nop5"] == Case(
+    found = by_name(run, tmp_path)
+    assert found["run.verdict"].status == "error"
+    assert "fail" not in {case.status for case in found.values()}
+    assert found["scenario.nop5"] == Case(
         "scenario", "nop5", "error", "the run ended in this scenario: GDB ended"
     )
 
@@ -92,14 +93,14 @@ def test_a_scenario_in_which_the_kernel_went_down_has_failed(tmp_path: Path) -> 
 # -- JUnit
 
 
-def test_junit_tells_failures_errors_and_skips_apart() -> None:
-    told = [
+def test_junit_distinguishes_failures_errors_and_skips() -> None:
+    found = [
         Case("claim", "a", "pass", "well"),
         Case("claim", "b", "fail", "not <well> \x1b[31m", ("first & last", "second")),
         Case("claim", "c", "error", "unknown"),
         Case("scenario", "d", "skip", "no tracefs"),
     ]
-    suite = ET.fromstring(files.junit("6.1 smp2", told, 4.5)).find("testsuite")
+    suite = ET.fromstring(files.junit("6.1 smp2", found, 4.5)).find("testsuite")
     assert suite is not None
     assert [suite.get(name) for name in ("name", "tests", "failures", "errors", "skipped")] == [
         "6.1 smp2", "4", "1", "1", "1"
@@ -120,19 +121,19 @@ def test_junit_tells_failures_errors_and_skips_apart() -> None:
 
 
 def test_our_own_parser_reads_the_ktap(tmp_path: Path) -> None:
-    told = [
+    found = [
         *cases(result_of(broken(), tmp_path)),
         Case("scenario", "jcc", "skip", "this kernel has no # of them"),
     ]
-    report = ktap.parse(files.ktap("6.1 smp2", told).splitlines())
-    assert report.planned == len(told)
-    assert [step.number for step in report.steps] == [*range(1, len(told) + 1)]
+    report = ktap.parse(files.ktap("6.1 smp2", found).splitlines())
+    assert report.planned == len(found)
+    assert [step.number for step in report.steps] == [*range(1, len(found) + 1)]
     failed = {step.name for step in report.steps if not step.ok}
     assert failed == {"run.verdict", "claim.irqs", "scenario.nop5"}
     assert report.steps[-1].skip
 
 
-def test_what_has_no_verdict_is_not_ok_in_ktap() -> None:
+def test_a_case_without_a_verdict_is_not_ok_in_ktap() -> None:
     assert "not ok 1 claim.c # ERROR un known\n" in files.ktap(
         "t", [Case("claim", "c", "error", "un\nknown")]
     )
@@ -141,18 +142,20 @@ def test_what_has_no_verdict_is_not_ok_in_ktap() -> None:
 # -- GitHub
 
 
-def test_github_gets_a_summary_and_annotations_only_there(tmp_path: Path) -> None:
+def test_only_github_gets_a_summary_and_annotations(tmp_path: Path) -> None:
     result = result_of(broken(), tmp_path)
     assert files.github(result, {}) == []
     summary = tmp_path / "summary.md"
-    said = files.github(result, {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(summary)})
-    assert [line.split("::")[1] for line in said] == [
+    annotations = files.github(
+        result, {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(summary)}
+    )
+    assert [line.split("::")[1] for line in annotations] == [
         "error title=debian%3A6.1 smp2%3A irqs", "error title=debian%3A6.1 smp2%3A nop5"
     ]  # fmt: skip
     assert summary.read_text().startswith("### ❌ debian:6.1 smp2\n")
 
 
-def test_what_is_said_to_github_stays_one_command() -> None:
+def test_an_annotation_stays_one_workflow_command() -> None:
     assert files._data("50 %\nof it") == "50 %25%0Aof it"
 
 
@@ -172,7 +175,7 @@ class _Balance(HTMLParser):
         self.outside += [value or "" for name, value in attrs if name in ("src", "href")]
 
 
-def test_the_page_stands_alone_and_marks_the_fault(tmp_path: Path) -> None:
+def test_the_page_needs_no_other_file_and_marks_the_fault(tmp_path: Path) -> None:
     run = broken()
     run.findings = [Finding("oops", 2, "Oops: <int3>", 3)]
     (tmp_path / "console.log").write_text("fine\nOops: <int3>\nRIP\nfine again\n")
@@ -181,13 +184,11 @@ def test_the_page_stands_alone_and_marks_the_fault(tmp_path: Path) -> None:
     parser.feed(text)
     assert not parser.outside
     assert '<mark id="line2">Oops: &lt;int3&gt;</mark><mark id="line3">RIP</mark>fine again' in text
-    words = "".join(parser.text)
-    assert (
-        "write 1 runs with interrupts disabled" in words and "Coverage" in words and "OOPS" in words
-    )
+    text = "".join(parser.text)
+    assert "write 1 runs with interrupts disabled" in text and "Coverage" in text and "OOPS" in text
 
 
-def test_the_page_of_a_run_that_never_came_to_a_guest(tmp_path: Path) -> None:
+def test_the_page_of_a_run_without_a_guest(tmp_path: Path) -> None:
     evidence = Evidence(requested_cpus=2, error=InfraError("no QEMU"))
     text = page.render(result_of(Run(), tmp_path, evidence))
     assert "no QEMU" in text and "Coverage" not in text and "Console" not in text
@@ -196,7 +197,7 @@ def test_the_page_of_a_run_that_never_came_to_a_guest(tmp_path: Path) -> None:
 # -- the history
 
 
-def test_the_history_gives_back_what_was_recorded(tmp_path: Path) -> None:
+def test_the_history_returns_what_was_recorded(tmp_path: Path) -> None:
     path = tmp_path / "history.sqlite"
     history.record(result_of(Run(), tmp_path), path)
     history.record(result_of(broken(), tmp_path), path)
@@ -208,7 +209,7 @@ def test_the_history_gives_back_what_was_recorded(tmp_path: Path) -> None:
     assert "irqs, nop5" in next(history.table([newest]))
 
 
-def test_what_passed_and_failed_on_the_same_kernel_is_flaky(tmp_path: Path) -> None:
+def test_a_case_that_passed_and_failed_on_the_same_kernel_is_flaky(tmp_path: Path) -> None:
     path = tmp_path / "history.sqlite"
     for run in (Run(), Run(), broken()):
         history.record(result_of(run, tmp_path), path)
@@ -225,7 +226,7 @@ def test_what_passed_and_failed_on_the_same_kernel_is_flaky(tmp_path: Path) -> N
     }
 
 
-def test_a_history_that_cannot_be_written_spoils_nothing(
+def test_a_history_that_cannot_be_written_does_no_harm(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "history.sqlite"
@@ -240,7 +241,7 @@ def _record_many(directory: Path, count: int) -> None:
         history.record(result, directory / "history.sqlite")
 
 
-def test_writers_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
+def test_concurrent_writers_lose_nothing(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     writers = [context.Process(target=_record_many, args=(tmp_path, 10)) for _ in range(4)]
     for writer in writers:
@@ -251,7 +252,7 @@ def test_writers_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
     assert len(history.past(count=100, path=tmp_path / "history.sqlite")) == 40
 
 
-def test_a_second_look_at_the_same_result_is_the_same(tmp_path: Path) -> None:
+def test_the_files_of_the_same_result_are_identical(tmp_path: Path) -> None:
     result = result_of(Run(), tmp_path)
     files.write(result)
     first = (tmp_path / "junit.xml").read_text()

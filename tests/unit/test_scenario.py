@@ -1,4 +1,5 @@
-"""Scenarios: those that there are, selecting among them, and files that are wrong."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""Scenarios: the existing ones, selection, and invalid files."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from orchestrator.scenarios import scenario
 GOOD = "title: t\npromise: p\nsite: nop5\n"
 
 
-def test_those_that_there_are() -> None:
+def test_the_scenarios_of_the_project_are_valid() -> None:
     known = scenario.load_all()
     assert [entry.order for entry in known] == sorted(entry.order for entry in known)
     assert {"nop5", "jmp32", "nop2", "one", "key"} <= {entry.name for entry in known}
@@ -26,7 +27,7 @@ def names(*patterns: str) -> list[str]:
     return [entry.name for entry in scenario.select(patterns)]
 
 
-def test_select() -> None:
+def test_select_takes_patterns() -> None:
     everything = [entry.name for entry in scenario.load_all()]
     assert names() == everything
     assert names("*") == everything
@@ -55,20 +56,20 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_defaults(directory: Path) -> None:
+def test_default_values(directory: Path) -> None:
     (directory / "a.yaml").write_text(GOOD)
     (entry,) = scenario.load_all()
     assert (entry.name, entry.how, entry.passes) == ("a", "direct", 1)
 
 
-def test_order_then_name(directory: Path) -> None:
+def test_scenarios_are_sorted_by_order_and_then_by_name(directory: Path) -> None:
     for name, order in (("c", 1), ("b", 2), ("a", 2)):
         (directory / f"{name}.yaml").write_text(f"{GOOD}order: {order}\n")
     assert names() == ["c", "a", "b"]
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "reason"),
     [
         ("", "the file"),
         ("- a list\n", "the file"),
@@ -83,15 +84,15 @@ def test_order_then_name(directory: Path) -> None:
         (GOOD + "passes: many\n", "passes: Input should be a valid integer"),
     ],
 )
-def test_a_wrong_file_is_named_with_what_is_wrong(directory: Path, text: str, said: str) -> None:
+def test_an_invalid_file_is_named_with_the_reason(directory: Path, text: str, reason: str) -> None:
     (directory / "wrong.yaml").write_text(text)
     with pytest.raises(UsageError) as caught:
         scenario.load_all()
     assert str(caught.value).startswith("wrong.yaml: ")
-    assert said in str(caught.value)
+    assert reason in str(caught.value)
 
 
-def test_no_scenario_at_all_is_no_run(directory: Path) -> None:
+def test_an_installation_without_scenarios_is_an_infra_error(directory: Path) -> None:
     with pytest.raises(InfraError, match="incomplete"):
         scenario.select([])
 
@@ -111,7 +112,7 @@ CODE = """// SPDX-License-Identifier: GPL-2.0
 """
 
 
-def test_code_says_in_its_first_comment_what_it_is(directory: Path) -> None:
+def test_the_first_comment_of_a_code_scenario_has_its_fields(directory: Path) -> None:
     (directory / "some-code.c").write_text(CODE)
     (entry,) = scenario.load_all()
     assert (entry.name, entry.title, entry.promise, entry.symbols) == (
@@ -127,7 +128,7 @@ def test_code_says_in_its_first_comment_what_it_is(directory: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "reason"),
     [
         ("int x;\n", "its first comment must have at least title and promise"),
         (CODE.replace("title", "titel"), "titel: Extra inputs"),
@@ -137,15 +138,17 @@ def test_code_says_in_its_first_comment_what_it_is(directory: Path) -> None:
         ),
     ],
 )
-def test_code_that_is_wrong_is_named_too(directory: Path, text: str, said: str) -> None:
+def test_an_invalid_code_file_is_named_with_the_reason(
+    directory: Path, text: str, reason: str
+) -> None:
     (directory / "wrong.c").write_text(text)
     with pytest.raises(UsageError) as caught:
         scenario.load_all()
     assert str(caught.value).startswith("wrong.c: ")
-    assert said in str(caught.value)
+    assert reason in str(caught.value)
 
 
-def test_two_files_of_one_name(directory: Path) -> None:
+def test_two_files_of_the_same_name_are_refused(directory: Path) -> None:
     (directory / "one.c").write_text(CODE)
     (directory / "one.yaml").write_text(GOOD)
     with pytest.raises(UsageError, match="two scenarios called one"):
@@ -153,25 +156,25 @@ def test_two_files_of_one_name(directory: Path) -> None:
 
 
 def _named(*names: str) -> list[scenario.Scenario]:
-    return [one for one in scenario.load_all() if one.name in names]
+    return [entry for entry in scenario.load_all() if entry.name in names]
 
 
 @pytest.mark.parametrize("patterns", [(), ("*",)])
-def test_sysctls_are_for_kernels_without_headers_and_for_who_asks(
+def test_sysctls_run_without_headers_or_on_request(
     patterns: tuple[str, ...],
 ) -> None:
     everything = scenario.select(patterns)
     with_module = scenario.runnable(everything, patterns, headers=True)
     without = scenario.runnable(everything, patterns, headers=False)
-    assert without and all(one.sysctls for one in without)
+    assert without and all(entry.sysctls for entry in without)
     assert len(with_module) + len(without) == len(everything) and not any(
-        one.sysctls for one in with_module
+        entry.sysctls for entry in with_module
     )
     assert scenario.runnable(_named("sysctl"), ("sysctl",), headers=True) == _named("sysctl")
 
 
 @pytest.mark.parametrize(
-    ("patterns", "headers", "said"),
+    ("patterns", "headers", "reason"),
     [
         (
             ("nop5",),
@@ -181,7 +184,8 @@ def test_sysctls_are_for_kernels_without_headers_and_for_who_asks(
         (
             ("nop*",),
             False,
-            "nop*: all of these need the test module, and the kernel has no headers to build it with",
+            "nop*: all of these need the test module, "
+            "and the kernel has no headers to build it with",
         ),
         (
             ("nop5", "sysctl"),
@@ -190,9 +194,9 @@ def test_sysctls_are_for_kernels_without_headers_and_for_who_asks(
         ),
     ],
 )
-def test_what_cannot_be_run_together_is_said(
-    patterns: tuple[str, ...], headers: bool, said: str
+def test_scenarios_that_cannot_run_together_are_refused(
+    patterns: tuple[str, ...], headers: bool, reason: str
 ) -> None:
     with pytest.raises(UsageError) as caught:
         scenario.runnable(scenario.select(patterns), patterns, headers=headers)
-    assert str(caught.value) == said
+    assert str(caught.value) == reason

@@ -1,4 +1,5 @@
-"""What a run does, in which order, and for how long."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""The steps of a run: their order, duration and commands."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ def order(steps: list[PlanStep]) -> list[tuple[str, str]]:
     return [(step.scenario.name, step.part) for step in steps]
 
 
-def test_first_what_gdb_watches_and_last_what_wants_the_guest_for_itself() -> None:
+def test_watched_steps_come_first_and_exclusive_ones_last() -> None:
     steps = plan_steps(ALL, CPUS, 1.0, 1)
     assert order(steps) == [
         *[("site", "gated")] * 2, *[("key", "gated")] * 2, ("seen", "watched"),
@@ -37,16 +38,16 @@ def test_first_what_gdb_watches_and_last_what_wants_the_guest_for_itself() -> No
     assert [step.is_watched for step in steps] == [True] * 5 + [False] * 5
 
 
-def test_nmis_and_what_goes_on_beside_come_last_in_the_order_of_the_request() -> None:
-    asked = [scenario("nmi", site="nop2", nmi=10), ALL[0], *ALL[1:3]]
-    steps = plan_steps(asked, CPUS, 1.0, 1)
+def test_scenarios_with_nmis_or_companions_come_last_in_request_order() -> None:
+    requested = [scenario("nmi", site="nop2", nmi=10), ALL[0], *ALL[1:3]]
+    steps = plan_steps(requested, CPUS, 1.0, 1)
     assert order(steps) == [
         *[("nmi", "gated")] * 2, *[("site", "gated")] * 2,
         ("site", "free"), ("code", "free"), ("nmi", "free"), ("hotplug", "free"),
     ]  # fmt: skip
 
 
-def test_weights_of_parts_that_do_not_run_free_take_no_time() -> None:
+def test_parts_that_do_not_run_free_take_no_share_of_the_time() -> None:
     steps = plan_steps(
         [scenario("a", site="nop5"), scenario("s", code=Path("s.c"), watched=True, weight=4)],
         CPUS,
@@ -63,7 +64,7 @@ def milliseconds(step: PlanStep) -> int:
     return int(step.command.split(" ms=")[1].split()[0])
 
 
-def test_the_time_that_runs_free_is_shared_by_weight() -> None:
+def test_the_free_running_time_is_shared_by_weight() -> None:
     steps = plan_steps(
         [scenario("a", site="nop5"), scenario("b", site="nop2", weight=3)], CPUS, 2.0, 1
     )
@@ -73,12 +74,12 @@ def test_the_time_that_runs_free_is_shared_by_weight() -> None:
     }
 
 
-def test_no_step_is_so_short_that_it_shows_nothing() -> None:
+def test_free_running_steps_have_a_minimum_duration() -> None:
     steps = plan_steps(ALL, CPUS, 0.01, 1)
     assert {milliseconds(step) for step in steps if not step.is_watched} == {MIN_FREE_MS}
 
 
-def test_the_seed_fixes_every_choice() -> None:
+def test_the_seed_determines_every_choice() -> None:
     def commands(seed: int) -> list[str]:
         return [step.command for step in plan_steps(ALL, CPUS, 1.0, seed)]
 
@@ -88,7 +89,7 @@ def test_the_seed_fixes_every_choice() -> None:
     assert pokers == set(CPUS)
 
 
-def test_the_commands_are_those_of_the_module() -> None:
+def test_commands_are_in_the_modules_syntax() -> None:
     by_part = {
         (step.scenario.name, step.part): step.command for step in plan_steps(ALL, (2,), 1.0, 1)
     }
@@ -98,7 +99,7 @@ def test_the_commands_are_those_of_the_module() -> None:
     assert by_part["code", "free"].startswith("scenario code cpu=2 ms=200 seed=")
 
 
-def test_sysctls_are_switched_while_gdb_watches_and_then_as_fast_as_it_goes() -> None:
+def test_sysctls_are_switched_while_watched_and_then_free_running() -> None:
     watched, free = plan_steps([scenario("knobs", sysctls=("kernel/a", "net/b"))], CPUS, 2.0, 1)
     assert watched.is_watched and not free.is_watched
     assert watched.command.startswith("sysctl knobs.watched kernel/a,net/b flips=")

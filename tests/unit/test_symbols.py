@@ -1,4 +1,5 @@
-"""Names for addresses, and the line on where a CPU is."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""Names for addresses, and the line about where a CPU is."""
 
 from __future__ import annotations
 
@@ -17,22 +18,22 @@ TABLE = Symbols(
 )
 
 
-def test_an_address_is_named_by_the_function_before_it() -> None:
+def test_an_address_is_named_after_the_function_before_it() -> None:
     assert TABLE.name(0xFFFFFFFF81018795) == "do_sync_core+0x5"
     assert TABLE.name(0xFFFFFFFFA0000ACB) == "orch_pass_nop5+0xb [orch]"
 
 
-def test_data_is_no_function() -> None:
+def test_data_is_not_a_function() -> None:
     assert TABLE.function(0xFFFFFFFF81B57904) is None
     assert TABLE.function(0xFFFFFFFFA0004010) is None
 
 
-def test_what_is_far_from_any_function_is_a_number() -> None:
+def test_an_address_far_from_any_function_stays_a_number() -> None:
     assert TABLE.name(0xFFFFFFFF81900000) == "ffffffff81900000"
     assert TABLE.name(0x1000) == "1000"
 
 
-def test_where_a_cpu_is() -> None:
+def test_where_names_the_function_and_the_possible_callers() -> None:
     cpu = {
         "cpu": 3,
         "rip": 0xFFFFFFFF81018803,

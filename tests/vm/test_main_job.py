@@ -1,4 +1,5 @@
-"""The main job as a user runs it: command line, real kernel, real guest, exit status and run directory."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""Runs as a user starts them: command line, real kernel, real guest, exit status, run directory."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ def command(directory: Path, *arguments: str) -> list[str]:
 
 
 def run(directory: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
-    """Exit status and verdict.json of one run; what it printed is shown when the test fails."""
+    """Exit status and verdict.json of one run. Its output is printed for the case of a failure."""
     done = subprocess.run(
         command(directory, *arguments), capture_output=True, text=True, timeout=1500
     )
@@ -44,9 +45,7 @@ def statuses(verdict: dict[str, Any]) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("kernel", "smp"), [("6.1-int3", 8), ("6.1-plain", 2), ("debian:6.1", 2), ("debian:6.1", 8)]
 )
-def test_a_healthy_kernel_passes_with_every_cpu_seen_in_every_phase(
-    tmp_path: Path, kernel: str, smp: int
-) -> None:
+def test_a_healthy_kernel_passes_with_full_coverage(tmp_path: Path, kernel: str, smp: int) -> None:
     status, verdict = run(
         tmp_path / "run", "--kernel", kernel, "--smp", str(smp), "--duration", "1"
     )
@@ -56,13 +55,13 @@ def test_a_healthy_kernel_passes_with_every_cpu_seen_in_every_phase(
         verdict, json.loads((PROJECT / "orchestrator/report/verdict.schema.json").read_text())
     )
     report = (tmp_path / "run" / "guest.ktap").read_text()
-    for cpu in range(smp):  # running free, too, each CPU met int3
+    for cpu in range(smp):  # each CPU also hits int3 while running free
         hits = [
             int(line.split("int3=")[1].split()[0])
             for line in report.splitlines()
             if line.startswith(f"# cpu={cpu} phase=free")
         ]
-        assert sum(hits) > 0, f"CPU {cpu} met no int3"
+        assert sum(hits) > 0, f"CPU {cpu} hit no int3"
 
 
 @pytest.mark.parametrize("kernel", ["6.1-plain", "debian:5.10", "debian:6.12", "debian:7.3"])
@@ -77,8 +76,8 @@ def test_every_scenario_holds_or_says_what_the_kernel_lacks(tmp_path: Path, kern
     skipped = {step.name: step.skip for step in report.steps if step.skip is not None}
     assert all(skipped.values()), "a skip without its reason"
     assert len(skipped) < len(report.steps) / 4, skipped
-    if kernel != "6.1-plain":  # batches of the kernel's own, which nobody announced
-        assert "the kernel's own" in next(
+    if kernel != "6.1-plain":  # it has batches that nobody announced
+        assert "from the kernel itself" in next(
             c["text"] for c in verdict["checks"] if c["check"] == "watch"
         )
 
@@ -87,46 +86,46 @@ def test_the_kernels_own_parser_reads_the_results(tmp_path: Path) -> None:
     options = ["--scenario", "nop5", "--scenario", "emulation", "--duration", "0.2"]
     status, _ = run(tmp_path / "run", "--smp", "2", *options)
     assert status == 0
-    parsers = sorted(
-        cache_dir().glob("sources/*/tools/testing/kunit/kunit.py")
-    )  # the default kernel is built of one
-    told = (tmp_path / "run" / "results.ktap").read_text()
+    # The source of the default kernel is in the cache.
+    parsers = sorted(cache_dir().glob("sources/*/tools/testing/kunit/kunit.py"))
+    results = (tmp_path / "run" / "results.ktap").read_text()
     parse = [sys.executable, str(parsers[-1]), "parse"]
-    done = subprocess.run(parse, input=told, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(parse, input=results, capture_output=True, text=True, timeout=60)
     print(done.stdout, done.stderr)
-    planned = int(re.findall(r"^1\.\.(\d+)$", told, re.MULTILINE)[0])
+    planned = int(re.findall(r"^1\.\.(\d+)$", results, re.MULTILINE)[0])
     assert re.search(
         rf"Ran {planned} tests: passed: {planned - 1}, skipped: 1$", done.stdout, re.MULTILINE
     )
     assert done.returncode == 0
 
 
-def test_one_cpu_is_a_machine_too(tmp_path: Path) -> None:
+def test_a_machine_with_one_cpu_passes(tmp_path: Path) -> None:
     status, verdict = run(tmp_path / "run", "--smp", "1", "--duration", "0.5")
     assert (status, verdict["outcome"]) == (0, "pass")
 
 
 SAMPLE = (
-    "sync-after-tail-missing", "sync-not-waited-for", "last-write-too-wide", "handler-misses-modules",
+    "sync-after-tail-missing", "sync-not-waited-for", "last-write-too-wide",
+    "handler-misses-modules",
     "batch-sync-one-left-out", "emulate-jcc-inverted", "handler-takes-user-int3",
 )  # fmt: skip
-"""Mutants of each kind, of stock kernels too; all of them take `orchestrator mutants` some twenty minutes."""
+"""Mutants of each kind, also of stock kernels. All mutants take some twenty minutes."""
 
 
-def test_kernels_that_are_broken_fail_for_the_reason_that_they_are_broken(tmp_path: Path) -> None:
-    only = [word for name in SAMPLE for word in ("--only", name)]
+def test_mutants_are_caught_by_the_check_that_names_the_fault(tmp_path: Path) -> None:
+    only = [argument for name in SAMPLE for argument in ("--only", name)]
     command = [sys.executable, "-m", "orchestrator", "mutants", *only, "--output", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1700)
     print(done.stderr[-3000:], done.stdout[-6000:])
-    told = json.loads((tmp_path / "mutants.json").read_text())
-    assert {result["name"] for result in told["results"]} == set(SAMPLE)
-    assert {(result["name"], result["standing"]) for result in told["results"]} == {
+    content = json.loads((tmp_path / "mutants.json").read_text())
+    assert {result["name"] for result in content["results"]} == set(SAMPLE)
+    assert {(result["name"], result["result"]) for result in content["results"]} == {
         (name, "caught") for name in SAMPLE
     }
     assert done.returncode == 0
 
 
-def test_a_failure_is_shown_with_its_moment(tmp_path: Path) -> None:
+def test_the_report_explains_the_first_failure(tmp_path: Path) -> None:
     patch = MUTANTS / "sync-after-tail-missing.patch"
     run(
         tmp_path / "run",
@@ -148,7 +147,7 @@ def test_a_failure_is_shown_with_its_moment(tmp_path: Path) -> None:
     assert "__text_poke" in report  # the poker, at its next write
 
 
-def test_without_a_debugger_a_cpu_with_interrupts_off_catches_a_kernel_that_does_not_wait(
+def test_a_cpu_with_interrupts_off_catches_a_missing_wait_without_gdb(
     tmp_path: Path,
 ) -> None:
     patch = MUTANTS / "sync-not-waited-for.patch"
@@ -168,7 +167,7 @@ def test_without_a_debugger_a_cpu_with_interrupts_off_catches_a_kernel_that_does
     assert "had interrupts off and had not synced" in guest["text"]
 
 
-def test_soaking_goes_on_and_the_guests_memory_stays_as_it_is(tmp_path: Path) -> None:
+def test_a_soak_run_repeats_the_scenarios_in_constant_memory(tmp_path: Path) -> None:
     options = ["--scenario", "nop5", "--scenario", "keys-*", "--duration", "0.5", "--soak", "25s"]
     status, verdict = run(tmp_path / "run", "--smp", "2", *options)
     soak = verdict["soak"]
@@ -203,10 +202,10 @@ def test_a_failure_under_several_tcg_threads_does_not_count(tmp_path: Path) -> N
     assert (status, verdict["outcome"]) == (125, "infra")
     assert (
         "fail" in statuses(verdict).values()
-    )  # by the kernel's fault or by the emulator's: who can tell?
+    )  # whether the kernel or the emulator is at fault cannot be known
 
 
-def test_two_runs_at_once_do_not_meet(tmp_path: Path) -> None:
+def test_two_concurrent_runs_do_not_interfere(tmp_path: Path) -> None:
     both = [
         subprocess.Popen(
             command(tmp_path / name, "--smp", "2", "--duration", "0.5"),
@@ -228,14 +227,14 @@ def test_nothing_survives_the_end_of_a_run(
     child = subprocess.Popen(command(directory, "--duration", "60"), stderr=subprocess.DEVNULL)
     wait_for(lambda: (directory / "events.jsonl").exists(), 900)
     ours = [pid for pid in processes() if str(directory) in cmdline(pid) and pid != child.pid]
-    assert ours, "no QEMU to be seen"
+    assert ours, "QEMU is not running"
     os.kill(child.pid, number)
     assert child.wait(60) == expected
     wait_for(lambda: not [pid for pid in processes() if str(directory) in cmdline(pid)], 20)
     assert not list(directory.glob("**/*.sock"))
 
 
-def test_a_qemu_that_is_killed_is_no_fault_of_the_kernel(tmp_path: Path) -> None:
+def test_a_killed_qemu_is_no_fault_of_the_kernel(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     child = subprocess.Popen(
         command(directory, "--duration", "60"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -270,7 +269,7 @@ def cmdline(pid: int) -> str:
 def wait_for(predicate: Any, seconds: float) -> None:
     end = time.monotonic() + seconds
     while not predicate():
-        assert time.monotonic() < end, "it did not happen"
+        assert time.monotonic() < end, "the condition never became true"
         time.sleep(0.1)
 
 
@@ -284,7 +283,7 @@ def test_a_kernel_without_headers_is_tested_by_its_own_pokes(tmp_path: Path) -> 
     assert (status, statuses(verdict)["sync"]) == (1, "fail")
 
 
-def test_a_kernel_that_somebody_else_built(tmp_path: Path) -> None:
+def test_a_prebuilt_kernel_runs_with_and_without_headers(tmp_path: Path) -> None:
     from orchestrator.kernel.model import KernelRequest
     from orchestrator.kernel.obtain import obtain
 
@@ -299,20 +298,20 @@ def test_a_kernel_that_somebody_else_built(tmp_path: Path) -> None:
     assert "without the test module" in verdict["reason"]
 
 
-def test_what_a_kernel_is_like_is_read_off_it() -> None:
-    shown = [sys.executable, "-m", "orchestrator", "kernels", "show", "--kernel"]
-    for kernel, poked, taken in (
+def test_kernels_show_prints_facts_read_off_the_kernel() -> None:
+    show = [sys.executable, "-m", "orchestrator", "kernels", "show", "--kernel"]
+    for kernel, poke, handler in (
         ("6.1-int3", "text_poke_bp", "int3_notify (a die notifier)"),
         ("debian:7.3", "smp_text_poke_single", "smp_text_poke_int3_handler"),
     ):
-        said = subprocess.run([*shown, kernel], capture_output=True, text=True, timeout=600).stdout
-        told = {
+        done = subprocess.run([*show, kernel], capture_output=True, text=True, timeout=600)
+        facts = {
             name.strip(): text.strip()
-            for name, _, text in (line.partition(":") for line in said.splitlines())
+            for name, _, text in (line.partition(":") for line in done.stdout.splitlines())
         }
-        assert (told["pokes one site"], told["takes int3"], told["syncs a core"]) == (
-            poked,
-            taken,
+        assert (facts["pokes one site"], facts["takes int3"], facts["syncs a core"]) == (
+            poke,
+            handler,
             "do_sync_core",
         )
-        assert int(told["jump labels"]) > 100
+        assert int(facts["jump labels"]) > 100
