@@ -23,9 +23,9 @@ from orchestrator.scenarios.scenario import Scenario
 from orchestrator.scenarios.steps import PlanStep, plan_steps
 from orchestrator.text import symbols
 from orchestrator.text.functions import LOCK, POKE_ONE
+from orchestrator.text.keys import SiteCpu
 from orchestrator.verdict import model
 from orchestrator.verdict.evidence import Companion, Evidence, StepEvidence
-from orchestrator.verdict.model import SiteCpu
 from orchestrator.watch.ledger import Ledger
 from orchestrator.watch.watch import SYMBOLS, Watch
 

@@ -13,10 +13,10 @@ from orchestrator.report import html
 from orchestrator.report.failure import explain
 from orchestrator.report.files import name
 from orchestrator.report.terminal import PHASES
+from orchestrator.text.keys import PhaseCpu
 from orchestrator.verdict.cases import cases
 from orchestrator.verdict.checks import expected_coverage, seen_coverage
 from orchestrator.verdict.evidence import Evidence
-from orchestrator.verdict.model import PhaseCpu
 from orchestrator.verdict.result import RunResult
 
 TEMPLATE = "page.html.j2"

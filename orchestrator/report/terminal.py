@@ -12,9 +12,10 @@ from rich.text import Text
 
 from orchestrator.report import tables
 from orchestrator.report.failure import explain
+from orchestrator.text.keys import PhaseCpu
 from orchestrator.verdict.checks import CheckResult, expected_coverage, rate, seen_coverage
 from orchestrator.verdict.evidence import Evidence, StepEvidence
-from orchestrator.verdict.model import PhaseCpu, Poke
+from orchestrator.verdict.model import Poke
 from orchestrator.verdict.result import RunResult
 
 MARKS = {
@@ -172,7 +173,10 @@ def _code_result(evidence: Evidence, steps: Sequence[StepEvidence]) -> Text:
     if reason := _skipped(evidence, steps):
         return Text(f"skipped: {reason}")
     failures = [
-        message for step in steps if step.guest and not step.guest.ok for message in step.guest.complaints
+        message
+        for step in steps
+        if step.guest and not step.guest.ok
+        for message in step.guest.complaints
     ]
     if failures:
         return Text(failures[0], "red")

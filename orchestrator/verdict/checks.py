@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from orchestrator.guest.klog import Finding
+from orchestrator.text.keys import PhaseCpu, SiteCpu
 from orchestrator.verdict.evidence import SKIP, Evidence, StepEvidence
-from orchestrator.verdict.model import CLAIMS, PhaseCpu, Poke, SiteCpu, cpu_names
+from orchestrator.verdict.model import CLAIMS, Poke, cpu_names
 
 KERNEL_FAILED = ("panic", "oops", "hang", "fail", "warn", "timeout")
 """Outcomes that the kernel caused, the gravest first. No other outcome but `pass` says anything

@@ -12,8 +12,9 @@ from orchestrator.guest import ktap
 from orchestrator.guest.klog import FaultScanner, Finding
 from orchestrator.scenarios.scenario import Part, Scenario
 from orchestrator.scenarios.steps import PlanStep
+from orchestrator.text.keys import PhaseCpu, SiteCpu
 from orchestrator.text.symbols import Symbols
-from orchestrator.verdict.model import PhaseCpu, Poke, SiteCpu, Violation, WatchedStep
+from orchestrator.verdict.model import Poke, Violation, WatchedStep
 
 SKIP = 4
 """Exit status of a test that the kernel lacks something for, as in the kernel's own selftests
@@ -166,7 +167,7 @@ class Evidence:
     edited: list[str] = field(default_factory=list)
     """Changes that --edit-text made to the kernel's code before the first poke, one line each."""
 
-    def take_console(self, scanner: Scanner) -> None:
+    def take_console(self, scanner: FaultScanner) -> None:
         """Take what the console scan has found so far."""
         self.findings, self.unscanned = list(scanner.findings), scanner.blind
         self.excused = list(scanner.excused)

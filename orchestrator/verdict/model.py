@@ -39,7 +39,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
+
+from orchestrator.text.keys import PhaseCpu, SiteCpu
 
 INT3 = b"\xcc"
 
@@ -60,20 +62,6 @@ CLAIMS = {
 INSTRUCTION = 8
 """A write less than this many bytes behind an int3 may belong to the same poke. No instruction that
 the kernel pokes is longer."""
-
-
-class PhaseCpu(NamedTuple):
-    """Key for counts by the phase of a poke and the CPU."""
-
-    phase: int
-    cpu: int
-
-
-class SiteCpu(NamedTuple):
-    """Key for counts by the address of a site and the CPU."""
-
-    site: int
-    cpu: int
 
 
 def cpu_names(cpus: Collection[int]) -> str:

@@ -13,26 +13,18 @@ import struct
 import subprocess
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
 
 from orchestrator.errors import InfraError
 from orchestrator.host import proc
 from orchestrator.host.paths import cache_dir, cached_dir
 from orchestrator.host.tools import QEMU_GOOD, Qemu
 from orchestrator.machine.accel import Accel
+from orchestrator.text.keys import SiteCpu
 
 SOURCE = Path(__file__).with_name("ledger.c")
 CFLAGS = ("-shared", "-fPIC", "-O2", "-Wall", "-fvisibility=hidden")
 CPUS = 64
 RECORD = struct.Struct(f"<Q{CPUS}Q")  # struct slot in ledger.c
-
-
-class SiteCpu(NamedTuple):
-    """One virtual CPU at one site."""
-
-    site: int
-    """Address of the int3."""
-    cpu: int
 
 
 Counts = Counter[SiteCpu]
