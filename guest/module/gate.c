@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The gate's stub. The debugger stops the poker at the entry of the kernel's
- * function that writes text, stores that address in orch_gate_resume, and moves
- * the poker here. The poker waits until every CPU has been through the site,
- * and then goes on where it was stopped, with every register as it was.
+ * Stubs to which the debugger sends a CPU.
  *
- * Nothing of the kernel under test is changed for this, and the poker may
- * sleep: it is scheduled like any thread, so the hammer of its own CPU runs
- * through the site too. RET, not an indirect jump, leads back: the target need
- * not have an ENDBR.
+ * The gate: the debugger stops the poker at the entry of the kernel's function
+ * that writes text, stores the address of that function in orch_gate_resume and
+ * sets the poker's RIP to orch_gate_stub. There the poker waits until every CPU
+ * has been through the site. Then it resumes where it was stopped, with all
+ * registers unchanged.
+ *
+ * The kernel under test is not modified for this. The poker may sleep and is
+ * scheduled like any thread, so the hammer of its own CPU runs through the site
+ * as well. The stub leaves by RET, not by an indirect jump, because the target
+ * need not have an ENDBR.
  */
 #include <linux/linkage.h>
 #include <linux/types.h>
@@ -21,7 +24,7 @@ asm(".pushsection .text, \"ax\"\n"
     ".globl orch_gate_stub\n"
     ".type orch_gate_stub, @function\n"
     "orch_gate_stub:\n\t"
-    "pushq %rax\n\t"		/* the slot that RET takes */
+    "pushq %rax\n\t"		/* room for the address that RET pops */
     "pushfq\n\t"
     "pushq %rax\n\t"
     "pushq %rcx\n\t"
@@ -52,7 +55,7 @@ asm(".pushsection .text, \"ax\"\n"
 
 /*
  * Room for the debugger's copies of the instructions under its breakpoints, 32
- * bytes each: a CPU goes on from a breakpoint through such a copy.
+ * bytes each. A CPU leaves a breakpoint by executing such a copy.
  */
 asm(".pushsection .text, \"ax\"\n"
     ".balign 32\n"
@@ -63,19 +66,27 @@ asm(".pushsection .text, \"ax\"\n"
     ".size orch_slots, . - orch_slots\n"
     ".popsection\n");
 
-/*
- * How the debugger learns what became of an int3 without a second stop: at the
- * handler's entry it notes where the trap's pt_regs are and where the handler
- * returns to, and has it return here instead. At that moment rcx is dead. One
- * for each CPU: the handler runs with interrupts off.
+/**
+ * struct orch_return - how an int3 handler returned on one CPU
+ * @regs: address of the trap's struct pt_regs (set by the debugger)
+ * @to: address that the handler returns to (set by the debugger)
+ * @ip: where the CPU resumes after the trap
+ * @value: what the handler returned
+ * @done: 1 once @ip and @value are set
  *
- * The layout is read by orchestrator/watch/agent.py.
+ * Tells the debugger the outcome of an int3 without a second stop. At the
+ * handler's entry the debugger fills in @regs and @to and makes the handler
+ * return to the CPU's stub in orch_return_stubs, which fills in the rest and
+ * jumps to @to. At that moment rcx is dead. One structure per CPU is enough:
+ * the handler runs with interrupts off.
+ *
+ * orchestrator/watch/agent.py reads this layout.
  */
 struct orch_return {
 	u64 regs;
 	u64 to;
-	u64 ip;		/* where the CPU will go on */
-	u64 value;	/* what the handler returned */
+	u64 ip;
+	u64 value;
 	u64 done;
 };
 

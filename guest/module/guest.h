@@ -1,27 +1,28 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* What orch.ko gives to orch_guest.ko. */
+/* What orch.ko exports to orch_guest.ko. */
 #ifndef ORCH_GUEST_H
 #define ORCH_GUEST_H
 
-#include <linux/jump_label.h>
 #include <linux/types.h>
+#include "compat.h"
 
-#ifdef DEFINE_STATIC_KEY_FALSE
-extern struct static_key_false orch_guest_key;
-#define orch_guest_branch()	static_branch_unlikely(&orch_guest_key)
-#else
-extern struct static_key orch_guest_key;
-#define orch_guest_branch()	static_key_false(&orch_guest_key)
-#endif
+extern orch_key_t orch_guest_key;
 
 /**
- * orch_guest_enter() - the other module is there
- * @wrong: tells how many of its branches do not go the way that it is given
+ * orch_guest_enter() - announce that orch_guest.ko is loaded
+ * @count_wrong: returns how many of the module's branches do not go the way
+ *	given by its argument
  *
- * Looks at once, and after each flip until orch_guest_leave(). Returns what
- * @wrong said.
+ * Calls @count_wrong at once and, if that returns 0, after each flip of the key
+ * until orch_guest_leave().
+ *
+ * Return: the result of the first call of @count_wrong.
  */
-unsigned int orch_guest_enter(unsigned int (*wrong)(bool on));
+unsigned int orch_guest_enter(unsigned int (*count_wrong)(bool on));
+
+/**
+ * orch_guest_leave() - announce that orch_guest.ko is about to go
+ */
 void orch_guest_leave(void);
 
 #endif

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The hammers: one thread a CPU, bound to it, that executes the site and counts
- * how each pass went.
+ * The hammers: a thread on each CPU, bound to it, that executes the site and
+ * counts the results of its passes.
  *
- * Running free they sleep after each burst. Hammers that spin on every CPU
- * starve the poker: each sync round has to wait until the host has scheduled
- * every virtual CPU, and with eight spinning ones on two cores that takes tens
- * of milliseconds.
+ * Free-running hammers sleep after each burst. Hammers that spin on every CPU
+ * starve the poker: each sync round waits until the host has scheduled every
+ * virtual CPU, and with eight spinning ones on two cores that takes tens of
+ * milliseconds.
  *
  * At the gate they spin for a while before they sleep. There a debugger stops
- * the machine all the time, and each stop makes QEMU translate anew whatever
- * runs next: a loop of ours is a fraction of a wake-up by way of interrupt,
- * scheduler and idle loop.
+ * the machine all the time, and after each stop QEMU must translate whatever
+ * runs next again. A wake-up by way of interrupt, scheduler and idle loop takes
+ * many times as much of that as a small loop.
  */
 #include <linux/atomic.h>
 #include <linux/cpu.h>
@@ -25,12 +25,12 @@
 #include "compat.h"
 #include "orch.h"
 
-/* Long for a guest; a host with other things to do may need some of it. */
+/* A long time for a guest, but the host may be busy with something else. */
 #define GATE_SECONDS	30
-/* Looks at the gate before a hammer sleeps: under TCG about a second. */
+/* How often a hammer polls the gate before it sleeps: about a second under TCG. */
 #define GATE_SPINS	100000
 
-static struct orch_cpu *hammers;	/* nr_cpu_ids of them */
+static struct orch_hammer *hammers;	/* nr_cpu_ids elements */
 static struct orch_hammer_spec spec;
 
 static u64 epoch;
@@ -43,96 +43,144 @@ static unsigned int gate_holds;
 static atomic_t gate_left;
 struct cpumask orch_gate_stuck;
 
+/**
+ * orch_epoch_reset() - no poke is under way and the site holds its old bytes
+ */
 void orch_epoch_reset(void)
 {
 	WRITE_ONCE(epoch, 0);
 }
 
-/*
- * Ordered after the stores of a poke that ended, and before those of one that
- * begins.
+/**
+ * orch_epoch_next() - a poke begins or ends
  */
 void orch_epoch_next(void)
 {
+	/*
+	 * The first barrier orders the writes of a poke that has ended before
+	 * the even epoch, the second orders the odd epoch before the writes of a
+	 * poke that begins. Both pair with the order of the reader, see
+	 * orch_pass_is_stale(): epoch, site, epoch.
+	 */
 	smp_mb();
 	WRITE_ONCE(epoch, epoch + 1);
 	smp_mb();
 }
 
-/*
- * A pass that began and ended in the same even epoch ran with no poke under
- * way. The last sync round of the poke before it ran on this CPU before the
- * epoch became even, so it must have gone the way of the bytes written.
+/**
+ * orch_epoch() - read the epoch
+ *
+ * Return: a number that is odd while a poke is under way. When it is even, bit 1
+ * is set if the site holds its new bytes.
  */
-static void hammer_burst(struct orch_cpu *cpu)
+u64 orch_epoch(void)
+{
+	return READ_ONCE(epoch);
+}
+
+/**
+ * orch_pass_is_stale() - check a pass against the bytes last written
+ * @before: orch_epoch() before the pass
+ * @after: orch_epoch() after the pass
+ * @result: what the pass turned out to be
+ *
+ * A pass that began and ended in the same even epoch ran with no poke under way.
+ * The last sync round of the preceding poke ran on this CPU before the epoch
+ * became even, so the pass must have executed the bytes last written. No barrier
+ * is needed around the pass: x86 keeps loads in program order, and that sync
+ * round has discarded what this CPU had fetched before.
+ *
+ * Return: true if the pass executed other bytes.
+ */
+bool orch_pass_is_stale(u64 before, u64 after, enum orch_result result)
+{
+	return before == after && !(before & 1) && result != (before & 2 ? ORCH_NEW : ORCH_OLD);
+}
+
+static void hammer_burst(struct orch_hammer *hammer)
 {
 	unsigned int i;
 
 	for (i = 0; i < spec.burst; i++) {
-		u64 before = READ_ONCE(epoch);
+		u64 before = orch_epoch();
 		enum orch_result result = spec.site->pass();
-		u64 after = READ_ONCE(epoch);
+		u64 after = orch_epoch();
 
-		cpu->count[ORCH_FREE][result]++;
-		if (before == after && !(before & 1) &&
-		    result != (before & 2 ? ORCH_NEW : ORCH_OLD))
-			cpu->stale++;
+		hammer->count[ORCH_FREE][result]++;
+		if (orch_pass_is_stale(before, after, result))
+			hammer->stale++;
 	}
 }
 
-static void hammer_round(struct orch_cpu *cpu, u64 round)
+static void hammer_round(struct orch_hammer *hammer, u64 round)
 {
 	enum orch_phase phase = READ_ONCE(gate_phase);
 	unsigned int i;
 
 	for (i = 0; i < spec.passes; i++)
-		cpu->count[phase][spec.site->pass()]++;
+		hammer->count[phase][spec.site->pass()]++;
+	/*
+	 * The counters before the round. Pairs with complete() in do_job():
+	 * gate_passed() has seen the round by then, and the counters are read
+	 * after that completion.
+	 */
 	smp_mb();
-	WRITE_ONCE(cpu->round, round);
+	WRITE_ONCE(hammer->round, round);
+	/*
+	 * Fully ordered, the round before the wake-up. Pairs with the barrier in
+	 * wait_event_timeout(), between queueing and gate_passed().
+	 */
 	if (atomic_dec_and_test(&gate_left))
 		wake_up(&gate_poker);
 }
 
-static bool gate_calls(const struct orch_cpu *cpu)
+static bool gate_calls(const struct orch_hammer *hammer)
 {
-	return kthread_should_stop() || READ_ONCE(gate_round) != cpu->round;
+	return kthread_should_stop() || READ_ONCE(gate_round) != hammer->round;
 }
 
-static void wait_at_gate(struct orch_cpu *cpu)
+static void wait_at_gate(struct orch_hammer *hammer)
 {
 	unsigned int spins;
 
-	for (spins = 0; spins < GATE_SPINS && !gate_calls(cpu); spins++) {
+	for (spins = 0; spins < GATE_SPINS && !gate_calls(hammer); spins++) {
 		cpu_relax();
 		cond_resched();
 	}
-	wait_event_interruptible(gate_hammers, gate_calls(cpu));
+	wait_event_interruptible(gate_hammers, gate_calls(hammer));
+	/*
+	 * The new gate_round before gate_phase, the spec and the site's bytes.
+	 * Pairs with smp_mb() in orch_gate_round().
+	 */
 	smp_mb();
 }
 
-static int hammer(void *data)
+static int run_hammer(void *data)
 {
-	struct orch_cpu *cpu = data;
+	struct orch_hammer *hammer = data;
 
 	while (!kthread_should_stop()) {
 		if (spec.gated) {
-			wait_at_gate(cpu);
-			if (READ_ONCE(gate_round) != cpu->round)
-				hammer_round(cpu, READ_ONCE(gate_round));
+			wait_at_gate(hammer);
+			if (READ_ONCE(gate_round) != hammer->round)
+				hammer_round(hammer, READ_ONCE(gate_round));
 		} else {
-			hammer_burst(cpu);
+			hammer_burst(hammer);
 			usleep_range(spec.pause_us, spec.pause_us + spec.pause_us / 2);
 		}
 	}
 	return 0;
 }
 
-/* From one gated step to the next they stay, and wait: starting and stopping them takes longer than the step. */
-static bool keep(const struct orch_hammer_spec *wanted)
+/*
+ * The hammers of a gated step stay for the next one, since starting and stopping
+ * them takes longer than the step. They wait at the gate, so the spec can change.
+ */
+static bool reuse(const struct orch_hammer_spec *requested)
 {
 	int cpu;
 
-	if (!hammers || !spec.gated || !wanted->gated)
+	if (!hammers || !spec.gated || !requested->gated)
 		return false;
 	for_each_possible_cpu(cpu) {
 		if (!hammers[cpu].task != !cpu_online(cpu))
@@ -140,27 +188,36 @@ static bool keep(const struct orch_hammer_spec *wanted)
 		memset(hammers[cpu].count, 0, sizeof(hammers[cpu].count));
 		hammers[cpu].stale = 0;
 	}
-	spec = *wanted;
+	spec = *requested;
 	return true;
 }
 
-int orch_hammers_start(const struct orch_hammer_spec *wanted)
+/**
+ * orch_hammers_start() - start a hammer on each online CPU, counters at 0
+ * @requested: what the hammers do
+ *
+ * Hammers that wait at the gate are reused.
+ *
+ * Return: 0 or a negative errno.
+ */
+int orch_hammers_start(const struct orch_hammer_spec *requested)
 {
 	int cpu;
 
-	if (keep(wanted))
+	if (reuse(requested))
 		return 0;
-	orch_hammers_stop();
+	orch_hammers_free();
 	hammers = kcalloc(nr_cpu_ids, sizeof(*hammers), GFP_KERNEL);
 	if (!hammers)
 		return -ENOMEM;
-	spec = *wanted;
+	spec = *requested;
 	gate_round = 0;
 	for_each_online_cpu(cpu) {
-		struct task_struct *task = kthread_create(hammer, &hammers[cpu], "orch_hammer/%d", cpu);
+		struct task_struct *task = kthread_create(run_hammer, &hammers[cpu],
+							  "orch_hammer/%d", cpu);
 
 		if (IS_ERR(task)) {
-			orch_hammers_stop();
+			orch_hammers_free();
 			return PTR_ERR(task);
 		}
 		kthread_bind(task, cpu);
@@ -170,8 +227,12 @@ int orch_hammers_start(const struct orch_hammer_spec *wanted)
 	return 0;
 }
 
-/* The counters stay readable until orch_hammers_stop(). */
-void orch_hammers_rest(void)
+/**
+ * orch_hammers_stop() - stop the hammers
+ *
+ * The counters stay readable until orch_hammers_free().
+ */
+void orch_hammers_stop(void)
 {
 	int cpu;
 
@@ -182,15 +243,23 @@ void orch_hammers_rest(void)
 	}
 }
 
-void orch_hammers_stop(void)
+/**
+ * orch_hammers_free() - stop the hammers and free their counters
+ */
+void orch_hammers_free(void)
 {
-	orch_hammers_rest();
+	orch_hammers_stop();
 	kfree(hammers);
 	hammers = NULL;
 }
 
-/* NULL where no hammer ran. */
-const struct orch_cpu *orch_hammer(int cpu)
+/**
+ * orch_hammer() - counters of one CPU's hammer
+ * @cpu: the CPU
+ *
+ * Return: the counters, or NULL if there are no hammers.
+ */
+const struct orch_hammer *orch_hammer(int cpu)
 {
 	return hammers ? &hammers[cpu] : NULL;
 }
@@ -206,10 +275,16 @@ static bool gate_passed(struct cpumask *missing)
 	return cpumask_empty(missing);
 }
 
-/*
- * The time limit is the guest's: it stands still while a debugger holds the
- * machine. A kernel that pokes with interrupts off makes us spin instead, so
- * that it is caught for what it did and not for sleeping in our code.
+/**
+ * orch_gate_round() - let every CPU go through the site and wait until all have
+ * @phase: where their passes are counted
+ *
+ * The time limit is in guest time, which stands still while a debugger holds the
+ * machine. Spins if called with interrupts off: a kernel that pokes like that
+ * must be caught for doing so, not for sleeping in this function.
+ *
+ * Return: false when a CPU did not go through in time. orch_gate_stuck has those
+ * CPUs.
  */
 bool orch_gate_round(enum orch_phase phase)
 {
@@ -220,12 +295,19 @@ bool orch_gate_round(enum orch_phase phase)
 	for (cpu = 0; cpu < nr_cpu_ids; cpu++)
 		count += !!hammers[cpu].task;
 	atomic_set(&gate_left, count);
-	gate_phase = phase;
+	WRITE_ONCE(gate_phase, phase);
+	/*
+	 * gate_left, gate_phase and the site's bytes before the new round. Pairs
+	 * with smp_mb() in wait_at_gate().
+	 */
 	smp_mb();
 	WRITE_ONCE(gate_round, gate_round + 1);
 	wake_up_all(&gate_hammers);
 	if (irqs_disabled() || in_atomic()) {
-		/* our own CPU's hammer cannot run; once is enough to know */
+		/*
+		 * The hammer of this CPU cannot run. It is enough to wait for
+		 * that once.
+		 */
 		if (!cpumask_empty(&orch_gate_stuck))
 			limit = GATE_SPINS / 100;
 		for (spins = 0; !gate_passed(&missing) && spins < limit; spins++)
@@ -239,18 +321,27 @@ bool orch_gate_round(enum orch_phase phase)
 	return false;
 }
 
+/**
+ * orch_gate_begin() - a gated poke is about to begin
+ */
 void orch_gate_begin(void)
 {
 	gate_holds = 0;
 	cpumask_clear(&orch_gate_stuck);
 }
 
+/**
+ * orch_gate_holds() - how often the poker was held
+ *
+ * Return: the number of holds since orch_gate_begin(), 2 when the poker was held
+ * in phases 1 and 2.
+ */
 unsigned int orch_gate_holds(void)
 {
 	return gate_holds;
 }
 
-/* Where the gate's stub lands: the poker, between two writes of its poke. */
+/* Called by the gate's stub, in the poker between two writes of its poke. */
 asmlinkage void orch_gate_hold(void);
 asmlinkage void orch_gate_hold(void)
 {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Holding the poker without a debugger: by a CPU that keeps its interrupts off,
- * and so out of the sync round that the poker waits for.
+ * Holding the poker without a debugger: a CPU keeps its interrupts off and so
+ * delays the sync round that the poker waits for.
  */
 #include <linux/bottom_half.h>
 #include <linux/cpu.h>
@@ -11,30 +11,41 @@
 #include "orch.h"
 #include "scenario.h"
 
-/* Looks at memory, of 1 us and more each, before something is taken not to happen any more. */
-#define FOR_EVER	5000000
-/* The same, for what must not happen; and between two chances to sync. */
-#define FOR_A_WHILE	2000
-/* One chance to sync may by bad luck be long enough for two rounds. */
+/* How often to look at memory, at 1 us or more each, before giving up on a phase. */
+#define REACH_SPINS	5000000
+/* The same to see that nothing changes, and between two chances to sync. */
+#define STAY_SPINS	2000
+/* By bad luck one chance to sync may be long enough for two rounds. */
 #define TRIES		3
 
+/**
+ * struct hold - a poke that is held by a CPU
+ * @poke: the poke
+ * @fn: called in each phase
+ * @arg: its argument
+ * @ready: the holder has its interrupts off, the poke may begin
+ * @returned: the poke has returned
+ * @broken: the phase in which the kernel did not wait for the holder;
+ *	ORCH_PHASE_OLD if it always did
+ * @stuck: the phase @broken was never reached at all
+ */
 struct hold {
 	const struct orch_poke *poke;
-	void (*fn)(struct orch_run *run, enum orch_phase phase, void *arg);
+	orch_in_phase_t fn;
 	void *arg;
 	bool ready;
 	bool returned;
-	enum orch_phase went_on;	/* in which the kernel did so; ORCH_PHASE_OLD: none */
+	enum orch_phase broken;
 	bool stuck;
 };
 
 /*
- * The task priority of the local APIC, which holds back interrupts up to that
- * class of vectors. The rounds' interrupts are of the highest one.
+ * The local APIC's task priority, which blocks interrupts up to that class of
+ * vectors. The IPIs of the sync rounds are in the highest class.
  */
 #define ALL_BUT_IPIS	14
 
-static unsigned long task_priority(unsigned long priority)
+static unsigned long set_task_priority(unsigned long priority)
 {
 	unsigned long before;
 
@@ -43,7 +54,7 @@ static unsigned long task_priority(unsigned long priority)
 	return before;
 }
 
-static bool holds(const struct hold *hold, const u8 *bytes)
+static bool site_has(const struct hold *hold, const u8 *bytes)
 {
 	unsigned int i;
 
@@ -54,27 +65,28 @@ static bool holds(const struct hold *hold, const u8 *bytes)
 }
 
 /*
- * Wait, with interrupts off, until the site is in @phase. A later one means that
- * this one is over, though we have not taken part in its round.
+ * Wait, with interrupts off, until the site is in @phase. If it is in a later
+ * one, the kernel has completed a sync round without this CPU.
  */
 static bool reach(struct hold *hold, u8 bytes[][ORCH_MAX_LEN], enum orch_phase phase)
 {
 	bool sync = phase != ORCH_PHASE_INT3;
 	unsigned int spins, later;
 
-	for (spins = 0; spins < FOR_EVER; spins++) {
-		if (holds(hold, bytes[phase]))
+	for (spins = 0; spins < REACH_SPINS; spins++) {
+		if (site_has(hold, bytes[phase]))
 			return true;
 		for (later = phase + 1; later <= ORCH_PHASE_NEW; later++)
-			if (holds(hold, bytes[later]))
+			if (site_has(hold, bytes[later]))
 				return false;
 		if (READ_ONCE(hold->returned))
 			return false;
 		/*
-		 * The round's interrupt was on its way long ago, so the first
-		 * chance mostly takes it, and is too short for the next one.
+		 * The IPI of the round that ends the preceding phase has been
+		 * pending for long, so the first chance usually takes it, and is
+		 * too short for the IPI of the next round.
 		 */
-		if (sync && spins % FOR_A_WHILE == 0) {
+		if (sync && spins % STAY_SPINS == 0) {
 			local_irq_enable();
 			asm volatile("nop");
 			local_irq_disable();
@@ -89,8 +101,8 @@ static bool stays(const struct hold *hold, const u8 *bytes)
 {
 	unsigned int spins;
 
-	for (spins = 0; spins < FOR_A_WHILE; spins++) {
-		if (!holds(hold, bytes) || READ_ONCE(hold->returned))
+	for (spins = 0; spins < STAY_SPINS; spins++) {
+		if (!site_has(hold, bytes) || READ_ONCE(hold->returned))
 			return false;
 		cpu_relax();
 	}
@@ -111,33 +123,36 @@ static int hold_off(struct orch_run *run, int cpu, void *arg)
 	bytes[ORCH_PHASE_INT3][0] = 0xcc;
 	bytes[ORCH_PHASE_TAIL][0] = 0xcc;
 
-	/* no softirq when the round's interrupt ends, nor a timer's: each would take too long */
+	/*
+	 * A chance to sync is for IPIs only. A softirq behind the IPI or a timer
+	 * interrupt would make it long enough for more than one round.
+	 */
 	local_bh_disable();
 	local_irq_disable();
-	priority = task_priority(ALL_BUT_IPIS);
+	priority = set_task_priority(ALL_BUT_IPIS);
 	WRITE_ONCE(hold->ready, true);
 	for (phase = ORCH_PHASE_INT3; phase <= ORCH_PHASE_NEW; phase++) {
 		if (phase == ORCH_PHASE_TAIL && poke->len == 1)
 			continue;
 		if (!reach(hold, bytes, phase)) {
-			hold->went_on = phase;
+			hold->broken = phase;
 			break;
 		}
 		if (hold->fn)
 			hold->fn(run, phase, hold->arg);
 		if (!stays(hold, bytes[phase])) {
-			hold->went_on = phase;
+			hold->broken = phase;
 			break;
 		}
 	}
-	task_priority(priority);
+	set_task_priority(priority);
 	local_irq_enable();
 	local_bh_enable();
 	return 0;
 }
 
-/* The thread that calls us must not run where interrupts are to be off. */
-static bool elsewhere(int cpu)
+/* Move the current thread, which pokes, away from the CPU that is to hold it. */
+static bool leave(int cpu)
 {
 	int other;
 
@@ -147,8 +162,25 @@ static bool elsewhere(int cpu)
 	return false;
 }
 
+/**
+ * orch_poke_held() - poke while a CPU holds the poker by keeping interrupts off
+ * @run: the run
+ * @poke: what to poke
+ * @cpu: the CPU that holds the poker
+ * @fn: called on @cpu, with interrupts off, in phases 1, 2 and 3 of the poke;
+ *	may be NULL
+ * @arg: the last argument of @fn
+ *
+ * A sync round waits for every CPU. So a CPU that keeps its interrupts off holds
+ * the poker between two writes, and can execute the site in exactly that phase.
+ * This relies on nothing but the kernel's own promise: a kernel that does not
+ * wait for this CPU is caught.
+ *
+ * Return: false, after orch_fail(), if the kernel did not wait; false, after
+ * orch_skip(), if there is only one CPU.
+ */
 bool orch_poke_held(struct orch_run *run, const struct orch_poke *poke, int cpu,
-		    void (*fn)(struct orch_run *run, enum orch_phase phase, void *arg), void *arg)
+		    orch_in_phase_t fn, void *arg)
 {
 	struct hold hold = { .poke = poke, .fn = fn, .arg = arg };
 	struct orch_poke back = *poke;
@@ -157,16 +189,16 @@ bool orch_poke_held(struct orch_run *run, const struct orch_poke *poke, int cpu,
 
 	memcpy(back.from, poke->to, ORCH_MAX_LEN);
 	memcpy(back.to, poke->from, ORCH_MAX_LEN);
-	/* what was there before may be nothing that a kernel emulates */
+	/* The kernel may not be able to emulate the old instruction. */
 	back.emulate = poke->emulate ? poke->emulate : poke->to;
-	if (!elsewhere(cpu)) {
+	if (!leave(cpu)) {
 		orch_skip(run, "one CPU cannot hold another");
 		return false;
 	}
 	for (try = 0; try < TRIES; try++) {
 		hold.ready = false;
 		hold.returned = false;
-		hold.went_on = ORCH_PHASE_OLD;
+		hold.broken = ORCH_PHASE_OLD;
 		workers = orch_workers_start(run, cpumask_of(cpu), hold_off, &hold);
 		if (!workers)
 			break;
@@ -175,7 +207,7 @@ bool orch_poke_held(struct orch_run *run, const struct orch_poke *poke, int cpu,
 		orch_poke(poke);
 		WRITE_ONCE(hold.returned, true);
 		orch_workers_join(workers);
-		if (!hold.went_on) {
+		if (!hold.broken) {
 			set_cpus_allowed_ptr(current, cpu_possible_mask);
 			return true;
 		}
@@ -186,10 +218,50 @@ bool orch_poke_held(struct orch_run *run, const struct orch_poke *poke, int cpu,
 	}
 	set_cpus_allowed_ptr(current, cpu_possible_mask);
 	if (hold.stuck)
-		orch_fail(run, "phase %d was not reached while CPU %d had interrupts off and synced when asked",
-			  hold.went_on, cpu);
+		orch_fail(run,
+			  "phase %d was not reached while CPU %d had interrupts off and synced when asked",
+			  hold.broken, cpu);
 	else
-		orch_fail(run, "in phase %d the kernel went on although CPU %d had interrupts off and had not synced",
-			  hold.went_on, cpu);
+		orch_fail(run,
+			  "in phase %d the kernel went on although CPU %d had interrupts off and had not synced",
+			  hold.broken, cpu);
 	return false;
+}
+
+static bool hold_site(struct orch_run *run, const struct orch_site *site, bool on, int cpu,
+		      orch_in_phase_t fn)
+{
+	struct orch_poke poke = orch_make_poke(site, on);
+
+	return orch_poke_held(run, &poke, cpu, fn, (void *)site);
+}
+
+/**
+ * orch_hold_on_each_cpu() - poke a site there and back, held by each CPU in turn
+ * @run: the run
+ * @sites: the CPUs take these sites in turn; a site that this kernel lacks is
+ *	left out, and so is the CPU whose turn it is
+ * @count: number of @sites
+ * @first: index of the first CPU's site, taken modulo @count
+ * @fn: see orch_poke_held(); its argument is the site
+ *
+ * Return: false when orch_poke_held() does, with the site back at its old bytes.
+ */
+bool orch_hold_on_each_cpu(struct orch_run *run, const struct orch_site *const *sites,
+			   unsigned int count, unsigned int first, orch_in_phase_t fn)
+{
+	const struct orch_site *site;
+	int cpu;
+
+	for_each_online_cpu(cpu) {
+		site = sites[first++ % count];
+		if (!site->len)
+			continue;
+		if (hold_site(run, site, true, cpu, fn) && hold_site(run, site, false, cpu, fn))
+			continue;
+		if (!memcmp(site->addr, site->new, site->len))
+			orch_poke_site(site, false);
+		return false;
+	}
+	return true;
 }

@@ -1,32 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The jump-label site: a static key of our own with one branch on it.
+ * The jump-label site: the only branch on a static key of the module.
  */
 #include <linux/jump_label.h>
 #include <linux/module.h>
 #include <linux/string.h>
+#include "compat.h"
 #include "orch.h"
 
-#ifdef DEFINE_STATIC_KEY_FALSE
-static DEFINE_STATIC_KEY_FALSE(orch_key);
-#define orch_key_address	(&orch_key.key)
-#define orch_key_branch()	static_branch_unlikely(&orch_key)
-#else
-static struct static_key orch_key = STATIC_KEY_INIT_FALSE;
-#define orch_key_address	(&orch_key)
-#define orch_key_branch()	static_key_false(&orch_key)
-#endif
+static ORCH_DEFINE_KEY(site_key);
 
 extern void *orch_key_int3;
 
 /*
- * A poke of this site with a target of ours goes to l_int3: an asm goto label
- * right behind the branch, where the compiler expects the same registers and
- * stack as at the branch, since nothing is live here.
+ * When the module pokes this site itself, its int3 target is l_int3. That is an
+ * asm goto label right behind the branch: nothing is live here, so the compiler
+ * expects the same registers and stack there as at the branch.
  */
 static noinline notrace __attribute__((noclone)) enum orch_result pass(void)
 {
-	if (orch_key_branch())
+	if (orch_key_branch(&site_key))
 		return ORCH_NEW;
 	asm goto("cmpb $0, orch_never(%%rip)\n\t"
 		 "jne %l[l_int3]\n\t"
@@ -44,23 +37,13 @@ l_int3:
 
 static void set(bool on)
 {
-#ifdef DEFINE_STATIC_KEY_FALSE
-	if (on)
-		static_branch_enable(&orch_key);
-	else
-		static_branch_disable(&orch_key);
-#else
-	if (on)
-		static_key_slow_inc(&orch_key);
-	else
-		static_key_slow_dec(&orch_key);
-#endif
+	orch_key_set(&site_key, on);
 }
 
 /*
- * Up to 3.11 jump labels are changed by text_poke_smp(), which stops the machine,
- * unless somebody has made them use text_poke_bp(). That keeps the address which
- * it has served last.
+ * Up to 3.11 jump labels are changed by text_poke_smp(), which stops the
+ * machine, unless the kernel is patched to use text_poke_bp(). The latter leaves
+ * the address of its last poke in bp_int3_addr.
  */
 static bool stops_the_machine(const struct orch_site *site)
 {
@@ -92,14 +75,14 @@ void orch_key_site_init(struct orch_site *site)
 	struct jump_entry *end = entry + THIS_MODULE->num_jump_entries;
 
 	for (; entry < end; entry++)
-		if (entry_key(entry) == orch_key_address)
+		if (entry_key(entry) == orch_key_struct(&site_key))
 			break;
 	if (entry == end) {
 		site->why_not = "the module has no jump entry for its key";
 		return;
 	}
 	site->addr = entry_code(entry);
-	/* two bytes where the kernel has short jump labels: 66 90 */
+	/* 66 90, a NOP of two bytes, where the kernel has short jump labels */
 	site->len = site->addr[0] == 0x66 && site->addr[1] == 0x90 ? 2 : 5;
 	site->pass = pass;
 	site->set = set;
@@ -114,7 +97,7 @@ void orch_key_site_init(struct orch_site *site)
 	    !orch_jump_to(site->new, site->len, site->addr, entry_target(entry)) ||
 	    !orch_jump_to(site->emulate, site->len, site->addr, orch_key_int3)) {
 		site->len = 0;
-		site->why_not = "the compiler put its landing pad out of a short jump's reach";
+		site->why_not = "the compiler put the landing pad beyond the reach of a short jump";
 	}
 #else
 	site->why_not = "CONFIG_JUMP_LABEL is not set";

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The functions that the call site calls. On entry the stack must hold the
- * address behind the site, and its pointer be 8 below what the caller kept in
- * rbx. Where it is not so, an int3 was handled wrongly: the stack is put right,
- * and the caller, to whom rbx no longer tells what it was, takes the pass for
- * torn. (xchg, because objtool follows it not, and refuses to follow mov.)
+ * The functions that the call site calls. On entry the return address must be
+ * the one behind the site, and the stack pointer 8 below the value that the
+ * caller saved in rbx. Otherwise an int3 was handled wrongly. The landing then
+ * restores the stack and returns with a changed rbx, from which the caller
+ * knows that the pass was torn. (xchg, because objtool ignores it but refuses
+ * to follow mov.)
  */
 #define LANDING(name, result)				\
 asm(".pushsection .text, \"ax\"\n"			\
@@ -27,12 +28,12 @@ asm(".pushsection .text, \"ax\"\n"			\
     ".size " #name ", . - " #name "\n"			\
     ".popsection\n")
 
-/* enum orch_result */
+/* The numbers are those of enum orch_result. */
 LANDING(orch_call_old, 0);
 LANDING(orch_call_new, 1);
 LANDING(orch_call_int3, 2);
 
-/* For kernels that go to an address: what the CALL would have done. */
+/* For kernels that send a CPU to an address: does what the CALL would have done. */
 asm(".pushsection .text, \"ax\"\n"
     ".balign 16\n"
     ".globl orch_call_handler\n"

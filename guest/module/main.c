@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * /dev/orchestrator: each line or part of one up to a semicolon that is written
- * to it runs one step or one scenario in code; the write returns when all are
- * done. Reading it gives the results so far.
+ * /dev/orchestrator takes commands, which are separated by newlines or
+ * semicolons. Each runs one step or one scenario in code. The write returns when
+ * all are done. Reading returns the report so far.
  *
  *	plan N
  *	step site=nop5 how=direct gated=1 cpu=0 passes=2
  *	step site=key how=owner ms=500 burst=64 pause=200 gap=100
  *	scenario emulation ms=200 cpu=1 seed=7
+ *
+ * "plan" begins a new report of N results. The options of a step are the fields
+ * of struct orch_step (gap and pause in us), those of a scenario the fields of
+ * struct orch_run, and seed, which fixes its random choices.
  */
 #include <linux/errno.h>
 #include <linux/fs.h>
@@ -24,27 +28,27 @@
 
 static DEFINE_MUTEX(lock);
 
-/* What a line asks for: a step, or a scenario in code. */
+/* A parsed command: a step, or a scenario in code. */
 struct command {
 	struct orch_step step;
 	struct orch_run run;
 	const char *scenario;
 };
 
-static int parse_word(char *word, struct command *command)
+static int parse_option(char *option, struct command *command)
 {
 	struct orch_step *step = &command->step;
-	char *value = strchr(word, '=');
+	char *value = strchr(option, '=');
 	unsigned int number = 0;
 
 	if (!value)
 		return -EINVAL;
 	*value++ = '\0';
-	if (!strcmp(word, "site")) {
+	if (!strcmp(option, "site")) {
 		step->site = orch_site(value);
 		return step->site ? 0 : -ENOENT;
 	}
-	if (!strcmp(word, "how")) {
+	if (!strcmp(option, "how")) {
 		if (strcmp(value, "direct") && strcmp(value, "owner"))
 			return -EINVAL;
 		step->how = !strcmp(value, "owner") ? ORCH_OWNER : ORCH_DIRECT;
@@ -52,78 +56,77 @@ static int parse_word(char *word, struct command *command)
 	}
 	if (kstrtouint(value, 10, &number))
 		return -EINVAL;
-	if (!strcmp(word, "gated"))
+	if (!strcmp(option, "gated"))
 		step->gated = number;
-	else if (!strcmp(word, "cpu"))
+	else if (!strcmp(option, "cpu"))
 		step->cpu = command->run.cpu = number;
-	else if (!strcmp(word, "ms"))
+	else if (!strcmp(option, "ms"))
 		step->ms = command->run.ms = number;
-	else if (!strcmp(word, "gap"))
+	else if (!strcmp(option, "gap"))
 		step->gap_us = number;
-	else if (!strcmp(word, "passes"))
+	else if (!strcmp(option, "passes"))
 		step->passes = number;
-	else if (!strcmp(word, "burst"))
+	else if (!strcmp(option, "burst"))
 		step->burst = number;
-	else if (!strcmp(word, "pause"))
+	else if (!strcmp(option, "pause"))
 		step->pause_us = number;
-	else if (!strcmp(word, "seed"))
-		command->run.dice = number;
-	else if (!strcmp(word, "watched"))
+	else if (!strcmp(option, "seed"))
+		command->run.rng = number;
+	else if (!strcmp(option, "watched"))
 		command->run.watched = number;
-	else if (!strcmp(word, "arg"))
-		command->run.arg = number;
 	else
 		return -EINVAL;
 	return 0;
 }
 
-static int do_line(char *line)
+static int run_command(char *line)
 {
 	struct command command = {
 		.step = { .ms = 500, .passes = 2, .burst = 64, .pause_us = 200 },
 		.run = { .ms = 100 },
 	};
 	struct orch_step *step = &command.step;
-	char *word = strsep(&line, " ");
-	bool scenario = !strcmp(word, "scenario");
+	char *verb = strsep(&line, " "), *option;
+	bool scenario = !strcmp(verb, "scenario");
 	unsigned int plan;
 	int error;
 
-	if (!strcmp(word, "plan")) {
+	if (!strcmp(verb, "plan")) {
 		if (!line || kstrtouint(line, 10, &plan))
 			return -EINVAL;
-		orch_plan(plan);
+		orch_report_plan(plan);
 		return 0;
 	}
 	if (scenario)
 		command.scenario = strsep(&line, " ");
-	else if (strcmp(word, "step"))
+	else if (strcmp(verb, "step"))
 		return -EINVAL;
-	while ((word = strsep(&line, " "))) {
-		if (!*word)
+	while ((option = strsep(&line, " "))) {
+		if (!*option)
 			continue;
-		error = parse_word(word, &command);
+		error = parse_option(option, &command);
 		if (error)
 			return error;
 	}
 	if (step->cpu < 0 || step->cpu >= nr_cpu_ids || !cpu_online(step->cpu))
 		return -ENXIO;
 	if (scenario)
-		return command.scenario ? orch_scenario_run(command.scenario, &command.run) : -EINVAL;
+		return command.scenario ? orch_scenario_run(command.scenario, &command.run) :
+					  -EINVAL;
 	if (!step->site || (step->how == ORCH_OWNER && step->site->len && !step->site->set))
 		return -EINVAL;
 	orch_step_run(step);
 	return 0;
 }
 
-#define MOST	16384
+#define MAX_WRITE	16384
 
 static ssize_t orch_write(struct file *file, const char __user *buf, size_t size, loff_t *pos)
 {
 	char *lines, *rest, *line;
 	int error = 0;
 
-	if (size > MOST)
+	if (size > MAX_WRITE)
 		return -EINVAL;
 	lines = rest = kmalloc(size + 1, GFP_KERNEL);
 	if (!lines)
@@ -137,7 +140,7 @@ static ssize_t orch_write(struct file *file, const char __user *buf, size_t size
 	while (!error && !signal_pending(current) && (line = strsep(&rest, ";\n"))) {
 		line = strim(line);
 		if (*line)
-			error = do_line(line);
+			error = run_command(line);
 	}
 	mutex_unlock(&lock);
 	kfree(lines);
@@ -186,7 +189,7 @@ report:
 static void __exit orch_exit(void)
 {
 	misc_deregister(&orch_device);
-	orch_hammers_stop();
+	orch_hammers_free();
 	orch_poker_stop();
 	orch_report_exit();
 }

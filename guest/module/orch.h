@@ -12,7 +12,7 @@
 #include <linux/fs.h>
 #include <linux/sched.h>
 
-/* What one pass through a site can turn out to be. */
+/* What one pass through a site turned out to be. */
 enum orch_result {
 	ORCH_OLD,
 	ORCH_NEW,
@@ -21,13 +21,13 @@ enum orch_result {
 	ORCH_RESULTS,
 };
 
-/* Where a pass is accounted: the four phases of a gated poke, or none. */
+/* Where a pass is counted: in one of the four phases of a gated poke, or free. */
 enum orch_phase {
 	ORCH_PHASE_OLD,		/* old bytes */
 	ORCH_PHASE_INT3,	/* int3 and the old tail */
 	ORCH_PHASE_TAIL,	/* int3 and the new tail */
 	ORCH_PHASE_NEW,		/* new bytes */
-	ORCH_FREE,		/* free-running: the hammer cannot know */
+	ORCH_FREE,		/* free-running: the hammer cannot know the phase */
 	ORCH_PHASES,
 };
 
@@ -35,20 +35,21 @@ enum orch_phase {
 
 /**
  * struct orch_site - one instruction that is patched
- * @name: as the host names it
- * @addr: where it is
- * @len: its length in bytes; 0 where this kernel does not have such a site
- * @why_not: the reason when @len is 0
- * @old: the bytes at load time
- * @new: the bytes it is changed to
- * @emulate: instruction of length @len whose effect is to go to the int3 target
+ * @name: name by which the host refers to it
+ * @addr: its address
+ * @len: its length in bytes; 0 if this kernel does not have such a site
+ * @why_not: the reason if @len is 0
+ * @old: bytes at load time
+ * @new: bytes it is changed to
+ * @emulate: instruction of @len bytes that goes to the int3 target
  * @handler: the int3 target as an address, for kernels that take one
- * @target: where a CPU that met int3 goes on when we poke it
- * @pass: execute the site once and say which way it went
- * @set: change it the way its owner in the kernel does; NULL where nobody owns it
- * @set_why_not: the reason when it has an owner who does not do that by int3
- * @to_old: where a CPU that met int3 goes on when its owner changes it and the
- *	kernel chose the old way
+ * @target: where a CPU that hit int3 resumes when the module pokes the site
+ * @pass: executes the site once and returns the result
+ * @set: changes the site the way its owner in the kernel does; NULL if it has no
+ *	owner
+ * @set_why_not: set if the owner does not change the site by int3: the reason
+ * @to_old: where a CPU that hit int3 resumes when the owner changes the site and
+ *	the kernel lets the CPU go the old way
  * @to_new: the same for the new way
  */
 struct orch_site {
@@ -82,6 +83,8 @@ enum orch_site_id {
 	ORCH_SITES,
 };
 
+/* sites.c, key.c, static_call.c, insn.c */
+
 extern struct orch_site orch_sites[ORCH_SITES];
 extern u8 orch_never;
 
@@ -98,20 +101,21 @@ enum orch_how {
 };
 
 /**
- * struct orch_window - what the debugger reads to know what it is looking at
+ * struct orch_window - tells the debugger about the poke under way
  * @site: address of the site being poked, 0 when no poke is under way
  * @len: its length
- * @gated: the debugger is to hold the poker before the second and later writes
+ * @gated: the debugger shall hold the poker before the second and each later
+ *	write
  * @seq: number of this poke since the module was loaded, from 1
- * @step: number of the step that is being run, also while no poke is under way
- * @task: the poker's task_struct, so that foreign pokes can be told from ours
- * @from: the bytes before
- * @to: the bytes after
- * @targets: where a CPU may go on that met int3; 0 where that is not known.
- *	Here and not in the report, since a CPU that went elsewhere may leave
- *	nobody to make one
+ * @step: number of the current step, also valid while no poke is under way
+ * @task: the poker's task_struct, by which foreign pokes are told from ours
+ * @from: bytes before
+ * @to: bytes after
+ * @targets: where a CPU that hit int3 may resume; 0 if unknown. Kept here and not
+ *	in the report, because after a CPU has gone elsewhere there may be nobody
+ *	left to write one
  *
- * The layout is read by orchestrator/watch/agent.py: fixed sizes, no padding.
+ * orchestrator/watch/agent.py reads this layout: fixed sizes, no padding.
  */
 struct orch_window {
 	u64 site;
@@ -130,77 +134,100 @@ extern struct orch_window orch_window;
 /* hammer.c */
 
 /**
- * struct orch_cpu - what one CPU's hammer counted, and how far it is
- * @count: passes, by where they are accounted and how they went
- * @stale: passes that began and ended with no poke under way and yet did not
- *	go the way of the bytes last written
- * @round: the last gate round this CPU has been through the site in
+ * struct orch_hammer - counters and progress of one CPU's hammer
+ * @count: passes, by phase and result
+ * @stale: passes that ran with no poke under way and did not execute the bytes
+ *	last written
+ * @round: the last gate round in which this CPU went through the site
+ * @task: the hammer's thread; NULL if none runs on this CPU
  */
-struct orch_cpu {
+struct orch_hammer {
 	u64 count[ORCH_PHASES][ORCH_RESULTS];
 	u64 stale;
 	u64 round;
 	struct task_struct *task;
 };
 
+/**
+ * struct orch_hammer_spec - what the hammers do
+ * @site: the site that they execute
+ * @gated: wait at the gate for each round instead of running free
+ * @passes: gated: passes per round and CPU
+ * @burst: free: passes between two pauses
+ * @pause_us: free: length of a pause
+ */
 struct orch_hammer_spec {
 	const struct orch_site *site;
 	bool gated;
-	unsigned int passes;	/* gated: passes a round and CPU */
-	unsigned int burst;	/* free: passes between two pauses */
-	unsigned int pause_us;	/* free: length of a pause */
+	unsigned int passes;
+	unsigned int burst;
+	unsigned int pause_us;
 };
 
-int orch_hammers_start(const struct orch_hammer_spec *spec);
-void orch_hammers_rest(void);
+int orch_hammers_start(const struct orch_hammer_spec *requested);
 void orch_hammers_stop(void);
-const struct orch_cpu *orch_hammer(int cpu);
+void orch_hammers_free(void);
+const struct orch_hammer *orch_hammer(int cpu);
 
-/*
- * The epoch counts pokes' beginnings and ends: odd while one is under way. Bit
- * 1 tells which way the site goes when none is.
- */
 void orch_epoch_reset(void);
 void orch_epoch_next(void);
+u64 orch_epoch(void);
+bool orch_pass_is_stale(u64 before, u64 after, enum orch_result result);
 
-/*
- * Let every CPU go through the site, accounted under @phase, and wait until
- * all have. Returns false when one did not in time; orch_gate_stuck then has
- * the CPUs that did not.
- */
-bool orch_gate_round(enum orch_phase phase);
-void orch_gate_begin(void);
-unsigned int orch_gate_holds(void);
+/* CPUs that did not go through the site in time, since orch_gate_begin(). */
 extern struct cpumask orch_gate_stuck;
 
+void orch_gate_begin(void);
+bool orch_gate_round(enum orch_phase phase);
+unsigned int orch_gate_holds(void);
+
 /* poker.c */
+
+/**
+ * struct orch_step - one step of a scenario that is data
+ * @site: the site that is poked
+ * @how: how the poker changes it
+ * @gated: poke once and hold the poker in each phase, instead of running free
+ * @cpu: where the poker runs; free: where it starts
+ * @ms: free: duration
+ * @gap_us: free: pause between two pokes
+ * @passes: see struct orch_hammer_spec
+ * @burst: see struct orch_hammer_spec
+ * @pause_us: see struct orch_hammer_spec
+ */
 struct orch_step {
 	const struct orch_site *site;
 	enum orch_how how;
 	bool gated;
-	int cpu;		/* where the poker runs; free: where it starts */
-	unsigned int pokes;	/* gated: how many */
-	unsigned int ms;	/* free: for how long */
-	unsigned int gap_us;	/* free: between two pokes */
+	int cpu;
+	unsigned int ms;
+	unsigned int gap_us;
 	unsigned int passes, burst, pause_us;
 };
 
+/**
+ * struct orch_outcome - what the poker reports about a step
+ * @pokes: number of pokes
+ * @ns: time spent in pokes
+ * @ns_max: duration of the longest poke
+ * @elapsed_ns: duration of the step
+ * @holds: how often the gate held the poker in phase 1 or 2
+ * @error: 0, or the negative errno with which the step could not be run
+ * @fault: NULL, or a promise that was broken, as a sentence
+ */
 struct orch_outcome {
 	u64 pokes;
-	u64 ns;			/* time spent in pokes */
+	u64 ns;
 	u64 ns_max;
 	u64 elapsed_ns;
-	u64 holds;		/* gate: phases 1 and 2 that were held */
+	u64 holds;
 	int error;
-	const char *what;
+	const char *fault;
 };
 
 int orch_poker_start(void);
 void orch_poker_stop(void);
-void orch_poke_run(const struct orch_step *step, struct orch_outcome *outcome);
-void orch_window_open(u8 *addr, unsigned int len, const u8 *from, const u8 *to, bool gated,
-		      const void *one, const void *other);
-void orch_window_close(void);
+void orch_poke_run(const struct orch_step *step, struct orch_outcome *out);
 
 /* step.c */
 void orch_step_run(const struct orch_step *step);
@@ -214,11 +241,18 @@ unsigned long orch_symbol(const char *name);
 int orch_report_init(void);
 void orch_report_exit(void);
 ssize_t orch_report_read(char __user *buf, size_t size, loff_t *pos);
-void orch_plan(unsigned int steps);
-unsigned int orch_next_result(void);
-void orch_result(unsigned int number, const char *name, bool ok, const char *skip);
+void orch_report_plan(unsigned int steps);
+unsigned int orch_report_next(void);
+void orch_report_result(unsigned int number, const char *name, bool ok, const char *skip);
 __printf(1, 2) void orch_note(const char *fmt, ...);
-__printf(1, 2) void orch_sentence(const char *fmt, ...);
-__printf(1, 0) void orch_say(const char *fmt, va_list args);
+__printf(1, 2) void orch_diag(const char *fmt, ...);
+__printf(1, 0) void orch_vdiag(const char *fmt, va_list args);
+
+/* The online CPU after @cpu, cyclically; the first one for -1. */
+static inline int orch_next_cpu(int cpu)
+{
+	cpu = cpumask_next(cpu, cpu_online_mask);
+	return cpu < nr_cpu_ids ? cpu : cpumask_first(cpu_online_mask);
+}
 
 #endif

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * A module that comes and goes: branches on a key that orch.ko owns and flips
- * meanwhile (guest/scenarios/modules.c).
+ * A module that is loaded and removed while orch.ko flips a key that it
+ * branches on (guest/scenarios/modules.c).
  */
 #include <linux/errno.h>
-#include <linux/jump_label.h>
 #include <linux/module.h>
 #include "guest.h"
 
@@ -12,24 +11,24 @@
 
 static noinline notrace bool first(void)
 {
-	return orch_guest_branch();
+	return orch_key_branch(&orch_guest_key);
 }
 
 static noinline notrace bool second(void)
 {
-	if (orch_guest_branch())
+	if (orch_key_branch(&orch_guest_key))
 		return true;
 	return false;
 }
 
-static unsigned int wrong(bool on)
+static unsigned int count_wrong(bool on)
 {
 	return (first() != on) + (second() != on);
 }
 
 static int __init start(void)
 {
-	return orch_guest_enter(wrong) ? -EINVAL : 0;
+	return orch_guest_enter(count_wrong) ? -EINVAL : 0;
 }
 
 static void __exit stop(void)
@@ -43,4 +42,4 @@ module_exit(stop);
 #endif
 
 MODULE_LICENSE("GPL");
-MODULE_DESCRIPTION("Branches on a key of another module");
+MODULE_DESCRIPTION("Branches on a static key of another module");

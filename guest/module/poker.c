@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The poker: a thread on one CPU at a time that changes the site. There is one
- * for all steps, since making one takes longer than a gated step.
+ * The poker: a thread that changes the site, on one CPU at a time. One thread
+ * serves all steps, since creating one takes longer than a gated step.
  */
 #include <linux/completion.h>
 #include <linux/cpu.h>
@@ -27,12 +27,17 @@ typedef void *(*poke_t)(void *addr, const void *opcode, size_t len, void *handle
 
 struct orch_window orch_window;
 
+/**
+ * orch_emulates() - whether this kernel emulates an instruction at int3
+ *
+ * Return: false if it sends the CPU to an address instead.
+ */
 bool orch_emulates(void)
 {
 	return ORCH_EMULATES;
 }
 
-/* No kernel exports these to modules, so the host finds them in /proc/kallsyms. */
+/* No kernel exports these to modules. The host looks them up in /proc/kallsyms. */
 static void poke_text(const struct orch_poke *poke)
 {
 	static struct mutex *text_mutex;
@@ -40,7 +45,8 @@ static void poke_text(const struct orch_poke *poke)
 
 	if (!function) {
 		text_mutex = (struct mutex *)orch_symbol("text_mutex");
-		function = (poke_t)(orch_symbol("smp_text_poke_single") ?: orch_symbol("text_poke_bp"));
+		function = (poke_t)(orch_symbol("smp_text_poke_single") ?:
+				    orch_symbol("text_poke_bp"));
 		orch_note("# poked_by=%ps\n", function);
 	}
 	mutex_lock(text_mutex);
@@ -48,34 +54,50 @@ static void poke_text(const struct orch_poke *poke)
 	mutex_unlock(text_mutex);
 }
 
-void orch_window_open(u8 *addr, unsigned int len, const u8 *from, const u8 *to, bool gated,
-		      const void *one, const void *other)
+static void open_window(const struct orch_poke *poke, bool gated, const void *target,
+			const void *other_target)
 {
-	orch_window.len = len;
+	orch_window.len = poke->len;
 	orch_window.gated = gated;
 	orch_window.seq++;
 	orch_window.task = (u64)(unsigned long)current;
-	memcpy(orch_window.from, from, ORCH_MAX_LEN);
-	memcpy(orch_window.to, to, ORCH_MAX_LEN);
-	orch_window.targets[0] = (u64)(unsigned long)one;
-	orch_window.targets[1] = (u64)(unsigned long)other;
+	memcpy(orch_window.from, poke->from, ORCH_MAX_LEN);
+	memcpy(orch_window.to, poke->to, ORCH_MAX_LEN);
+	orch_window.targets[0] = (u64)(unsigned long)target;
+	orch_window.targets[1] = (u64)(unsigned long)other_target;
+	/*
+	 * The site is set last. Pairs with the debugger, which reads all of
+	 * orch_window while the guest is stopped, and ignores the rest if the
+	 * site is 0.
+	 */
 	smp_wmb();
-	WRITE_ONCE(orch_window.site, (u64)(unsigned long)addr);
+	WRITE_ONCE(orch_window.site, (u64)(unsigned long)poke->addr);
 }
 
-void orch_window_close(void)
+static void close_window(void)
 {
 	WRITE_ONCE(orch_window.site, 0);
 }
 
+/**
+ * orch_poke() - poke under text_mutex, announced to the debugger
+ * @poke: what to poke
+ */
 void orch_poke(const struct orch_poke *poke)
 {
-	orch_window_open(poke->addr, poke->len, poke->from, poke->to, false, NULL, NULL);
+	open_window(poke, false, NULL, NULL);
 	poke_text(poke);
-	orch_window_close();
+	close_window();
 }
 
-struct orch_poke orch_poke_of(const struct orch_site *site, bool on)
+/**
+ * orch_make_poke() - the poke of one of the module's own sites
+ * @site: the site
+ * @on: to its new bytes, else back to its old ones
+ *
+ * Return: the poke, with the site's int3 target.
+ */
+struct orch_poke orch_make_poke(const struct orch_site *site, bool on)
 {
 	struct orch_poke poke = {
 		.addr = site->addr,
@@ -89,9 +111,14 @@ struct orch_poke orch_poke_of(const struct orch_site *site, bool on)
 	return poke;
 }
 
+/**
+ * orch_poke_site() - poke one of the module's own sites
+ * @site: the site
+ * @on: to its new bytes, else back to its old ones
+ */
 void orch_poke_site(const struct orch_site *site, bool on)
 {
-	struct orch_poke poke = orch_poke_of(site, on);
+	struct orch_poke poke = orch_make_poke(site, on);
 
 	orch_poke(&poke);
 }
@@ -99,19 +126,18 @@ void orch_poke_site(const struct orch_site *site, bool on)
 static void change(const struct orch_step *step, bool on)
 {
 	const struct orch_site *site = step->site;
-	struct orch_poke poke = orch_poke_of(site, on);
+	struct orch_poke poke = orch_make_poke(site, on);
 
 	if (step->gated && step->how == ORCH_OWNER)
-		orch_window_open(site->addr, site->len, poke.from, poke.to, true, site->to_old,
-				 site->to_new);
+		open_window(&poke, true, site->to_old, site->to_new);
 	else if (step->gated)
-		orch_window_open(site->addr, site->len, poke.from, poke.to, true, site->target, NULL);
+		open_window(&poke, true, site->target, NULL);
 	if (step->how == ORCH_OWNER)
 		site->set(on);
 	else
 		poke_text(&poke);
 	if (step->gated)
-		orch_window_close();
+		close_window();
 }
 
 static void timed_poke(const struct orch_step *step, bool on, struct orch_outcome *out)
@@ -126,17 +152,17 @@ static void timed_poke(const struct orch_step *step, bool on, struct orch_outcom
 		out->ns_max = ns;
 }
 
-/* Both ways once: phases 0 to 3 of each are held until every CPU was there. */
+/* One poke. Each of its phases 0 to 3 lasts until every CPU has been through the site. */
 static void poke_gated(const struct orch_step *step, struct orch_outcome *out)
 {
 	bool on = !memcmp(step->site->addr, step->site->old, step->site->len);
 
 	orch_gate_begin();
 	if (!orch_gate_round(ORCH_PHASE_OLD))
-		out->what = "not every CPU came through the site before the poke";
+		out->fault = "not every CPU got through the site before the poke";
 	timed_poke(step, on, out);
-	if (!orch_gate_round(ORCH_PHASE_NEW) && !out->what)
-		out->what = "not every CPU came through the site after the poke";
+	if (!orch_gate_round(ORCH_PHASE_NEW) && !out->fault)
+		out->fault = "not every CPU got through the site after the poke";
 	out->holds = orch_gate_holds();
 }
 
@@ -152,19 +178,10 @@ static struct job *poker_job;
 static DECLARE_WAIT_QUEUE_HEAD(poker_wait);
 
 /*
- * The poker outranks the hammer of the CPU it is on, which therefore hardly
- * meets an int3: so it moves on now and then.
+ * The poker outranks the hammer of the CPU that it runs on, so that hammer hardly
+ * ever hits int3. Therefore the poker moves to the next CPU every so often.
  */
 #define POKES_BEFORE_MOVE	16
-
-static void move_on(void)
-{
-	int cpu = cpumask_next(raw_smp_processor_id(), cpu_online_mask);
-
-	if (cpu >= nr_cpu_ids)
-		cpu = cpumask_first(cpu_online_mask);
-	set_cpus_allowed_ptr(current, cpumask_of(cpu));
-}
 
 static void poke_free(const struct orch_step *step, struct orch_outcome *out, const bool *abort)
 {
@@ -177,12 +194,13 @@ static void poke_free(const struct orch_step *step, struct orch_outcome *out, co
 		orch_epoch_next();
 		on = !on;
 		if (out->pokes % POKES_BEFORE_MOVE == 0)
-			move_on();
+			set_cpus_allowed_ptr(current,
+					     cpumask_of(orch_next_cpu(raw_smp_processor_id())));
 		if (READ_ONCE(*abort))
 			end = jiffies;
 		if (step->gap_us)
 			usleep_range(step->gap_us, step->gap_us + step->gap_us / 2);
-		else if (num_online_cpus() == 1)	/* or the hammer never runs */
+		else if (num_online_cpus() == 1)	/* else the hammer never runs */
 			usleep_range(200, 300);
 	}
 }
@@ -205,13 +223,21 @@ static int poker(void *unused)
 {
 	while (!kthread_should_stop()) {
 		wait_event_interruptible(poker_wait, kthread_should_stop() || READ_ONCE(poker_job));
+		/* xchg() is fully ordered. Pairs with smp_wmb() in orch_poke_run(). */
 		if (READ_ONCE(poker_job))
 			do_job(xchg(&poker_job, NULL));
 	}
 	return 0;
 }
 
-/* It comes before the hammers: with them it would share a CPU, and every sync round waits for it. */
+/**
+ * orch_poker_start() - create the poker
+ *
+ * It has a real-time priority: otherwise it would share a CPU with a hammer, and
+ * every poke would wait for its turn on that CPU.
+ *
+ * Return: 0 or a negative errno.
+ */
 int orch_poker_start(void)
 {
 	struct task_struct *task = kthread_create(poker, NULL, "orch_poker");
@@ -224,11 +250,21 @@ int orch_poker_start(void)
 	return 0;
 }
 
+/**
+ * orch_poker_stop() - end the poker
+ */
 void orch_poker_stop(void)
 {
 	kthread_stop(poker_task);
 }
 
+/**
+ * orch_poke_run() - have the poker and the hammers do one step
+ * @step: what to do
+ * @out: filled in
+ *
+ * The hammers' counters can be read afterwards.
+ */
 void orch_poke_run(const struct orch_step *step, struct orch_outcome *out)
 {
 	struct orch_hammer_spec spec = {
@@ -246,16 +282,18 @@ void orch_poke_run(const struct orch_step *step, struct orch_outcome *out)
 	out->error = orch_hammers_start(&spec);
 	if (out->error)
 		return;
+	/* The job before its address. Pairs with xchg() in poker(). */
+	smp_wmb();
 	WRITE_ONCE(poker_job, &job);
 	wake_up(&poker_wait);
 	/*
-	 * Interruptible, since a long step is not a hung task. After a signal
-	 * the poker puts the old bytes back and ends.
+	 * Interruptible, so that a long step is not reported as a hung task.
+	 * After a signal the poker restores the old bytes and ends the step.
 	 */
 	if (wait_for_completion_interruptible(&job.done)) {
 		WRITE_ONCE(job.abort, true);
 		wait_for_completion(&job.done);
 	}
 	if (!step->gated)
-		orch_hammers_rest();
+		orch_hammers_stop();
 }

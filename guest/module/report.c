@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What the module has to say: KTAP version 1, with counters and other facts as
+ * The module's report: KTAP version 1, with counters and other facts as
  * diagnostic lines. A diagnostic that begins with `key=value` is a list of
- * facts, any other a sentence on what does not hold. Reading /dev/orchestrator
- * gives all of it; KTAP's own lines and the sentences go to the console, too.
+ * facts. Any other diagnostic is a sentence that says what went wrong. Reading
+ * /dev/orchestrator returns the whole report. The console gets the KTAP lines
+ * and the sentences, but not the facts.
  */
 #include <linux/kernel.h>
 #include <linux/spinlock.h>
@@ -34,6 +35,10 @@ static __printf(2, 0) void append(bool console, const char *fmt, va_list args)
 	spin_unlock_irqrestore(&lock, flags);
 }
 
+/**
+ * orch_note() - add facts to the report
+ * @fmt: "# key=value key=value...\n"
+ */
 void orch_note(const char *fmt, ...)
 {
 	va_list args;
@@ -52,7 +57,12 @@ static __printf(1, 2) void ktap(const char *fmt, ...)
 	va_end(args);
 }
 
-void orch_say(const char *fmt, va_list args)
+/**
+ * orch_vdiag() - add a sentence that says what went wrong
+ * @fmt: the sentence, without full stop and newline
+ * @args: its arguments
+ */
+void orch_vdiag(const char *fmt, va_list args)
 {
 	char sentence[200];
 
@@ -60,16 +70,24 @@ void orch_say(const char *fmt, va_list args)
 	ktap("# %s\n", sentence);
 }
 
-void orch_sentence(const char *fmt, ...)
+/**
+ * orch_diag() - add a sentence that says what went wrong
+ * @fmt: the sentence, without full stop and newline
+ */
+void orch_diag(const char *fmt, ...)
 {
 	va_list args;
 
 	va_start(args, fmt);
-	orch_say(fmt, args);
+	orch_vdiag(fmt, args);
 	va_end(args);
 }
 
-void orch_plan(unsigned int steps)
+/**
+ * orch_report_plan() - begin a new report
+ * @steps: how many results it will have
+ */
+void orch_report_plan(unsigned int steps)
 {
 	log_used = 0;
 	results = 0;
@@ -77,13 +95,25 @@ void orch_plan(unsigned int steps)
 	ktap("1..%u\n", steps);
 }
 
-unsigned int orch_next_result(void)
+/**
+ * orch_report_next() - begin the next step
+ *
+ * Return: its number, from 1.
+ */
+unsigned int orch_report_next(void)
 {
 	orch_window.step = ++results;
 	return results;
 }
 
-void orch_result(unsigned int number, const char *name, bool ok, const char *skip)
+/**
+ * orch_report_result() - report how a step ended
+ * @number: from orch_report_next()
+ * @name: of the step
+ * @ok: whether all that was promised holds
+ * @skip: if @ok, why the step was skipped; NULL if it was not
+ */
+void orch_report_result(unsigned int number, const char *name, bool ok, const char *skip)
 {
 	if (ok && skip)
 		ktap("ok %u %s # SKIP %s\n", number, name, skip);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Scenarios that are code (guest/scenarios/NAME.c): what they are run by, and
- * what most of them need.
+ * Scenarios in code (guest/scenarios/NAME.c): what runs them, and what most of
+ * them need.
  */
 #include <linux/delay.h>
 #include <linux/err.h>
@@ -21,8 +21,15 @@
 
 static char *symbols = "";
 module_param(symbols, charp, 0400);
-MODULE_PARM_DESC(symbols, "name:address,... as /proc/kallsyms has them");
+MODULE_PARM_DESC(symbols, "Addresses of unexported symbols, from /proc/kallsyms (name:address,...)");
 
+/**
+ * orch_symbol() - address of something that the kernel does not export
+ * @name: name of a function or variable, which must be listed under `symbols` in
+ *	the scenario's description, or be one that the host always looks up
+ *
+ * Return: its address, or 0 if the kernel does not have it.
+ */
 unsigned long orch_symbol(const char *name)
 {
 	size_t len = strlen(name);
@@ -39,20 +46,32 @@ unsigned long orch_symbol(const char *name)
 	return 0;
 }
 
-/* --- what a scenario says */
+/* --- what a scenario reports */
 
+/**
+ * orch_fail() - report a promise that was broken
+ * @run: the run, which goes on
+ * @fmt: one sentence, without full stop and newline
+ *
+ * May be called in any context. Only the first four are reported.
+ */
 void orch_fail(struct orch_run *run, const char *fmt, ...)
 {
 	va_list args;
 
-	/* the first few tell it all, and the log has an end */
+	/* The first few are enough, and the log is limited. */
 	if (atomic_inc_return(&run->failures) > 4)
 		return;
 	va_start(args, fmt);
-	orch_say(fmt, args);
+	orch_vdiag(fmt, args);
 	va_end(args);
 }
 
+/**
+ * orch_skip() - report what the kernel or the machine lacks for this scenario
+ * @run: the run
+ * @fmt: one sentence, without full stop and newline
+ */
 void orch_skip(struct orch_run *run, const char *fmt, ...)
 {
 	va_list args;
@@ -62,24 +81,37 @@ void orch_skip(struct orch_run *run, const char *fmt, ...)
 	va_end(args);
 }
 
-bool orch_go_on(const struct orch_run *run)
+/**
+ * orch_time_left() - whether a scenario is to go on
+ * @run: the run
+ *
+ * Return: false when the time is up or a signal is pending.
+ */
+bool orch_time_left(const struct orch_run *run)
 {
 	return time_before(jiffies, run->end) && !signal_pending(current);
 }
 
+/**
+ * orch_random() - a random number, the same ones for the same --seed
+ * @run: the run
+ * @below: an exclusive upper bound
+ *
+ * Return: a number from 0 to @below - 1.
+ */
 u32 orch_random(struct orch_run *run, u32 below)
 {
-	/* xorshift64*: the same numbers for the same seed, on every kernel */
-	run->dice ^= run->dice >> 12;
-	run->dice ^= run->dice << 25;
-	run->dice ^= run->dice >> 27;
-	return (u32)((run->dice * 0x2545f4914f6cdd1dULL) >> 32) % below;
+	/* xorshift64*: the same sequence on every kernel */
+	run->rng ^= run->rng >> 12;
+	run->rng ^= run->rng << 25;
+	run->rng ^= run->rng >> 27;
+	return (u32)((run->rng * 0x2545f4914f6cdd1dULL) >> 32) % below;
 }
 
 /* --- one thread on each CPU */
 
 struct worker {
-	int (*fn)(struct orch_run *run, int cpu, void *arg);
+	orch_work_t fn;
 	struct orch_run *run;
 	void *arg;
 	int cpu;
@@ -107,8 +139,17 @@ struct orch_workers {
 	struct worker worker[];
 };
 
+/**
+ * orch_workers_start() - run a function in a thread on each of some CPUs
+ * @run: the run
+ * @cpus: the CPUs
+ * @fn: the function; returns 0 or a status
+ * @arg: its last argument
+ *
+ * Return: the threads, for orch_workers_join(); NULL if out of memory.
+ */
 struct orch_workers *orch_workers_start(struct orch_run *run, const struct cpumask *cpus,
-					int (*fn)(struct orch_run *, int cpu, void *arg), void *arg)
+					orch_work_t fn, void *arg)
 {
 	struct orch_workers *workers;
 	struct worker *worker;
@@ -135,33 +176,47 @@ struct orch_workers *orch_workers_start(struct orch_run *run, const struct cpuma
 	return workers;
 }
 
+/**
+ * orch_workers_join() - wait until all threads have returned
+ * @workers: from orch_workers_start(), possibly NULL; freed
+ *
+ * Return: the first status that is not 0, else 0; -ENOMEM for NULL.
+ */
 int orch_workers_join(struct orch_workers *workers)
 {
-	int i, one, status = 0;
+	int i, result, status = 0;
 
 	if (!workers)
 		return -ENOMEM;
 	for (i = 0; i < workers->count; i++)
 		wait_for_completion(&workers->worker[i].done);
 	for (i = 0; i < workers->count; i++) {
-		one = kthread_stop(workers->worker[i].task);
+		result = kthread_stop(workers->worker[i].task);
 		if (!status)
-			status = one;
+			status = result;
 	}
 	kfree(workers);
 	return status;
 }
 
-int orch_parallel(struct orch_run *run, const struct cpumask *cpus,
-		  int (*fn)(struct orch_run *, int cpu, void *arg), void *arg)
+/**
+ * orch_parallel() - run a function on each of some CPUs and wait
+ * @run: the run
+ * @cpus: the CPUs
+ * @fn: the function
+ * @arg: its last argument
+ *
+ * Return: see orch_workers_join().
+ */
+int orch_parallel(struct orch_run *run, const struct cpumask *cpus, orch_work_t fn, void *arg)
 {
 	return orch_workers_join(orch_workers_start(run, cpus, fn, arg));
 }
 
-/* --- running one */
+/* --- running a scenario */
 
 #define ORCH_ENTRY(name, id)	void orch_scenario_##id(struct orch_run *run);
-#include "scenarios.h"		/* made by the build: one line for each file */
+#include "scenarios.h"		/* generated by the build: a line for each file */
 #undef ORCH_ENTRY
 
 static const struct {
@@ -174,6 +229,13 @@ static const struct {
 	{ }
 };
 
+/**
+ * orch_scenario_run() - run a scenario and report it
+ * @name: of the scenario
+ * @run: its parameters
+ *
+ * Return: 0, also if the scenario failed; -ENOENT if there is no such scenario.
+ */
 int orch_scenario_run(const char *name, struct orch_run *run)
 {
 	unsigned int number;
@@ -186,17 +248,17 @@ int orch_scenario_run(const char *name, struct orch_run *run)
 			break;
 	if (!scenarios[i].name)
 		return -ENOENT;
-	orch_hammers_stop();
-	number = orch_next_result();
+	orch_hammers_free();
+	number = orch_report_next();
 	run->end = jiffies + msecs_to_jiffies(run->ms) + 1;
-	run->dice = (run->dice + 1) * 0x9e3779b97f4a7c15ULL;
+	run->rng = (run->rng + 1) * 0x9e3779b97f4a7c15ULL;
 	orch_note("# step=%u name=%s seq=%llu\n", number, name, seq + 1);
 	start = ktime_to_ns(ktime_get());
 	scenarios[i].run(run);
 	orch_note("# announced=%llu elapsed_ns=%llu\n", orch_window.seq - seq,
 		  ktime_to_ns(ktime_get()) - start);
 	scnprintf(result, sizeof(result), "%s.%s", name, run->watched ? "watched" : "free");
-	orch_result(number, result, !atomic_read(&run->failures),
+	orch_report_result(number, result, !atomic_read(&run->failures),
 		    run->skip[0] ? run->skip : NULL);
 	return 0;
 }

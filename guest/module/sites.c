@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The plain sites: instructions that nobody but us patches.
+ * The plain sites: instructions that only this module patches.
  *
- * Each lies in a function whose only content is the site and the ways out of
- * it, as asm goto labels, so that the compiler knows every way out and no
- * register is live across the site. The conditional jumps before a site are
- * never taken (orch_never is 0 for ever); they show objtool that the landing
- * pads can be reached.
+ * Each lies in a function of its own that consists of the site and its exits.
+ * The exits are asm goto labels, so the compiler knows all of them and keeps no
+ * register live across the site. The conditional jumps before a site are never
+ * taken (orch_never is always 0). They show objtool that the landing pads can be
+ * reached.
  */
 #include <linux/compiler.h>
 #include <linux/string.h>
@@ -30,11 +30,12 @@ extern u8 orch_call_site[];
 extern u8 orch_call_old[], orch_call_new[], orch_call_int3[], orch_call_handler[];
 
 /*
- * A NOP that becomes a jump to a pad, and back. The comparison before it leaves
- * the zero flag set, for a jump that asks for it. The pad is 11 bytes behind, or
- * 245 before the end of the NOP, as the first byte of the NOP and the rest of
- * that jump are ud2 then (0f 0b): who executes it says so at once, and writes
- * nowhere.
+ * A NOP that becomes a jump to a landing pad, and back. The comparison before it
+ * leaves the zero flag set, for the site that is a conditional jump. The pad is
+ * 11 bytes behind the end of the NOP or 245 bytes before it. The displacement of
+ * the jump then begins with 0b, so the first byte of the NOP and the tail of the
+ * jump make ud2 (0f 0b): a CPU that executes this mixture oopses at once and
+ * writes to no memory.
  */
 #define PAD(name)	GLOBAL(orch_##name##_new) "jmp %l[l_new]\n"
 #define PAD_BEHIND(name) ".skip 6, 0x90\n" PAD(name)
@@ -63,32 +64,34 @@ l_int3:										\
 	return ORCH_INT3;							\
 }
 
-/* nop5 <-> jmp32 and nop2 <-> jmp8: what jump labels do (two bytes since 5.15). */
+/* nop5 <-> jmp32 and nop2 <-> jmp8, as jump labels do (two bytes since 5.15). */
 DEFINE_NOP_SITE(nop5, "0x0f, 0x1f, 0x44, 0x00, 0x00", "", PAD_BEHIND(nop5))
 DEFINE_NOP_SITE(nop2, "0x66, 0x90", "", PAD_BEHIND(nop2))
 
 /*
- * jne <-> je, with the zero flag set. Conditional jumps of six bytes are patched
- * since 6.3 (static calls that are tail calls) into each other only: 6.1 takes
- * the 0x0f before them for granted (text_poke_bp_batch()).
+ * jne <-> je, with the zero flag set. Since 6.3 kernels patch conditional jumps
+ * of six bytes (static calls that are tail calls), but only into each other: 6.1
+ * takes the 0x0f before them for granted (text_poke_bp_batch()).
  */
 DEFINE_NOP_SITE(jcc, "0x0f, 0x85\n\t.long orch_jcc_int3 - (. + 4)", "", PAD_BEHIND(jcc))
 
 /*
- * The first byte is the last one of a cache line, or three of the five are on
- * one page and two on the next: each with its own write, and no write in both
- * is atomic. On both pages each byte changes, so that none can be missed.
+ * line: the first byte is the last one of a cache line. page: three of the five
+ * bytes are on one page and two on the next. No write that crosses either
+ * boundary is atomic. Every byte of the page site changes, so that none that is
+ * left unwritten goes unnoticed.
  */
 DEFINE_NOP_SITE(line, "0x0f, 0x1f, 0x44, 0x00, 0x00",
 		"jmp orch_line_site\n\t.balign 64, 0xcc\n\t.skip 63, 0xcc\n", PAD_BEHIND(line))
 DEFINE_NOP_SITE(page, "0x0f, 0x1f, 0x44, 0x00, 0x00",
-		"jmp orch_page_site\n\t.balign 4096, 0xcc\n\t.skip 4093 - 240, 0xcc\n" PAD_BEFORE(page), "")
+		"jmp orch_page_site\n\t.balign 4096, 0xcc\n\t.skip 4093 - 240, 0xcc\n"
+		PAD_BEFORE(page), "")
 
 /*
- * jmp32 <-> jmp32 with displacements 0x140 and 0x280: the first byte is the
- * same, so a CPU that sees some bytes of the one and some of the other lands at
- * 0x180 or 0x240, where it is told from both. The only site at which a torn
- * instruction is counted rather than crashed on.
+ * jmp32 <-> jmp32 with displacements 0x140 and 0x280. Both begin with the same
+ * byte, so a CPU that sees bytes of both lands at 0x180 or 0x240, which is
+ * counted as torn. At the NOP sites a CPU that executes a torn instruction
+ * crashes instead.
  */
 PASS enum orch_result orch_pass_jmp32(void)
 {
@@ -128,10 +131,10 @@ l_torn:
 }
 
 /*
- * clc <-> stc: one byte, so there is no tail and there are two rounds. The one
- * instruction of one byte that kernels emulate is RET: it goes to the address
- * that lies on the stack. Kernels that take a handler go to orch_one_int3,
- * which drops that address itself.
+ * clc <-> stc: one byte, so there is no tail and only two sync rounds. The only
+ * instruction of one byte that kernels emulate is RET, which goes to the address
+ * on top of the stack. Kernels that take a handler go to orch_one_int3, which
+ * drops that address itself.
  */
 PASS enum orch_result orch_pass_one(void)
 {
@@ -158,8 +161,8 @@ l_int3:
 }
 
 /*
- * call <-> call. The functions are in landing.c; each finds out whether it was
- * called from here, and says torn where the stack does not look like that.
+ * call <-> call. The functions are in landing.c. Each checks the stack to find
+ * out whether it was called from here. If not, the result is ORCH_TORN (3).
  */
 PASS enum orch_result orch_pass_call(void)
 {
@@ -179,26 +182,6 @@ PASS enum orch_result orch_pass_call(void)
 		     : "=&r" (stack), "=a" (result), ASM_CALL_CONSTRAINT
 		     : : "cc", "memory");
 	return result;
-}
-
-/* @insn of @len bytes at @addr becomes a jump to @to; a short one for 2, a conditional one for 6. */
-bool orch_jump_to(u8 *insn, unsigned int len, const u8 *addr, const u8 *to)
-{
-	s32 disp = to - (addr + len);
-
-	if (len == 2) {
-		insn[0] = 0xeb;
-		insn[1] = disp;
-		return disp == (s8)disp;
-	}
-	if (len == 6) {
-		*insn++ = 0x0f;
-		*insn++ = 0x84;
-	} else {
-		*insn++ = 0xe9;
-	}
-	memcpy(insn, &disp, sizeof(disp));
-	return true;
 }
 
 static struct orch_site *plain_site(enum orch_site_id id, const char *name, u8 *addr,
@@ -224,7 +207,7 @@ static void jump_site(enum orch_site_id id, const char *name, u8 *addr, unsigned
 	if (!orch_jump_to(site->new, len, addr, new) ||
 	    !orch_jump_to(site->emulate, len, addr, int3)) {
 		site->len = 0;
-		site->why_not = "the compiler put its landing pads out of a short jump's reach";
+		site->why_not = "the compiler put the landing pads beyond the reach of a short jump";
 	}
 }
 

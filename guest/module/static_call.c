@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The static-call site: a call whose target the kernel changes, in line where it
- * does that and else in the call's trampoline.
+ * The static-call site: a call whose target the kernel changes. The site is the
+ * call itself where the kernel patches calls inline, else the trampoline.
  */
 #include <linux/module.h>
 #include <linux/string.h>
@@ -11,7 +11,7 @@
 #ifdef CONFIG_HAVE_STATIC_CALL
 #include <linux/static_call.h>
 
-/* Not static: in one unit the compiler could see that both are constant. */
+/* Not static, or the compiler could see that both return a constant. */
 enum orch_result orch_static_old(void);
 enum orch_result orch_static_new(void);
 
@@ -29,7 +29,7 @@ noinline notrace enum orch_result orch_static_new(void)
 
 DEFINE_STATIC_CALL(orch_static, orch_static_old);
 
-/* A call that is not the last thing done, or it would be a jump. */
+/* The barrier keeps the call from being compiled as a tail call, which is a jump. */
 static noinline notrace __attribute__((noclone)) enum orch_result pass(void)
 {
 	enum orch_result result = static_call(orch_static)();
@@ -65,7 +65,7 @@ void orch_static_call_site_init(struct orch_site *site)
 {
 	site->addr = find();
 	if (!site->addr || (site->addr[0] != 0xe8 && site->addr[0] != 0xe9)) {
-		site->why_not = "the module has no static call that is a call";
+		site->why_not = "the module's static call is not compiled as a call or jump";
 		return;
 	}
 	site->len = 5;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * One step of a scenario that is data: one site, poked once with the gate or as
- * often as time allows without, and what the guest itself can tell of it.
+ * One step of a scenario that is data: a site is poked once with the gate, or
+ * without it as often as time allows. Reports what the guest itself observed.
  */
 #include <linux/kernel.h>
 #include <linux/string.h>
@@ -13,12 +13,12 @@ struct total {
 	u64 stale;
 };
 
-static void add_cpu(int number, const struct orch_cpu *cpu, struct total *total)
+static void add_cpu(int cpu, const struct orch_hammer *hammer, struct total *total)
 {
 	int phase, result;
 
 	for (phase = 0; phase < ORCH_PHASES; phase++) {
-		const u64 *count = cpu->count[phase];
+		const u64 *count = hammer->count[phase];
 		u64 passes = 0;
 
 		for (result = 0; result < ORCH_RESULTS; result++) {
@@ -26,23 +26,24 @@ static void add_cpu(int number, const struct orch_cpu *cpu, struct total *total)
 			total->count[phase][result] += count[result];
 		}
 		if (passes)
-			orch_note("# cpu=%d phase=%s old=%llu new=%llu int3=%llu torn=%llu\n", number,
+			orch_note("# cpu=%d phase=%s old=%llu new=%llu int3=%llu torn=%llu\n", cpu,
 				  phase == ORCH_FREE ? "free" : (char[]) { '0' + phase, 0 },
 				  count[ORCH_OLD], count[ORCH_NEW], count[ORCH_INT3],
 				  count[ORCH_TORN]);
 	}
-	total->stale += cpu->stale;
-	if (cpu->stale)
-		orch_note("# cpu=%d stale=%llu\n", number, cpu->stale);
+	total->stale += hammer->stale;
+	if (hammer->stale)
+		orch_note("# cpu=%d stale=%llu\n", cpu, hammer->stale);
 }
 
-static u64 others(const u64 *count, enum orch_result allowed)
+/* How many passes had another result than the allowed one. */
+static u64 other_than(enum orch_result allowed, const u64 *count)
 {
 	return count[ORCH_OLD] + count[ORCH_NEW] + count[ORCH_INT3] + count[ORCH_TORN] -
 	       count[allowed];
 }
 
-/* The guest's own assertions: NULL, or what does not hold. */
+/* The guest's own assertions. Returns NULL, or the one that does not hold. */
 static const char *judge(const struct orch_step *step, const struct orch_outcome *out,
 			 const struct total *total, bool on)
 {
@@ -51,34 +52,39 @@ static const char *judge(const struct orch_step *step, const struct orch_outcome
 
 	if (out->error)
 		return "the step could not be run";
-	if (out->what)
-		return out->what;
+	if (out->fault)
+		return out->fault;
 	for (phase = 0; phase < ORCH_PHASES; phase++)
 		if (total->count[phase][ORCH_TORN])
 			return "a CPU executed a torn instruction";
 	if (!cpumask_empty(&orch_gate_stuck))
-		return "a CPU did not come through the site while the poker was held";
+		return "a CPU did not get through the site while the poker was held";
 	if (total->stale)
-		return "a CPU executed other bytes than those last written";
+		return "a CPU executed bytes other than those last written";
 	if (!step->gated)
 		return NULL;
-	if (others(total->count[ORCH_PHASE_OLD], from))
+	if (other_than(from, total->count[ORCH_PHASE_OLD]))
 		return "before the poke a CPU did not execute the old bytes";
-	if (others(total->count[ORCH_PHASE_NEW], to))
+	if (other_than(to, total->count[ORCH_PHASE_NEW]))
 		return "after the poke a CPU did not execute the new bytes";
-	if (step->how == ORCH_DIRECT && (others(total->count[ORCH_PHASE_INT3], ORCH_INT3) ||
-					 others(total->count[ORCH_PHASE_TAIL], ORCH_INT3)))
+	if (step->how == ORCH_DIRECT &&
+	    (other_than(ORCH_INT3, total->count[ORCH_PHASE_INT3]) ||
+	     other_than(ORCH_INT3, total->count[ORCH_PHASE_TAIL])))
 		return "while int3 was in place a CPU did not go to the int3 target";
 	return NULL;
 }
 
 static const char *const how_names[] = { [ORCH_DIRECT] = "direct", [ORCH_OWNER] = "owner" };
 
+/**
+ * orch_step_run() - run one step and report it
+ * @step: what to do
+ */
 void orch_step_run(const struct orch_step *step)
 {
 	const struct orch_site *site = step->site;
 	bool on = site->len && !memcmp(site->addr, site->old, site->len);
-	unsigned int number = orch_next_result();
+	unsigned int number = orch_report_next();
 	char name[64];
 	struct orch_outcome out;
 	struct total total = { };
@@ -88,7 +94,7 @@ void orch_step_run(const struct orch_step *step)
 	scnprintf(name, sizeof(name), "%s.%s.%s", site->name, how_names[step->how],
 		  !step->gated ? "free" : on ? "on" : "off");
 	if (!site->len || (step->how == ORCH_OWNER && site->set_why_not)) {
-		orch_result(number, name, true, site->len ? site->set_why_not : site->why_not);
+		orch_report_result(number, name, true, site->len ? site->set_why_not : site->why_not);
 		return;
 	}
 	orch_gate_begin();
@@ -103,8 +109,8 @@ void orch_step_run(const struct orch_step *step)
 			add_cpu(cpu, orch_hammer(cpu), &total);
 	fault = judge(step, &out, &total, on);
 	if (!step->gated)
-		orch_hammers_stop();
+		orch_hammers_free();
 	if (fault)
-		orch_sentence("%s", fault);
-	orch_result(number, name, !fault, NULL);
+		orch_diag("%s", fault);
+	orch_report_result(number, name, !fault, NULL);
 }

@@ -2,8 +2,8 @@
 /*
  * title: jump labels since early boot
  * promise: >-
- *   Whenever and however often keys were flipped, from the kernel's parameters on: each branch in the kernel's table is
- *   a NOP or a jump to its target, as its key says.
+ *   Whenever and however often keys were flipped, beginning with the kernel's parameters: each
+ *   branch in the kernel's table is a NOP or a jump to its target, as its key demands.
  * order: 340
  * append: [schedstats=enable]
  * symbols: [sched_schedstats, __start___jump_table, __stop___jump_table, text_mutex]
@@ -32,15 +32,15 @@ static bool is_nop(const u8 *code)
 	return !memcmp(code, two, 2) || !memcmp(code, five, 5) || !memcmp(code, k8, 5);
 }
 
-static void look(struct orch_run *run, const struct jump_entry *entry)
+static void check_entry(struct orch_run *run, const struct jump_entry *entry)
 {
 	const u8 *code = (const u8 *)jump_entry_code(entry);
 	const u8 *target = (const u8 *)jump_entry_target(entry);
 	bool jumps = static_key_enabled(jump_entry_key(entry)) ^ !!((unsigned long)entry->key & 1);
 
 	if (jumps)
-		orch_expect(run, is_jump(code, target), "%pS holds %5ph and not a jump to %pS", code, code,
-			    target);
+		orch_expect(run, is_jump(code, target), "%pS holds %5ph and not a jump to %pS",
+			    code, code, target);
 	else
 		orch_expect(run, is_nop(code), "%pS holds %5ph and not a NOP", code, code);
 }
@@ -50,22 +50,22 @@ ORCH_SCENARIO(boot_keys)
 	const struct jump_entry *entry = (void *)orch_symbol("__start___jump_table");
 	const struct jump_entry *end = (void *)orch_symbol("__stop___jump_table");
 	struct static_key *schedstats = (struct static_key *)orch_symbol("sched_schedstats");
-	unsigned int sites = 0, gone = 0;
+	unsigned int sites = 0, init_sites = 0;
 
 	if (!entry || !end)
 		return orch_skip(run, "the kernel's table of jump labels is not in its symbol table");
 	if (schedstats)
 		orch_expect(run, static_key_enabled(schedstats),
-			    "schedstats=enable on the command line did not switch its key on");
+			    "schedstats=enable on the command line did not switch the key on");
 	for (; entry < end; entry++) {
-		if ((unsigned long)entry->key & 2) {	/* in init code, which is freed */
-			gone++;
+		if ((unsigned long)entry->key & 2) {	/* in init code, now freed */
+			init_sites++;
 			continue;
 		}
-		look(run, entry);
+		check_entry(run, entry);
 		sites++;
 	}
-	orch_note("# sites=%u of_init=%u\n", sites, gone);
+	orch_note("# sites=%u of_init=%u\n", sites, init_sites);
 	orch_expect(run, sites, "the kernel's table of jump labels is empty");
 }
 
@@ -73,7 +73,7 @@ ORCH_SCENARIO(boot_keys)
 
 ORCH_SCENARIO(boot_keys)
 {
-	orch_skip(run, "this kernel has no table of jump labels that a module can read");
+	orch_skip(run, "a module cannot read the table of jump labels of this kernel");
 }
 
 #endif

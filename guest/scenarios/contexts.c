@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * title: a site in threads, softirqs, hard interrupts and NMIs
+ * title: a site executed by threads, softirqs, hard interrupts and NMIs
  * promise: >-
- *   In every context, an NMI in the midst of the poke handler included, a CPU goes through the site as its phase
- *   demands, and with no poke under way by the bytes last written.
+ *   In every context, including an NMI in the middle of the poke handler, a CPU executes the site
+ *   as the phase demands, and with no poke under way the bytes last written.
  * order: 250
  * weight: 2
  * nmi: 50
@@ -26,20 +26,21 @@
 
 #ifdef ORCH_CALL_ASYNC
 #define call_async(cpu, call)	smp_call_function_single_async(cpu, call)
-#else				/* before 3.15, and not for modules before 3.12 */
+#else				/* before 3.15; not exported to modules before 3.12 */
 typedef void (*call_t)(int cpu, struct call_single_data *call, int wait);
-#define call_async(cpu, call)	((call_t)orch_symbol("__smp_call_function_single"))(cpu, call, 0)
+#define call_async(cpu, call) \
+	((call_t)orch_symbol("__smp_call_function_single"))(cpu, call, 0)
 #endif
 #ifndef ORCH_CALL_SINGLE_DATA	/* before 4.14 */
 typedef struct call_single_data call_single_data_t;
 #endif
 
-/* Until the first NMI, in which the host may have other things to do. */
+/* How long to wait for the first NMI, as the host may be busy. */
 #define SECONDS		10
-/* How long a poke is held for what has not come yet: a good part of a second. */
+/* How long a poke is held for contexts that are still missing: below a second. */
 #define HELD_CYCLES	1000000000
 #define HELD_PASSES	1000000
-/* How often again. */
+/* How often the missing ones are tried again. */
 #define ROUNDS		5
 
 enum context { THREAD, SOFTIRQ, HARDIRQ, NMI, CONTEXTS };
@@ -48,10 +49,15 @@ static const char *const contexts[] = { "a thread", "a softirq", "a hard interru
 
 /**
  * struct place - one CPU
- * @count: passes by context and how they went
- * @stale: passes with no poke under way that did not go by the bytes last written
- * @held: passes while a poke was held, by phase, and @lost those that did not go to the int3 target
+ * @count: passes, by context and result
+ * @stale: passes with no poke under way that did not execute the bytes last
+ *	written
+ * @held: passes while a poke was held, by context and phase
+ * @lost: those of @held that did not go to the int3 target
  * @inside: NMIs that came while this CPU was between int3 and its target
+ * @call: the call with which another CPU interrupts this one
+ * @called: @call is in use
+ * @tasklet: runs a softirq on this CPU
  */
 struct place {
 	u64 count[CONTEXTS][ORCH_RESULTS];
@@ -64,11 +70,10 @@ struct place {
 	struct tasklet_struct tasklet;
 };
 
-static struct place *places;	/* nr_cpu_ids of them */
+static struct place *places;	/* nr_cpu_ids elements */
 static const struct orch_site *site;
-static u64 epoch;		/* as in hammer.c */
-static unsigned int hold;	/* even: none; else bits 1 and 2 are the phase */
-static int holder = -1;		/* a CPU that does nothing but go through the site */
+static unsigned int hold;	/* odd while a poke is held; bits 1 and 2 are the phase */
+static int holder = -1;		/* the CPU that holds it, and only executes the site */
 static bool stop;
 
 static struct place *here(void)
@@ -76,7 +81,7 @@ static struct place *here(void)
 	return &places[raw_smp_processor_id()];
 }
 
-/* By what the kernel says: a timer's function may run in one or the other. */
+/* As the kernel sees it: a timer's function may run in a softirq or an interrupt. */
 static enum context context(void)
 {
 	if (in_nmi())
@@ -86,7 +91,7 @@ static enum context context(void)
 	return in_serving_softirq() ? SOFTIRQ : THREAD;
 }
 
-/* This CPU may not have synced yet, and what it has fetched may be of before the int3. */
+/* This CPU may not have synced yet, and may have fetched the site before the int3. */
 static void serialize_cpu(void)
 {
 	unsigned int a = 0, b, c = 0, d;
@@ -104,24 +109,17 @@ static void pass(void)
 
 	if (held & 1)
 		serialize_cpu();
-	before = READ_ONCE(epoch);
+	before = orch_epoch();
 	result = READ_ONCE(site)->pass();
-	after = READ_ONCE(epoch);
+	after = orch_epoch();
 	place->count[in][result]++;
 	if ((held & 1) && held == READ_ONCE(hold)) {
 		place->held[in][held >> 1 & 3]++;
 		if (result != ORCH_INT3)
 			place->lost[in][held >> 1 & 3]++;
 	}
-	if (before == after && !(before & 1) && result != (before & 2 ? ORCH_NEW : ORCH_OLD))
+	if (orch_pass_is_stale(before, after, result))
 		place->stale[in]++;
-}
-
-static void epoch_next(void)
-{
-	smp_mb();
-	WRITE_ONCE(epoch, epoch + 1);
-	smp_mb();
 }
 
 /* --- what brings a CPU into each context */
@@ -130,7 +128,7 @@ static int on_nmi(unsigned int type, struct pt_regs *regs)
 {
 	unsigned int held = READ_ONCE(hold);
 
-	/* The holder is in the module, or in what int3 leads to. */
+	/* Outside of the module the holder can only be in the handling of an int3. */
 	if ((held & 1) && READ_ONCE(holder) == raw_smp_processor_id() && !user_mode(regs) &&
 	    regs->ip < MODULES_VADDR)
 		here()->inside[held >> 1 & 3]++;
@@ -144,10 +142,11 @@ static void on_softirq(unsigned long unused)
 }
 
 /*
- * With PREEMPT_RT softirqs are run by threads, and what other CPUs call must
- * raise none (kernel/softirq.c, do_softirq_post_smp_call_flush()).
+ * With PREEMPT_RT softirqs run in threads, and the function of a call from
+ * another CPU must not raise one (kernel/softirq.c,
+ * do_softirq_post_smp_call_flush()).
  */
-static bool comes(enum context in)
+static bool is_possible(enum context in)
 {
 	return in != SOFTIRQ || !IS_ENABLED(CONFIG_PREEMPT_RT);
 }
@@ -157,13 +156,21 @@ static void on_interrupt(void *data)
 	struct place *place = data;
 
 	pass();
-	if (comes(SOFTIRQ))
+	if (is_possible(SOFTIRQ))
 		tasklet_schedule(&place->tasklet);
+	/*
+	 * The call is free again only after all of the above. Pairs with xchg()
+	 * in interrupt_cpu().
+	 */
 	smp_mb();
 	WRITE_ONCE(place->called, false);
 }
 
-/* By a call from another CPU: no clock is too coarse for it. Interrupts may be off. */
+/*
+ * A call from another CPU, since a timer of the guest may be too coarse. May be
+ * called with interrupts off. xchg() is fully ordered and pairs with smp_mb() in
+ * on_interrupt().
+ */
 static void interrupt_cpu(int cpu)
 {
 	struct place *place = &places[cpu];
@@ -179,7 +186,7 @@ static void init_place(struct place *place)
 	place->call.info = place;
 }
 
-static int quiet(struct orch_run *run, int cpu, void *arg)
+static int wait_until_quiet(struct orch_run *run, int cpu, void *arg)
 {
 	while (READ_ONCE(places[cpu].called))
 		cond_resched();
@@ -189,12 +196,12 @@ static int quiet(struct orch_run *run, int cpu, void *arg)
 
 /* --- while a poke is held */
 
-/* The first CPU that was not in that context in this phase, or -1. */
+/* The first CPU that did not execute the site in that context and phase, or -1. */
 static int missing(enum context in, enum orch_phase phase)
 {
 	int cpu;
 
-	if (!comes(in))
+	if (!is_possible(in))
 		return -1;
 	for_each_online_cpu(cpu)
 		if (!READ_ONCE(places[cpu].held[in][phase]))
@@ -202,13 +209,16 @@ static int missing(enum context in, enum orch_phase phase)
 	return -1;
 }
 
-/* An NMI in the handler of a CPU: in one phase on every other, for it takes its time to come. */
+/*
+ * Whether an NMI inside the int3 handler is still missing. It is required on each
+ * CPU in only one of the phases, since it may take long to come.
+ */
 static bool lacks_inside(int cpu, enum orch_phase phase)
 {
 	return (cpu + phase) % 2 && !READ_ONCE(places[cpu].inside[phase]);
 }
 
-/* All but the holder can be interrupted, so what they lack is worth waiting for. */
+/* The holder has interrupts off. All other CPUs must have been in each context. */
 static bool covered(int cpu, enum orch_phase phase)
 {
 	int other;
@@ -222,13 +232,13 @@ static bool covered(int cpu, enum orch_phase phase)
 			return false;
 		if (other != cpu && !READ_ONCE(place->held[HARDIRQ][phase]))
 			return false;
-		if (other != cpu && comes(SOFTIRQ) && !READ_ONCE(place->held[SOFTIRQ][phase]))
+		if (other != cpu && is_possible(SOFTIRQ) && !READ_ONCE(place->held[SOFTIRQ][phase]))
 			return false;
 	}
 	return true;
 }
 
-/* Going through the site without end the holder is nearly always in the int3's handler. */
+/* The holder executes the site all the time, so it is nearly always in the int3 handler. */
 static void in_phase(struct orch_run *run, enum orch_phase phase, void *arg)
 {
 	int other, cpu = raw_smp_processor_id();
@@ -238,6 +248,11 @@ static void in_phase(struct orch_run *run, enum orch_phase phase, void *arg)
 	if (phase == ORCH_PHASE_NEW)
 		return;
 	WRITE_ONCE(holder, cpu);
+	/*
+	 * The int3 and the holder before the hold. Pairs with on_nmi() and
+	 * pass(), which read the hold first: x86 keeps loads in program order,
+	 * and serialize_cpu() discards what was fetched before.
+	 */
 	smp_mb();
 	WRITE_ONCE(hold, (hold & ~7) + 8 + phase * 2 + 1);
 	for_each_online_cpu(other)
@@ -246,32 +261,40 @@ static void in_phase(struct orch_run *run, enum orch_phase phase, void *arg)
 	do {
 		pass();
 		if (++passes % 32 == 0)
-			cpu_relax();	/* an emulator goes to the next CPU */
+			cpu_relax();	/* an emulator switches to the next CPU */
 	} while (!covered(cpu, phase) && passes < HELD_PASSES &&
 		 get_cycles() - begin < HELD_CYCLES);
 	WRITE_ONCE(hold, hold & ~1);
+	/*
+	 * The end of the hold before that of the holder, and before the phase
+	 * ends. Pairs with pass(), which reads the hold again after the site.
+	 */
 	smp_mb();
 	WRITE_ONCE(holder, -1);
 }
 
-static bool hold_both_ways(struct orch_run *run, int cpu)
+/* Not orch_hold_on_each_cpu(), because of the epoch. */
+static bool hold_one_way(struct orch_run *run, int cpu, bool on)
 {
-	struct orch_poke poke;
-	bool on, kept = true;
+	struct orch_poke poke = orch_make_poke(site, on);
+	bool kept;
 
-	for (on = true; kept; on = false) {
-		poke = orch_poke_of(site, on);
-		epoch_next();
-		kept = orch_poke_held(run, &poke, cpu, in_phase, NULL);
-		epoch_next();
-		if (!on)
-			break;
-	}
-	if (!kept && !memcmp(site->addr, site->new, site->len))
-		orch_poke_site(site, false);
+	orch_epoch_next();
+	kept = orch_poke_held(run, &poke, cpu, in_phase, NULL);
+	orch_epoch_next();
 	return kept;
 }
 
+static bool hold_both_ways(struct orch_run *run, int cpu)
+{
+	if (hold_one_way(run, cpu, true) && hold_one_way(run, cpu, false))
+		return true;
+	if (!memcmp(site->addr, site->new, site->len))
+		orch_poke_site(site, false);
+	return false;
+}
+
+/* A CPU that lacks a context in a phase, or -1. CONTEXTS is an NMI in the int3 handler. */
 static int uncovered(enum context *in, enum orch_phase *phase)
 {
 	int cpu;
@@ -289,7 +312,7 @@ static int uncovered(enum context *in, enum orch_phase *phase)
 	return -1;
 }
 
-static bool held(struct orch_run *run)
+static bool hold_on_each_cpu(struct orch_run *run)
 {
 	static const char *const names[] = { "nop5", "jmp32", "page", "call" };
 	enum orch_phase phase;
@@ -311,14 +334,12 @@ static bool held(struct orch_run *run)
 	return true;
 }
 
-/* --- free */
+/* --- free-running */
 
 static int hammer(struct orch_run *run, int cpu, void *arg)
 {
-	int i, next = cpumask_next(cpu, cpu_online_mask);
+	int i, next = orch_next_cpu(cpu);
 
-	if (next >= nr_cpu_ids)
-		next = cpumask_first(cpu_online_mask);
 	while (!READ_ONCE(stop)) {
 		if (next != cpu)
 			interrupt_cpu(next);
@@ -334,7 +355,7 @@ static void poke_free(struct orch_run *run)
 	static const char *const names[] = {
 		"nop5", "jmp32", "page", "call", "nop2", "one", "line",
 	};
-	/* not orch_go_on(): the held part takes what time the NMIs take */
+	/* Not orch_time_left(): how long the held part takes depends on the NMIs. */
 	unsigned long end = jiffies + msecs_to_jiffies(run->ms);
 	struct orch_workers *workers;
 	const struct orch_site *next;
@@ -344,15 +365,15 @@ static void poke_free(struct orch_run *run)
 	WRITE_ONCE(stop, false);
 	workers = orch_workers_start(run, cpu_online_mask, hammer, NULL);
 	do {
-		/* another site now and then, while this one is as it was */
+		/* Change the site now and then, while the last one has its old bytes. */
 		if (on && pokes++ % 8 == 0) {
 			next = orch_site(names[i++ % ARRAY_SIZE(names)]);
 			if (next->len)
 				WRITE_ONCE(site, next);
 		}
-		epoch_next();
+		orch_epoch_next();
 		orch_poke_site(site, on);
-		epoch_next();
+		orch_epoch_next();
 		on = !on;
 		usleep_range(100, 150);
 	} while ((time_before(jiffies, end) && !signal_pending(current)) || !on);
@@ -360,7 +381,7 @@ static void poke_free(struct orch_run *run)
 	orch_workers_join(workers);
 }
 
-/* --- what became of it */
+/* --- results */
 
 static void compare(struct orch_run *run, int cpu)
 {
@@ -373,11 +394,11 @@ static void compare(struct orch_run *run, int cpu)
 			    "in %s CPU %d executed a torn instruction %llu times", contexts[in],
 			    cpu, place->count[in][ORCH_TORN]);
 		orch_expect(run, !place->stale[in],
-			    "in %s CPU %d went %llu times by other bytes than those last written",
+			    "in %s CPU %d executed bytes other than those last written %llu times",
 			    contexts[in], cpu, place->stale[in]);
 		for (phase = ORCH_PHASE_INT3; phase <= ORCH_PHASE_TAIL; phase++)
 			orch_expect(run, !place->lost[in][phase],
-				    "in %s CPU %d did not meet int3 in %llu of %llu passes in phase %d",
+				    "in %s CPU %d did not hit int3 in %llu of %llu passes in phase %d",
 				    contexts[in], cpu, place->lost[in][phase],
 				    place->held[in][phase], phase);
 	}
@@ -404,7 +425,7 @@ static void note(void)
 	orch_note("# nmi_in_handler=%llu\n", inside);
 }
 
-/* A CPU to which no NMI came, or -1. */
+/* A CPU that got no NMI, or -1. */
 static int without_nmi(void)
 {
 	unsigned long end = jiffies + SECONDS * HZ;
@@ -430,7 +451,7 @@ static void run_all(struct orch_run *run)
 	cpu = without_nmi();
 	if (cpu >= 0)
 		return orch_skip(run, "no NMI came to CPU %d within %d seconds", cpu, SECONDS);
-	if (held(run))
+	if (hold_on_each_cpu(run))
 		poke_free(run);
 }
 
@@ -440,17 +461,18 @@ ORCH_SCENARIO(contexts)
 
 	places = kcalloc(nr_cpu_ids, sizeof(*places), GFP_KERNEL);
 	if (!places)
-		return orch_skip(run, "the guest has no memory left");
+		return orch_skip(run, "the guest is out of memory");
 	for_each_possible_cpu(cpu)
 		init_place(&places[cpu]);
 	site = orch_site("nop5");
-	epoch = hold = 0;
+	hold = 0;
+	orch_epoch_reset();
 	if (register_nmi_handler(NMI_LOCAL, on_nmi, 0, "orchestrator")) {
 		kfree(places);
-		return orch_skip(run, "this kernel lets no module handle NMIs");
+		return orch_skip(run, "a module cannot handle NMIs in this kernel");
 	}
 	run_all(run);
-	orch_parallel(run, cpu_online_mask, quiet, NULL);
+	orch_parallel(run, cpu_online_mask, wait_until_quiet, NULL);
 	unregister_nmi_handler(NMI_LOCAL, "orchestrator");
 	for_each_online_cpu(cpu)
 		compare(run, cpu);

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * title: the scheduler's own keys
+ * title: a static key of the scheduler
  * promise: >-
- *   Keys of the core kernel are flipped by the same protocol while every CPU runs through their branches.
+ *   Keys of the core kernel are flipped by the same protocol while every CPU executes their
+ *   branches.
  * order: 330
  * symbols: [sched_schedstats]
  */
@@ -35,7 +36,7 @@ static bool write_knob(char value)
 	return done == 1;
 }
 
-/* Sleep and wake: each time through the scheduler. */
+/* Sleep and wake up: each time through the scheduler. */
 static int busy(struct orch_run *run, int cpu, void *arg)
 {
 	while (READ_ONCE(*(bool *)arg))
@@ -47,22 +48,24 @@ ORCH_SCENARIO(core_keys)
 {
 	struct static_key *key = (struct static_key *)orch_symbol("sched_schedstats");
 	struct orch_workers *workers;
-	bool going = true, was;
+	bool running = true, was;
 	unsigned int flips = 0;
 
 	if (!key)
-		return orch_skip(run, "CONFIG_SCHEDSTATS is not set, so this kernel lacks the key");
+		return orch_skip(run, "this kernel lacks the key: CONFIG_SCHEDSTATS is not set");
 	was = static_key_enabled(key);
-	workers = orch_workers_start(run, cpu_online_mask, busy, &going);
+	workers = orch_workers_start(run, cpu_online_mask, busy, &running);
 	do {
-		if (!orch_expect(run, write_knob(was ? '0' : '1'), KNOB " does not take a value"))
+		if (!orch_expect(run, write_knob(was ? '0' : '1'), KNOB " cannot be written"))
 			break;
-		orch_expect(run, static_key_enabled(key) != was, "the key did not follow " KNOB);
+		orch_expect(run, static_key_enabled(key) != was,
+			    "the key did not change with " KNOB);
 		write_knob(was ? '1' : '0');
-		orch_expect(run, static_key_enabled(key) == was, "the key did not follow " KNOB);
+		orch_expect(run, static_key_enabled(key) == was,
+			    "the key did not change back with " KNOB);
 		flips += 2;
-	} while (orch_go_on(run));
-	WRITE_ONCE(going, false);
+	} while (orch_time_left(run));
+	WRITE_ONCE(running, false);
 	orch_workers_join(workers);
 	orch_note("# flips=%u\n", flips);
 }

@@ -2,8 +2,9 @@
 /*
  * title: each instruction that is emulated at int3
  * promise: >-
- *   A CPU that meets int3 goes on as if it had executed the new instruction: JMP, NOP, CALL, RET and each conditional
- *   jump with each combination of flags, with every other register and the stack as they must be.
+ *   A CPU that hits int3 goes on as if it had executed the new instruction (JMP, NOP, CALL, RET, or
+ *   each conditional jump with each combination of flags). All other registers and the stack are as
+ *   they must be.
  * order: 210
  * symbols: [ideal_nops]
  */
@@ -16,15 +17,16 @@
 #include "compat.h"
 #include "scenario.h"
 
-/* What a CPU holds; the assembly below knows the offsets. */
+/* Registers and stack of a CPU. The assembly below has the offsets as numbers. */
 struct state {
 	unsigned long gpr[15];
 	unsigned long sp;
 	unsigned long flags;
-	unsigned long top;	/* of the stack */
+	unsigned long top;	/* value on top of the stack */
 	unsigned long where;	/* enum where */
 };
 
+/* Where the CPU went on: at the pad before, right behind or further ahead of the site. */
 enum where { BACK = 1, BEHIND, AHEAD };
 
 struct state orch_emulation_before, orch_emulation_after;
@@ -41,7 +43,7 @@ unsigned long orch_emulation_stack;
 #define LOAD(reg, at)	"movq orch_emulation_before + " #at "(%rip), %" reg "\n\t"
 #define STORE(reg, at)	"movq %" reg ", orch_emulation_after + " #at "(%rip)\n\t"
 
-/* Nothing from popf to pushf may change a flag. */
+/* No instruction between popf and pushf may change a flag. */
 #define PAD(name, where)						\
 	".globl orch_emulation_" name "\n"				\
 	"orch_emulation_" name ":\n\t"					\
@@ -49,7 +51,7 @@ unsigned long orch_emulation_stack;
 	"movl $" #where ", %eax\n\t"					\
 	"jmp orch_emulation_landed\n"
 
-/* A site with a way out before it, one behind it and one further ahead. */
+/* A site with a pad before it, one right behind it and one further ahead. */
 #define SLOT(len, bytes, prepare)					\
 	".balign 64\n"							\
 	".globl orch_emulation_enter_" #len "\n"			\
@@ -107,7 +109,7 @@ DECLARE_SLOT(5);
 DECLARE_SLOT(6);
 asmlinkage void orch_emulation_landed(void);
 
-/* For an objtool that looks at the whole module, and so does not heed Kbuild. */
+/* For an objtool that checks the linked module and so ignores OBJECT_FILES_NON_STANDARD. */
 #ifdef STACK_FRAME_NON_STANDARD
 STACK_FRAME_NON_STANDARD(orch_emulation_enter_1);
 STACK_FRAME_NON_STANDARD(orch_emulation_enter_2);
@@ -126,7 +128,7 @@ static const struct slot {
 	{ 6, orch_emulation_site_6, orch_emulation_back_6, orch_emulation_ahead_6 },
 };
 
-/* By direct calls: an indirect one may only go where the compiler put an ENDBR. */
+/* By direct calls: an indirect call needs an ENDBR, which the functions do not have. */
 static void enter(unsigned int len)
 {
 	switch (len) {
@@ -141,18 +143,26 @@ static void enter(unsigned int len)
 	}
 }
 
-/* --- what the processor's manual says */
+/* --- expectations, from the processor's manual */
 
 enum kind { NOP, JMP, CALL, RET, JCC };
 
-/* What a site is changed to. cc: the low four bits of a conditional jump's opcode. */
+/**
+ * struct trial - an instruction that a site is changed to
+ * @name: for messages
+ * @kind: what the instruction does
+ * @slot: index of the site in slots
+ * @to: its target
+ * @cc: a conditional jump: the low four bits of its opcode
+ * @emulated: how often it was emulated
+ */
 struct trial {
 	const char *name;
 	enum kind kind;
 	unsigned int slot;
 	enum where to;
 	unsigned int cc;
-	u64 met;
+	u64 emulated;
 };
 
 static bool taken(unsigned int cc, unsigned long flags)
@@ -186,7 +196,7 @@ static const char *const gprs[] = {
 			 X86_EFLAGS_OF)
 #define KEPT		(ARITHMETIC | X86_EFLAGS_AF | X86_EFLAGS_DF | X86_EFLAGS_IF)
 
-static void name_flags(char *to, size_t size, unsigned long flags)
+static void format_flags(char *to, size_t size, unsigned long flags)
 {
 	static const struct { unsigned long bit; const char *name; } bits[] = {
 		{ X86_EFLAGS_CF, " CF" }, { X86_EFLAGS_PF, " PF" }, { X86_EFLAGS_AF, " AF" },
@@ -210,8 +220,8 @@ static void check(struct orch_run *run, enum orch_phase phase, const struct tria
 	char what[100], flags[40], became[40];
 	int i;
 
-	name_flags(flags, sizeof(flags), before->flags);
-	name_flags(became, sizeof(became), after->flags);
+	format_flags(flags, sizeof(flags), before->flags);
+	format_flags(became, sizeof(became), after->flags);
 	scnprintf(what, sizeof(what), "%s %s in phase %d on CPU %d with the flags%s", trial->name,
 		  phase == ORCH_PHASE_NEW ? "executed" : "emulated", phase, raw_smp_processor_id(),
 		  flags);
@@ -227,13 +237,13 @@ static void check(struct orch_run *run, enum orch_phase phase, const struct tria
 		    after->where <= AHEAD ? names[after->where] : "elsewhere", names[to]);
 	orch_expect(run, after->sp == sp, "%s: the stack pointer moved by %ld, not %ld", what,
 		    after->sp - before->sp, sp - before->sp);
-	orch_expect(run, after->top == top, "%s: on top of the stack lies %lx, not %lx", what,
+	orch_expect(run, after->top == top, "%s: %lx is on top of the stack, not %lx", what,
 		    after->top, top);
 	orch_expect(run, !((after->flags ^ before->flags) & KEPT), "%s: the flags became%s", what,
 		    became);
 	for (i = 0; i < ARRAY_SIZE(gprs); i++)
 		if (!orch_expect(run, after->gpr[i] == before->gpr[i],
-				 "%s: %s became %lx, it was %lx", what, gprs[i], after->gpr[i],
+				 "%s: %s changed to %lx from %lx", what, gprs[i], after->gpr[i],
 				 before->gpr[i]))
 			break;
 }
@@ -257,7 +267,7 @@ static void pass(struct orch_run *run, enum orch_phase phase, struct trial *tria
 	memset(&orch_emulation_after, 0, sizeof(orch_emulation_after));
 	enter(slots[trial->slot].len);
 	if (phase != ORCH_PHASE_NEW)
-		trial->met++;
+		trial->emulated++;
 	check(run, phase, trial);
 }
 
@@ -276,13 +286,13 @@ static void passes(struct orch_run *run, enum orch_phase phase, void *arg)
 
 /* --- the pokes */
 
-/* Up to 5.12 the kernel has NOPs to choose from, and takes only those that it has chosen. */
+/* Up to 5.12 the kernel chooses from several NOPs, and emulates only the chosen ones. */
 static void make_nop(u8 *insn, unsigned int len)
 {
 	static const u8 nops[][5] = { { 0x66, 0x90 }, { 0x0f, 0x1f, 0x44, 0x00, 0x00 } };
 	const u8 *const **ideal = (const u8 *const **)orch_symbol("ideal_nops");
 
-	if (ideal)	/* the one of five bytes that is atomic comes last, as number 9 */
+	if (ideal)	/* number 9 is the atomic NOP of five bytes */
 		memcpy(insn, (*ideal)[len == 5 ? 9 : len], len);
 	else
 		memcpy(insn, nops[len == 5], len);
@@ -310,16 +320,14 @@ static bool hold(struct orch_run *run, struct trial *trial)
 	const struct slot *slot = &slots[trial->slot];
 	struct orch_poke poke = { .addr = slot->site, .len = slot->len };
 
-	cpu = cpumask_next(cpu, cpu_online_mask);
-	if (cpu >= nr_cpu_ids)
-		cpu = cpumask_first(cpu_online_mask);
+	cpu = orch_next_cpu(cpu);
 	memcpy(poke.from, slot->site, slot->len);
 	make(poke.to, trial);
 	return orch_poke_held(run, &poke, cpu, passes, trial);
 }
 
-/* So that the next round has something to change. Nobody is there. */
-static void no_ret(void)
+/* Remove the RET, so that the next round has something to change. No CPU is there. */
+static void remove_ret(void)
 {
 	static const u8 ret = RET_INSN;
 	struct orch_poke poke = {
@@ -344,18 +352,18 @@ ORCH_SCENARIO(emulation)
 	};
 	struct trial conditional;
 	unsigned int i, first;
-	u64 met = 0, met_jcc = 0;
+	u64 emulated = 0, emulated_jcc = 0;
 
 	if (!orch_emulates())
 		return orch_skip(run, "this kernel sends CPUs to an address and emulates nothing");
 	do {
 		for (i = 0; i < ARRAY_SIZE(plain); i++) {
-			plain[i].met = 0;
+			plain[i].emulated = 0;
 			if (!hold(run, &plain[i]))
 				return;
-			met += plain[i].met;
+			emulated += plain[i].emulated;
 		}
-		no_ret();
+		remove_ret();
 		first = orch_random(run, 2);
 		for (i = 0; i < JCCS; i++) {
 			conditional = (struct trial){
@@ -363,8 +371,8 @@ ORCH_SCENARIO(emulation)
 			};
 			if (!hold(run, &conditional))
 				return;
-			met_jcc += conditional.met;
+			emulated_jcc += conditional.emulated;
 		}
-	} while (orch_go_on(run));
-	orch_note("# emulated=%llu emulated_jcc=%llu\n", met, met_jcc);
+	} while (orch_time_left(run));
+	orch_note("# emulated=%llu emulated_jcc=%llu\n", emulated, emulated_jcc);
 }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * title: nobody else hears of the int3 of a site
+ * title: nobody else is told about the int3 of a site
  * promise: >-
- *   The poke handler comes before everybody else and takes every int3 of the site: no die notifier is called for one,
- *   and a kprobe's own int3 reaches the kprobe meanwhile.
+ *   The poke handler comes before everybody else and takes every int3 of the site: no die notifier
+ *   is called for one. Meanwhile a kprobe still gets its own int3.
  * order: 220
  */
 #include <linux/delay.h>
@@ -20,17 +20,25 @@
 static const struct orch_site *sites[5];
 static unsigned int nr_sites;
 
-/* What one CPU did, and what others heard of it. */
+/**
+ * struct count - what one CPU did, and what others were told about it
+ * @hits: passes that went to the int3 target
+ * @notified: int3 of a site for which the die notifier was called
+ * @unpoked: the same for the int3 that is not part of a poke
+ * @calls: calls of the probed function
+ * @pre: calls of its kprobe's pre-handler
+ * @post: calls of its kprobe's post-handler
+ */
 struct count {
-	u64 met;		/* passes by way of the int3 target */
-	u64 heard;		/* of these by our notifier */
-	u64 own;		/* of int3 of our own by our notifier */
-	u64 calls;		/* of the probed function */
-	u64 pre, post;		/* of its kprobe */
+	u64 hits;
+	u64 notified;
+	u64 unpoked;
+	u64 calls;
+	u64 pre, post;
 };
 
-static struct count *counts;	/* nr_cpu_ids of them */
-static const struct orch_site *heard_of;
+static struct count *counts;	/* nr_cpu_ids elements */
+static const struct orch_site *last_notified;
 static bool stop;
 
 static struct count *here(void)
@@ -38,11 +46,14 @@ static struct count *here(void)
 	return &counts[raw_smp_processor_id()];
 }
 
-/* --- those who might hear of it */
+/* --- who might be told about an int3 */
 
-extern u8 orch_consumed_own[];
+extern u8 orch_consumed_unpoked[];
 
-/* Not called for the int3 of a site; if it is, it does what the poke handler should have done. */
+/*
+ * Must not be called for the int3 of a site. If it is, it does what the poke
+ * handler should have done.
+ */
 static int notify(struct notifier_block *self, unsigned long event, void *data)
 {
 	struct die_args *args = data;
@@ -50,32 +61,32 @@ static int notify(struct notifier_block *self, unsigned long event, void *data)
 
 	if (event != DIE_INT3 || !args->regs || user_mode(args->regs))
 		return NOTIFY_DONE;
-	if (args->regs->ip == (unsigned long)orch_consumed_own + 1) {
-		here()->own++;
+	if (args->regs->ip == (unsigned long)orch_consumed_unpoked + 1) {
+		here()->unpoked++;
 		return NOTIFY_STOP;
 	}
 	for (i = 0; i < nr_sites; i++)
 		if (args->regs->ip == (unsigned long)sites[i]->addr + 1) {
-			here()->heard++;
-			heard_of = sites[i];
+			here()->notified++;
+			last_notified = sites[i];
 			args->regs->ip = (unsigned long)sites[i]->handler;
 			return NOTIFY_STOP;
 		}
 	return NOTIFY_DONE;
 }
 
-/* Second to one: the poke handler of 2013 is a notifier of the highest priority. */
+/* The poke handler of 2013 is a notifier too, with the highest priority. */
 static struct notifier_block notifier = { .notifier_call = notify, .priority = INT_MAX - 1 };
 
-/* That the notifier is there and would hear. */
-static noinline __attribute__((noclone)) void own_int3(void)
+/* Shows that the notifier is registered and works. */
+static noinline __attribute__((noclone)) void unpoked_int3(void)
 {
-	asm volatile(".globl orch_consumed_own\n"
-		     "orch_consumed_own:\n\t"
+	asm volatile(".globl orch_consumed_unpoked\n"
+		     "orch_consumed_unpoked:\n\t"
 		     "int3" : : : "memory");
 }
 
-/* Not traced, or its kprobe would go by way of ftrace's call and be no int3. */
+/* Not traced, or its kprobe would use the call to ftrace instead of an int3. */
 static noinline notrace __attribute__((noclone)) void probed(void)
 {
 	asm volatile("" : : : "memory");
@@ -89,61 +100,62 @@ static int pre(struct kprobe *kprobe, struct pt_regs *regs)
 	return 0;
 }
 
-/* With it the kprobe is never made a jump: it stays an int3. */
+/* A kprobe with a post-handler is never optimized into a jump: it stays an int3. */
 static void post(struct kprobe *kprobe, struct pt_regs *regs, unsigned long flags)
 {
 	here()->post++;
 }
 
-/* --- those who meet it */
+/* --- CPUs that hit it */
 
 static void pass(const struct orch_site *site)
 {
 	if (site->pass() == ORCH_INT3)
-		here()->met++;
+		here()->hits++;
 }
 
 static void compare(struct orch_run *run, int cpu, const char *when)
 {
 	const struct count *count = &counts[cpu];
 
-	orch_expect(run, !count->heard,
-		    "%s a die notifier was called for %llu of %llu int3 on CPU %d, the last one of site %s",
-		    when, count->heard, count->met, cpu, heard_of ? heard_of->name : "?");
+	orch_expect(run, !count->notified,
+		    "%s a die notifier was called for %llu of %llu int3 on CPU %d, the last one at site %s",
+		    when, count->notified, count->hits, cpu,
+		    last_notified ? last_notified->name : "?");
 	if (!probe.addr)
 		return;
 	orch_expect(run, count->pre == count->calls && count->post == count->calls,
-		    "%s CPU %d called a probed function %llu times, its kprobe ran %llu and %llu times",
+		    "%s CPU %d called a probed function %llu times, its kprobe's handlers ran %llu and %llu times",
 		    when, cpu, count->calls, count->pre, count->post);
 }
 
 static void in_phase(struct orch_run *run, enum orch_phase phase, void *arg)
 {
 	struct count *count = here();
-	u64 met = count->met;
+	u64 hits = count->hits;
 	char when[40];
 	int i;
 
 	for (i = 0; i < 8; i++)
 		pass(arg);
-	/* with interrupts off, as int3 and its handlers can be met */
+	/* With interrupts off, as an int3 and its handlers may run. */
 	probed();
 	count->calls++;
 	scnprintf(when, sizeof(when), "in phase %d of a poke", phase);
 	if (phase != ORCH_PHASE_NEW)
-		orch_expect(run, count->met == met + 8,
+		orch_expect(run, count->hits == hits + 8,
 			    "%s %llu of 8 passes of CPU %d went to the int3 target", when,
-			    count->met - met, raw_smp_processor_id());
+			    count->hits - hits, raw_smp_processor_id());
 	compare(run, raw_smp_processor_id(), when);
 }
 
-static int hear_own(struct orch_run *run, int cpu, void *arg)
+static int check_notifier(struct orch_run *run, int cpu, void *arg)
 {
-	u64 own = here()->own;
+	u64 unpoked = here()->unpoked;
 
-	own_int3();
-	orch_expect(run, here()->own == own + 1,
-		    "an int3 that nobody pokes did not reach our die notifier on CPU %d", cpu);
+	unpoked_int3();
+	orch_expect(run, here()->unpoked == unpoked + 1,
+		    "an int3 outside of any poke did not reach the die notifier on CPU %d", cpu);
 	return 0;
 }
 
@@ -161,30 +173,6 @@ static int hammer(struct orch_run *run, int cpu, void *arg)
 	return 0;
 }
 
-static bool held(struct orch_run *run)
-{
-	struct orch_poke poke;
-	unsigned int i = 0;
-	int cpu;
-	bool on;
-
-	for_each_online_cpu(cpu) {
-		const struct orch_site *site = sites[i++ % nr_sites];
-
-		for (on = true; ; on = false) {
-			poke = orch_poke_of(site, on);
-			if (!orch_poke_held(run, &poke, cpu, in_phase, (void *)site)) {
-				if (!memcmp(site->addr, site->new, site->len))
-					orch_poke_site(site, false);
-				return false;
-			}
-			if (!on)
-				break;
-		}
-	}
-	return true;
-}
-
 static void poke_free(struct orch_run *run)
 {
 	struct orch_workers *workers;
@@ -198,13 +186,11 @@ static void poke_free(struct orch_run *run)
 		for (i = 0; i < nr_sites; i++)
 			orch_poke_site(sites[i], on);
 		on = !on;
-		/* the poker's own CPU hardly meets an int3 */
-		cpu = cpumask_next(cpu, cpu_online_mask);
-		if (cpu >= nr_cpu_ids)
-			cpu = cpumask_first(cpu_online_mask);
+		/* The poker's own CPU hardly ever hits int3. */
+		cpu = orch_next_cpu(cpu);
 		set_cpus_allowed_ptr(current, cpumask_of(cpu));
 		usleep_range(100, 150);
-	} while (orch_go_on(run) || !on);
+	} while (orch_time_left(run) || !on);
 	set_cpus_allowed_ptr(current, cpu_possible_mask);
 	WRITE_ONCE(stop, true);
 	orch_workers_join(workers);
@@ -223,15 +209,15 @@ static void find_sites(void)
 
 ORCH_SCENARIO(int3_consumed)
 {
-	u64 met = 0, calls = 0;
+	u64 hits = 0, calls = 0;
 	int cpu;
 
 	counts = kcalloc(nr_cpu_ids, sizeof(*counts), GFP_KERNEL);
 	if (!counts)
-		return orch_skip(run, "the guest has no memory left");
-	heard_of = NULL;
+		return orch_skip(run, "the guest is out of memory");
+	last_notified = NULL;
 	find_sites();
-	/* a kernel without kprobes refuses; its notifiers are still to be heard */
+	/* Without kprobes this fails, and only the notifier is tested. */
 	memset(&probe, 0, sizeof(probe));
 	probe.addr = (kprobe_opcode_t *)probed;
 	probe.pre_handler = pre;
@@ -239,17 +225,17 @@ ORCH_SCENARIO(int3_consumed)
 	if (register_kprobe(&probe))
 		probe.addr = NULL;
 	register_die_notifier(&notifier);
-	orch_parallel(run, cpu_online_mask, hear_own, NULL);
-	if (num_online_cpus() == 1 || held(run))
+	orch_parallel(run, cpu_online_mask, check_notifier, NULL);
+	if (num_online_cpus() == 1 || orch_hold_on_each_cpu(run, sites, nr_sites, 0, in_phase))
 		poke_free(run);
 	unregister_die_notifier(&notifier);
 	for_each_online_cpu(cpu) {
-		compare(run, cpu, "beside pokes");
-		met += counts[cpu].met;
+		compare(run, cpu, "during pokes");
+		hits += counts[cpu].hits;
 		calls += counts[cpu].calls;
 	}
 	if (probe.addr)
 		unregister_kprobe(&probe);
-	orch_note("# consumed=%llu kprobe=%llu\n", met, probe.addr ? calls : 0);
+	orch_note("# consumed=%llu kprobe=%llu\n", hits, probe.addr ? calls : 0);
 	kfree(counts);
 }

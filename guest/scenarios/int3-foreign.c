@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * title: int3 of others beside pokes
+ * title: foreign int3 during pokes
  * promise: >-
- *   The poke handler takes the int3 of the site that is poked, and no other: not of an instruction right before or
- *   behind it, nor one that stays where a poke is over. Each is delivered exactly once.
+ *   The poke handler takes the int3 of the site that is poked and no other: not one right before or
+ *   right behind it, nor one that stays where an earlier poke was. Each is delivered exactly once.
  * order: 230
  */
 #include <linux/delay.h>
@@ -19,7 +19,11 @@
 #include "compat.h"
 #include "scenario.h"
 
-/* Where a function of ours came out. None has a frame, so that any may end where another should. */
+/*
+ * What the functions below return: from behind the site, the target of the new
+ * jump, or the pad, which is the int3 target. None of them has a stack frame, so
+ * each may end where another one should.
+ */
 enum way { BEHIND, NEW, PAD };
 
 asm(".pushsection .text, \"ax\"\n"
@@ -85,7 +89,7 @@ extern u8 orch_foreign_alone_int3[], orch_foreign_stays_int3[];
 extern u8 orch_foreign_behind_int3[], orch_foreign_before_int3[];
 extern u8 orch_foreign_site[], orch_foreign_new[], orch_foreign_pad[];
 
-/* For an objtool that looks at the whole module, and so does not heed Kbuild. */
+/* For an objtool that checks the linked module and so ignores OBJECT_FILES_NON_STANDARD. */
 #ifdef STACK_FRAME_NON_STANDARD
 STACK_FRAME_NON_STANDARD(orch_foreign_alone);
 STACK_FRAME_NON_STANDARD(orch_foreign_stays);
@@ -96,7 +100,7 @@ STACK_FRAME_NON_STANDARD(orch_foreign_before);
 enum which { ALONE, STAYS, BEFORE, BEHIND_IT, INT3S };
 
 static const char *const names[] = {
-	"far from the site", "where a poke is over",
+	"far from the site", "where an earlier poke was",
 	"right before the site", "right behind the site",
 };
 static const u8 *const int3s[] = {
@@ -104,13 +108,19 @@ static const u8 *const int3s[] = {
 	orch_foreign_before_int3, orch_foreign_behind_int3,
 };
 
+/**
+ * struct count - what became of the int3 of one CPU
+ * @executed: how many it executed
+ * @delivered: how often the die notifier was called for them
+ * @taken: how often the CPU was sent to the int3 target instead
+ */
 struct count {
 	u64 executed[INT3S];
 	u64 delivered[INT3S];
 	u64 taken[INT3S];
 };
 
-static struct count *counts;	/* nr_cpu_ids of them */
+static struct count *counts;	/* nr_cpu_ids elements */
 static bool stop;
 
 static int notify(struct notifier_block *self, unsigned long event, void *data)
@@ -130,7 +140,7 @@ static int notify(struct notifier_block *self, unsigned long event, void *data)
 
 static struct notifier_block notifier = { .notifier_call = notify };
 
-/* By direct calls: an indirect one may only go where the compiler put an ENDBR. */
+/* By direct calls: an indirect call needs an ENDBR, which the functions do not have. */
 static enum way execute(enum which which)
 {
 	struct count *count = &counts[raw_smp_processor_id()];
@@ -145,7 +155,7 @@ static enum way execute(enum which which)
 		break;
 	case BEFORE:
 		way = orch_foreign_before();
-		/* it went on to the site, and may have come to the int3 behind it */
+		/* It went on to the site, and possibly to the int3 behind it. */
 		if (way == BEHIND)
 			count->executed[BEHIND_IT]++;
 		break;
@@ -173,7 +183,7 @@ static void compare(struct orch_run *run, int cpu, const char *when)
 	}
 }
 
-/* --- pokes of the site between two of them */
+/* --- pokes of the site between two foreign int3 */
 
 static struct orch_poke poke_near(bool on)
 {
@@ -195,7 +205,7 @@ static struct orch_poke poke_near(bool on)
 static void in_phase(struct orch_run *run, enum orch_phase phase, void *arg)
 {
 	bool on = *(bool *)arg;
-	enum way way, wanted = phase != ORCH_PHASE_NEW ? PAD : on ? NEW : BEHIND;
+	enum way way, expected = phase != ORCH_PHASE_NEW ? PAD : on ? NEW : BEHIND;
 	char when[40];
 	int i, which;
 
@@ -204,35 +214,36 @@ static void in_phase(struct orch_run *run, enum orch_phase phase, void *arg)
 		for (which = 0; which < INT3S; which++) {
 			way = execute(which);
 			if (which == BEFORE)
-				orch_expect(run, way == wanted,
-					    "%s CPU %d went another way than the site's", when,
+				orch_expect(run, way == expected,
+					    "%s CPU %d did not go the way of the site", when,
 					    raw_smp_processor_id());
 		}
 	compare(run, raw_smp_processor_id(), when);
 }
 
-static bool held(struct orch_run *run)
+static bool hold_one_way(struct orch_run *run, int cpu, bool on)
 {
-	struct orch_poke poke;
+	struct orch_poke poke = poke_near(on);
+
+	return orch_poke_held(run, &poke, cpu, in_phase, &on);
+}
+
+static bool hold_on_each_cpu(struct orch_run *run)
+{
 	int cpu;
-	bool on;
 
 	for_each_online_cpu(cpu)
-		for (on = true; ; on = false) {
-			poke = poke_near(on);
-			if (!orch_poke_held(run, &poke, cpu, in_phase, &on))
-				return false;
-			if (!on)
-				break;
-		}
+		if (!hold_one_way(run, cpu, true) || !hold_one_way(run, cpu, false))
+			return false;
 	return true;
 }
 
-/* --- an int3 that is left behind by a poke */
+/* --- an int3 that a poke leaves behind */
 
 /*
- * While it is poked a CPU would return from the function, or go to the pad; there
- * is none. Then it is as any other int3, at the very address that was poked last.
+ * No CPU executes orch_foreign_stays() while it is poked; one that did would return
+ * or go to the pad. Afterwards the int3 is like any other, but at the very
+ * address that was poked last.
  */
 static void leave_int3(bool there)
 {
@@ -256,7 +267,7 @@ static int stays(struct orch_run *run, int cpu, void *arg)
 	return 0;
 }
 
-/* --- free */
+/* --- free-running */
 
 static int hammer(struct orch_run *run, int cpu, void *arg)
 {
@@ -285,7 +296,7 @@ static void poke_free(struct orch_run *run)
 		orch_poke_site(other, on);
 		on = !on;
 		usleep_range(100, 150);
-	} while (orch_go_on(run) || !on);
+	} while (orch_time_left(run) || !on);
 	WRITE_ONCE(stop, true);
 	orch_workers_join(workers);
 }
@@ -306,17 +317,17 @@ ORCH_SCENARIO(int3_foreign)
 
 	counts = kcalloc(nr_cpu_ids, sizeof(*counts), GFP_KERNEL);
 	if (!counts)
-		return orch_skip(run, "the guest has no memory left");
+		return orch_skip(run, "the guest is out of memory");
 	register_die_notifier(&notifier);
 	leave_int3(true);
 	orch_parallel(run, cpu_online_mask, stays, NULL);
-	/* one CPU alone cannot be held in a phase; there it is all left to chance */
-	if (num_online_cpus() == 1 || held(run))
+	/* A single CPU cannot hold itself in a phase. There it is all left to chance. */
+	if (num_online_cpus() == 1 || hold_on_each_cpu(run))
 		poke_free(run);
 	put_back();
 	unregister_die_notifier(&notifier);
 	for_each_online_cpu(cpu) {
-		compare(run, cpu, "beside pokes");
+		compare(run, cpu, "during pokes");
 		for (i = 0; i < INT3S; i++)
 			executed += counts[cpu].executed[i];
 	}

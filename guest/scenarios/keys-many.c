@@ -2,8 +2,8 @@
 /*
  * title: static keys with 1, 2, 255, 256, 257 and 600 branches
  * promise: >-
- *   Flipping a static key flips each of its branches, however many there are: when it returns every CPU takes all of
- *   them the new way.
+ *   Flipping a static key flips all of its branches, however many there are: when it returns, every
+ *   CPU takes all of them the new way.
  * order: 300
  * watched: true
  * weight: 3
@@ -17,23 +17,9 @@
 
 #ifdef CONFIG_JUMP_LABEL
 
-#ifdef DEFINE_STATIC_KEY_FALSE
-#define KEY(name)	static DEFINE_STATIC_KEY_FALSE(name)
-#define key_t		struct static_key_false
-#define taken(key)	static_branch_unlikely(key)
-#define enable(key)	static_branch_enable(key)
-#define disable(key)	static_branch_disable(key)
-#else
-#define KEY(name)	static struct static_key name = STATIC_KEY_INIT_FALSE
-#define key_t		struct static_key
-#define taken(key)	static_key_false(key)
-#define enable(key)	static_key_slow_inc(key)
-#define disable(key)	static_key_slow_dec(key)
-#endif
-
-/* One function for each branch, so that a pass can go through any of them alone. */
+/* One function for each branch, so that each can be executed by itself. */
 #define BRANCH(key, id)							\
-	static noinline notrace bool key##_##id(void) { return taken(&key); }
+	static noinline notrace bool key##_##id(void) { return orch_key_branch(&key); }
 #define ADDRESS(key, id)	key##_##id,
 
 #define TIMES5(what, key, id)	what(key, id##0) what(key, id##1) what(key, id##2)	\
@@ -61,7 +47,7 @@
 				TIMES100(what, key, k) TIMES100(what, key, l)
 
 #define DEFINE(count)							\
-	KEY(key##count);						\
+	static ORCH_DEFINE_KEY(key##count);				\
 	BRANCHES##count(BRANCH, key##count)				\
 	static bool (*const branches##count[])(void) = { BRANCHES##count(ADDRESS, key##count) };
 
@@ -74,7 +60,7 @@ DEFINE(257)
 DEFINE(600)
 
 struct many {
-	key_t *key;
+	orch_key_t *key;
 	bool (*const *branch)(void);
 	unsigned int count;
 };
@@ -88,7 +74,7 @@ static const struct many few[] = { MANY(2), MANY(8) };
 
 static bool hammering;
 
-/* While the key is flipped either way is right; the branch must come back, no more. */
+/* While the key is flipped either way is right. The call must return, that is all. */
 static int hammer(struct orch_run *run, int cpu, void *arg)
 {
 	const struct many *many = arg;
@@ -107,7 +93,7 @@ struct expected {
 	bool on;
 };
 
-static int look(struct orch_run *run, int cpu, void *arg)
+static int check_branches(struct orch_run *run, int cpu, void *arg)
 {
 	const struct expected *expected = arg;
 	const struct many *many = expected->many;
@@ -115,7 +101,8 @@ static int look(struct orch_run *run, int cpu, void *arg)
 
 	for (i = 0; i < many->count; i++)
 		wrong += many->branch[i]() != expected->on;
-	orch_expect(run, !wrong, "after a key was %s CPU %d goes the other way at %u of its %u branches",
+	orch_expect(run, !wrong,
+		    "after a key was %s CPU %d goes the wrong way at %u of its %u branches",
 		    expected->on ? "enabled" : "disabled", cpu, wrong, many->count);
 	return 0;
 }
@@ -124,11 +111,8 @@ static void flip(struct orch_run *run, const struct many *many, bool on)
 {
 	struct expected expected = { many, on };
 
-	if (on)
-		enable(many->key);
-	else
-		disable(many->key);
-	orch_parallel(run, cpu_online_mask, look, &expected);
+	orch_key_set(many->key, on);
+	orch_parallel(run, cpu_online_mask, check_branches, &expected);
 }
 
 static void flip_hammered(struct orch_run *run, const struct many *many)
@@ -149,8 +133,8 @@ static void flip_watched(struct orch_run *run)
 	unsigned int i;
 
 	for (i = 0; i < (batches ? 2 : 1); i++) {
-		enable(few[i].key);
-		disable(few[i].key);
+		orch_key_set(few[i].key, true);
+		orch_key_set(few[i].key, false);
 	}
 }
 
@@ -165,7 +149,7 @@ ORCH_SCENARIO(keys_many)
 	do {
 		for (i = 0; i < ARRAY_SIZE(all); i++, flips++)
 			flip_hammered(run, &all[i]);
-	} while (orch_go_on(run));
+	} while (orch_time_left(run));
 	orch_note("# flips=%u\n", 2 * flips);
 }
 

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * title: operations on static keys from all CPUs at once
+ * title: static keys changed by all CPUs at once
  * promise: >-
- *   However many CPUs change a static key at once, its branches are on exactly while somebody has it on.
+ *   However many CPUs change a static key at once, its branches are on exactly while somebody holds
+ *   it on.
  * order: 310
  */
 #include <linux/delay.h>
@@ -12,69 +13,61 @@
 
 #ifdef CONFIG_JUMP_LABEL
 
-#ifdef DEFINE_STATIC_KEY_FALSE
-static DEFINE_STATIC_KEY_FALSE(counted);
-static DEFINE_STATIC_KEY_FALSE(shared);
-#define taken(key)	static_branch_unlikely(&key)
-#define inc(key)	static_branch_inc(&key)
-#define dec(key)	static_branch_dec(&key)
-#else
-static struct static_key counted = STATIC_KEY_INIT_FALSE;
-static struct static_key shared = STATIC_KEY_INIT_FALSE;
-#define taken(key)	static_key_false(&key)
-#define inc(key)	static_key_slow_inc(&key)
-#define dec(key)	static_key_slow_dec(&key)
-#endif
+static ORCH_DEFINE_KEY(counted);
+static ORCH_DEFINE_KEY(shared);
 
 static noinline notrace bool counted_is_on(void)
 {
-	return taken(counted);
+	return orch_key_branch(&counted);
 }
 
 static noinline notrace bool shared_is_on(void)
 {
-	return taken(shared);
+	return orch_key_branch(&shared);
 }
 
-/* The model: how many have it on. Raised after an inc() returned, lowered before a dec() begins. */
+/*
+ * The model: how many hold it on. Incremented after orch_key_inc() has returned,
+ * decremented before orch_key_dec() begins.
+ */
 static atomic_t holders;
 
 /*
- * What a thread may know without a lock: a key that it holds itself is on. The
- * last to let go and the first to take meet here over and over.
+ * All that a thread knows without a lock is that a key that it holds itself is
+ * on. The last holder that releases it and the first one that takes it race here
+ * over and over.
  */
-static int take_and_let_go(struct orch_run *run, int cpu, void *arg)
+static int take_and_release(struct orch_run *run, int cpu, void *arg)
 {
 	unsigned int rounds = 0, i;
 
 	do {
-		inc(counted);
+		orch_key_inc(&counted);
 		atomic_inc(&holders);
 		for (i = 0; i < 8; i++)
 			orch_expect(run, counted_is_on(), "CPU %d holds a key that is off", cpu);
 		if (cpu & 1)
 			usleep_range(20, 60);
 		atomic_dec(&holders);
-		dec(counted);
+		orch_key_dec(&counted);
 		rounds++;
-	} while (orch_go_on(run) || rounds < 4);
+	} while (orch_time_left(run) || rounds < 4);
 	return 0;
 }
 
-#ifdef DEFINE_STATIC_KEY_FALSE
+#if ORCH_KEY_ENABLES
 /*
- * All switch it the same way at once. One that finds it off may return while
- * another is still at switching it off (static_key_disable_cpuslocked() asks
- * for the count without the lock); one that finds it on may not.
+ * All CPUs switch it the same way at once. A CPU that finds the key off may return
+ * while another is still switching it off (static_key_disable_cpuslocked() reads
+ * the count without the lock). A CPU that finds it on must not return early.
  */
-static int switch_it(struct orch_run *run, int cpu, void *arg)
+static int switch_shared(struct orch_run *run, int cpu, void *arg)
 {
-	if (*(bool *)arg) {
-		static_branch_enable(&shared);
-		orch_expect(run, shared_is_on(), "CPU %d has switched a key on that is off", cpu);
-	} else {
-		static_branch_disable(&shared);
-	}
+	bool on = *(bool *)arg;
+
+	orch_key_set(&shared, on);
+	if (on)
+		orch_expect(run, shared_is_on(), "CPU %d switched a key on, and it is off", cpu);
 	return 0;
 }
 
@@ -85,17 +78,17 @@ static void switch_all(struct orch_run *run)
 
 	for (i = 0; i < 6; i++) {
 		on = !(i & 1);
-		orch_parallel(run, cpu_online_mask, switch_it, &on);
-		orch_expect(run, shared_is_on() == on, "a key that all CPUs have switched %s is not",
+		orch_parallel(run, cpu_online_mask, switch_shared, &on);
+		orch_expect(run, shared_is_on() == on, "a key that all CPUs switched %s is not",
 			    on ? "on" : "off");
 	}
 }
 #else
 static void switch_all(struct orch_run *run)
 {
-	inc(shared);
+	orch_key_set(&shared, true);
 	orch_expect(run, shared_is_on(), "a key that was switched on is off");
-	dec(shared);
+	orch_key_set(&shared, false);
 	orch_expect(run, !shared_is_on(), "a key that was switched off is on");
 }
 #endif
@@ -103,9 +96,9 @@ static void switch_all(struct orch_run *run)
 ORCH_SCENARIO(keys_parallel)
 {
 	atomic_set(&holders, 0);
-	orch_parallel(run, cpu_online_mask, take_and_let_go, NULL);
-	orch_expect(run, !counted_is_on(), "a key is on that everybody has let go of");
-	orch_expect(run, !atomic_read(&holders), "the count of those who hold the key is off by %d",
+	orch_parallel(run, cpu_online_mask, take_and_release, NULL);
+	orch_expect(run, !counted_is_on(), "a key is on that nobody holds");
+	orch_expect(run, !atomic_read(&holders), "the number of holders of the key is off by %d",
 		    atomic_read(&holders));
 	switch_all(run);
 }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * title: kprobes beside a site, and refused on one
+ * title: a kprobe next to a site, and refused on a site
  * promise: >-
- *   A kprobe beside a site that is poked is hit as often as its instruction runs; on a jump label, on a static call and
- *   inside an instruction there can be none.
+ *   A kprobe next to a site that is poked is hit as often as its instruction runs. A kprobe on a
+ *   jump label, on a static call or inside an instruction is refused.
  * order: 400
  * weight: 2
  */
@@ -14,15 +14,10 @@
 #include "scenario.h"
 
 #ifdef CONFIG_KPROBES
+#include "kprobe.h"
 
-static atomic_t passes, hits;
+static struct orch_probe probe;
 static bool hammering;
-
-static int count(struct kprobe *probe, struct pt_regs *regs)
-{
-	atomic_inc(&hits);
-	return 0;
-}
 
 static int hammer(struct orch_run *run, int cpu, void *arg)
 {
@@ -31,9 +26,9 @@ static int hammer(struct orch_run *run, int cpu, void *arg)
 
 	while (READ_ONCE(hammering)) {
 		result = site->pass();
-		orch_expect(run, result != ORCH_TORN, "CPU %d executed a torn instruction at %s", cpu,
-			    site->name);
-		atomic_inc(&passes);
+		orch_expect(run, result != ORCH_TORN, "CPU %d executed a torn instruction at %s",
+			    cpu, site->name);
+		atomic_inc(&probe.passes);
 		usleep_range(20, 40);
 	}
 	return 0;
@@ -47,42 +42,31 @@ static void poke(struct orch_run *run, const struct orch_site *site)
 		orch_poke_site(site, true);
 		orch_poke_site(site, false);
 		usleep_range(50, 100);
-	} while (orch_go_on(run) || i++ < 4);
+	} while (orch_time_left(run) || i++ < 4);
 }
 
-/* On the first instruction of the function with the site: each pass goes through both. */
-static void beside(struct orch_run *run, const struct orch_site *site)
+/* The probe is on the first instruction of the site's function: each pass executes both. */
+static void probe_beside(struct orch_run *run, const struct orch_site *site)
 {
-	struct kprobe probe = { .addr = (kprobe_opcode_t *)site->pass, .pre_handler = count };
 	struct orch_workers *hammers;
-	int error = register_kprobe(&probe);
 
-	if (error) {	/* before 4.1 with each instruction that is relative to RIP (c80e5c0c23ce) */
-		orch_skip(run, "this kernel refuses a kprobe at the function with the site");
-		return;
-	}
-	atomic_set(&passes, 0);
-	atomic_set(&hits, 0);
+	/* Before 4.1 kprobes refuse any instruction that is relative to RIP (c80e5c0c23ce). */
+	if (orch_probe_register(&probe, site->pass))
+		return orch_skip(run, "this kernel refuses a kprobe on the function with the site");
 	hammering = true;
 	hammers = orch_workers_start(run, cpu_online_mask, hammer, (void *)site);
 	poke(run, site);
 	WRITE_ONCE(hammering, false);
 	orch_workers_join(hammers);
-	unregister_kprobe(&probe);
-	orch_note("# passes=%d hits=%d missed=%lu\n", atomic_read(&passes), atomic_read(&hits),
-		  probe.nmissed);
-	orch_expect(run, atomic_read(&hits) + (int)probe.nmissed == atomic_read(&passes),
-		    "a kprobe beside the site was hit %d times and missed %lu in %d passes",
-		    atomic_read(&hits), probe.nmissed, atomic_read(&passes));
+	orch_probe_unregister(&probe);
+	orch_probe_compare(run, &probe, "a kprobe next to the site");
 }
 
-static void refused(struct orch_run *run, u8 *addr, const char *what)
+static void expect_refusal(struct orch_run *run, u8 *addr, const char *where)
 {
-	struct kprobe probe = { .addr = (kprobe_opcode_t *)addr, .pre_handler = count };
-
-	if (!register_kprobe(&probe)) {
-		unregister_kprobe(&probe);
-		orch_fail(run, "a kprobe %s is accepted", what);
+	if (!orch_probe_register(&probe, addr)) {
+		orch_probe_unregister(&probe);
+		orch_fail(run, "a kprobe %s is accepted", where);
 	}
 }
 
@@ -92,19 +76,19 @@ ORCH_SCENARIO(kprobe_beside)
 	const struct orch_site *call = &orch_sites[ORCH_SITE_STATIC_CALL];
 
 	if (key->len) {
-		refused(run, key->addr, "on a jump label");
+		expect_refusal(run, key->addr, "on a jump label");
 		key->set(true);
-		refused(run, key->addr, "on a jump label that is on");
+		expect_refusal(run, key->addr, "on a jump label that is on");
 		key->set(false);
 	}
 #ifdef CONFIG_HAVE_STATIC_CALL_INLINE
 	if (call->len)
-		refused(run, call->addr, "on a static call");
+		expect_refusal(run, call->addr, "on a static call");
 #else
 	(void)call;
 #endif
-	refused(run, orch_sites[ORCH_SITE_CALL].addr + 2, "inside an instruction");
-	beside(run, &orch_sites[ORCH_SITE_NOP5]);
+	expect_refusal(run, orch_sites[ORCH_SITE_CALL].addr + 2, "inside an instruction");
+	probe_beside(run, &orch_sites[ORCH_SITE_NOP5]);
 }
 
 #else

@@ -1,17 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * title: modules that come and go while their key is flipped
+ * title: a module is loaded and removed while its key is flipped
  * promise: >-
- *   The branches of a module follow a key of another one from its first instruction to its last, whenever the key is
- *   flipped: also while it is being loaded.
+ *   The branches of a module follow a key of another module from the first instruction that it
+ *   executes to the last, even if the key is flipped while the module is being loaded.
  * order: 620
  * weight: 2
  * companion: |
+ *   fails() {
+ *           echo "$1"
+ *           exit 1
+ *   }
  *   [ -e /proc/modules ] || { echo "this kernel has no modules"; exit 4; }
  *   loads=0
  *   while [ -e /run/companion ] || [ $loads -eq 0 ]; do
- *           insmod /orch_guest.ko || { echo "the branches of a module do not follow its key when it is loaded"; exit 1; }
- *           rmmod orch_guest || { echo "a module cannot be removed"; exit 1; }
+ *           insmod /orch_guest.ko || fails "a module's branches do not follow its key when it is loaded"
+ *           rmmod orch_guest || fails "a module cannot be removed"
  *           loads=$((loads + 1))
  *   done
  *   echo "loads=$loads"
@@ -26,33 +30,27 @@
 
 #ifdef CONFIG_JUMP_LABEL
 
-#ifdef DEFINE_STATIC_KEY_FALSE
-DEFINE_STATIC_KEY_FALSE(orch_guest_key);
-#define flip(on)	((on) ? static_branch_enable(&orch_guest_key) : static_branch_disable(&orch_guest_key))
-#else
-struct static_key orch_guest_key = STATIC_KEY_INIT_FALSE;
-#define flip(on)	((on) ? static_key_slow_inc(&orch_guest_key) : static_key_slow_dec(&orch_guest_key))
-#endif
+ORCH_DEFINE_KEY(orch_guest_key);
 EXPORT_SYMBOL_GPL(orch_guest_key);
 
 /*
- * Held while we look, so that the key stands still; not while a module is being
- * loaded: that is what is tested.
+ * Keeps the key from being flipped while the branches are checked. Not held while
+ * the module is being loaded, since that is what is tested.
  */
 static DEFINE_MUTEX(lock);
-static bool now;
-static unsigned int (*look)(bool on);
-static unsigned int entered;
+static bool key_is_on;
+static unsigned int (*loaded)(bool on);	/* orch_guest.ko's function, while it is loaded */
+static unsigned int loads;
 
-unsigned int orch_guest_enter(unsigned int (*wrong)(bool on))
+unsigned int orch_guest_enter(unsigned int (*count_wrong)(bool on))
 {
 	unsigned int count;
 
 	mutex_lock(&lock);
-	count = wrong(now);
+	count = count_wrong(key_is_on);
 	if (!count)
-		look = wrong;
-	entered++;
+		loaded = count_wrong;
+	loads++;
 	mutex_unlock(&lock);
 	return count;
 }
@@ -61,34 +59,35 @@ EXPORT_SYMBOL_GPL(orch_guest_enter);
 void orch_guest_leave(void)
 {
 	mutex_lock(&lock);
-	look = NULL;
+	loaded = NULL;
 	mutex_unlock(&lock);
 }
 EXPORT_SYMBOL_GPL(orch_guest_leave);
 
 ORCH_SCENARIO(modules)
 {
-	unsigned int flips = 0, looked = 0, before = entered;
+	unsigned int flips = 0, looked = 0, before = loads;
 
 	do {
 		mutex_lock(&lock);
-		now = !now;
-		flip(now);
+		key_is_on = !key_is_on;
+		orch_key_set(&orch_guest_key, key_is_on);
 		flips++;
-		if (look) {
-			orch_expect(run, !look(now), "a loaded module's branches are not %s after flip %u",
-				    now ? "on" : "off", flips);
+		if (loaded) {
+			orch_expect(run, !loaded(key_is_on),
+				    "a loaded module's branches are not %s after flip %u",
+				    key_is_on ? "on" : "off", flips);
 			looked++;
 		}
 		mutex_unlock(&lock);
 		usleep_range(20, 200);
-	} while (orch_go_on(run) || (entered == before && flips < 20000));
+	} while (orch_time_left(run) || (loads == before && flips < 20000));
 	mutex_lock(&lock);
-	if (now)
-		flip(false);
-	now = false;
+	if (key_is_on)
+		orch_key_set(&orch_guest_key, false);
+	key_is_on = false;
 	mutex_unlock(&lock);
-	orch_note("# flips=%u loads=%u looked=%u\n", flips, entered - before, looked);
+	orch_note("# flips=%u loads=%u looked=%u\n", flips, loads - before, looked);
 }
 
 #else

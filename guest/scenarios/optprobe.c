@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * title: kprobes that become jumps, and back
+ * title: kprobes that become jumps, and int3 again
  * promise: >-
- *   A kprobe is hit exactly as often as its instruction runs, while it is an int3, while it is turned into a jump and
- *   back, and while another one comes to lie inside that jump.
+ *   A kprobe is hit exactly as often as its instruction runs: while it is an int3, while it is
+ *   turned into a jump and back, and while another kprobe is put inside that jump.
  * order: 410
  * weight: 2
  * watched: true
@@ -16,11 +16,13 @@
 #include "scenario.h"
 
 #if defined(CONFIG_KPROBES) && defined(CONFIG_OPTPROBES)
+#include "kprobe.h"
 
 /*
- * Room for a jump: instructions of three and four bytes, none of which is
- * jumped to. Without symbols at the probed ones: a function ends for kprobes
- * where the next symbol is, and a jump must not reach beyond that.
+ * Room for the jump of a kprobe: instructions of three and four bytes, none of
+ * which is the target of a jump. The probed ones have no symbols: kprobes takes
+ * the next symbol for the end of the function, and its jump must not reach
+ * beyond that.
  */
 u64 orch_optprobe_pass(u64 x);
 
@@ -43,30 +45,24 @@ asm(".pushsection .text, \"ax\"\n"
 #define orch_optprobe_at	((u8 *)orch_optprobe_pass + 3)
 #define orch_optprobe_inside	((u8 *)orch_optprobe_pass + 7)
 
-static atomic_t hits;
+static struct orch_probe probe, inner_probe;
 static bool hammering;
-
-static int count(struct kprobe *probe, struct pt_regs *regs)
-{
-	atomic_inc(&hits);
-	return 0;
-}
 
 static int hammer(struct orch_run *run, int cpu, void *arg)
 {
-	atomic_t *passes = arg;
 	u64 x = cpu;
 
 	while (READ_ONCE(hammering)) {
 		orch_expect(run, orch_optprobe_pass(x) == x + 31,
-			    "CPU %d went through probed code and it did something else", cpu);
-		atomic_inc(passes);
+			    "CPU %d executed probed code, and it computed something else", cpu);
+		atomic_inc(&probe.passes);
 		x++;
 		usleep_range(20, 40);
 	}
 	return 0;
 }
 
+/* Wait until the probed instruction begins with @byte. */
 static bool becomes(u8 byte)
 {
 	unsigned long end = jiffies + 3 * HZ;
@@ -76,12 +72,14 @@ static bool becomes(u8 byte)
 	return READ_ONCE(*orch_optprobe_at) == byte;
 }
 
-/* One life of a probe: int3, jump, int3 again because of another probe inside it, gone. */
-static bool live(struct orch_run *run, bool overlap)
+/*
+ * A probe from registration to removal: int3, jump, if @overlap int3 again
+ * because another probe is inside the jump, original instruction. Returns
+ * whether it became a jump.
+ */
+static bool register_and_remove(struct orch_run *run, bool overlap)
 {
-	struct kprobe probe = { .addr = (kprobe_opcode_t *)orch_optprobe_at, .pre_handler = count };
-	struct kprobe inside = { .addr = (kprobe_opcode_t *)orch_optprobe_inside, .pre_handler = count };
-	int error = register_kprobe(&probe);
+	int error = orch_probe_register(&probe, orch_optprobe_at);
 	bool jump;
 
 	if (error) {
@@ -90,77 +88,85 @@ static bool live(struct orch_run *run, bool overlap)
 	}
 	jump = becomes(0xe9);
 	if (overlap) {
-		error = register_kprobe(&inside);
-		orch_expect(run, !error, "a kprobe inside another one's jump is refused (%d)", error);
+		error = orch_probe_register(&inner_probe, orch_optprobe_inside);
+		orch_expect(run, !error, "a kprobe inside the jump of another is refused (%d)",
+			    error);
 		if (!error) {
 			orch_expect(run, READ_ONCE(*orch_optprobe_at) == 0xcc,
-				    "a kprobe stays a jump although another one lies inside it");
-			unregister_kprobe(&inside);
+				    "a kprobe stays a jump although another one is inside it");
+			orch_probe_unregister(&inner_probe);
 		}
 	}
-	unregister_kprobe(&probe);
-	/* it goes like it came, by the optimiser's own thread */
-	orch_expect(run, becomes(0x48), "a kprobe that is gone left %02x behind",
+	orch_probe_unregister(&probe);
+	/* The optimizer's thread removes it, as it inserted it. */
+	orch_expect(run, becomes(0x48), "a kprobe that was removed left %02x behind",
 		    READ_ONCE(*orch_optprobe_at));
 	return jump;
 }
 
-static void live_hammered(struct orch_run *run)
+/* The probe is there before the first pass and after the last. */
+static struct orch_workers *start_hammers(struct orch_run *run)
 {
-	struct kprobe probe = { .addr = (kprobe_opcode_t *)orch_optprobe_at, .pre_handler = count };
 	struct orch_workers *hammers;
-	atomic_t passes = ATOMIC_INIT(0);
-	bool jump;
 
-	/* there before the first pass and after the last, so that both counts are of the same */
-	if (register_kprobe(&probe))
-		return;
-	atomic_set(&hits, 0);
+	if (orch_probe_register(&probe, orch_optprobe_at))
+		return NULL;
 	hammering = true;
-	hammers = orch_workers_start(run, cpu_online_mask, hammer, &passes);
-	do {
-		jump = becomes(0xe9);
-		disable_kprobe(&probe);
-		enable_kprobe(&probe);
-	} while (orch_go_on(run));
-	WRITE_ONCE(hammering, false);
-	orch_workers_join(hammers);
-	unregister_kprobe(&probe);
-	orch_note("# passes=%d hits=%d jump=%d\n", atomic_read(&passes), atomic_read(&hits), jump);
-	/* fewer, for it was disabled now and then; on one CPU there may be no pass at all */
-	orch_expect(run, atomic_read(&hits) <= atomic_read(&passes),
-		    "a kprobe was hit %d times in %d passes", atomic_read(&hits), atomic_read(&passes));
+	hammers = orch_workers_start(run, cpu_online_mask, hammer, NULL);
+	if (!hammers)
+		orch_probe_unregister(&probe);
+	return hammers;
 }
 
-static void counted(struct orch_run *run)
+static void stop_hammers(struct orch_workers *hammers)
 {
-	struct kprobe probe = { .addr = (kprobe_opcode_t *)orch_optprobe_at, .pre_handler = count };
-	struct orch_workers *hammers;
-	atomic_t passes = ATOMIC_INIT(0);
-
-	if (register_kprobe(&probe))
-		return;
-	atomic_set(&hits, 0);
-	hammering = true;
-	hammers = orch_workers_start(run, cpu_online_mask, hammer, &passes);
-	becomes(0xe9);
-	msleep(20);
 	WRITE_ONCE(hammering, false);
 	orch_workers_join(hammers);
-	unregister_kprobe(&probe);
-	orch_expect(run, atomic_read(&hits) + (int)probe.nmissed == atomic_read(&passes),
-		    "a kprobe that became a jump was hit %d times and missed %lu in %d passes",
-		    atomic_read(&hits), probe.nmissed, atomic_read(&passes));
+	orch_probe_unregister(&probe);
+}
+
+static void disable_and_enable(struct orch_run *run)
+{
+	struct orch_workers *hammers = start_hammers(run);
+	int passes, hits;
+	bool jump;
+
+	if (!hammers)
+		return;
+	do {
+		jump = becomes(0xe9);
+		disable_kprobe(&probe.kprobe);
+		enable_kprobe(&probe.kprobe);
+	} while (orch_time_left(run));
+	stop_hammers(hammers);
+	passes = atomic_read(&probe.passes);
+	hits = atomic_read(&probe.hits);
+	orch_note("# passes=%d hits=%d jump=%d\n", passes, hits, jump);
+	/* Fewer hits, as it was disabled now and then. On one CPU there may be no pass at all. */
+	orch_expect(run, hits <= passes, "a kprobe was hit %d times in %d passes", hits, passes);
+}
+
+static void count_hits(struct orch_run *run)
+{
+	struct orch_workers *hammers = start_hammers(run);
+
+	if (!hammers)
+		return;
+	becomes(0xe9);
+	msleep(20);
+	stop_hammers(hammers);
+	orch_probe_compare(run, &probe, "a kprobe that became a jump");
 }
 
 ORCH_SCENARIO(optprobe)
 {
-	if (!live(run, !run->watched))
-		return orch_skip(run, "kprobes do not become jumps here (debug.kprobes-optimization?)");
+	if (!register_and_remove(run, !run->watched))
+		return orch_skip(run,
+				 "kprobes do not become jumps here (debug.kprobes-optimization?)");
 	if (run->watched)
 		return;
-	counted(run);
-	live_hammered(run);
+	count_hits(run);
+	disable_and_enable(run);
 }
 
 #else

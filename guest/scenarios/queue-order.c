@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * title: a batch that is not in order, and one that overflows
+ * title: batches out of order, and batches that overflow
  * promise: >-
- *   A batch may be queued in any order of addresses, with single pokes in between, and of any length: each site ends
- *   with its new bytes, and each int3 of it is taken.
+ *   A batch may be queued in any order of addresses, with single pokes in between, and may be of
+ *   any length: each site ends up with its new bytes, and each of its int3 is taken.
  * order: 320
  * symbols: [text_poke_queue, text_poke_finish, smp_text_poke_batch_add, smp_text_poke_batch_finish]
  */
@@ -15,16 +15,16 @@
 #include "compat.h"
 #include "scenario.h"
 
-/* More than a batch has room for: TP_VEC_MAX, TEXT_POKE_ARRAY_MAX are 256. */
+/* More than a batch holds: TP_VEC_MAX and TEXT_POKE_ARRAY_MAX are 256. */
 #define SITES	260
 #define SPACING	16
-/* Looks at memory, of 1 us and more each. */
-#define A_WHILE	300
+/* How often to look at memory, at 1 us or more each. */
+#define SPINS	300
 #define TRIES	20
 
 /*
- * A function of @SITES jumps of five bytes, each to the next: a pass goes
- * through all of them, whichever of them are NOPs meanwhile.
+ * A function of SITES jumps of five bytes, each to the next one. A pass executes
+ * all of them, no matter which of them are NOPs at the moment.
  */
 extern u8 orch_queue_sites[];
 void orch_queue_pass(void);
@@ -38,7 +38,7 @@ asm(".pushsection .text, \"ax\"\n"
     "orch_queue_sites:\n"
     ".rept 260\n\t"
     ".byte 0xe9\n\t"
-    ".long 11\n\t"			/* over the filling, to the next */
+    ".long 11\n\t"			/* over the padding, to the next */
     ".skip 11, 0x90\n"
     ".endr\n\t"
     "ret\n\t"
@@ -47,9 +47,9 @@ asm(".pushsection .text, \"ax\"\n"
     ".popsection\n");
 
 /*
- * The jump is also what a CPU that meets the int3 is to do, whatever is poked:
- * to skip a NOP is to come to the same site. (Before 5.13 a kernel takes only
- * the one NOP of five bytes that it has chosen for this CPU, else BUG().)
+ * The jump is also what is emulated at int3, even when a site becomes a NOP: both
+ * lead to the next site. (Before 5.13 a kernel can emulate only the NOP of five
+ * bytes that it has chosen for this CPU, and has a BUG() for any other.)
  */
 static const u8 jump[5] = { 0xe9, 11, 0, 0, 0 };
 static const u8 nop[5] = { 0x0f, 0x1f, 0x44, 0x00, 0x00 };
@@ -61,10 +61,10 @@ static queue_t queue;
 static queue_t single;
 static finish_t finish;
 static bool hammering;
-/* The first that is written of those to be poked. */
+/* The site of a batch that is written first. */
 static u8 *first;
-/* How often a CPU went through with all of them in place. */
-static unsigned int met;
+/* How often a CPU executed all sites while each of a batch had its int3. */
+static unsigned int hits;
 
 static u8 *site(unsigned int i)
 {
@@ -72,21 +72,21 @@ static u8 *site(unsigned int i)
 }
 
 /*
- * With interrupts off this CPU holds up the round that comes after the int3. So
- * when the first of them is there it has but to wait for the others, and meets
- * them all.
+ * With interrupts off this CPU delays the sync round that follows the int3. So
+ * once the first int3 is there, it only has to wait for the others and will hit
+ * all of them.
  */
 static void pass_in_round(void)
 {
 	unsigned int spins;
 
 	local_irq_disable();
-	for (spins = 0; spins < A_WHILE && READ_ONCE(*READ_ONCE(first)) != 0xcc; spins++)
+	for (spins = 0; spins < SPINS && READ_ONCE(*READ_ONCE(first)) != 0xcc; spins++)
 		cpu_relax();
-	if (spins < A_WHILE) {
-		for (spins = 0; spins < A_WHILE; spins++)
+	if (spins < SPINS) {
+		for (spins = 0; spins < SPINS; spins++)
 			cpu_relax();
-		WRITE_ONCE(met, met + 1);
+		WRITE_ONCE(hits, hits + 1);
 	}
 	orch_queue_pass();
 	local_irq_enable();
@@ -110,12 +110,12 @@ static void expect_all(struct orch_run *run, const u8 *bytes, unsigned int from,
 	unsigned int i;
 
 	for (i = from; i < to; i++)
-		if (!orch_expect(run, !memcmp(site(i), bytes, 5), "%s: site %u holds %5ph and not %5ph",
-				 what, i, site(i), bytes))
+		if (!orch_expect(run, !memcmp(site(i), bytes, 5),
+				 "%s: site %u holds %5ph and not %5ph", what, i, site(i), bytes))
 			return;
 }
 
-/* The high address waits in the queue while a low one is poked: 2aebf5ee43bf. */
+/* A high address is in the queue while a low one is poked: 2aebf5ee43bf. */
 static void high_then_low(struct orch_run *run, struct mutex *lock, const u8 *to)
 {
 	WRITE_ONCE(first, site(200));
@@ -124,8 +124,8 @@ static void high_then_low(struct orch_run *run, struct mutex *lock, const u8 *to
 	single(site(10), to, 5, jump);
 	finish();
 	mutex_unlock(lock);
-	expect_all(run, to, 200, 201, "queued before a poke below it");
-	expect_all(run, to, 10, 11, "poked below one that is queued");
+	expect_all(run, to, 200, 201, "queued before a poke at a lower address");
+	expect_all(run, to, 10, 11, "poked while a higher address is queued");
 }
 
 static void descending(struct orch_run *run, struct mutex *lock, const u8 *to)
@@ -151,16 +151,16 @@ static void overflowing(struct orch_run *run, struct mutex *lock, const u8 *to)
 		queue(site(i), to, 5, jump);
 	finish();
 	mutex_unlock(lock);
-	expect_all(run, to, 0, SITES, "one batch and more");
+	expect_all(run, to, 0, SITES, "more than one batch");
 }
 
-/* There and back, until a CPU was there in time. */
-static void until_met(struct orch_run *run, struct mutex *lock,
-		      void (*poke)(struct orch_run *run, struct mutex *lock, const u8 *to))
+/* Poke there and back until a CPU has hit all int3. */
+static void poke_until_hit(struct orch_run *run, struct mutex *lock,
+			   void (*poke)(struct orch_run *run, struct mutex *lock, const u8 *to))
 {
-	unsigned int before = READ_ONCE(met), tries;
+	unsigned int before = READ_ONCE(hits), tries;
 
-	for (tries = 0; tries < TRIES && READ_ONCE(met) == before; tries++) {
+	for (tries = 0; tries < TRIES && READ_ONCE(hits) == before; tries++) {
 		poke(run, lock, nop);
 		poke(run, lock, jump);
 	}
@@ -171,8 +171,10 @@ ORCH_SCENARIO(queue_order)
 	struct mutex *lock = (struct mutex *)orch_symbol("text_mutex");
 	struct orch_workers *hammers;
 
-	queue = (queue_t)(orch_symbol("smp_text_poke_batch_add") ?: orch_symbol("text_poke_queue"));
-	finish = (finish_t)(orch_symbol("smp_text_poke_batch_finish") ?: orch_symbol("text_poke_finish"));
+	queue = (queue_t)(orch_symbol("smp_text_poke_batch_add") ?:
+			  orch_symbol("text_poke_queue"));
+	finish = (finish_t)(orch_symbol("smp_text_poke_batch_finish") ?:
+			    orch_symbol("text_poke_finish"));
 	single = (queue_t)(orch_symbol("smp_text_poke_single") ?: orch_symbol("text_poke_bp"));
 	if (!queue || !finish)
 		return orch_skip(run, "this kernel pokes one site at a time and has no queue");
@@ -181,10 +183,10 @@ ORCH_SCENARIO(queue_order)
 	first = site(0);
 	hammers = orch_workers_start(run, cpu_online_mask, hammer, NULL);
 	do {
-		until_met(run, lock, high_then_low);
-		until_met(run, lock, descending);
-		until_met(run, lock, overflowing);
-	} while (orch_go_on(run));
+		poke_until_hit(run, lock, high_then_low);
+		poke_until_hit(run, lock, descending);
+		poke_until_hit(run, lock, overflowing);
+	} while (orch_time_left(run));
 	WRITE_ONCE(hammering, false);
 	orch_workers_join(hammers);
 }

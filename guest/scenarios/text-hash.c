@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * title: the text after an even number of toggles
+ * title: the text after each site was changed and changed back
  * promise: >-
- *   Sites that were changed and changed back leave all text, the kernel's and the module's, as it was: nothing beside
- *   them was touched.
+ *   After that all text, the kernel's and the module's, is as it was: nothing around the sites was
+ *   touched.
  * order: 350
  * symbols: [_stext, _etext]
  */
@@ -13,14 +13,19 @@
 #include "compat.h"
 #include "scenario.h"
 
-/* Text is compared by the page: one that changes by itself is not our sites' doing. */
+/**
+ * struct hashes - a hash of each page of a range of text
+ * @start: address of the first page
+ * @pages: how many
+ * @page: a hash of each
+ */
 struct hashes {
 	unsigned long start;
 	unsigned int pages;
 	u64 *page;
 };
 
-/* FNV-1a over words: CONFIG_CRC32 is not everywhere. */
+/* FNV-1a over words, since CONFIG_CRC32 is not set everywhere. */
 static u64 hash(const u64 *words)
 {
 	u64 hash = 0xcbf29ce484222325ULL;
@@ -31,7 +36,7 @@ static u64 hash(const u64 *words)
 	return hash;
 }
 
-static bool take(struct hashes *hashes)
+static bool take_hashes(struct hashes *hashes)
 {
 	unsigned int i;
 
@@ -44,7 +49,8 @@ static bool take(struct hashes *hashes)
 	return hashes->page;
 }
 
-static unsigned int differ(const struct hashes *a, const struct hashes *b, unsigned long *where)
+static unsigned int count_changed(const struct hashes *a, const struct hashes *b,
+				  unsigned long *where)
 {
 	unsigned int i, count = 0;
 
@@ -74,29 +80,31 @@ static void toggle_all(struct orch_run *run)
 }
 
 /*
- * The pages with our sites lie in the module; they must be as before in any
- * case. Those of the kernel must be, unless they also change while we do
- * nothing.
+ * The text must not change while all sites are toggled, unless it also changes
+ * while nothing happens.
  */
-static void compare(struct orch_run *run, unsigned long start, unsigned long end, const char *whose)
+static void compare(struct orch_run *run, unsigned long start, unsigned long end, const char *owner)
 {
-	struct hashes before = { .start = start & PAGE_MASK, .pages = (end - (start & PAGE_MASK)) / PAGE_SIZE };
+	struct hashes before = {
+		.start = start & PAGE_MASK,
+		.pages = (end - (start & PAGE_MASK)) / PAGE_SIZE,
+	};
 	struct hashes idle = before, after = before;
 	unsigned long where = 0;
 
-	if (!before.pages || !take(&before) || !take(&idle))
+	if (!before.pages || !take_hashes(&before) || !take_hashes(&idle))
 		goto out;
-	if (differ(&before, &idle, &where)) {
-		orch_note("# %s_text=changes_by_itself\n", whose);
+	if (count_changed(&before, &idle, &where)) {
+		orch_note("# %s_text=changes_by_itself\n", owner);
 		goto out;
 	}
 	toggle_all(run);
-	if (!take(&after))
+	if (!take_hashes(&after))
 		goto out;
-	orch_note("# %s_pages=%u\n", whose, before.pages);
-	orch_expect(run, !differ(&before, &after, &where),
-		    "%u pages of the %s's text are not as before, the last at %pS",
-		    differ(&before, &after, &where), whose, (void *)where);
+	orch_note("# %s_pages=%u\n", owner, before.pages);
+	orch_expect(run, !count_changed(&before, &after, &where),
+		    "%u pages of the %s's text changed, the last one at %pS",
+		    count_changed(&before, &after, &where), owner, (void *)where);
 out:
 	vfree(before.page);
 	vfree(idle.page);
@@ -106,10 +114,10 @@ out:
 ORCH_SCENARIO(text_hash)
 {
 	unsigned long start = orch_symbol("_stext"), end = orch_symbol("_etext");
-	unsigned long own = (unsigned long)orch_sites[ORCH_SITE_NOP5].addr & PAGE_MASK;
+	unsigned long module = (unsigned long)orch_sites[ORCH_SITE_NOP5].addr & PAGE_MASK;
 
 	if (!start || !end)
 		return orch_skip(run, "_stext and _etext are not in the symbol table");
 	compare(run, start, end, "kernel");
-	compare(run, own, own + PAGE_SIZE, "module");
+	compare(run, module, module + PAGE_SIZE, "module");
 }

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Kprobes that count their hits, for scenarios.
+ */
+#include <linux/kernel.h>
+#include <linux/string.h>
+#include "compat.h"
+#include "kprobe.h"
+
+static int count_hit(struct kprobe *kprobe, struct pt_regs *regs)
+{
+	atomic_inc(&container_of(kprobe, struct orch_probe, kprobe)->hits);
+	return 0;
+}
+
+/**
+ * orch_probe_register() - put a kprobe on an instruction, counters at 0
+ * @probe: the probe
+ * @addr: address of the instruction
+ *
+ * Return: 0 or a negative errno.
+ */
+int orch_probe_register(struct orch_probe *probe, void *addr)
+{
+	memset(probe, 0, sizeof(*probe));
+	probe->kprobe.addr = addr;
+	probe->kprobe.pre_handler = count_hit;
+	return register_kprobe(&probe->kprobe);
+}
+
+/**
+ * orch_probe_unregister() - remove the kprobe
+ * @probe: the probe; its counters stay readable
+ */
+void orch_probe_unregister(struct orch_probe *probe)
+{
+	unregister_kprobe(&probe->kprobe);
+}
+
+/**
+ * orch_probe_compare() - check that a kprobe was hit or missed once per pass
+ * @run: the run
+ * @probe: a probe that was registered from before the first pass until after
+ *	the last one
+ * @what: names the probe in the sentence of a failure
+ */
+void orch_probe_compare(struct orch_run *run, const struct orch_probe *probe, const char *what)
+{
+	int passes = atomic_read(&probe->passes), hits = atomic_read(&probe->hits);
+	unsigned long missed = probe->kprobe.nmissed;
+
+	orch_note("# passes=%d hits=%d missed=%lu\n", passes, hits, missed);
+	orch_expect(run, hits + (int)missed == passes,
+		    "%s was hit %d times and missed %lu times in %d passes", what, hits, missed,
+		    passes);
+}

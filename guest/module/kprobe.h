@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* Kprobes that count their hits, for scenarios. */
+#ifndef ORCH_KPROBE_H
+#define ORCH_KPROBE_H
+
+#include <linux/atomic.h>
+#include <linux/kprobes.h>
+#include "scenario.h"
+
+/**
+ * struct orch_probe - a kprobe and how often its instruction was executed
+ * @kprobe: the kprobe
+ * @hits: how often it was hit
+ * @passes: how often its instruction was executed; counted by the scenario
+ */
+struct orch_probe {
+	struct kprobe kprobe;
+	atomic_t hits;
+	atomic_t passes;
+};
+
+int orch_probe_register(struct orch_probe *probe, void *addr);
+void orch_probe_unregister(struct orch_probe *probe);
+void orch_probe_compare(struct orch_run *run, const struct orch_probe *probe, const char *what);
+
+#endif
