@@ -1,9 +1,11 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 /*
- * trapper FILE: execute int3 on every CPU as long as FILE exists. Each must become one SIGTRAP, at the very address.
+ * trapper FILE: execute int3 on every CPU for as long as FILE exists. Each int3
+ * must cause exactly one SIGTRAP, with the address behind it.
  *
- * A process a CPU. The last line of output says what became of it; the exit status is 0 when each int3 was delivered,
- * 4 when there is nothing to say, else 1.
+ * There is one process per CPU. The last line of output is the result. The exit
+ * status is 0 if each int3 was delivered, 4 if int3 could not be executed on every
+ * CPU, else 1.
  */
 #define _GNU_SOURCE
 #include <sched.h>
@@ -15,18 +17,21 @@
 #include <ucontext.h>
 #include <unistd.h>
 
-/* Little enough that what patches the kernel gets its turn, where all CPUs are one thread of an emulator. */
+/*
+ * Low enough that the poker gets its turn when an emulator runs all CPUs in one
+ * thread.
+ */
 #define BURST		10
 #define PAUSE_US	5000
 
 struct count {
 	long executed;
 	long delivered;
-	long astray;
+	long misplaced;	/* delivered with a wrong address */
 	pid_t pid;
 };
 
-static volatile struct count *mine;
+static volatile struct count *mine;	/* of this process */
 extern char behind_int3[];
 
 static void trapped(int signal, siginfo_t *info, void *context)
@@ -37,7 +42,7 @@ static void trapped(int signal, siginfo_t *info, void *context)
 	(void)info;
 	mine->delivered++;
 	if (ucontext->uc_mcontext.gregs[REG_RIP] != (greg_t)behind_int3)
-		mine->astray++;
+		mine->misplaced++;
 }
 
 static void __attribute__((noinline, noclone)) trap(void)
@@ -70,29 +75,30 @@ static void child(int cpu, const char *file)
 static int judge(int cpu, int status, const volatile struct count *count)
 {
 	if (WIFSIGNALED(status)) {
-		printf("after %ld int3 in user mode on CPU %d its program was killed by signal %d\n", count->executed,
-		       cpu, WTERMSIG(status));
+		printf("after %ld int3 in user mode on CPU %d the program was killed by signal %d\n",
+		       count->executed, cpu, WTERMSIG(status));
 		return 1;
 	}
 	if (WEXITSTATUS(status))
 		return WEXITSTATUS(status);
-	if (count->executed == count->delivered && !count->astray)
+	if (count->executed == count->delivered && !count->misplaced)
 		return 0;
-	printf("of %ld int3 in user mode on CPU %d %ld became a SIGTRAP, %ld of them with another address\n",
-	       count->executed, cpu, count->delivered, count->astray);
+	printf("%ld int3 in user mode on CPU %d: %ld became SIGTRAP, %ld with a wrong address\n",
+	       count->executed, cpu, count->delivered, count->misplaced);
 	return 1;
 }
 
 int main(int argc, char **argv)
 {
 	volatile struct count *counts;
-	int cpu, one, status, result = 0, cpus = 0;
+	int cpu, outcome, status, result = 0, cpus = 0;
 	long executed = 0;
 	cpu_set_t set;
 
 	if (argc != 2 || sched_getaffinity(0, sizeof(set), &set))
 		return 4;
-	counts = mmap(NULL, CPU_SETSIZE * sizeof(*counts), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	counts = mmap(NULL, CPU_SETSIZE * sizeof(*counts), PROT_READ | PROT_WRITE,
+		      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (counts == MAP_FAILED)
 		return 4;
 	for (cpu = 0; cpu < CPU_SETSIZE; cpu++) {
@@ -108,9 +114,9 @@ int main(int argc, char **argv)
 			continue;
 		if (waitpid(counts[cpu].pid, &status, 0) < 0)
 			return 4;
-		one = judge(cpu, status, &counts[cpu]);
-		if (one && result != 1)
-			result = one;
+		outcome = judge(cpu, status, &counts[cpu]);
+		if (outcome && result != 1)
+			result = outcome;
 		executed += counts[cpu].executed;
 		cpus++;
 	}

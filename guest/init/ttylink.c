@@ -1,21 +1,29 @@
+// SPDX-License-Identifier: GPL-2.0-only
 /*
  * ttylink TTY PROGRAM [ARG..]
  *
- * Carries one connection at a time between a serial line and PROGRAM, an inetd-style server (dropbear -i).
- * The other end is orchestrator/machine/link.py; both speak frames of
+ * Carries one connection at a time between a serial line and PROGRAM, an
+ * inetd-style server (dropbear -i). The other end is orchestrator/machine/link.py.
+ * Both sides send frames:
  *
- *     type (1 byte), length of the payload (2 bytes, little endian), payload (at most 4096 bytes)
+ *     type (1 byte), length of the payload (2 bytes, little endian), payload (at
+ *     most 4096 bytes)
  *
- *     H  guest to host, 4 bytes: connection number (0: none yet). "From here on all that I send belongs to it."
- *     O  host to guest, 4 bytes: connection number. Ends the present connection, starts a new one; answered by H.
+ *     H  guest to host, 4 bytes: connection number (0: none yet). "All that I send
+ *        from here on belongs to this connection."
+ *     O  host to guest, 4 bytes: connection number. Ends the current connection and
+ *        opens a new one. Answered by H.
  *     D  both ways: bytes of the connection.
- *     C  both ways, empty: the connection has ended at my side.
- *     A  guest to host, 4 bytes: how many bytes in all were read from the line so far (modulo 2^32).
+ *     C  both ways, empty: the connection has ended on my side.
+ *     A  guest to host, 4 bytes: total number of bytes read from the line so far
+ *        (modulo 2^32).
  *
- * A exists because nothing else limits what the host sends: QEMU's UART hands over a byte whenever its FIFO has room,
- * the kernel's interrupt handler always takes it, and the tty layer drops what exceeds 64 KiB when nobody reads - which
- * is what happens when every CPU of the guest is busy running through a patched instruction. The host therefore never
- * has more than 16 KiB under way. The other direction needs no such thing: write() blocks, and the host always reads.
+ * A exists because nothing else limits what the host sends. QEMU's UART hands over
+ * a byte whenever its FIFO has room, the kernel's interrupt handler always takes
+ * it, and the tty layer drops what exceeds 64 KiB when nobody reads. That happens
+ * when every CPU of the guest is busy executing a patched instruction. So the host
+ * never has more than 16 KiB in flight. The other direction needs no such limit:
+ * write() blocks, and the host always reads.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -37,16 +45,18 @@
 #include <unistd.h>
 
 #define MAX_PAYLOAD 4096
-#define ACK_EVERY 4096	/* the host's window is 16 KiB, so an acknowledgement is always on its way before it is used up */
+/* A quarter of the host's window, so that an acknowledgement arrives before it is used up. */
+#define ACK_EVERY 4096
 
 static int tty;
 static int server = -1;		/* our end of the socket pair, -1 without a connection */
 static pid_t server_pid;
 static char **server_argv;
 
-static uint8_t inbox[3 + MAX_PAYLOAD];	/* from the line; not yet a whole frame */
+static uint8_t inbox[3 + MAX_PAYLOAD];	/* read from the line, not yet a whole frame */
 static size_t inbox_len;
-static uint8_t pending[MAX_PAYLOAD];	/* for the server; while it is not empty the line is not read */
+/* For the server. The line is not read while this is not empty. */
+static uint8_t pending[MAX_PAYLOAD];
 static size_t pending_len;
 static uint32_t total_read, total_acked;
 
@@ -92,7 +102,8 @@ static void close_connection(void)
 	close(server);
 	server = -1;
 	pending_len = 0;
-	kill(-server_pid, SIGKILL);	/* a session whose client is gone must not go on running commands */
+	/* A session whose client is gone must not go on running commands. */
+	kill(-server_pid, SIGKILL);
 }
 
 static void open_connection(uint32_t number)
@@ -100,7 +111,10 @@ static void open_connection(uint32_t number)
 	int pair[2];
 
 	close_connection();
-	/* Only we write to `server`, and never more than it takes, so that two full directions cannot wait for each other. */
+	/*
+	 * Only this process writes to `server`, and never more than it takes. So two
+	 * directions that are both full cannot wait for each other.
+	 */
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair))
 		die("socketpair (does the kernel have CONFIG_UNIX?)");
 	server_pid = fork();
@@ -121,15 +135,19 @@ static void open_connection(uint32_t number)
 static void handle_frame(char type, const uint8_t *payload, size_t len)
 {
 	if (type == 'O' && len == 4)
-		open_connection(payload[0] | payload[1] << 8 | payload[2] << 16 | (uint32_t)payload[3] << 24);
+		open_connection(payload[0] | payload[1] << 8 | payload[2] << 16 |
+				(uint32_t)payload[3] << 24);
 	else if (type == 'D' && server >= 0)
 		memcpy(pending, payload, pending_len = len);
 	else if (type == 'C')
 		close_connection();
-	/* Data of a connection that the server has just ended is dropped: the host has not read our C yet. */
+	/*
+	 * Data for a connection that the server has just ended is dropped: the host
+	 * has not read the C for it yet.
+	 */
 }
 
-/* Handle the next whole frame of the inbox, if there is one. */
+/* Handle the next whole frame in the inbox. Returns 0 if there is none. */
 static int next_frame(void)
 {
 	size_t len;
@@ -192,9 +210,11 @@ static void write_server(void)
 }
 
 /*
- * getrandom() blocks until the kernel has collected entropy, which a guest without devices may never have (3.17 to 5.3).
- * The keys of a connection that never leaves this host need none, so claim that there is some. Before 4.8 it has to
- * overflow from one pool into another, in a work item for every 64 bits: so again and again, until nothing blocks.
+ * getrandom() blocks until the kernel has collected entropy, which may never happen
+ * in a guest without devices (3.17 to 5.3). The keys of a connection that never
+ * leaves this host need none, so claim that there is some. Before 4.8 it has to
+ * overflow from one pool into another, in one work item for every 64 bits. So
+ * repeat until getrandom() does not block.
  */
 static void claim_entropy(void)
 {
@@ -226,14 +246,15 @@ int main(int argc, char **argv)
 		return 2;
 	}
 	server_argv = argv + 2;
-	if (getppid() == 1)	/* the guest's init; not the test that runs this program on the host */
+	if (getppid() == 1)	/* in the guest, not in a test on the host */
 		claim_entropy();
 	tty = open(argv[1], O_RDWR | O_NOCTTY | O_CLOEXEC);
 	if (tty < 0 || tcgetattr(tty, &mode))
 		die("%s", argv[1]);
 	cfmakeraw(&mode);
 	mode.c_cflag |= CLOCAL | CREAD;
-	cfsetspeed(&mode, B115200);	/* QEMU does not pace by it, but derives the FIFO's time-out from it */
+	/* QEMU does not pace by the speed, but derives the FIFO's timeout from it. */
+	cfsetspeed(&mode, B115200);
 	if (tcsetattr(tty, TCSAFLUSH, &mode))
 		die("%s: raw mode", argv[1]);
 	send_number('H', 0);

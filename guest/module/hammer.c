@@ -57,13 +57,15 @@ void orch_epoch_reset(void)
 void orch_epoch_next(void)
 {
 	/*
-	 * The first barrier orders the writes of a poke that has ended before
-	 * the even epoch, the second orders the odd epoch before the writes of a
-	 * poke that begins. Both pair with the order of the reader, see
-	 * orch_pass_is_stale(): epoch, site, epoch.
+	 * The writes of a poke that has ended before the even epoch. Pairs with
+	 * the reader, who reads the epoch before the site: orch_pass_is_stale().
 	 */
 	smp_mb();
 	WRITE_ONCE(epoch, epoch + 1);
+	/*
+	 * The odd epoch before the writes of a poke that begins. Pairs with the
+	 * reader, who reads the epoch again after the site.
+	 */
 	smp_mb();
 }
 

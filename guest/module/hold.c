@@ -18,6 +18,11 @@
 /* By bad luck one chance to sync may be long enough for two rounds. */
 #define TRIES		3
 
+static const char was_stuck[] =
+	"phase %d was not reached while CPU %d had interrupts off and synced when asked";
+static const char went_on[] =
+	"in phase %d the kernel went on although CPU %d had interrupts off and had not synced";
+
 /**
  * struct hold - a poke that is held by a CPU
  * @poke: the poke
@@ -217,14 +222,7 @@ bool orch_poke_held(struct orch_run *run, const struct orch_poke *poke, int cpu,
 			orch_poke(&back);
 	}
 	set_cpus_allowed_ptr(current, cpu_possible_mask);
-	if (hold.stuck)
-		orch_fail(run,
-			  "phase %d was not reached while CPU %d had interrupts off and synced when asked",
-			  hold.broken, cpu);
-	else
-		orch_fail(run,
-			  "in phase %d the kernel went on although CPU %d had interrupts off and had not synced",
-			  hold.broken, cpu);
+	orch_fail(run, hold.stuck ? was_stuck : went_on, hold.broken, cpu);
 	return false;
 }
 

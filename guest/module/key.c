@@ -97,7 +97,7 @@ void orch_key_site_init(struct orch_site *site)
 	    !orch_jump_to(site->new, site->len, site->addr, entry_target(entry)) ||
 	    !orch_jump_to(site->emulate, site->len, site->addr, orch_key_int3)) {
 		site->len = 0;
-		site->why_not = "the compiler put the landing pad beyond the reach of a short jump";
+		site->why_not = "the landing pad is beyond the reach of a short jump";
 	}
 #else
 	site->why_not = "CONFIG_JUMP_LABEL is not set";

@@ -21,7 +21,7 @@
 
 static char *symbols = "";
 module_param(symbols, charp, 0400);
-MODULE_PARM_DESC(symbols, "Addresses of unexported symbols, from /proc/kallsyms (name:address,...)");
+MODULE_PARM_DESC(symbols, "Addresses of symbols, from /proc/kallsyms (name:address,...)");
 
 /**
  * orch_symbol() - address of something that the kernel does not export

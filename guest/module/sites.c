@@ -207,7 +207,7 @@ static void jump_site(enum orch_site_id id, const char *name, u8 *addr, unsigned
 	if (!orch_jump_to(site->new, len, addr, new) ||
 	    !orch_jump_to(site->emulate, len, addr, int3)) {
 		site->len = 0;
-		site->why_not = "the compiler put the landing pads beyond the reach of a short jump";
+		site->why_not = "the landing pads are beyond the reach of a short jump";
 	}
 }
 

@@ -94,7 +94,8 @@ void orch_step_run(const struct orch_step *step)
 	scnprintf(name, sizeof(name), "%s.%s.%s", site->name, how_names[step->how],
 		  !step->gated ? "free" : on ? "on" : "off");
 	if (!site->len || (step->how == ORCH_OWNER && site->set_why_not)) {
-		orch_report_result(number, name, true, site->len ? site->set_why_not : site->why_not);
+		orch_report_result(number, name, true,
+				   site->len ? site->set_why_not : site->why_not);
 		return;
 	}
 	orch_gate_begin();

@@ -1,14 +1,17 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * A guest of one page that proves an accelerator: from the reset vector into 64-bit mode, an int3 through an IDT, a byte
- * of code patched while it is in use. Loaded as the machine's firmware (-bios), 64 KiB below 4 GiB and below 1 MiB.
- * Success is a write of 0x2a to port 0xf4, where QEMU's isa-debug-exit makes an exit status of 2 * 0x2a + 1 = 85 of it;
- * whatever else happens is a failure. Why not only start a virtual machine: orchestrator/machine/accel.py.
+ * A guest of one page that tests an accelerator: it goes from the reset vector to
+ * 64-bit mode, takes an int3 through an IDT, and patches a byte of code that is in
+ * use. Loaded as the machine's firmware (-bios), 64 KiB below 4 GiB and below 1 MiB.
+ * On success it writes 0x2a to port 0xf4, from which QEMU's isa-debug-exit makes an
+ * exit status of 2 * 0x2a + 1 = 85. Everything else is a failure. See
+ * orchestrator/machine/accel.py for why it is not enough to start a virtual machine.
  */
-#define ROM	0xf0000		/* linear address of this image's first byte */
+#define ROM	0xf0000		/* linear address of the first byte of this image */
 #define IDT	0x1000
 #define TABLES	0x2000		/* three pages: PML4, PDPT, PD */
 #define STACK	0x8000
-#define SCRATCH	0x9000		/* code that is modified */
+#define SCRATCH	0x9000		/* the code that is patched */
 
 	.text
 	.globl _start
@@ -54,7 +57,10 @@ protected:
 	.code64
 long_mode:
 	movl	$STACK, %esp
-	/* A gate for vector 3: offset 15..0, selector, 64-bit interrupt gate, offset 31..16; the rest is zero. */
+	/*
+	 * A gate for vector 3: offset 15..0, selector, 64-bit interrupt gate, offset
+	 * 31..16. The rest is zero.
+	 */
 	movl	$(ROM + int3_handler - _start), %eax
 	movw	%ax, IDT + 3 * 16
 	movw	$0x18, IDT + 3 * 16 + 2
@@ -63,7 +69,10 @@ long_mode:
 	movw	%ax, IDT + 3 * 16 + 6
 	lidt	(ROM + idt_pointer - _start)
 
-	/* "nop; ret" is called, becomes "int3; ret", is called, and becomes "nop; ret" again, 1000 times. */
+	/*
+	 * 1000 times: call "nop; ret", make it "int3; ret", call that, and make it
+	 * "nop; ret" again.
+	 */
 	movw	$0xc390, SCRATCH
 	movl	$SCRATCH, %esi
 	movl	$1000, %ebp
@@ -71,7 +80,7 @@ long_mode:
 1:	call	*%rsi
 	movb	$0xcc, (%rsi)
 	xorl	%eax, %eax
-	cpuid				/* serialises: what the CPU has prefetched is gone */
+	cpuid				/* serialises: discards what the CPU has prefetched */
 	call	*%rsi
 	movb	$0x90, (%rsi)
 	xorl	%eax, %eax

@@ -53,7 +53,7 @@ ORCH_SCENARIO(boot_keys)
 	unsigned int sites = 0, init_sites = 0;
 
 	if (!entry || !end)
-		return orch_skip(run, "the kernel's table of jump labels is not in its symbol table");
+		return orch_skip(run, "the table of jump labels is not in the symbol table");
 	if (schedstats)
 		orch_expect(run, static_key_enabled(schedstats),
 			    "schedstats=enable on the command line did not switch the key on");

@@ -398,7 +398,7 @@ static void compare(struct orch_run *run, int cpu)
 			    contexts[in], cpu, place->stale[in]);
 		for (phase = ORCH_PHASE_INT3; phase <= ORCH_PHASE_TAIL; phase++)
 			orch_expect(run, !place->lost[in][phase],
-				    "in %s CPU %d did not hit int3 in %llu of %llu passes in phase %d",
+				    "in %s CPU %d missed int3 in %llu of %llu passes in phase %d",
 				    contexts[in], cpu, place->lost[in][phase],
 				    place->held[in][phase], phase);
 	}

@@ -119,13 +119,13 @@ static void compare(struct orch_run *run, int cpu, const char *when)
 	const struct count *count = &counts[cpu];
 
 	orch_expect(run, !count->notified,
-		    "%s a die notifier was called for %llu of %llu int3 on CPU %d, the last one at site %s",
+		    "%s a die notifier got %llu of %llu int3 on CPU %d, the last one at site %s",
 		    when, count->notified, count->hits, cpu,
 		    last_notified ? last_notified->name : "?");
 	if (!probe.addr)
 		return;
 	orch_expect(run, count->pre == count->calls && count->post == count->calls,
-		    "%s CPU %d called a probed function %llu times, its kprobe's handlers ran %llu and %llu times",
+		    "%s CPU %d called a probed function %llu times, its handlers ran %llu and %llu",
 		    when, cpu, count->calls, count->pre, count->post);
 }
 

@@ -88,15 +88,15 @@ static void in_phase(struct orch_run *run, enum orch_phase phase, void *arg)
 	regs.ip = ip;
 	took = call_handler(&regs);
 	orch_expect(run, !took && regs.ip == ip,
-		    "in phase %d the poke handler took an int3 of user mode at site %s on CPU %d", phase,
-		    site->name, raw_smp_processor_id());
+		    "in phase %d the poke handler took an int3 of user mode at %s on CPU %d",
+		    phase, site->name, raw_smp_processor_id());
 	/* The same for kernel mode, to show that this was the handler at all. */
 	regs.cs = __KERNEL_CS;
 	regs.ss = __KERNEL_DS;
 	regs.ip = ip;
 	took = call_handler(&regs);
 	orch_expect(run, took && regs.ip == (unsigned long)site->target,
-		    "in phase %d the poke handler did not take an int3 of kernel mode at site %s on CPU %d",
+		    "in phase %d the poke handler missed an int3 of kernel mode at %s on CPU %d",
 		    phase, site->name, raw_smp_processor_id());
 }
 

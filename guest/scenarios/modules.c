@@ -14,7 +14,7 @@
  *   [ -e /proc/modules ] || { echo "this kernel has no modules"; exit 4; }
  *   loads=0
  *   while [ -e /run/companion ] || [ $loads -eq 0 ]; do
- *           insmod /orch_guest.ko || fails "a module's branches do not follow its key when it is loaded"
+ *           insmod /orch_guest.ko || fails "a module being loaded does not follow its key"
  *           rmmod orch_guest || fails "a module cannot be removed"
  *           loads=$((loads + 1))
  *   done

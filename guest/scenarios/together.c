@@ -22,7 +22,7 @@
  *   [ -e $tracing/current_tracer ] || lacks tracefs
  *   grep -qw function $tracing/available_tracers || lacks "function tracer"
  *   cd $tracing || exit 4
- *   echo 'vfs_* kmem_cache_* mutex_*' >set_ftrace_filter || fails "set_ftrace_filter takes no filter"
+ *   echo 'vfs_* kmem_cache_* mutex_*' >set_ftrace_filter || fails "the tracer takes no filter"
  *   rounds=0
  *   while [ -e /run/companion ] || [ $rounds -eq 0 ]; do
  *           echo function >current_tracer || fails "the function tracer cannot be switched on"
