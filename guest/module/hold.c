@@ -156,8 +156,8 @@ static int hold_off(struct orch_run *run, int cpu, void *arg)
 	return 0;
 }
 
-/* Move the current thread, which pokes, away from the CPU that is to hold it. */
-static bool leave(int cpu)
+/* The thread that pokes must not run on the CPU that holds it. */
+static bool move_away_from(int cpu)
 {
 	int other;
 
@@ -196,7 +196,7 @@ bool orch_poke_held(struct orch_run *run, const struct orch_poke *poke, int cpu,
 	memcpy(back.to, poke->from, ORCH_MAX_LEN);
 	/* The kernel may not be able to emulate the old instruction. */
 	back.emulate = poke->emulate ? poke->emulate : poke->to;
-	if (!leave(cpu)) {
+	if (!move_away_from(cpu)) {
 		orch_skip(run, "one CPU cannot hold another");
 		return false;
 	}

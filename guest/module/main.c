@@ -26,6 +26,7 @@
 #include "orch.h"
 #include "scenario.h"
 
+/* Commands are run one at a time. */
 static DEFINE_MUTEX(lock);
 
 /* A parsed command: a step, or a scenario in code. */

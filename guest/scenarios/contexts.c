@@ -273,16 +273,16 @@ static void in_phase(struct orch_run *run, enum orch_phase phase, void *arg)
 	WRITE_ONCE(holder, -1);
 }
 
-/* Not orch_hold_on_each_cpu(), because of the epoch. */
+/* orch_hold_on_each_cpu() would not advance the epoch. */
 static bool hold_one_way(struct orch_run *run, int cpu, bool on)
 {
 	struct orch_poke poke = orch_make_poke(site, on);
-	bool kept;
+	bool ok;
 
 	orch_epoch_next();
-	kept = orch_poke_held(run, &poke, cpu, in_phase, NULL);
+	ok = orch_poke_held(run, &poke, cpu, in_phase, NULL);
 	orch_epoch_next();
-	return kept;
+	return ok;
 }
 
 static bool hold_both_ways(struct orch_run *run, int cpu)
@@ -294,7 +294,7 @@ static bool hold_both_ways(struct orch_run *run, int cpu)
 	return false;
 }
 
-/* A CPU that lacks a context in a phase, or -1. CONTEXTS is an NMI in the int3 handler. */
+/* A CPU that lacks a context in a phase, or -1. @in is CONTEXTS if it lacks an NMI inside int3. */
 static int uncovered(enum context *in, enum orch_phase *phase)
 {
 	int cpu;
