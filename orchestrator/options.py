@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Options declared once, at the dataclass field that holds their value.
 
-A field that is made by `option()` knows how a person asks for it. From the same declaration come the command line
-(`add_options`, `from_namespace`), the words that ask a child process for the same thing (`argv`), and the JSON that a
-run directory keeps (`to_json`, `from_json`). orchestrator/spec.py and orchestrator/kernel/model.py declare them all.
+A field that `option()` makes knows how a person asks for it. Everything else derives from that
+declaration:
+
+- the command line: `add_options` and `from_namespace`;
+- the argument list that asks a child process for the same thing: `argv`;
+- the JSON in a run's directory: `to_json` and `from_json`;
+- the keys of a sweep's matrix: `declared` (orchestrator/many/sweep/matrix.py).
+
+orchestrator/spec.py and orchestrator/kernel/model.py declare all options of a run.
 """
 
 from __future__ import annotations
@@ -22,21 +28,21 @@ KEY = "option"
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """How one value is asked for."""
+    """How to ask for one value."""
 
     flag: str
-    """On the command line, such as `--smp`."""
+    """The flag on the command line, such as `--smp`."""
     help: str
     metavar: str | None
     group: str
-    """Which commands take it: each command adds whole groups."""
+    """The group that commands add this option with. A command takes whole groups."""
     parse: Callable[[str], Any]
-    """Text to value. Raises ValueError or argparse.ArgumentTypeError."""
+    """Turns the text of an argument into the value. Raises ValueError or ArgumentTypeError."""
     choices: Sequence[str] | None
     axis: bool
     """Whether a sweep's matrix takes a list of values, each of which makes cells of its own."""
     key: str
-    """In a sweep's matrix, where it is not the name of the field."""
+    """The key in a sweep's matrix, if it is not the name of the field."""
 
 
 def option(
@@ -51,8 +57,8 @@ def option(
     axis: bool = False,
     key: str = "",
 ) -> Any:
-    """A dataclass field with this default that `flag` asks for. A tuple as the default makes the flag repeatable."""
-    declared = Option(
+    """Make a dataclass field that `flag` sets. A tuple as the default makes the flag repeatable."""
+    declaration = Option(
         flag=flag,
         help=help,
         metavar=metavar,
@@ -62,102 +68,105 @@ def option(
         axis=axis,
         key=key,
     )
-    return dataclasses.field(default=default, metadata={KEY: declared})
+    return dataclasses.field(default=default, metadata={KEY: declaration})
 
 
 def declared(cls: Any, groups: Iterable[str] | None = None) -> dict[str, Option]:
-    """The options that the dataclass `cls` declares, by field name: all, or those of `groups`."""
-    found = {
+    """The options that the dataclass `cls` declares, by field name. groups: only these; None: all."""
+    options = {
         field.name: field.metadata[KEY]
         for field in dataclasses.fields(cls)
         if KEY in field.metadata
     }
-    return {name: one for name, one in found.items() if groups is None or one.group in groups}
+    return {name: opt for name, opt in options.items() if groups is None or opt.group in groups}
 
 
 def add_options(parser: argparse._ActionsContainer, cls: Any, *groups: str) -> None:
-    """Add the options of these groups to `parser`; the values land in its namespace under the names of the fields."""
-    defaults = {field.name: field.default for field in dataclasses.fields(cls)}
-    for name, one in declared(cls, groups).items():
+    """Add the options of these groups to `parser`. Their values get the names of the fields."""
+    defaults = _defaults(cls)
+    for name, opt in declared(cls, groups).items():
         repeatable = isinstance(defaults[name], tuple)
         parser.add_argument(
-            one.flag,
+            opt.flag,
             dest=name,
             action="append" if repeatable else "store",
             default=[] if repeatable else defaults[name],
-            type=one.parse,
-            choices=one.choices,
-            metavar=one.metavar,
-            help=one.help,
+            type=opt.parse,
+            choices=opt.choices,
+            metavar=opt.metavar,
+            help=opt.help,
         )
 
 
-def from_namespace(cls: type[T], namespace: argparse.Namespace, **further: Any) -> T:
-    """An instance of `cls` from what was parsed; fields that this command does not take keep their defaults.
+def from_namespace(cls: type[T], namespace: argparse.Namespace, **values: Any) -> T:
+    """Build a `cls` from parsed options. Fields that the command does not take keep their defaults.
 
-    further: values of fields that come from elsewhere.
+    values: the values of fields that do not come from the command line.
     """
-    values: dict[str, Any] = {}
+    parsed: dict[str, Any] = {}
     for name in declared(cls):
         if hasattr(namespace, name):
             value = getattr(namespace, name)
-            values[name] = tuple(value) if isinstance(value, list) else value
-    return cls(**{**values, **further})
+            parsed[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**{**parsed, **values})
 
 
-def argv(value: Any, *groups: str) -> list[str]:
-    """The words of a command line that ask for `value`, an instance of a class with options.
+def argv(instance: Any, *groups: str) -> list[str]:
+    """The arguments that ask for `instance`, which is of a class with options.
 
-    groups: only the options of these. A value is left out only where it is its default and that is none, empty or 0,
-    so that the words mean the same to a version of this program with other defaults.
+    groups: only the options of these groups; without any, all options.
+
+    An option is left out only if it has its default and that is None, empty or 0. Other defaults
+    are written out, so that the arguments mean the same to a version with other defaults.
     """
-    words: list[str] = []
-    defaults = {field.name: field.default for field in dataclasses.fields(value)}
-    for name, one in declared(type(value), groups or None).items():
-        own = getattr(value, name)
-        if not defaults[name] and own == defaults[name]:
+    arguments: list[str] = []
+    defaults = _defaults(instance)
+    for name, opt in declared(type(instance), groups or None).items():
+        value = getattr(instance, name)
+        if not defaults[name] and value == defaults[name]:
             continue
-        for word in own if isinstance(own, tuple) else (own,):
-            words += [one.flag, f"{word:g}" if isinstance(word, float) else str(word)]
-    return words
+        for item in value if isinstance(value, tuple) else (value,):
+            arguments += [opt.flag, f"{item:g}" if isinstance(item, float) else str(item)]
+    return arguments
 
 
-def to_json(value: Any) -> dict[str, Any]:
-    """`value`, a dataclass of options and of further such dataclasses, as JSON takes it: paths are strings."""
+def to_json(instance: Any) -> dict[str, Any]:
+    """The fields of `instance`, a dataclass that may hold others, as JSON values. Paths are text."""
 
-    def plain(part: Any) -> Any:
-        if isinstance(part, Mapping):
-            return {name: plain(one) for name, one in part.items()}
-        if isinstance(part, list | tuple):
-            return [plain(one) for one in part]
-        return str(part) if isinstance(part, Path) else part
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: plain(item) for name, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
 
-    return {name: plain(one) for name, one in dataclasses.asdict(value).items()}
+    return {name: plain(value) for name, value in dataclasses.asdict(instance).items()}
 
 
 def from_json(cls: type[T], content: Mapping[str, Any]) -> T:
-    """The instance of `cls` that to_json() made `content` of. Fields that it lacks, or has too many, do no harm.
+    """The instance of `cls` that to_json() turned into `content`.
 
-    Raises ValueError or TypeError when a value is none that the field takes.
+    Missing fields keep their defaults, and unknown ones are ignored. Raises ValueError or TypeError
+    for a value that its field does not take.
     """
     types = typing.get_type_hints(cls)
     values: dict[str, Any] = {}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         if field.name not in content:
             continue
-        own, kind = content[field.name], types[field.name]
+        value, kind = content[field.name], types[field.name]
+        is_path = "Path" in str(kind)
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-            values[field.name] = from_json(kind, own)
-        elif isinstance(own, list):
-            item = Path if "Path" in str(kind) else lambda one: one
-            values[field.name] = tuple(item(one) for one in own)
+            values[field.name] = from_json(kind, value)
+        elif isinstance(value, list):
+            values[field.name] = tuple(Path(item) if is_path else item for item in value)
         else:
-            values[field.name] = Path(own) if isinstance(own, str) and "Path" in str(kind) else own
+            values[field.name] = Path(value) if is_path and isinstance(value, str) else value
     return cls(**values)
 
 
 def seconds(text: str) -> float:
-    """`90`, `90s`, `30m`, `8h` or `2d` in seconds."""
+    """Parse `90`, `90s`, `30m`, `8h` or `2d` into seconds."""
     units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
     number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
     try:
@@ -166,3 +175,8 @@ def seconds(text: str) -> float:
         raise argparse.ArgumentTypeError(
             f"write a time such as 90s, 30m or 8h, not {text}"
         ) from None
+
+
+def _defaults(cls: Any) -> dict[str, Any]:
+    """The default of each field of a dataclass, or of an instance of one."""
+    return {field.name: field.default for field in dataclasses.fields(cls)}

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a run is asked for, declared once.
+"""The request for a run, declared once.
 
-Everything that asks for runs derives from RunSpec and KernelRequest: the commands' options, the cells of a sweep,
-bisect, mutants, repeat.sh, spec.json and KCIDB's reports. A new option is one field here and its use.
+Everything that asks for runs derives from RunSpec and KernelRequest: the options of the commands,
+the matrix of a sweep, bisect, mutants, repeat.sh, spec.json and the KCIDB report. A new option is
+one field here, plus the code that uses it.
 """
 
 from __future__ import annotations
@@ -12,19 +13,18 @@ from pathlib import Path
 
 from orchestrator.errors import UsageError
 from orchestrator.kernel.model import KernelRequest
-from orchestrator.machine import accel
-from orchestrator.machine.qemu import MAX_SMP
+from orchestrator.machine.limits import CHOICES, MAX_SMP, MIN_MEMORY
 from orchestrator.options import argv, option, seconds
 
 MACHINE, POKING, RUN = "machine", "poking", "run"
-"""Groups of options: the machine that a guest gets, what is done in it, and what only a single run takes."""
+"""Groups of options: the guest's machine, the work inside the guest, and the rest of `run`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """What to run. Everything that decides the course of a run is here; the run directory keeps it as spec.json.
+    """Everything that decides the course of a run. The run's directory keeps it as spec.json.
 
-    Raises UsageError for a value that is out of range.
+    Raises UsageError, `FLAG takes ...`, for a value that is out of range.
     """
 
     kernel: KernelRequest = field(default_factory=KernelRequest)
@@ -40,7 +40,7 @@ class RunSpec:
     accel: str = option(
         "--accel",
         "auto",
-        choices=accel.CHOICES,
+        choices=CHOICES,
         group=MACHINE,
         axis=True,
         help="accelerator: KVM where it works, otherwise TCG (default: auto)",
@@ -67,7 +67,7 @@ class RunSpec:
         parse=Path,
         metavar="PATH",
         group=MACHINE,
-        help="qemu-system-x86_64 binary to use",
+        help="QEMU binary (default: the system's if it is 9.1 or newer, else Debian's newest)",
     )
     scenarios: tuple[str, ...] = option(
         "--scenario",
@@ -91,7 +91,7 @@ class RunSpec:
         parse=seconds,
         metavar="TIME",
         group=RUN,
-        help="repeat until TIME is up (90s, 30m, 8h)",
+        help="repeat until TIME is up, such as 90s, 30m or 8h (default: run once)",
     )
     seed: int = option(
         "--seed",
@@ -111,16 +111,20 @@ class RunSpec:
         help="edit the kernel's code in guest memory before poking it (docs/mutants.md)",
     )
     directory: Path | None = None
-    """Where the results go; None for a new folder of the state directory."""
+    """Directory for the results; None for a new one in the state directory."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.smp <= MAX_SMP:
             raise UsageError(f"--smp takes 1 to {MAX_SMP}, not {self.smp}")
+        if self.memory < MIN_MEMORY:
+            raise UsageError(f"--memory takes {MIN_MEMORY} or more, not {self.memory}")
+        if self.seed < 0:
+            raise UsageError(f"--seed takes 0 or more, not {self.seed}")
         if not 0 < self.duration < float("inf"):
             raise UsageError(f"--duration takes seconds greater than 0, not {self.duration:g}")
         if not 0 <= self.soak < float("inf"):
             raise UsageError(f"--soak takes a time such as 90s, 30m or 8h, not {self.soak:g}")
 
     def argv(self) -> list[str]:
-        """The options of `orchestrator run` that ask for this run, apart from where its results go."""
+        """The arguments of `orchestrator run` that ask for this run, without --output."""
         return [*self.kernel.argv(), *argv(self)]

@@ -21,9 +21,7 @@ from orchestrator.errors import InfraError, UsageError, nearest
 from orchestrator.host import proc
 from orchestrator.host.paths import PROJECT, cache_dir, cached_dir, locked, state_dir, write_whole
 from orchestrator.host.tools import Qemu
-
-CHOICES = ("auto", "kvm", "tcg", "tcg-multi", "tcg-single")
-"""`tcg` means tcg-single."""
+from orchestrator.machine.limits import CHOICES
 
 PROBE = PROJECT / "guest" / "probe" / "probe.S"
 PROBE_STATUS = 85

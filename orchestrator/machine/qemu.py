@@ -15,8 +15,7 @@ from pathlib import Path
 from orchestrator.errors import UsageError
 from orchestrator.host.tools import Qemu
 from orchestrator.machine.accel import Accel
-
-MAX_SMP = 64
+from orchestrator.machine.limits import MAX_SMP, MIN_MEMORY
 
 # Thresholds of the guest's own watchdogs, in seconds. The kernel's defaults (watchdog_thresh=10,
 # doubled for soft lockups, and 21 for RCU stalls) are too short for a healthy guest of 16 CPUs
@@ -53,8 +52,8 @@ class MachineSpec:
     def __post_init__(self) -> None:
         if not 1 <= self.smp <= MAX_SMP:
             raise UsageError(f"a machine has 1 to {MAX_SMP} CPUs, not {self.smp}")
-        if self.memory < 128:
-            raise UsageError(f"a machine needs at least 128 MiB of memory, not {self.memory}")
+        if self.memory < MIN_MEMORY:
+            raise UsageError(f"a machine needs at least {MIN_MEMORY} MiB of memory, not {self.memory}")
 
 
 @dataclass(frozen=True, kw_only=True)
