@@ -1,3 +1,6 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`python -m orchestrator`."""
+
 import sys
 
 from orchestrator.cli import main

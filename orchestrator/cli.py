@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The program's entry: finds the command, runs it, and turns whatever it raises into a sentence and an exit status."""
+"""The program's entry: finds the command, runs it, and turns exceptions into exit statuses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from orchestrator import __version__
 from orchestrator.commands import (
@@ -35,11 +35,15 @@ from orchestrator.errors import (
 COMMANDS = (
     run, gdb, kernels, scenarios, mutants, history, bisect, sweep, nightly, export, doctor,
 )  # fmt: skip
-"""In the order of `orchestrator --help`. orchestrator/commands/__init__.py says what each module has."""
+"""In the order of `orchestrator --help`. orchestrator/commands/__init__.py describes the modules."""
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with our exit status for wrong usage: `git bisect run` would take 2 for a failed kernel."""
+    """argparse with our exit status for wrong usage: `git bisect run` takes 2 for a bad kernel."""
+
+    def __init__(self, **arguments: Any) -> None:
+        # An abbreviation in a script would break as soon as another option starts like it.
+        super().__init__(**{**arguments, "allow_abbrev": False})
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
@@ -47,7 +51,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command that `arguments` (by default those of the process) ask for; its exit status."""
+    """Run a command and return its exit status. arguments: None for those of the process."""
     options = parser().parse_args(arguments)
     try:
         return int(options.command(options))
@@ -57,16 +61,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("orchestrator: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader (`| head`) has what it wanted and is gone
+    except BrokenPipeError:  # the reader (`| head`) has all that it needs and is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PASS
     except OSError as error:  # a full disk, a directory that cannot be written
         print(f"orchestrator: {error}", file=sys.stderr)
         return EXIT_UNTESTABLE
-    except Exception:  # Python's own status would be 1, which says that the kernel failed
+    except Exception:  # Python's own status would be 1, which means that the kernel failed
         traceback.print_exc()
         print(
-            "orchestrator: this is a fault of orchestrator itself and says nothing about the kernel",
+            "orchestrator: this is a bug in orchestrator and says nothing about the kernel",
             file=sys.stderr,
         )
         return EXIT_UNTESTABLE
@@ -82,7 +86,7 @@ def parser() -> Parser:
         title="commands", required=True, metavar="COMMAND", parser_class=Parser
     )
     for command in COMMANDS:
-        own = commands.add_parser(command.NAME, help=command.HELP)
-        command.add_options(own)
-        own.set_defaults(command=command.main)
+        subparser = commands.add_parser(command.NAME, help=command.HELP)
+        command.add_options(subparser)
+        subparser.set_defaults(command=command.main)
     return top

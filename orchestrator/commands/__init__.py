@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The commands, one module each. Every module has the same four names, and cli.py loops over them:
+"""The commands, one module each. cli.py goes through them, and each has the same four names:
 
 NAME          the word on the command line
-HELP          one line for `orchestrator --help`
-add_options   adds its options to a parser, and may set the parser's description
-main          takes the parsed options, returns the exit status
+HELP          its line in `orchestrator --help`
+add_options   adds the command's options to a parser, and may set the parser's description
+main          takes the parsed options and returns the exit status
 
-The module's imports are light: whatever a command needs to do its work is imported in main, so that `--help` and
-completion answer at once.
+The modules import little. main() imports whatever the command needs, so that --help and completion
+answer at once; tests/unit/test_cli.py checks that.
 """

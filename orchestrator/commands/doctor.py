@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`orchestrator doctor`: what this host has, what it lacks, and what that means for a run."""
+"""`orchestrator doctor`: check this host, and say what a missing part means for a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ HELP = "check what this host has, what is missing, and what that means"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """It has none."""
+    """No options."""
 
 
 def main(options: argparse.Namespace) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`orchestrator export`: runs in the formats of other programs."""
+"""`orchestrator export`: convert runs for other programs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ HELP = "export runs as a KCIDB report"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directories of runs")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directory of a run")
     parser.add_argument(
         "--kcidb",
         action="store_true",
         required=True,
-        help="a KCIDB report (I/O schema 5.3) as JSON",
+        help="print a KCIDB report (I/O schema 5.3) as JSON",
     )
     parser.add_argument(
         "--origin",

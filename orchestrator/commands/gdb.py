@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`orchestrator gdb`: a GDB for a person, on a guest of its own, on a kept one, or on the symbols of a finished run."""
+"""`orchestrator gdb`: debug a new guest, a kept guest, or the symbols of a finished run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from orchestrator.options import add_options as add_declared
 from orchestrator.spec import MACHINE, RunSpec
 
 NAME = "gdb"
-HELP = "debug a guest with GDB and symbols: a kept run's, or a new one"
+HELP = "debug a guest with GDB and symbols, a kept one or a new one"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -22,11 +22,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="name or directory of a run (default: the newest kept one)",
     )
     which.add_argument(
-        "--now", action="store_true", help="boot a guest as described by the options below"
+        "--now", action="store_true", help="boot a new guest, as described by the options below"
     )
     add_kernel(parser)
     add_declared(parser, RunSpec, MACHINE)
-    add_output(parser, "directory for the logs")
+    add_output(parser, "directory for the logs (default: a new one in the state directory)")
 
 
 def main(options: argparse.Namespace) -> int:

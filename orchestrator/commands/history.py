@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`orchestrator history`: earlier runs on this machine, and what is flaky."""
+"""`orchestrator history`: show earlier runs on this machine, and flaky results."""
 
 from __future__ import annotations
 
@@ -11,16 +11,23 @@ HELP = "show earlier runs on this machine, and flaky results"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--kernel", default="*", metavar="GLOB", help="only kernels whose name or release matches"
+        "--kernel",
+        default="*",
+        metavar="GLOB",
+        help="show only kernels whose name or release matches (default: all)",
     )
     parser.add_argument(
-        "--failed", metavar="GLOB", help="only runs in which a matching scenario or claim failed"
+        "--failed",
+        metavar="GLOB",
+        help="show only runs in which a matching scenario or claim failed",
     )
     parser.add_argument(
-        "--flaky", action="store_true", help="show what both passed and failed on the same kernel"
+        "--flaky",
+        action="store_true",
+        help="show scenarios and claims that both passed and failed on the same kernel",
     )
     parser.add_argument(
-        "--count", type=int, default=20, metavar="N", help="newest N runs (default: 20)"
+        "--count", type=int, default=20, metavar="N", help="show the newest N runs (default: 20)"
     )
 
 
@@ -28,10 +35,10 @@ def main(options: argparse.Namespace) -> int:
     from orchestrator.many import history
 
     if options.flaky:
-        for found in history.flaky(kernel=options.kernel):
-            cell = f"{found.kernel} ({found.digest[:12]}) smp{found.smp} {found.accel}"
-            counts = f"passed {found.passed} times, failed {found.failed}"
-            print(f"{cell}: {found.kind} {found.name} {counts}")
+        for result in history.flaky(kernel=options.kernel):
+            cell = f"{result.kernel} ({result.digest[:12]}) smp{result.smp} {result.accel}"
+            counts = f"passed {result.passed} times, failed {result.failed}"
+            print(f"{cell}: {result.kind} {result.name} {counts}")
         return 0
     runs = history.past(kernel=options.kernel, scenario=options.failed, count=options.count)
     for line in history.table(runs):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`orchestrator kernels`: what kernels there are, what one is like, and the cache that holds them."""
+"""`orchestrator kernels`: list, show, fetch and build kernels, and clean the cache."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ HELP = "list, show, fetch or build kernels; clean the cache"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(required=True, metavar="ACTION", parser_class=type(parser))
-    listed = actions.add_parser("list", help="kernels available by name, and those in the cache")
+    listed = actions.add_parser(
+        "list", help="list kernels available by name, and those in the cache"
+    )
     listed.set_defaults(action=_list)
     build = actions.add_parser("build", help="fetch and build a kernel and print its location")
     add_kernel(build)
@@ -23,7 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_kernel(show)
     show.set_defaults(action=_show)
     fetch = actions.add_parser("fetch", help="download packages and sources without building")
-    fetch.add_argument("kernels", nargs="+", metavar="KERNEL", help="names, as for run --kernel")
+    fetch.add_argument("kernels", nargs="+", metavar="KERNEL", help="name, as for run --kernel")
     fetch.set_defaults(action=_fetch)
     clean = actions.add_parser("clean", help="show cache usage; remove entries not used recently")
     clean.add_argument(
@@ -33,7 +35,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="remove entries not used for TIME (30d, 12h)",
     )
     clean.add_argument(
-        "--keep", type=float, metavar="GIB", help="remove the least recently used until GIB remain"
+        "--keep",
+        type=float,
+        metavar="GIB",
+        help="remove the least recently used entries until GIB remain",
     )
     clean.add_argument("--dry-run", action="store_true", help="only print what would be removed")
     clean.set_defaults(action=_clean)
@@ -47,10 +52,10 @@ def _list(options: argparse.Namespace) -> int:
     from orchestrator.kernel import cache
 
     cached = cache.kernels()
-    by_name = {one.name for one in cached}
+    by_name = {kernel.name for kernel in cached}
     print("from kernels/, built from source:")
     for name, description in cache.definitions().items():
-        builds = sum(1 for one in cached if one.name == name)
+        builds = sum(1 for kernel in cached if kernel.name == name)
         print(f"  {name:<24} {f'{builds} in the cache' if builds else '':<16} {description}")
     print("\nDebian images on this machine's mirror (debian:6.1 is the newest 6.1 with headers):")
     for selector, (suite, headers) in cache.offered().items():
@@ -58,14 +63,14 @@ def _list(options: argparse.Namespace) -> int:
         note = "" if headers else ", no headers: runs without the test module"
         print(f"  {selector:<24} {state:<16} {suite}{note}")
     others = [
-        one
-        for one in cached
-        if one.name not in cache.definitions() and not one.name.startswith("debian:")
+        kernel
+        for kernel in cached
+        if kernel.name not in cache.definitions() and not kernel.name.startswith("debian:")
     ]
     if others:
         print("\nin the cache, from elsewhere:")
-    for one in others:
-        print(f"  {one.name:<24} {one.release:<16} {len(one.patches)} patches")
+    for kernel in others:
+        print(f"  {kernel.name:<24} {kernel.release:<16} {len(kernel.patches)} patches")
     print(
         "\nalso: --tree PATH, --kernel git:WHERE@REF, --bzimage FILE; "
         "`orchestrator kernels show` describes one"
@@ -76,7 +81,7 @@ def _list(options: argparse.Namespace) -> int:
 def _show(options: argparse.Namespace) -> int:
     from orchestrator.run import inspect_kernel
 
-    kernel, found = inspect_kernel(kernel_request(options))
+    kernel, traits = inspect_kernel(kernel_request(options))
     about = {
         "release": kernel.release,
         "digest": kernel.digest[:24],
@@ -85,7 +90,7 @@ def _show(options: argparse.Namespace) -> int:
     about |= {name: text for name, text in kernel.origin.items() if text not in ("", "none")}
     about["modules"] = "can be built" if kernel.kbuild else "cannot be built: no headers"
     print(kernel.name)
-    for name, text in (about | found).items():
+    for name, text in (about | traits).items():
         first, *more = text.split("; ")
         print(f"  {name + ':':<18} {first}", *(f"{'':20} {line}" for line in more), sep="\n")
     return 0
@@ -119,7 +124,7 @@ def _clean(options: argparse.Namespace) -> int:
         for kind, size in sizes.most_common():
             print(f"{_gib(size):7.2f} GiB  {kind}")
         total = _gib(sizes.total())
-        print(f"{total:7.2f} GiB  in total; --older-than 30d or --keep 10 (GiB) frees some of it")
+        print(f"{total:7.2f} GiB  in total; --older-than 30d or --keep 10 (GiB) removes some of it")
         return 0
     keep = None if options.keep is None else int(options.keep * (1 << 30))
     for entry in cache.clean(older=options.older_than, keep=keep, dry=options.dry_run):

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Options and output that several commands share. orchestrator/spec.py and kernel/model.py declare each option of a run."""
+"""Options that several commands share.
+
+orchestrator/spec.py and orchestrator/kernel/model.py declare the options of a run.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from orchestrator.spec import RunSpec
 
 
 def add_kernel(parser: argparse.ArgumentParser) -> None:
-    """Which kernel, and what is done to its source before it is built."""
+    """Add the options that choose a kernel and change its source or configuration."""
     add_options(parser, KernelRequest, SOURCE, CHANGES)
 
 
@@ -25,7 +28,7 @@ def kernel_request(options: argparse.Namespace) -> KernelRequest:
 
 
 def run_spec(options: argparse.Namespace) -> RunSpec:
-    """The run that the options ask for. Raises UsageError for a value out of range."""
+    """The run that the options ask for. Raises UsageError for a value that is out of range."""
     return from_namespace(
         RunSpec, options, kernel=kernel_request(options), directory=options.output
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`orchestrator run`: one run, its reports, and the verdict as the exit status."""
+"""`orchestrator run`: do one run, write its reports, and exit with the verdict's status."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HELP = "boot a kernel, poke it on every CPU, and report the verdict"
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_kernel(parser)
     add_declared(parser, RunSpec, MACHINE, POKING, RUN)
-    add_output(parser, "directory for the results")
+    add_output(parser, "directory for the results (default: a new one in the state directory)")
     parser.add_argument(
         "--keep",
         nargs="?",
@@ -53,7 +53,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _report(result: RunResult) -> None:
-    """Write every report. One that cannot be written costs a line on stderr, never the verdict."""
+    """Write every report. A report that cannot be written is a line on stderr, and no failure."""
     import sqlite3
 
     from rich.console import Console
@@ -79,14 +79,11 @@ def _report(result: RunResult) -> None:
     for name, write in reports.items():
         try:
             write(result)
-        except (
-            OSError,
-            sqlite3.Error,
-        ) as error:  # the disk is full: the verdict stands all the same
+        except (OSError, sqlite3.Error) as error:  # a full disk does not change the verdict
             print(f"orchestrator: {name} could not be written: {error}", file=sys.stderr)
     try:
         terminal.show(result, Console())
         sys.stdout.flush()
     except (BrokenPipeError, SystemExit):
-        # The reader (`| head`) has gone, and rich would exit with 1, which says that the kernel failed.
+        # The reader (`| head`) is gone. rich would exit with 1, which means that the kernel failed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

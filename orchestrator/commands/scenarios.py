@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`orchestrator scenarios`: what a run does, and what the kernel promises in each scenario."""
+"""`orchestrator scenarios`: list the scenarios, and what the kernel promises in each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ HELP = "list the scenarios of a run and what the kernel promises in each"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """It has none."""
+    """No options."""
 
 
 def main(options: argparse.Namespace) -> int:

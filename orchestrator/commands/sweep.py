@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`orchestrator sweep`: from its options to the table."""
+"""`orchestrator sweep`: run every cell of a matrix."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.commands.options import add_output
 from orchestrator.errors import UsageError
-from orchestrator.host.paths import locked, state_dir
 
 if TYPE_CHECKING:
-    from orchestrator.many.sweep.matrix import Cell, SweepPlan
+    from orchestrator.many.sweep.matrix import Cell
     from orchestrator.many.sweep.sweep import CellResult
 
 NAME = "sweep"
@@ -21,44 +21,50 @@ HELP = "run every cell of a matrix of kernels and machines"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Runs every cell of a matrix of kernels and machines (docs/sweep.md). Interrupted, it goes on."
+    parser.description = (
+        "Runs every cell of a matrix of kernels and machines (docs/sweep.md). Repeat the command to "
+        "continue an interrupted sweep."
+    )
     parser.add_argument(
         "matrix",
         type=Path,
         metavar="MATRIX.yaml",
-        help="kernels, smp, accel, cpu, scenarios, repeats",
+        help="kernels, options of the runs, and what to exclude",
     )
     parser.add_argument(
-        "--jobs", type=int, metavar="N", help="runs at a time (what cores and free memory hold)"
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="parallel runs (default: as many as cores and free memory hold)",
     )
     parser.add_argument(
-        "--again", action="store_true", help="also what has a result for this very content"
+        "--again",
+        action="store_true",
+        help="rerun cells that already have a result for this content",
     )
     parser.add_argument(
         "--scheduler", metavar="ADDRESS", help="run on the workers of this dask scheduler"
     )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="DIR",
-        help="keep everything there; goes on from what is there",
-    )
+    add_output(parser, "directory for the results (default: one in the state directory, by matrix)")
 
 
 def main(options: argparse.Namespace) -> int:
+    from orchestrator.host.paths import state_dir
     from orchestrator.many.sweep.sweep import exit_status
 
-    _, directory, results = perform(options, state_dir() / "sweeps")
+    directory, results = perform(options, state_dir() / "sweeps")
     print(f"kept in: {directory}/sweep.html, sweep.json, junit.xml")
     return exit_status(results)
 
 
-def perform(
-    options: argparse.Namespace, home: Path
-) -> tuple[SweepPlan, Path, dict[Cell, CellResult]]:
-    """Run the sweep that `options` ask for and show its table. home: where its directory goes without --output."""
+def perform(options: argparse.Namespace, home: Path) -> tuple[Path, dict[Cell, CellResult]]:
+    """Run the sweep that `options` ask for, write its reports and print its table.
+
+    home: where its directory is without --output. Returns the directory and the results.
+    """
     from rich.console import Console
 
+    from orchestrator.host.paths import locked
     from orchestrator.many.sweep.matrix import read
     from orchestrator.many.sweep.place import Cluster, LocalHost, Place
     from orchestrator.many.sweep.sweep import Sweep
@@ -68,17 +74,17 @@ def perform(
         raise UsageError(f"--jobs takes 1 or more, not {options.jobs}")
     if options.jobs and options.scheduler:
         raise UsageError(
-            "--jobs is for this host: how many runs a worker takes is `dask worker --nthreads`"
+            "--jobs is for this host: `dask worker --nthreads` sets how many runs a worker takes"
         )
     plan = read(options.matrix)
     file = options.matrix.resolve()
     key = hashlib.sha256(str(file).encode(errors="surrogateescape")).hexdigest()[:8]
     directory: Path = (options.output or home / f"{file.stem}-{key}").resolve()
     if directory.exists() and any(directory.iterdir()) and not (directory / "cells").is_dir():
-        raise UsageError(f"{directory} is not empty, and no sweep's: name another directory")
+        raise UsageError(f"{directory} is not empty and belongs to no sweep: name another one")
 
     def refuse() -> None:
-        raise UsageError(f"the same sweep is under way in another process ({directory})")
+        raise UsageError(f"the same sweep is running in another process ({directory})")
 
     start = time.monotonic()
     with locked(directory / "cells" / ".lock", refuse):
@@ -87,4 +93,4 @@ def perform(
         seconds = time.monotonic() - start
         report.write(results, seconds, directory)
     report.show(results, seconds, Console())
-    return plan, directory, results
+    return directory, results

@@ -1,13 +1,14 @@
-"""`orchestrator run` in a child process, for whoever runs many: mutants, bisect, sweep.
+# SPDX-License-Identifier: GPL-2.0-only
+"""`orchestrator run` in a child process, for mutants, bisect and sweep.
 
-A run keeps much in its process (durations, caches of what apt said, signal handlers), and a crash of one must not take
-the others along. So each has a process, a directory and a log of its own, and what it found is read back.
+A run keeps state in its process (durations, cached answers of apt, signal handlers), and a crash of
+one run must not affect the others. So each run has its own process, directory and log file, and the
+verdict is read back from the directory.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -17,41 +18,45 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.host import proc
+from orchestrator.spec import RunSpec
+from orchestrator.verdict import result
+from orchestrator.verdict.result import VerdictRecord
 
 PROGRAM = (sys.executable, "-m", "orchestrator")
 GRACE = 20.0
-"""Seconds that a child which was asked to end may take for it: it ends its guest, or make."""
+"""Seconds that an interrupted child has to end its guest, or make, before it is killed."""
 
 
 class Stopped(OrchestratorError):
-    """The child was ended, or never started, because nobody wants its result any more."""
+    """The child was ended or never started, because its result is no longer needed."""
 
 
 @dataclass(frozen=True)
 class ChildResult:
-    """How a child ended. status: as the shell has it, negative for a signal, None when its time was over. verdict: its
-    verdict.json, None without one. said: the last line of its log. seconds: it took."""
+    """How a child ended."""
 
     status: int | None
-    verdict: dict[str, Any] | None
-    said: str
+    """Exit status, the negative number of a signal, or None if the time limit ended the child."""
+    verdict: VerdictRecord | None
+    """The content of its verdict.json, None if there is none."""
+    last_line: str
+    """The last line of its log."""
     seconds: float
 
     @property
     def why(self) -> str:
-        """In place of a verdict: one sentence."""
+        """One sentence that takes the place of a missing verdict."""
         if self.status is None:
             return f"it had not ended after {self.seconds:.0f} s"
-        return self.said or f"it ended with status {self.status}"
+        return self.last_line or f"it ended with status {self.status}"
 
 
 @dataclass
 class Children:
-    """Children under way, started from several threads at once. None outlives the thread that waits for it."""
+    """Running children, started from several threads. A child never outlives its thread."""
 
     _running: set[subprocess.Popen[bytes]] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -59,7 +64,7 @@ class Children:
 
     def run(
         self,
-        arguments: Sequence[str],
+        spec: RunSpec,
         directory: Path,
         log: Path,
         *,
@@ -68,24 +73,22 @@ class Children:
         longest: float | None = None,
         unwanted: Callable[[], bool] | None = None,
     ) -> ChildResult:
-        """`orchestrator run` with `arguments`, its results in `directory`.
+        """Run `orchestrator run` as `spec` says, with its results in `directory`.
 
-        cwd: where relative paths begin, and where Python looks for the program first; None for where we are.
-        longest, unwanted, and Stopped: as in call().
+        - cwd: where relative paths start, and where Python looks for the program first; None for
+          the current directory.
+        - longest, unwanted: as for call(), which also describes Stopped.
         """
-        command = [*program, "run", *arguments, "--output", str(directory)]
+        command = [*program, "run", *spec.argv(), "--output", str(directory)]
         start = time.monotonic()
         status = self.call(command, log, cwd=cwd, longest=longest, unwanted=unwanted)
         seconds = time.monotonic() - start
-        verdict: dict[str, Any] | None
-        try:
-            verdict = json.loads((directory / "verdict.json").read_text())
-        except (OSError, ValueError):
-            verdict = None
-        last = log.read_text(errors="replace").strip().splitlines()[-1:]
-        return ChildResult(
-            status, verdict, last[0].removeprefix("orchestrator: ") if last else "", seconds
-        )
+        verdict: VerdictRecord | None = None
+        with contextlib.suppress(OSError, ValueError):
+            verdict = result.read(directory)
+        lines = log.read_text(errors="replace").strip().splitlines()
+        last_line = lines[-1].removeprefix("orchestrator: ") if lines else ""
+        return ChildResult(status, verdict, last_line, seconds)
 
     def call(
         self,
@@ -96,8 +99,14 @@ class Children:
         longest: float | None = None,
         unwanted: Callable[[], bool] | None = None,
     ) -> int | None:
-        """Run `command` to its end with all it says in the file `log`; its status, None when it was killed after
-        `longest` seconds. unwanted: asked now and then whether to end it. Raises Stopped after that, and stop()."""
+        """Run `command` to its end and return its status, None if it was killed at `longest`.
+
+        - log: file for everything that it prints.
+        - longest: time limit, in seconds.
+        - unwanted: polled; once it is true, the child is interrupted.
+
+        Raises Stopped after an interruption, and after stop().
+        """
         with log.open("wb") as sink:
             with self._lock:
                 if self._stopped:
@@ -118,7 +127,10 @@ class Children:
                     self._running.discard(child)
 
     def stop(self) -> None:
-        """End all that is under way, as Ctrl-C does, and let nothing begin; run() returns or raises soon after."""
+        """Interrupt all children, as Ctrl-C does, and start no others.
+
+        Calls of run() that are under way return, or raise, soon after.
+        """
         with self._lock:
             self._stopped = True
             for child in self._running:
@@ -131,7 +143,7 @@ class Children:
         unwanted: Callable[[], bool] | None,
     ) -> int | None:
         end = None if longest is None else time.monotonic() + longest
-        asked: float | None = None  # when it was asked to end
+        interrupted: float | None = None  # when the child got SIGINT
         while True:
             try:
                 status = child.wait(timeout=0.5)
@@ -140,17 +152,17 @@ class Children:
                 if end is not None and now > end:
                     _kill(child)
                     return None
-                if asked is None and (self._stopped or (unwanted and unwanted())):
-                    asked = now
+                if interrupted is None and (self._stopped or (unwanted and unwanted())):
+                    interrupted = now
                     _signal(child, signal.SIGINT)
-                if asked is not None and now > asked + GRACE:
+                if interrupted is not None and now > interrupted + GRACE:
                     _kill(child)
                     raise Stopped("stopped") from None
                 continue
             except BaseException:
                 _kill(child)
                 raise
-            if asked is not None or self._stopped:
+            if interrupted is not None or self._stopped:
                 raise Stopped("stopped")
             return status
 

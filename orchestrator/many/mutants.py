@@ -1,20 +1,27 @@
-"""Kernels broken on purpose: does the check that names the fault catch each of them, and blame no healthy kernel?
+# SPDX-License-Identifier: GPL-2.0-only
+"""Mutation testing: kernels that are broken on purpose.
 
-kernels/mutants/BASE/NAME.patch is a small fault in the kernel BASE of kernels/. Its head says what it is:
+Does the check that names the fault catch each mutant, and does no healthy kernel fail?
+
+kernels/mutants/BASE/NAME.patch is a small fault in the kernel BASE of kernels/. Its head describes
+it:
 
     Subject: x86/alternative: do not sync after writing int3
     Violates: after each write every CPU runs do_sync_core before the next write
     Caught-by: sync
 
-Caught-by names checks of a run's verdict, as CHECK or, for what the guest asserts, guest/SCENARIO, or for a guest that
-went down in a scenario, console/SCENARIO. Any one of them will do; a mutant that fails otherwise, by a timeout say, is
-not counted as caught. Cannot-be-seen in its place gives the reason why no test of this kind could tell the difference;
-such mutants are listed and not counted.
+- Caught-by lists checks of a run's verdict: CHECK; guest/SCENARIO, what the guest asserts in a
+  scenario; or console/SCENARIO, for a guest that went down in a scenario. One of them is enough. A
+  mutant that fails in another way, such as a timeout, does not count as caught.
+- Cannot-be-seen takes its place in a mutant that no test of this kind can tell from a healthy
+  kernel, and gives the reason. Such a mutant is listed and not counted.
 
-kernels/mutants/stock/NAME.yaml is a fault in kernels that nobody here builds: edits of their code in the guest's memory
-(textedit.py), and beside them title, violates, caught-by and kernels, the names of those that have it.
+kernels/mutants/stock/NAME.yaml is a fault in kernels that are not built here. It edits their code
+in the guest's memory (text/edit.py), and has the fields title, violates, caught-by and kernels, the
+names of the kernels to edit.
 
-Each is run by `orchestrator run` in a process of its own, like any kernel. Nothing in a check knows of mutants.
+`orchestrator run` runs each mutant in a process of its own, like any kernel. No check knows of
+mutants.
 """
 
 from __future__ import annotations
@@ -22,66 +29,94 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from orchestrator.errors import EXIT_KERNEL_FAILED, EXIT_PASS, EXIT_UNTESTABLE, UsageError, nearest
 from orchestrator.host import proc
 from orchestrator.host.paths import PROJECT, state_dir, write_whole
 from orchestrator.kernel import definition
+from orchestrator.kernel.model import KernelRequest
+from orchestrator.many import program
 from orchestrator.many.children import Children
+from orchestrator.spec import RunSpec
 from orchestrator.text import edit as textedit
+from orchestrator.verdict.result import VerdictRecord
+from orchestrator.verdict.signature import failed_checks
 
 DIRECTORY = PROJECT / "kernels" / "mutants"
 HEAD = re.compile(r"^([A-Z][\w-]+): (.*(?:\n[ \t].*)*)$", re.MULTILINE)
-RUN = ("--smp", "4", "--duration", "1")
-"""What a mutant is run with. Four CPUs show whatever eight would, in half the time."""
+RUN = RunSpec(smp=4, duration=1)
+"""The run that each mutant gets. Four CPUs show as much as eight, in half the time."""
 LONGEST = 900.0
-"""Seconds for one run with its build; the run itself gives up much sooner."""
+"""Time limit for one run with its build, in seconds. The run itself gives up much sooner."""
 
 MutantOutcome = Literal["caught", "otherwise", "hang", "missed", "untested", "healthy", "blamed"]
-"""caught: by a check that names the fault. otherwise: by another one. hang: by a wait that ran out. missed: it passed.
-untested: no verdict on the kernel. healthy: nothing was broken, and it passed; blamed: and it did not."""
+"""
+- caught: a check that names the fault failed.
+- otherwise: only other checks failed.
+- hang: the run timed out.
+- missed: the run passed.
+- untested: there is no verdict on the kernel.
+- healthy: nothing was broken, and the run passed.
+- blamed: nothing was broken, and the run failed.
+"""
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """One fault. base: the kernel that it is in. fault: its file, None when nothing is broken. caught_by: the checks
-    that name it. unseen: why none could."""
+    """One fault in one kernel."""
 
     base: str
+    """The kernel that it is in."""
     name: str
     fault: Path | None
+    """The patch or file of edits; None if nothing is broken."""
     title: str
     violates: str = ""
+    """The promise that it breaks."""
     caught_by: tuple[str, ...] = ()
+    """The checks that name it."""
     unseen: str | None = None
+    """Why no check can see it."""
+    seed: int = 1
+
+    def spec(self) -> RunSpec:
+        """The run that tests it."""
+        kernel, edits = KernelRequest(selector=self.base), None
+        if self.fault and self.fault.suffix == ".patch":
+            kernel = replace(kernel, patches=(self.fault,))
+        else:
+            edits = self.fault
+        return replace(RUN, kernel=kernel, edits=edits, seed=self.seed)
 
 
 @dataclass(frozen=True)
 class MutantResult:
-    """standing: what it comes to. checks: all that failed, as Caught-by names them. seconds: build, boot and run."""
+    """What the run of a mutant showed."""
 
     base: str
     name: str
     result: MutantOutcome
     checks: tuple[str, ...]
+    """All failed checks, as Caught-by names them."""
     reason: str
     seconds: float
+    """Duration of build, boot and run."""
     directory: str
 
 
 def read(patch: Path) -> Mutant:
-    """The mutant in the file `patch`."""
+    """Read the mutant in the file `patch`. Raises UsageError for an incomplete head."""
     head = patch.read_text().split("\n---\n", 1)[0]
     fields = {name: " ".join(text.split()) for name, text in HEAD.findall(head)}
     caught_by = tuple(fields.get("Caught-by", "").replace(",", " ").split())
     if bool(caught_by) == ("Cannot-be-seen" in fields):
-        raise UsageError(f"{patch}: say Caught-by: CHECK, or Cannot-be-seen: why, one of the two")
+        raise UsageError(f"{patch}: needs either Caught-by: CHECK or Cannot-be-seen: REASON")
     return Mutant(
         base=patch.parent.name,
         name=patch.stem,
@@ -94,7 +129,7 @@ def read(patch: Path) -> Mutant:
 
 
 def read_edits(path: Path) -> list[Mutant]:
-    """Those in the file of edits `path`, one for each kernel."""
+    """Read the file of edits `path`: one mutant for each of its kernels."""
     head = textedit.load(path)
     try:
         kernels, caught_by = head["kernels"], tuple(head["caught-by"])
@@ -104,12 +139,15 @@ def read_edits(path: Path) -> list[Mutant]:
         ]
     except (KeyError, TypeError) as error:
         raise UsageError(
-            f"{path}: say title, violates, caught-by (a list) and kernels (a list): {error}"
+            f"{path}: needs title, violates, caught-by (a list) and kernels (a list): {error}"
         ) from error
 
 
 def select(only: Sequence[str] = (), kernel: str | None = None) -> list[Mutant]:
-    """Those whose name matches one of the patterns `only`, of one base kernel or all."""
+    """The mutants whose name matches one of the patterns `only`, of the base `kernel` or of all.
+
+    Raises UsageError for a kernel or a pattern without mutants.
+    """
     known = [read(patch) for patch in sorted(DIRECTORY.glob("*/*.patch"))]
     known += [
         mutant for edits in sorted(DIRECTORY.glob("stock/*.yaml")) for mutant in read_edits(edits)
@@ -117,58 +155,63 @@ def select(only: Sequence[str] = (), kernel: str | None = None) -> list[Mutant]:
     bases = sorted({mutant.base for mutant in known})
     if kernel and kernel not in bases:
         raise UsageError(
-            f"there are no mutants of {kernel}{nearest(kernel, bases)}; there are of {', '.join(bases)}"
+            f"there are no mutants of {kernel}{nearest(kernel, bases)}, only of {', '.join(bases)}"
         )
-    found = [mutant for mutant in known if not kernel or mutant.base == kernel]
+    chosen = [mutant for mutant in known if not kernel or mutant.base == kernel]
     for pattern in only:
-        if not any(fnmatchcase(mutant.name, pattern) for mutant in found):
-            raise UsageError(
-                f"no mutant is called {pattern}{nearest(pattern, [mutant.name for mutant in found])}"
-            )
+        if not any(fnmatchcase(mutant.name, pattern) for mutant in chosen):
+            names = [mutant.name for mutant in chosen]
+            raise UsageError(f"no mutant is called {pattern}{nearest(pattern, names)}")
     return [
         mutant
-        for mutant in found
+        for mutant in chosen
         if not only or any(fnmatchcase(mutant.name, pattern) for pattern in only)
     ]
 
 
 def healthy(kernels: Iterable[str], count: int) -> list[Mutant]:
-    """The opposite proof: unbroken kernels, `count` times each with different seeds."""
+    """The control group: unbroken kernels, `count` times each with different seeds."""
     return [
         Mutant(
-            base=kernel, name=f"healthy-{seed}", fault=None, title=f"nothing is broken, seed {seed}"
+            base=kernel,
+            name=f"healthy-{seed}",
+            fault=None,
+            title=f"nothing is broken, seed {seed}",
+            seed=seed,
         )
         for kernel in kernels
         for seed in range(1, count + 1)
     ]
 
 
-def run_all(mutants: Sequence[Mutant], jobs: int, again: bool, done: Any) -> list[MutantResult]:
-    """Run those that have no result yet for this content (all with `again`), `jobs` at a time.
+def run_all(
+    mutants: Sequence[Mutant],
+    jobs: int,
+    again: bool,
+    on_result: Callable[[Mutant, MutantResult], None],
+) -> list[MutantResult]:
+    """Run the mutants, `jobs` at a time, and return their results in the same order.
 
-    done: called with each Mutant and Result, in the order in which they come in.
+    - again: also run mutants that already have a result for the same content.
+    - on_result: called with each result as soon as it is known, from several threads.
     """
 
-    def one(mutant: Mutant) -> MutantResult:
-        kept = state_dir() / "mutants" / f"{_identity(mutant)}.json"
-        if kept.exists() and not again:
-            result = MutantResult(
-                **{
-                    **json.loads(kept.read_text()),
-                    "checks": tuple(json.loads(kept.read_text())["checks"]),
-                }
-            )
+    def result_of(mutant: Mutant) -> MutantResult:
+        file = state_dir() / "mutants" / f"{_identity(mutant)}.json"
+        if file.exists() and not again:
+            content = json.loads(file.read_text())
+            result = MutantResult(**{**content, "checks": tuple(content["checks"])})
         else:
-            result = _run(mutant, kept.with_suffix(""), children)
+            result = _run(mutant, file.with_suffix(""), children)
             if result.result != "untested":
-                write_whole(kept, json.dumps(asdict(result), indent=1) + "\n")
-        done(mutant, result)
+                write_whole(file, json.dumps(asdict(result), indent=1) + "\n")
+        on_result(mutant, result)
         return result
 
     (state_dir() / "mutants").mkdir(exist_ok=True)
     children = Children()
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(one, mutant) for mutant in mutants]
+        futures = [pool.submit(result_of, mutant) for mutant in mutants]
         try:
             return [future.result() for future in futures]
         except BaseException:
@@ -178,13 +221,13 @@ def run_all(mutants: Sequence[Mutant], jobs: int, again: bool, done: Any) -> lis
 
 
 def _identity(mutant: Mutant) -> str:
-    """Of everything that a result depends on: the fault, the kernel's definition, and this program."""
-    program = sorted([*PROJECT.glob("orchestrator/**/*.py"), *PROJECT.glob("guest/**/*")])
-    folder = definition.DEFINITIONS
-    base = sorted([*(folder / mutant.base).glob("**/*"), folder / f"{mutant.base}.yaml"])
-    digest = hashlib.sha256(repr((mutant.base, mutant.name, RUN)).encode())
-    for file in [*([mutant.fault] if mutant.fault else []), *base, *program]:
-        if file.is_file() and file.name != Path(__file__).name:
+    """File name for the result: it depends on the run, the fault, the kernel and this program."""
+    definitions = definition.DEFINITIONS
+    base = [*(definitions / mutant.base).glob("**/*"), definitions / f"{mutant.base}.yaml"]
+    digest = hashlib.sha256(repr((mutant.name, mutant.spec().argv())).encode())
+    digest.update(program.digest().encode())
+    for file in [*([mutant.fault] if mutant.fault else []), *sorted(base)]:
+        if file.is_file():
             digest.update(file.read_bytes())
     return f"{mutant.base.replace(':', '-')}-{mutant.name}-{digest.hexdigest()[:16]}"
 
@@ -192,57 +235,31 @@ def _identity(mutant: Mutant) -> str:
 def _run(mutant: Mutant, directory: Path, children: Children) -> MutantResult:
     log = directory.with_name(f"{directory.name}.log")
     proc.run(["rm", "-rf", directory])
-    seed = mutant.name.rpartition("-")[2] if mutant.fault is None else "1"
-    arguments = ["--kernel", mutant.base, "--seed", seed, *RUN]
-    if mutant.fault:
-        arguments += [
-            "--patch" if mutant.fault.suffix == ".patch" else "--edit-text",
-            str(mutant.fault),
-        ]
-    ended = children.run(arguments, directory, log, cwd=PROJECT, longest=LONGEST)
-    verdict: dict[str, Any] = ended.verdict or {
-        "exit_status": EXIT_UNTESTABLE, "outcome": "infra", "reason": f"no verdict: {ended.why}", "checks": []
-    }  # fmt: skip
-    checks = failed(verdict)
-    result = judge(mutant, verdict["exit_status"], verdict["outcome"], checks)
+    ended = children.run(mutant.spec(), directory, log, cwd=PROJECT, longest=LONGEST)
+    verdict = ended.verdict or VerdictRecord(
+        outcome="infra", reason=f"no verdict: {ended.why}", exit_status=EXIT_UNTESTABLE
+    )
+    checks = failed_checks(verdict)
     return MutantResult(
-        mutant.base,
-        mutant.name,
-        result,
-        checks,
-        verdict["reason"],
-        round(ended.seconds, 1),
-        str(directory),
+        base=mutant.base,
+        name=mutant.name,
+        result=judge(mutant, verdict.exit_status, verdict.outcome, checks),
+        checks=checks,
+        reason=verdict.reason,
+        seconds=round(ended.seconds, 1),
+        directory=str(directory),
     )
 
 
-def failed(verdict: dict[str, Any]) -> tuple[str, ...]:
-    """The failed checks of a verdict.json, as Caught-by names them."""
-    names: list[str] = []
-    for check in verdict["checks"]:
-        if check["status"] != "fail":
-            continue
-        if check["check"] == "guest":
-            # Details begin with the step's name, SCENARIO.PART.
-            names += [f"guest/{line.partition(':')[0].split('.')[0]}" for line in check["details"]]
-        if check["check"] == "console" and (
-            where := re.search(r", in scenario (\S+)$", check["text"])
-        ):
-            names.append(f"console/{where[1]}")
-        names.append(check["check"])
-    return tuple(dict.fromkeys(names))
-
-
 def judge(mutant: Mutant, status: int, outcome: str, checks: tuple[str, ...]) -> MutantOutcome:
-    """What one run of a mutant comes to."""
+    """Classify one run of a mutant.
+
+    status, outcome: those of its verdict. checks: the failed ones, as Caught-by names them.
+    """
     if mutant.fault is None:
-        return (
-            "healthy"
-            if status == EXIT_PASS
-            else "blamed"
-            if status == EXIT_KERNEL_FAILED
-            else "untested"
-        )
+        if status == EXIT_PASS:
+            return "healthy"
+        return "blamed" if status == EXIT_KERNEL_FAILED else "untested"
     if status == EXIT_PASS:
         return "missed"
     if status != EXIT_KERNEL_FAILED:

@@ -66,7 +66,7 @@ def write(results: Results, seconds: float, directory: Path) -> None:
         "score": sentence,
         "seconds": round(seconds, 1),
         "cells": [
-            {"cell": cell.name, "asked": asdict(cell), **asdict(result)}
+            {"cell": cell.name, "asked": cell.to_json(), **asdict(result)}
             for cell, result in results.items()
         ],
     }
@@ -179,6 +179,7 @@ def _cases(results: Results) -> dict[str, list[tuple[Case, float]]]:
     for cell, result in results.items():
         details = [f"failed checks: {', '.join(result.failed)}"] if result.failed else []
         details += [result.directory] if result.directory else []
+        name = " ".join((*cell.shape, f"seed{cell.spec.seed}"))
         case = Case(
             group="sweep",
             name=" ".join((*cell.shape, f"seed{cell.seed}")),

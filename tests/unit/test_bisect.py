@@ -1,4 +1,5 @@
-"""Bisections with a tester that is made up, with real child processes, and over real git histories."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""Bisections with a fake tester, with real child processes, and over real git histories."""
 
 from __future__ import annotations
 
@@ -18,22 +19,24 @@ from orchestrator.errors import InfraError, UsageError
 from orchestrator.kernel.model import KernelRequest
 from orchestrator.many.bisect.bisection import Bisection, explained
 from orchestrator.many.bisect.candidates import Commits, Ready, Series
-from orchestrator.many.bisect.tester import ChildTester, RunSummary, property_signature, signatures
+from orchestrator.many.bisect.tester import ChildTester, RunSummary, property_signature
+from orchestrator.spec import RunSpec
 
 SYNC = RunSummary("fail", ("sync",), "sync: no CPU had run do_sync_core", 1.0)
 PASS = RunSummary("pass", seconds=1.0)
 
 
-class Fake:
-    """Says what `says(number, attempt)` says."""
+class FakeTester:
+    """Returns what `answer(number, attempt)` returns."""
 
-    def __init__(self, says: Callable[[int, int], RunSummary]) -> None:
-        self.says, self.runs, self.stopped, self._lock = says, list[int](), False, threading.Lock()
+    def __init__(self, answer: Callable[[int, int], RunSummary]) -> None:
+        self.answer, self._lock = answer, threading.Lock()
+        self.runs, self.stopped = list[int](), False
 
     def test(self, number: int, attempt: int) -> RunSummary:
         with self._lock:
             self.runs.append(number)
-            return self.says(number, attempt)
+            return self.answer(number, attempt)
 
     def stop(self) -> None:
         self.stopped = True
@@ -43,32 +46,32 @@ def ready(count: int) -> Ready:
     return Ready(KernelRequest(), [f"debian:6.1.{number}" for number in range(count)])
 
 
-def test_the_first_bad_one_is_found_and_explained(tmp_path: Path) -> None:
-    fake = Fake(lambda number, _: SYNC if number >= 11 else PASS)
+def test_the_first_bad_candidate_is_found_and_explained(tmp_path: Path) -> None:
+    fake = FakeTester(lambda number, _: SYNC if number >= 11 else PASS)
     bisection = Bisection(ready(32), fake, tmp_path / "log")
     answer = bisection.run()
     assert (answer.first, answer.last) == (11, 11)
     assert fake.runs[:2] == [31, 0] and fake.stopped
     text = explained(bisection, answer)
-    assert "the first bad one is debian:6.1.11" in text
+    assert "the first bad candidate is debian:6.1.11" in text
     assert "debian:6.1.10 is good, debian:6.1.11 is bad" in text
     assert "signature:   sync" in text
 
 
 @pytest.mark.parametrize("jobs", [1, 3])
-def test_a_fault_that_shows_now_and_then_is_found(tmp_path: Path, jobs: int) -> None:
+def test_an_intermittent_fault_is_found(tmp_path: Path, jobs: int) -> None:
     seed = int(os.environ.get("BISECT_SEED", "5"))
     print(f"seed {seed}")
-    chance = random.Random(seed)
-    fake = Fake(lambda number, _: SYNC if number >= 40 and chance.random() < 1 / 3 else PASS)
+    rng = random.Random(seed)
+    fake = FakeTester(lambda number, _: SYNC if number >= 40 and rng.random() < 1 / 3 else PASS)
     answer = Bisection(ready(64), fake, tmp_path / "log", jobs=jobs, confidence=0.999).run()
     assert (answer.first, answer.last) == (40, 40)
 
 
-def test_another_crash_does_not_mislead(tmp_path: Path) -> None:
+def test_another_crash_does_not_mislead_the_search(tmp_path: Path) -> None:
     oops = RunSummary("oops", ("console: oops: general protection fault",), "oops", 1.0)
-    # From 5 on something else goes wrong in every second run.
-    fake = Fake(
+    # From 5 on, every second run fails in another way.
+    fake = FakeTester(
         lambda number, attempt: (
             oops if number >= 5 and attempt % 2 else SYNC if number >= 20 else PASS
         )
@@ -78,84 +81,88 @@ def test_another_crash_does_not_mislead(tmp_path: Path) -> None:
     assert bisection.signature == "sync"
 
 
-def test_another_signature_can_be_asked_for(tmp_path: Path) -> None:
+def test_another_signature_can_be_requested(tmp_path: Path) -> None:
     both = RunSummary("fail", ("sync", "int3"), "both", 1.0)
-    whole = RunSummary("fail", ("sync",), "sync", 1.0, passed=("int3",))
-    fake = Fake(lambda number, _: both if number >= 9 else whole if number >= 4 else PASS)
+    other = RunSummary("fail", ("sync",), "sync", 1.0, passed=("int3",))
+    fake = FakeTester(lambda number, _: both if number >= 9 else other if number >= 4 else PASS)
     assert Bisection(ready(16), fake, tmp_path / "log", signature="int3").run().first == 9
 
 
-def test_what_does_not_build_is_narrowed_around(tmp_path: Path) -> None:
+def test_candidates_that_do_not_build_are_narrowed_down(tmp_path: Path) -> None:
     broken = RunSummary("build-error", (), "does not build", 1.0)
-    fake = Fake(lambda number, _: broken if number in (7, 8, 9) else SYNC if number >= 8 else PASS)
+    fake = FakeTester(
+        lambda number, _: broken if number in (7, 8, 9) else SYNC if number >= 8 else PASS
+    )
     bisection = Bisection(ready(16), fake, tmp_path / "log")
     answer = bisection.run()
     assert (answer.first, answer.last) == (7, 10)
     assert "cannot be tested: does not build" in explained(bisection, answer)
-    assert "one of these" in explained(bisection, answer)
+    assert "is one of these" in explained(bisection, answer)
 
 
-def test_infra_never_votes_and_ends_it_when_there_is_nothing_else(tmp_path: Path) -> None:
+def test_infra_never_votes_and_ends_a_bisection_without_other_results(tmp_path: Path) -> None:
     infra = RunSummary("infra", (), "no KVM", 1.0)
-    sick = Fake(lambda number, _: infra if 0 < number < 15 else SYNC if number else PASS)
+    sick = FakeTester(lambda number, _: infra if 0 < number < 15 else SYNC if number else PASS)
     with pytest.raises(InfraError, match="5 runs in a row"):
         Bisection(ready(16), sick, tmp_path / "log").run()
-    well = Fake(lambda number, _: SYNC if number >= 6 else PASS)
+    well = FakeTester(lambda number, _: SYNC if number >= 6 else PASS)
     assert Bisection(ready(16), well, tmp_path / "log").run().first == 6
 
 
 @pytest.mark.parametrize("end", [0, 15])
-def test_an_end_that_cannot_be_tested_is_said(tmp_path: Path, end: int) -> None:
+def test_an_end_that_cannot_be_tested_is_reported(tmp_path: Path, end: int) -> None:
     broken = RunSummary("build-error", (), "gcc says no", 1.0)
-    fake = Fake(lambda number, _: broken if number == end else SYNC if number else PASS)
+    fake = FakeTester(lambda number, _: broken if number == end else SYNC if number else PASS)
     with pytest.raises(UsageError, match="gcc says no"):
         Bisection(ready(16), fake, tmp_path / "log").run()
 
 
-def test_a_bad_end_that_passes_is_said(tmp_path: Path) -> None:
+def test_a_bad_end_that_passes_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="passed 100 runs"):
-        Bisection(ready(16), Fake(lambda number, attempt: PASS), tmp_path / "log").run()
+        Bisection(ready(16), FakeTester(lambda number, attempt: PASS), tmp_path / "log").run()
 
 
-def test_a_good_end_that_fails_is_said(tmp_path: Path) -> None:
+def test_a_good_end_that_fails_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"the good end .* is bad itself"):
-        Bisection(ready(16), Fake(lambda number, attempt: SYNC), tmp_path / "log").run()
+        Bisection(ready(16), FakeTester(lambda number, attempt: SYNC), tmp_path / "log").run()
 
 
-def test_an_interrupted_bisection_goes_on_where_it_was(tmp_path: Path) -> None:
-    def says(number: int, attempt: int) -> RunSummary:
+def test_an_interrupted_bisection_continues(tmp_path: Path) -> None:
+    def answer(number: int, attempt: int) -> RunSummary:
         return SYNC if number >= 11 else PASS
 
-    whole = Fake(says)
+    whole = FakeTester(answer)
     Bisection(ready(32), whole, tmp_path / "whole").run()
 
-    def breaks(number: int, attempt: int) -> RunSummary:
+    def interrupt(number: int, attempt: int) -> RunSummary:
         if len(first.runs) == 5:
             raise KeyboardInterrupt
-        return says(number, attempt)
+        return answer(number, attempt)
 
-    first, second = Fake(breaks), Fake(says)
+    first, second = FakeTester(interrupt), FakeTester(answer)
     with pytest.raises(KeyboardInterrupt):
         Bisection(ready(32), first, tmp_path / "log").run()
     with (tmp_path / "log").open("a") as log:
-        log.write('{"candidate": "debian:6.1.3", "se')  # killed in the middle of a line
+        log.write('{"candidate": "debian:6.1.3", "ou')  # killed in the middle of a line
     assert Bisection(ready(32), second, tmp_path / "log").run().first == 11
     assert first.runs[:4] + second.runs == whole.runs
-    finished = Fake(says)
+    finished = FakeTester(answer)
     assert Bisection(ready(32), finished, tmp_path / "log").run().first == 11
     assert finished.runs == []
 
 
-def test_a_log_of_another_bisection_is_not_taken(tmp_path: Path) -> None:
-    Bisection(ready(8), Fake(lambda number, _: SYNC if number else PASS), tmp_path / "log").run()
+def test_a_log_of_another_bisection_is_refused(tmp_path: Path) -> None:
+    Bisection(
+        ready(8), FakeTester(lambda number, _: SYNC if number else PASS), tmp_path / "log"
+    ).run()
     with pytest.raises(UsageError, match="another bisection"):
-        Bisection(ready(9), Fake(lambda number, _: PASS), tmp_path / "log")
+        Bisection(ready(9), FakeTester(lambda number, _: PASS), tmp_path / "log")
 
 
-def test_the_same_runs_answer_for_another_signature(tmp_path: Path) -> None:
+def test_logged_runs_are_judged_again_for_another_signature(tmp_path: Path) -> None:
     both = RunSummary("fail", ("sync", "int3"), "both", 1.0)
-    whole = RunSummary("fail", ("sync",), "sync", 1.0, passed=("int3",))
-    fake = Fake(lambda number, _: both if number >= 9 else whole if number >= 4 else PASS)
+    other = RunSummary("fail", ("sync",), "sync", 1.0, passed=("int3",))
+    fake = FakeTester(lambda number, _: both if number >= 9 else other if number >= 4 else PASS)
     assert Bisection(ready(16), fake, tmp_path / "log").run().first == 4
     before = len(fake.runs)
     again = Bisection(ready(16), fake, tmp_path / "log", signature="int3")
@@ -163,37 +170,14 @@ def test_the_same_runs_answer_for_another_signature(tmp_path: Path) -> None:
     assert len(again.entries) == len(fake.runs) > before
 
 
-# -- signatures
-
-
-def test_a_signature_is_the_same_for_another_run_of_the_same_fault() -> None:
-    def verdict(address: str, cpu: int) -> dict[str, object]:
-        console = {"check": "console", "status": "fail", "text": "", "details": [
-            f"line {cpu}7: oops: general protection fault, probably for non-canonical address 0x{address}: 0000 [#1]",
-        ]}  # fmt: skip
-        sync = {
-            "check": "sync",
-            "status": "fail",
-            "text": f"CPU {cpu} had not run (site {address})",
-            "details": [],
-        }
-        return {"outcome": "oops", "reason": "", "checks": [sync, console]}
-
-    one, other = (
-        signatures(verdict("ffffffffa0000acb", 1)),
-        signatures(verdict("dead000000000122", 3)),
-    )
-    assert one == other
-    assert one[0] == "sync" and "general protection fault" in one[1]
-
-
 # -- child processes
 
 
 PROGRAM = """
 import json, pathlib, sys
-words = sys.argv[1:]
-kernel, output = words[words.index("--kernel") + 1], pathlib.Path(words[words.index("--output") + 1])
+arguments = sys.argv[1:]
+kernel = arguments[arguments.index("--kernel") + 1]
+output = pathlib.Path(arguments[arguments.index("--output") + 1])
 number = int(kernel.rpartition(".")[2])
 if number == 3:
     print("orchestrator: there is no such kernel")
@@ -201,7 +185,8 @@ if number == 3:
 output.mkdir(parents=True)
 check = {"check": "sync", "status": "fail", "text": "", "details": []}
 bad = number >= 6
-verdict = {"outcome": "fail" if bad else "pass", "reason": "r", "checks": [check] if bad else []}
+verdict = {"schema": 2, "outcome": "fail" if bad else "pass", "reason": "r", "exit_status": int(bad),
+           "kernel": None, "edited": [], "hang_report": [], "soak": None, "checks": [check] if bad else []}
 (output / "verdict.json").write_text(json.dumps(verdict))
 (output / "console.log").write_text("[    0.1] booting\\n")
 (output / "guest.ktap").write_text("KTAP version 1\\n" + ("# pokes by=new_name\\n" if number >= 4 else ""))
@@ -215,20 +200,25 @@ def test_real_children_are_run(tmp_path: Path, jobs: int) -> None:
     program.write_text(PROGRAM)
     candidates = ready(9)
     tester = ChildTester(
-        candidates, ["--smp", "2"], tmp_path / "runs", program=(sys.executable, str(program))
+        candidates, RunSpec(smp=2), tmp_path / "runs", program=(sys.executable, str(program))
     )
     assert tester.test(3, 0).outcome == "build-error"
     assert tester.test(3, 0).reason == "there is no such kernel"
     bisection = Bisection(candidates, tester, tmp_path / "log", jobs=jobs)
     assert bisection.run().first == 6
-    assert all(Path(entry.told.directory).is_dir() for entry in bisection.entries)
+    assert all(Path(entry.summary.directory).is_dir() for entry in bisection.entries)
 
 
-def test_a_property_is_bisected_as_a_fault_is(tmp_path: Path) -> None:
+def test_a_property_can_be_bisected_like_a_fault(tmp_path: Path) -> None:
     candidates, program = ready(9), tmp_path / "program.py"
     program.write_text(PROGRAM)
-    words = (sys.executable, str(program))
-    tester = ChildTester(candidates, [], tmp_path / "runs", shows="by=new|by=newer", program=words)
+    tester = ChildTester(
+        candidates,
+        RunSpec(),
+        tmp_path / "runs",
+        shows="by=new|by=newer",
+        program=(sys.executable, str(program)),
+    )
     bisection = Bisection(
         candidates, tester, tmp_path / "log", signature=property_signature("by=new|by=newer")
     )
@@ -239,12 +229,13 @@ def test_a_property_is_bisected_as_a_fault_is(tmp_path: Path) -> None:
     assert "# pokes by=new_name" in explained(bisection, answer)
 
 
-def test_a_child_that_dies_is_infra_and_a_stop_ends_it(tmp_path: Path) -> None:
+def test_a_child_that_dies_or_is_stopped_is_infra(tmp_path: Path) -> None:
     candidates = ready(3)
-    dying = ChildTester(candidates, [], tmp_path / "a", program=("sh", "-c", "kill -9 $$"))
+    dying = ChildTester(candidates, RunSpec(), tmp_path / "a", program=("sh", "-c", "kill -9 $$"))
     assert dying.test(0, 0).outcome == "infra"
-    long = ChildTester(candidates, [], tmp_path / "b", program=("sleep", "100", ";"))
-    long.program = ("sh", "-c", "exec sleep 100")
+    long = ChildTester(
+        candidates, RunSpec(), tmp_path / "b", program=("sh", "-c", "exec sleep 100")
+    )
     threading.Timer(0.3, long.stop).start()
     assert long.test(0, 0).outcome == "infra"
 
@@ -285,7 +276,7 @@ def state(tree: Path) -> list[tuple[str, int]]:
     return sorted((str(path), path.lstat().st_mtime_ns) for path in tree.rglob("*"))
 
 
-def test_each_commit_is_checked_out_elsewhere(tree: Path) -> None:
+def test_each_commit_is_checked_out_outside_the_tree(tree: Path) -> None:
     before = state(tree)
     commits = Commits(KernelRequest(), tree, "v1", "v4")
     assert [one.title for one in commits.candidates] == ["step 1", "step 2", "step 3", "step 4"]
@@ -299,7 +290,7 @@ def test_each_commit_is_checked_out_elsewhere(tree: Path) -> None:
     assert "1 file changed" in commits.reference(2)
 
 
-def test_two_jobs_have_a_checkout_each(tree: Path) -> None:
+def test_each_job_has_a_checkout_of_its_own(tree: Path) -> None:
     commits = Commits(KernelRequest(), tree, "v0", "v5", slots=2)
     with commits.request(1) as one, commits.request(4) as other:
         assert one.tree and other.tree
@@ -312,12 +303,14 @@ def test_two_jobs_have_a_checkout_each(tree: Path) -> None:
 @pytest.mark.parametrize(
     ("good", "bad"), [("v4", "v1"), ("v1", "v1"), ("v1", "v9"), ("--help", "v1")]
 )
-def test_ends_that_make_no_history_are_wrong_usage(tree: Path, good: str, bad: str) -> None:
+def test_ends_without_a_history_between_them_are_wrong_usage(
+    tree: Path, good: str, bad: str
+) -> None:
     with pytest.raises(UsageError):
         Commits(KernelRequest(), tree, good, bad)
 
 
-def test_a_series_is_its_prefixes(tmp_path: Path) -> None:
+def test_the_candidates_of_a_series_are_its_prefixes(tmp_path: Path) -> None:
     (tmp_path / "patches").mkdir()
     for name in ("a.patch", "patches/b.patch"):
         (tmp_path / name).write_text("--- a/x\n+++ b/x\n@@ -1 +1 @@\n-1\n+2\n")
@@ -360,17 +353,17 @@ def test_the_simulation_prints_its_table(capsys: pytest.CaptureFixture[str]) -> 
         )
         == 0
     )
-    said = capsys.readouterr().out
-    assert "seed 3" in said and "ours" in said and "plain" in said
+    output = capsys.readouterr().out
+    assert "seed 3" in output and "ours" in output and "plain" in output
 
 
-def test_the_log_tells_each_run(tmp_path: Path) -> None:
+def test_the_log_has_a_line_for_each_run(tmp_path: Path) -> None:
     Bisection(
-        ready(8), Fake(lambda number, _: SYNC if number >= 3 else PASS), tmp_path / "log"
+        ready(8), FakeTester(lambda number, _: SYNC if number >= 3 else PASS), tmp_path / "log"
     ).run()
     head, first, *_ = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
-    assert head["version"] == 1
-    assert (first["candidate"], first["seen"], first["told"]["signatures"]) == (
+    assert head["version"] == 2
+    assert (first["candidate"], first["outcome"], first["summary"]["signatures"]) == (
         "debian:6.1.7",
         "fail",
         ["sync"],

@@ -1,4 +1,5 @@
-"""A run in a process of its own: what comes back, and that none is left."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""A run in a child process: what comes back, and that none is left behind."""
 
 from __future__ import annotations
 
@@ -12,12 +13,22 @@ import pytest
 
 from orchestrator.kernel.model import KernelRequest
 from orchestrator.many.children import Children, Stopped
+from orchestrator.spec import RunSpec
+from orchestrator.verdict.result import VerdictRecord
 
 SLEEPER = (
     sys.executable,
     "-c",
     "import os, sys, time; print(os.getpid(), flush=True); time.sleep(60)",
 )
+WRITER = """
+import json, pathlib, sys
+directory = pathlib.Path(sys.argv[-1])
+directory.mkdir()
+verdict = {"schema": 2, "outcome": "pass", "reason": "r", "exit_status": 0, "kernel": None,
+           "edited": [], "hang_report": [], "soak": None, "checks": [], "seconds": {}}
+(directory / "verdict.json").write_text(json.dumps(verdict))
+"""
 DEAF = (
     sys.executable,
     "-c",
@@ -33,48 +44,54 @@ def alive(log: Path) -> bool:
     return True
 
 
-def test_the_verdict_is_read_back_and_without_one_the_last_line_says_why(tmp_path: Path) -> None:
-    write = "import pathlib, sys; d = pathlib.Path(sys.argv[-1]); d.mkdir(); (d / 'verdict.json').write_text('{}')"
+def test_the_verdict_is_read_back_or_the_last_line_says_why_there_is_none(tmp_path: Path) -> None:
     ended = Children().run(
-        [], tmp_path / "run", tmp_path / "log", program=(sys.executable, "-c", write)
+        RunSpec(), tmp_path / "run", tmp_path / "log", program=(sys.executable, "-c", WRITER)
     )
-    assert (ended.status, ended.verdict) == (0, {})
+    assert (ended.status, ended.verdict) == (
+        0,
+        VerdictRecord(outcome="pass", reason="r", exit_status=0),
+    )
     program = ("sh", "-c", "echo one; echo orchestrator: there is no such kernel >&2; exit 129")
-    ended = Children().run([], tmp_path / "other", tmp_path / "log", program=program)
+    ended = Children().run(RunSpec(), tmp_path / "other", tmp_path / "log", program=program)
     assert (ended.status, ended.verdict, ended.why) == (129, None, "there is no such kernel")
     ended = Children().run(
-        [], tmp_path / "other", tmp_path / "log", program=("sh", "-c", "kill -9 $$")
+        RunSpec(), tmp_path / "other", tmp_path / "log", program=("sh", "-c", "kill -9 $$")
     )
     assert (ended.status, ended.why) == (-9, "it ended with status -9")
 
 
-def test_one_that_takes_too_long_is_killed(tmp_path: Path) -> None:
-    ended = Children().run([], tmp_path / "run", tmp_path / "log", program=SLEEPER, longest=0.6)
+def test_a_child_that_takes_too_long_is_killed(tmp_path: Path) -> None:
+    ended = Children().run(
+        RunSpec(), tmp_path / "run", tmp_path / "log", program=SLEEPER, longest=0.6
+    )
     assert ended.status is None and "had not ended after" in ended.why
     assert not alive(tmp_path / "log")
 
 
-def test_stop_ends_what_runs_and_lets_nothing_begin(tmp_path: Path) -> None:
+def test_stop_ends_all_children_and_starts_no_others(tmp_path: Path) -> None:
     children = Children()
     threading.Timer(0.7, children.stop).start()
     with pytest.raises(Stopped):
-        children.run([], tmp_path / "run", tmp_path / "log", program=SLEEPER)
+        children.run(RunSpec(), tmp_path / "run", tmp_path / "log", program=SLEEPER)
     assert not alive(tmp_path / "log")
     with pytest.raises(Stopped):
-        children.run([], tmp_path / "run", tmp_path / "log2", program=SLEEPER)
+        children.run(RunSpec(), tmp_path / "run", tmp_path / "log2", program=SLEEPER)
 
 
-def test_one_that_nobody_wants_any_more_is_ended_also_when_it_does_not_listen(
+def test_an_unwanted_child_is_ended_even_if_it_ignores_the_signal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orchestrator.many.children.GRACE", 0.3)
     start = time.monotonic()
     with pytest.raises(Stopped):
-        Children().run([], tmp_path / "run", tmp_path / "log", program=DEAF, unwanted=lambda: True)
+        Children().run(
+            RunSpec(), tmp_path / "run", tmp_path / "log", program=DEAF, unwanted=lambda: True
+        )
     assert time.monotonic() - start < 20
 
 
-def test_a_request_as_options() -> None:
+def test_a_kernel_request_as_arguments() -> None:
     assert KernelRequest(selector="debian:6.1").argv() == ["--kernel", "debian:6.1"]
     request = KernelRequest(
         tree=Path("/t"),

@@ -1,4 +1,5 @@
-"""The command line: what is accepted, what it becomes, and the exit status of everything that can happen."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""The command line: which options there are, what they become, and every exit status."""
 
 from __future__ import annotations
 
@@ -29,8 +30,8 @@ from orchestrator.verdict.result import RunResult
 
 
 @pytest.fixture
-def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
-    """The specs for which a run was asked; each passes at once."""
+def requested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
+    """The specs of all runs that were requested. Each run passes at once."""
     specs: list[RunSpec] = []
 
     def run(spec: RunSpec) -> RunResult:
@@ -57,7 +58,7 @@ def result(
 
 
 def status(*arguments: str) -> int:
-    """What the shell would see."""
+    """The exit status that a shell would see."""
     try:
         return cli.main(arguments)
     except SystemExit as end:
@@ -87,6 +88,9 @@ def status(*arguments: str) -> int:
         ["run", "--duration", "inf"],
         ["run", "--duration", "long"],
         ["run", "--seed", "x"],
+        ["run", "--seed", "-1"],
+        ["run", "--memory", "64"],
+        ["run", "--scen", "nop5"],
         ["kernels"],
         ["kernels", "burn"],
     ],
@@ -100,7 +104,7 @@ def test_wrong_usage_is_129_in_one_sentence(
     assert last.startswith("orchestrator: ")
 
 
-def test_an_unknown_scenario_is_wrong_usage_before_anything_is_done(
+def test_an_unknown_scenario_is_wrong_usage_and_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
@@ -110,37 +114,62 @@ def test_an_unknown_scenario_is_wrong_usage_before_anything_is_done(
 
 
 def test_a_directory_in_use_is_wrong_usage(tmp_path: Path) -> None:
-    (tmp_path / "theirs").write_text("precious")
+    (tmp_path / "existing").write_text("precious")
     assert status("run", "--output", str(tmp_path)) == errors.EXIT_USAGE
-    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+    assert [path.name for path in tmp_path.iterdir()] == ["existing"]
 
 
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["--version"], ["run", "--help"], ["scenarios"]], ids=" ".join
 )
-def test_what_only_tells_is_0(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_printing_information_exits_with_0(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert status(*arguments) == 0
     assert capsys.readouterr().out
 
 
-# -- what the options become
+HEAVY = (
+    "asyncio", "capstone", "jinja2", "numpy", "paramiko", "pexpect", "platformdirs", "pydantic",
+    "pygdbmi", "rich", "sqlite3", "yaml",
+)  # fmt: skip
+"""Modules that take long to import. --help and completion must not wait for them."""
 
 
-def test_the_defaults(asked: list[RunSpec]) -> None:
+@pytest.mark.parametrize("arguments", [["--help"], ["bisect", "--help"]], ids=" ".join)
+def test_help_imports_no_heavy_module(arguments: list[str]) -> None:
+    script = f"""
+import sys
+from orchestrator import cli
+try:
+    cli.main({arguments!r})
+except SystemExit:
+    print(*sorted(set(sys.modules) & set({HEAVY!r})), file=sys.stderr)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stderr.split() == []
+
+
+# -- from options to a request
+
+
+def test_the_defaults(requested: list[RunSpec]) -> None:
     assert status("run") == 0
-    (spec,) = asked
+    (spec,) = requested
     assert spec == RunSpec()
     assert (spec.smp, spec.accel, spec.seed, spec.scenarios) == (8, "auto", 1, ())
 
 
-def test_every_option(asked: list[RunSpec], tmp_path: Path) -> None:
+def test_every_option(requested: list[RunSpec], tmp_path: Path) -> None:
     options = (
         "--kernel debian:6.1 --patch a.patch --patch b.patch --config c.config --set KASAN=y --smp 4 "
         "--accel tcg-single --cpu qemu64 --memory 512 --scenario nop5 --scenario key* --duration 0.5 --seed 7 "
         "--qemu /q --output /o"
     )
     assert status("run", *options.split()) == 0
-    assert asked == [
+    assert requested == [
         RunSpec(
             kernel=KernelRequest(
                 selector="debian:6.1",
@@ -161,16 +190,16 @@ def test_every_option(asked: list[RunSpec], tmp_path: Path) -> None:
     ]
 
 
-def test_the_tree(asked: list[RunSpec]) -> None:
+def test_the_tree(requested: list[RunSpec]) -> None:
     assert status("run", "--tree", ".", "--smp", "8") == 0
-    assert asked[0].kernel.tree == Path()
+    assert requested[0].kernel.tree == Path()
 
 
-# -- what becomes of a run
+# -- verdicts and exceptions
 
 
 @pytest.mark.parametrize(
-    ("outcome", "wanted"),
+    ("outcome", "expected"),
     [
         ("pass", 0),
         ("fail", 1),
@@ -181,9 +210,9 @@ def test_the_tree(asked: list[RunSpec]) -> None:
         ("lost-vm", 125),
     ],
 )
-def test_the_verdict_is_the_status(
+def test_the_verdict_decides_the_exit_status(
     outcome: str,
-    wanted: int,
+    expected: int,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -192,7 +221,7 @@ def test_the_verdict_is_the_status(
         judge(Run().evidence()), outcome=outcome, reason="for a [bold]reason[/]"
     )
     monkeypatch.setattr(orchestrator.run, "run", lambda spec: result(tmp_path, verdict=verdict))
-    assert status("run") == wanted
+    assert status("run") == expected
     for report in (capsys.readouterr().out, (tmp_path / "report.txt").read_text()):
         assert report.strip().splitlines()[-1] == f"{outcome.upper()}  for a [bold]reason[/]"
 
@@ -205,7 +234,7 @@ def raising(error: BaseException) -> Callable[[RunSpec], Any]:
 
 
 @pytest.mark.parametrize(
-    ("error", "wanted"),
+    ("error", "expected"),
     [
         (errors.UsageError("no such tree"), 129),
         (errors.BuildError("hunk 2 does not apply"), 125),
@@ -219,17 +248,17 @@ def raising(error: BaseException) -> Callable[[RunSpec], Any]:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
 )
-def test_what_ends_the_program(
+def test_every_exception_has_an_exit_status_and_a_message(
     error: BaseException,
-    wanted: int,
+    expected: int,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(orchestrator.run, "run", raising(error))
-    assert status("run") == wanted
-    said = capsys.readouterr().err.strip()
-    assert said.splitlines()[-1].startswith("orchestrator: ")
-    assert ("Traceback" in said) == isinstance(error, ValueError | AssertionError)
+    assert status("run") == expected
+    errors_shown = capsys.readouterr().err.strip()
+    assert errors_shown.splitlines()[-1].startswith("orchestrator: ")
+    assert ("Traceback" in errors_shown) == isinstance(error, ValueError | AssertionError)
 
 
 SCRIPT = """
@@ -244,7 +273,7 @@ sys.exit(cli.main(["run"]))
 """
 
 
-def test_a_reader_that_goes_away_does_not_change_the_verdict(tmp_path: Path) -> None:
+def test_a_closed_pipe_does_not_change_the_verdict(tmp_path: Path) -> None:
     """`orchestrator run | head -1`"""
     ours, theirs = os.pipe()
     os.close(ours)
@@ -264,26 +293,26 @@ def test_a_reader_that_goes_away_does_not_change_the_verdict(tmp_path: Path) -> 
 # -- the run directory
 
 
-def test_the_script_that_repeats_the_run(tmp_path: Path) -> None:
+def test_repeat_sh_requests_the_same_run(tmp_path: Path) -> None:
     directory = tmp_path / "a run"
     spec = RunSpec(smp=2, scenarios=("key*",), seed=7, directory=directory)
     assert rundir.create(spec) == directory
     script = (directory / "repeat.sh").read_text()
-    words = shlex.split(script.splitlines()[-1])[1:-1]
-    assert words[:4] == [sys.executable, "-m", "orchestrator", "run"]
+    command = shlex.split(script.splitlines()[-1])[1:-1]
+    assert command[:4] == [sys.executable, "-m", "orchestrator", "run"]
     assert os.access(directory / "repeat.sh", os.X_OK)
-    options = cli.parser().parse_args(words[3:])
+    options = cli.parser().parse_args(command[3:])
     assert run_spec(options) == replace(spec, directory=None)
 
 
-def test_the_request_is_kept_and_read_back(tmp_path: Path) -> None:
+def test_spec_json_is_the_request(tmp_path: Path) -> None:
     kernel = KernelRequest(tree=Path("/t"), patches=(Path("/p"),), settings=("CONFIG_X=y",))
     spec = RunSpec(kernel=kernel, smp=2, scenarios=("key*",), directory=tmp_path / "run")
     kept = json.loads((rundir.create(spec) / "spec.json").read_text())
     assert from_json(RunSpec, kept) == spec
 
 
-def test_a_report_that_cannot_be_written_leaves_the_verdict_as_it_is(
+def test_a_report_that_cannot_be_written_does_not_change_the_verdict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(*_: object) -> None:
@@ -294,5 +323,6 @@ def test_a_report_that_cannot_be_written_leaves_the_verdict_as_it_is(
     monkeypatch.setattr("orchestrator.report.terminal.show", lambda *_: None)
     monkeypatch.setattr("orchestrator.report.files.github", lambda *_: [])
     run_command._report(cast(RunResult, SimpleNamespace(directory=tmp_path)))
-    said = capsys.readouterr().err
-    assert "report.html could not be written" in said and "the history could not be written" in said
+    output = capsys.readouterr().err
+    assert "report.html could not be written" in output
+    assert "the history could not be written" in output

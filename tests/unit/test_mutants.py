@@ -1,8 +1,10 @@
-"""Kernels broken on purpose: how they are described, and what a run of one comes to."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""Mutants: how they are described, and how their runs are classified."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ ALL = mutants.select()
 
 
 @pytest.mark.parametrize("mutant", ALL, ids=lambda mutant: f"{mutant.base}/{mutant.name}")
-def test_each_says_what_is_broken_and_who_is_to_notice(mutant: Mutant) -> None:
+def test_each_mutant_says_what_is_broken_and_which_check_sees_it(mutant: Mutant) -> None:
     assert mutant.base in definition.names() or mutant.base.startswith("debian:")
     assert mutant.title and mutant.violates
     known = {*CLAIMS, *(function.__name__ for function in CHECKS)}
@@ -39,7 +41,7 @@ def test_each_says_what_is_broken_and_who_is_to_notice(mutant: Mutant) -> None:
     )
 
 
-def test_there_are_enough_of_both_algorithms() -> None:
+def test_there_are_enough_mutants_of_each_algorithm() -> None:
     counted = [mutant.base for mutant in ALL if not mutant.unseen]
     assert len(counted) >= 40
     assert min(counted.count(base) for base in ("6.1-int3", "6.1-plain")) >= 15
@@ -53,21 +55,21 @@ def test_select_by_pattern_and_kernel() -> None:
     assert {mutant.base for mutant in mutants.select((), "6.1-plain")} == {"6.1-plain"}
     with pytest.raises(UsageError, match="did you mean no-int3"):
         mutants.select(["no-int4"])
-    with pytest.raises(UsageError, match=r"there are of 6\.1-int3, 6\.1-plain, debian"):
+    with pytest.raises(UsageError, match=r"only of 6\.1-int3, 6\.1-plain, debian"):
         mutants.select((), "6.2")
 
 
 @pytest.mark.parametrize(
-    ("head", "said"),
+    ("head", "message"),
     [
-        ("Subject: x\n", "one of the two"),
-        ("Subject: x\nCaught-by: sync\nCannot-be-seen: why\n", "one of the two"),
+        ("Subject: x\n", "needs either"),
+        ("Subject: x\nCaught-by: sync\nCannot-be-seen: why\n", "needs either"),
     ],
 )
-def test_a_head_that_does_not_say_it_is_wrong(tmp_path: Path, head: str, said: str) -> None:
+def test_an_incomplete_head_is_an_error(tmp_path: Path, head: str, message: str) -> None:
     patch = tmp_path / "x.patch"
     patch.write_text(f"{head}---\n--- a/f\n+++ b/f\n")
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         mutants.read(patch)
 
 
@@ -94,42 +96,26 @@ WHOLE = Mutant(base="k", name="healthy-1", fault=None, title="t")
         (WHOLE, 125, "infra", (), "untested"),
     ],
 )
-def test_what_a_run_comes_to(
+def test_the_classes_of_runs(
     mutant: Mutant, status: int, outcome: str, checks: tuple[str, ...], result: str
 ) -> None:
     assert mutants.judge(mutant, status, outcome, checks) == result
 
 
-def test_the_failed_checks_of_a_verdict() -> None:
-    verdict = {
-        "checks": [
-            {"check": "sync", "status": "fail", "details": ["nop5: between"]},
-            {"check": "writes", "status": "pass", "details": []},
-            {
-                "check": "guest",
-                "status": "fail",
-                "details": ["held-off.free: a", "nop5.direct.on: b", "hotplug: c"],
-            },
-            {"check": "coverage", "status": "blind", "details": []},
-        ]
-    }
-    assert mutants.failed(verdict) == (
-        "sync",
-        "guest/held-off",
-        "guest/nop5",
-        "guest/hotplug",
-        "guest",
+def test_a_mutant_is_a_run_with_a_patch_or_with_edits(tmp_path: Path) -> None:
+    patch, edits = tmp_path / "m.patch", tmp_path / "m.yaml"
+    assert (
+        replace(BROKEN, fault=patch).spec().argv()
+        == (
+            f"--kernel k --patch {patch} --smp 4 --accel auto --memory 1024 --duration 1 --seed 1"
+        ).split()
     )
-    oops = {
-        "check": "console",
-        "status": "fail",
-        "details": [],
-        "text": "the kernel reports: int3, in scenario jcc",
-    }
-    assert mutants.failed({"checks": [oops]}) == ("console/jcc", "console")
+    assert replace(BROKEN, fault=edits).spec().argv()[-2:] == ["--edit-text", str(edits)]
+    (_, second) = mutants.healthy(["k"], 2)
+    assert (second.name, second.spec().seed, second.spec().edits) == ("healthy-2", 2, None)
 
 
-def test_a_result_is_kept_for_its_content_and_not_run_again(
+def test_a_mutant_with_a_kept_result_is_not_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mutants, "state_dir", lambda: tmp_path)
@@ -142,18 +128,20 @@ def test_a_result_is_kept_for_its_content_and_not_run_again(
 
     monkeypatch.setattr(mutants, "_run", run)
     chosen = [Mutant(base="k", name=name, fault=None, title="t") for name in ("a", "b", "infra")]
-    came: list[str] = []
+    reported: list[str] = []
     for _ in range(2):
-        results = mutants.run_all(chosen, 2, False, lambda mutant, result: came.append(mutant.name))
+        results = mutants.run_all(
+            chosen, 2, False, lambda mutant, result: reported.append(mutant.name)
+        )
         assert [result.name for result in results] == ["a", "b", "infra"]
         assert results[0].checks == ("sync",)
-    assert sorted(ran) == ["a", "b", "infra", "infra"], "what could not be tested is tested again"
-    assert len(came) == 6
+    assert sorted(ran) == ["a", "b", "infra", "infra"], "an untested mutant is run again"
+    assert len(reported) == 6
     mutants.run_all(chosen[:1], 1, True, lambda mutant, result: None)
-    assert ran[-1] == "a", "again"
+    assert ran[-1] == "a", "again=True"
 
 
-def test_the_table_counts_what_can_be_counted(tmp_path: Path) -> None:
+def test_the_score_counts_the_mutants_that_can_be_seen(tmp_path: Path) -> None:
     unseen = Mutant(base="k", name="barrier", fault=Path("b"), title="t", unseen="strong <order>")
     pairs = [
         (BROKEN, MutantResult("k", "m", "caught", ("sync",), "r", 10.0, "")),
@@ -161,11 +149,11 @@ def test_the_table_counts_what_can_be_counted(tmp_path: Path) -> None:
         (unseen, MutantResult("k", "barrier", "missed", (), "r", 10.0, "")),
         (WHOLE, MutantResult("k", "healthy-1", "healthy", (), "r", 10.0, "")),
     ]
-    told = report.score(pairs, 600)
-    assert told == (
+    score = report.score(pairs, 600)
+    assert score == (
         "1 of 2 mutants caught by the check that names the fault (1 missed); 1 cannot be seen and are not counted; "
         "0 false alarms in 1 healthy runs; 10 min"
     )
     report.write(pairs, 600, tmp_path)
-    assert json.loads((tmp_path / "mutants.json").read_text())["score"] == told
+    assert json.loads((tmp_path / "mutants.json").read_text())["score"] == score
     assert "strong &lt;order&gt;" in (tmp_path / "mutants.html").read_text()

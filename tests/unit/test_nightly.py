@@ -1,4 +1,5 @@
-"""What is new of a night, and what is not."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""Nightly sweeps: what counts as news, and what does not."""
 
 from __future__ import annotations
 
@@ -17,10 +18,18 @@ from orchestrator import cli
 from orchestrator.commands import nightly as nightly_command
 from orchestrator.commands import sweep as sweep_command
 from orchestrator.host.paths import PROJECT
-from orchestrator.kernel.model import KernelRequest
-from orchestrator.many.nightly import CellRecord, bisection, compare, exit_status, last, told
-from orchestrator.many.sweep.matrix import Cell, SweepPlan
+from orchestrator.many.nightly import (
+    SCHEMA,
+    CellRecord,
+    bisection,
+    compare,
+    exit_status,
+    last,
+    report,
+)
+from orchestrator.many.sweep.matrix import Cell
 from orchestrator.many.sweep.sweep import CellResult
+from orchestrator.spec import RunSpec
 
 PASS = CellRecord(
     kernel="debian:6.12", outcome="pass", exit_status=0, reason="held", version="6.12.107-1"
@@ -39,7 +48,7 @@ INFRA = replace(PASS, outcome="infra", exit_status=125, reason="no mirror")
 
 
 @pytest.mark.parametrize(
-    ("before", "now", "what", "status"),
+    ("before", "now", "kind", "status"),
     [
         (PASS, PASS, None, 0),
         (PASS, FAIL, "broken", 1),
@@ -58,40 +67,40 @@ INFRA = replace(PASS, outcome="infra", exit_status=125, reason="no mirror")
     ],
 )
 def test_news_of_one_cell(
-    before: CellRecord | None, now: CellRecord | None, what: str | None, status: int
+    before: CellRecord | None, now: CellRecord | None, kind: str | None, status: int
 ) -> None:
     old, new = {"c": before} if before else {}, {"c": now} if now else {}
     news = compare(old, new)
-    assert [one.what for one in news] == ([what] if what else [])
+    assert [item.kind for item in news] == ([kind] if kind else [])
     assert exit_status(news, new, strict=False) == status
 
 
-def test_strict_also_means_what_is_not_new() -> None:
+def test_strict_counts_known_failures() -> None:
     assert exit_status([], {"c": FAIL}, strict=True) == 1
     assert exit_status([], {"c": PASS, "d": INFRA}, strict=True) == 0
 
 
-def test_the_gravest_comes_first_and_the_rest_is_one_line() -> None:
+def test_the_most_serious_news_come_first_and_a_summary_last() -> None:
     before = {"a": FAIL, "b": PASS, "c": PASS, "d": FAIL}
     now = {"a": PASS, "b": FAIL, "c": PASS, "d": FAIL}
-    lines = told(compare(before, now), now)
+    lines = report(compare(before, now), now)
     assert lines == [
         "",
-        "fails now, and did not:",
+        "newly failing:",
         "  b (6.12.107-1 -> 6.12.117-1): fail",
         "      sync: no",
         "      /runs/1",
         "      orchestrator bisect debian:6.12.107 debian:6.12.117 --smp 8",
         "",
-        "passes now, and did not:",
+        "passing again:",
         "  a (6.12.117-1 -> 6.12.107-1): pass",
         "",
         "4 cells: 2 pass, 2 fail, 0 without a verdict",
     ]
-    assert told([], now)[0] == "nothing is new"
+    assert report([], now)[0] == "nothing is new"
 
 
-def test_a_bisection_needs_two_ends_with_names(tmp_path: Path) -> None:
+def test_a_bisection_is_offered_if_both_ends_have_names(tmp_path: Path) -> None:
     (broken,) = compare({"c": PASS}, {"c": FAIL})
     git = f"git:{tmp_path}@main"
     assert bisection(broken)
@@ -110,35 +119,31 @@ def test_a_bisection_needs_two_ends_with_names(tmp_path: Path) -> None:
 
 
 def cell(seed: int = 1) -> Cell:
-    return Cell(
-        kernel="6.1-int3",
-        smp=2,
-        accel="auto",
-        cpu=None,
-        scenarios=("*",),
-        seed=seed,
-        duration=1.0,
-        memory=1024,
-    )
+    return Cell(kernel="6.1-int3", spec=RunSpec(smp=2, duration=1.0, seed=seed))
 
 
 def night(
     directory: Path, monkeypatch: pytest.MonkeyPatch, name: str, outcome: str, status: int
 ) -> int:
-    """One night with one cell, whose run is in the folder `name`."""
+    """One night with one cell, whose run is in the directory `name`."""
     run = directory / "cells" / name / "run"
     run.mkdir(parents=True, exist_ok=True)
     check = {"check": "sync", "status": "fail" if status else "pass", "text": "t", "details": []}
+    kernel = {"name": "k", "release": "", "digest": "", "origin": {"version": name}}
     verdict = {
+        "schema": 2,
         "outcome": outcome,
         "reason": "r",
+        "exit_status": status,
         "checks": [check],
-        "kernel": {"origin": {"version": name}},
+        "kernel": kernel,
+        "edited": [],
+        "hang_report": [],
+        "soak": None,
     }
     (run / "verdict.json").write_text(json.dumps(verdict))
-    plan = SweepPlan({"6.1-int3": KernelRequest()}, (cell(),))
     results = {cell(): CellResult(outcome, status, "r", directory=str(run))}
-    monkeypatch.setattr(sweep_command, "perform", lambda *_: (plan, directory, results))
+    monkeypatch.setattr(sweep_command, "perform", lambda *_: (directory, results))
     monkeypatch.setattr("time.strftime", lambda _: f"2026-{name}")
     return nightly_command.main(argparse.Namespace(strict=False))
 
@@ -146,18 +151,20 @@ def night(
 def test_nights_follow_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert night(tmp_path, monkeypatch, "1", "pass", 0) == 0
     assert night(tmp_path, monkeypatch, "2", "fail", 1) == 1
-    assert "fails now, and did not" in (tmp_path / "news.txt").read_text()
+    assert "newly failing" in (tmp_path / "news.txt").read_text()
     assert {path.name for path in (tmp_path / "cells").iterdir()} == {"1", "2"}
     assert night(tmp_path, monkeypatch, "3", "fail", 1) == 0
     assert (tmp_path / "news.txt").read_text().startswith("nothing is new")
     assert {path.name for path in (tmp_path / "cells").iterdir()} == {"2", "3"}
-    (seen,) = last(tmp_path / "nights").values()
-    assert (seen.signatures, seen.version, seen.exit_status) == (("sync",), "3", 1)
-    assert "--seed" not in seen.arguments and "--smp" in seen.arguments
+    (record,) = last(tmp_path / "nights").values()
+    assert (record.signatures, record.version, record.exit_status) == (("sync",), "3", 1)
+    assert "--seed" not in record.arguments and "--smp" in record.arguments
 
 
-def test_a_damaged_record_is_passed_over(tmp_path: Path) -> None:
-    (tmp_path / "1.json").write_text(json.dumps({"cells": {"c": asdict(PASS)}}))
+def test_a_damaged_or_foreign_record_is_ignored(tmp_path: Path) -> None:
+    record = {"schema": SCHEMA, "cells": {"c": asdict(PASS)}}
+    (tmp_path / "1.json").write_text(json.dumps(record))
+    (tmp_path / "3.json").write_text(json.dumps({**record, "schema": SCHEMA + 1, "cells": {}}))
     (tmp_path / "2.json").write_text("{")
     assert last(tmp_path) == {"c": PASS}
     assert last(tmp_path / "none") == {}
@@ -166,25 +173,25 @@ def test_a_damaged_record_is_passed_over(tmp_path: Path) -> None:
 DOCS = PROJECT / "docs" / "nightly"
 
 
-def test_the_workflow_calls_what_there_is() -> None:
+def test_the_workflow_has_a_valid_command() -> None:
     workflow = yaml.safe_load((DOCS / "workflow.yaml").read_text())
     steps = workflow["jobs"]["nightly"]["steps"]
     (line,) = [step["run"] for step in steps if " nightly " in step.get("run", "")]
-    _, words = line.split(" ", 1)
-    options = cli.parser().parse_args(words.split())
+    _, arguments = line.split(" ", 1)
+    options = cli.parser().parse_args(arguments.split())
     assert options.command is nightly_command.main and options.matrix == Path("matrix.yaml")
     assert any("setup" in step.get("run", "") for step in steps)
     assert re.search("^setup:", (PROJECT / "Makefile").read_text(), re.MULTILINE)
 
 
-def test_the_service_calls_what_there_is() -> None:
+def test_the_service_has_a_valid_command() -> None:
     service = (DOCS / "orchestrator-nightly.service").read_text()
-    words = re.findall(r"^ExecStart=\S+/orchestrator (.*)$", service, re.MULTILINE)
-    assert cli.parser().parse_args(words[0].split()).command is nightly_command.main
+    arguments = re.findall(r"^ExecStart=\S+/orchestrator (.*)$", service, re.MULTILINE)
+    assert cli.parser().parse_args(arguments[0].split()).command is nightly_command.main
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not installed")
-def test_systemd_takes_both_units(tmp_path: Path) -> None:
+def test_systemd_accepts_both_units(tmp_path: Path) -> None:
     for file in DOCS.glob("orchestrator-nightly.*"):
         text = re.sub(r"/opt/orchestrator/\.venv/bin/orchestrator", "/bin/true", file.read_text())
         (tmp_path / file.name).write_text(text)

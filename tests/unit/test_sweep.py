@@ -1,9 +1,13 @@
-"""A sweep: what a matrix asks for, in which order, how much at a time, and what is known already. No kernel is run: the
-child is a script that leaves the verdict that its arguments ask for."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""A sweep: what a matrix asks for, in which order cells run, how many at a time, and which are known.
+
+No kernel is run. The child is a script that writes the verdict that rules.json asks for.
+"""
 
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import sys
 import time
@@ -21,19 +25,21 @@ from orchestrator.errors import InfraError, UsageError
 from orchestrator.host.paths import locked
 from orchestrator.kernel.model import KernelRequest
 from orchestrator.kernel.obtain import place as place_of
-from orchestrator.many import history
+from orchestrator.many import history, program
 from orchestrator.many.children import Children
-from orchestrator.many.sweep import matrix, sweep, task
+from orchestrator.many.sweep import matrix, matrixfile, sweep, task
 from orchestrator.many.sweep.matrix import Cell
-from orchestrator.many.sweep.place import BESIDE_GUEST, Cluster, LocalHost, Room
+from orchestrator.many.sweep.place import OVERHEAD, Cluster, LocalHost, Room
 from orchestrator.many.sweep.sweep import CellResult, Sweep, exit_status, pick
 from orchestrator.many.sweep.task import CellAnswer, CellTask
+from orchestrator.options import declared
 from orchestrator.report import sweep as report
+from orchestrator.spec import RunSpec
 
 PROGRAM = """
 import json, pathlib, sys, time
-words = sys.argv[1:]
-option = dict(zip(words[1::2], words[2::2]))
+arguments = sys.argv[1:]
+option = dict(zip(arguments[1::2], arguments[2::2]))
 output = pathlib.Path(option["--output"])
 output.mkdir(parents=True)
 rules = json.loads((pathlib.Path(__file__).parent / "rules.json").read_text())
@@ -48,8 +54,9 @@ if rule == "sleep":
 status = {"pass": 0, "fail": 1}.get(rule, 125)
 checks = [{"check": "sync", "status": "fail", "text": "", "details": []}] if rule == "fail" else []
 kernel = {"name": option["--kernel"], "release": "6.1.176", "digest": "digest of " + option["--kernel"], "origin": {}}
-told = {"outcome": rule, "reason": "why", "exit_status": status, "kernel": kernel, "checks": checks}
-(output / "verdict.json").write_text(json.dumps(told))
+verdict = {"schema": 2, "outcome": rule, "reason": "why", "exit_status": status, "kernel": kernel, "edited": [],
+           "hang_report": [], "soak": None, "checks": checks, "seconds": {}}
+(output / "verdict.json").write_text(json.dumps(verdict))
 (output / "report.html").write_text("<p>")
 (output / "initramfs.cpio").write_text("large")
 sys.exit(status)
@@ -64,7 +71,7 @@ def plan_of(folder: Path, text: str) -> matrix.SweepPlan:
     return matrix.read(folder / "m.yaml")
 
 
-def test_every_combination_is_a_cell_but_for_what_is_excluded(tmp_path: Path) -> None:
+def test_every_combination_that_is_not_excluded_is_a_cell(tmp_path: Path) -> None:
     plan = plan_of(
         tmp_path,
         """
@@ -81,15 +88,61 @@ def test_every_combination_is_a_cell_but_for_what_is_excluded(tmp_path: Path) ->
     assert len(plan.cells) == (2 * 2 * 1 * 2 - 2) * 2
     cell = plan.cells[0]
     assert cell.name == "6.1-int3 smp2 tcg nop5 key* seed5"
-    words = (
-        "--smp 2 --accel tcg --memory 1024 --duration 1 --seed 5 --scenario nop5 --scenario key*"
+    kernel = KernelRequest(selector="6.1-int3")
+    scenarios = ("nop5", "key*")
+    assert cell.spec == RunSpec(
+        kernel=kernel, smp=2, accel="tcg", scenarios=scenarios, duration=1, seed=5
     )
-    assert " ".join(cell.arguments()) == words
-    assert {cell.smp for cell in plan.cells if cell.kernel == "debian:6.12"} == {2}
-    assert {cell.seed for cell in plan.cells} == {5, 6}
+    assert cell.shape == ("smp2", "tcg", "default", "nop5 key*")
+    assert {cell.spec.smp for cell in plan.cells if cell.kernel == "debian:6.12"} == {2}
+    assert {cell.spec.seed for cell in plan.cells} == {5, 6}
 
 
-def test_a_row_may_be_a_tree_or_a_kernel_with_patches_with_paths_from_the_files_folder(
+def test_every_option_of_a_run_is_a_key_of_the_matrix(tmp_path: Path) -> None:
+    (tmp_path / "qemu").touch()
+    (tmp_path / "edits.yaml").touch()
+    plan = plan_of(
+        tmp_path,
+        """
+        kernels: [6.1-int3]
+        smp: [2]
+        accel: [tcg]
+        cpu: [qemu64]
+        scenarios: [nop5]
+        memory: 512
+        qemu: qemu
+        duration: 0.5
+        soak: 2h
+        seed: 3
+        edit-text: edits.yaml
+        """,
+    )
+    (cell,) = plan.cells
+    assert cell.spec == RunSpec(
+        smp=2,
+        accel="tcg",
+        cpu="qemu64",
+        scenarios=("nop5",),
+        memory=512,
+        qemu=tmp_path / "qemu",
+        duration=0.5,
+        soak=7200.0,
+        seed=3,
+        edits=tmp_path / "edits.yaml",
+    )
+    keys = {field.alias or name for name, field in matrixfile.Matrix.model_fields.items()}
+    options = {opt.key or name for name, opt in declared(RunSpec).items()}
+    assert keys == {"kernels", "repeats", "exclude", *options}
+
+
+def test_a_matrix_has_the_defaults_of_a_run(tmp_path: Path) -> None:
+    (cell,) = plan_of(tmp_path, "kernels: [6.1-int3]").cells
+    assert cell.spec == RunSpec()
+    assert cell.shape == ("smp8", "auto", "default", "*")
+    assert pickle.loads(pickle.dumps(cell)) == cell and hash(cell)
+
+
+def test_a_row_may_be_a_tree_or_a_patched_kernel_with_paths_relative_to_the_file(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "linux").mkdir()
@@ -132,8 +185,13 @@ def test_a_row_may_be_a_tree_or_a_kernel_with_patches_with_paths_from_the_files_
         ("kernels: [{kernel: 6.1-int3, patches: [x]}]", "6.1-int3: patches: there is no"),
         (
             "kernels: [6.1-int3]\nsmp: [2, 65]",
-            "smp.1: Input should be less than or equal to 64, not 65",
+            "smp: takes 1 to 64, not 65",
         ),
+        ("kernels: [6.1-int3]\nmemory: 64", "memory: takes 128 or more, not 64"),
+        ("kernels: [6.1-int3]\nseed: -1", "seed: takes 0 or more, not -1"),
+        ("kernels: [6.1-int3]\nduration: 0", "duration: takes seconds greater than 0, not 0"),
+        ("kernels: [6.1-int3]\nsoak: long", "soak: write a time such as 90s, 30m or 8h"),
+        ("kernels: [6.1-int3]\nedit-text: none.yaml", "edit-text: there is no"),
         ("kernels: [6.1-int3]\nsmp: 2", "smp: Input should be a valid list, not 2"),
         ("kernels: [6.1-int3]\nsmp: [2, 2]", "asks twice for 6.1-int3 smp2 seed1"),
         ("kernels: [6.1-int3]\naccel: [xen]", "accel.0: Input should be 'auto', 'kvm'"),
@@ -165,7 +223,7 @@ def test_mistakes_are_one_sentence_with_file_and_key(tmp_path: Path, text: str, 
 @pytest.mark.parametrize(
     "file", sorted((matrix.definition.DEFINITIONS / "sweeps").glob("*.yaml")), ids=str
 )
-def test_our_own_matrices_are_good(
+def test_the_matrices_of_this_project_are_valid(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -180,26 +238,23 @@ def test_wrong_usage_ends_with_129(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "m.yaml").write_text("kernels: [6.1-int3]")
     assert cli.main(["sweep", str(tmp_path / "m.yaml"), "--jobs", "0"]) == 129
     assert cli.main(["sweep", str(tmp_path / "m.yaml"), "--output", str(tmp_path)]) == 129
-    assert "is not empty, and no sweep's" in capsys.readouterr().err
+    assert "is not empty and belongs to no sweep" in capsys.readouterr().err
 
 
 # -- what fits
 
 
-def cell(kernel: str = "k", smp: int = 2, **other: Any) -> Cell:
-    usual: dict[str, Any] = {
-        "accel": "tcg",
-        "cpu": None,
-        "scenarios": ("*",),
-        "seed": 1,
-        "duration": 1.0,
-    }
-    return Cell(kernel=kernel, smp=smp, **{**usual, "memory": 1024, **other})
+def cell(
+    kernel: str = "k", smp: int = 2, request: KernelRequest | None = None, **other: Any
+) -> Cell:
+    request = request or KernelRequest(selector=kernel)
+    values: dict[str, Any] = {"kernel": request, "accel": "tcg", "duration": 1.0, **other}
+    return Cell(kernel=kernel, spec=RunSpec(smp=smp, **values))
 
 
-def test_a_guest_under_tcg_takes_a_core_and_one_with_threads_takes_one_for_each_cpu() -> None:
+def test_a_guest_takes_one_core_under_tcg_and_a_core_for_each_cpu_with_threads() -> None:
     host = LocalHost()
-    assert host.need(cell(smp=8)) == Room(1, 1024 + BESIDE_GUEST)
+    assert host.need(cell(smp=8)) == Room(1, 1024 + OVERHEAD)
     assert (
         host.need(cell(smp=8, accel="kvm")).cores
         == host.need(cell(smp=8, accel="tcg-multi")).cores
@@ -214,19 +269,19 @@ def test_a_guest_under_tcg_takes_a_core_and_one_with_threads_takes_one_for_each_
     ("needs", "room", "used", "picked"),
     [
         ([(1, 1), (1, 1), (1, 1)], (2, 9), (0, 0), [0, 1]),
-        ([(1, 5), (1, 5), (1, 1)], (4, 6), (0, 0), [0, 2]),  # memory; what is smaller passes
+        ([(1, 5), (1, 5), (1, 1)], (4, 6), (0, 0), [0, 2]),  # memory: a smaller cell overtakes
         ([(8, 1), (1, 1)], (2, 9), (1, 1), [1]),
-        ([(8, 1), (1, 1)], (2, 9), (0, 0), [0]),  # larger than the host: alone
+        ([(8, 1), (1, 1)], (2, 9), (0, 0), [0]),  # larger than the host: runs alone
         ([(1, 1)], (2, 9), (2, 2), []),
         ([(1, 1)], (0, 0), (0, 0), []),  # a cluster without workers
     ],
 )
-def test_what_is_picked_fits(
+def test_only_cells_that_fit_are_picked(
     needs: list[tuple[int, int]], room: tuple[int, int], used: tuple[int, int], picked: list[int]
 ) -> None:
     cells = [cell(seed=seed) for seed in range(len(needs))]
-    got = pick(cells, lambda one: Room(*needs[one.seed]), Room(*room), Room(*used))
-    assert [one.seed for one in got] == picked
+    got = pick(cells, lambda one: Room(*needs[one.spec.seed]), Room(*room), Room(*used))
+    assert [one.spec.seed for one in got] == picked
 
 
 # -- running
@@ -236,18 +291,18 @@ REAL_CALL = Children.call
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the script that is run in place of orchestrator; kernels are what their names say."""
+    """A directory with the script that replaces orchestrator. The digest of a kernel is its name."""
     (tmp_path / "program.py").write_text(PROGRAM)
     rule(tmp_path)
-    program = (sys.executable, str(tmp_path / "program.py"))
+    script = (sys.executable, str(tmp_path / "program.py"))
     children = Children()
     run = children.run
     monkeypatch.setattr(
-        children, "run", lambda *words, **options: run(*words, **{**options, "program": program})
+        children, "run", lambda *args, **options: run(*args, **{**options, "program": script})
     )
     monkeypatch.setattr(task, "CHILDREN", children)
-    monkeypatch.setattr(sweep, "PROGRAM", program)
-    monkeypatch.setattr(task, "program", lambda: "program 1")
+    monkeypatch.setattr(sweep, "PROGRAM", script)
+    monkeypatch.setattr(program, "digest", lambda: "program 1")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(
         sweep, "identify", lambda request: (f"digest of {request.selector}", tmp_path)
@@ -257,14 +312,14 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def rule(world: Path, **outcomes: str) -> None:
-    """What becomes of KERNEL_SMP: pass unless said otherwise."""
-    words = {name.replace("_", " ").replace("int3", "6.1-int3").replace("plain", "6.1-plain"): outcome
+    """Set the outcomes of KERNEL_SMP; the default is pass."""
+    rules = {name.replace("_", " ").replace("int3", "6.1-int3").replace("plain", "6.1-plain"): outcome
              for name, outcome in outcomes.items()}  # fmt: skip
-    (world / "rules.json").write_text(json.dumps(words))
+    (world / "rules.json").write_text(json.dumps(rules))
 
 
 def ran(world: Path) -> list[str]:
-    """What was run since it was asked last."""
+    """The cells that ran since the last call of this function."""
     log = world / "ran"
     lines = log.read_text().splitlines() if log.exists() else []
     log.unlink(missing_ok=True)
@@ -272,21 +327,21 @@ def ran(world: Path) -> list[str]:
 
 
 def cells(*smp: int, repeats: int = 1) -> matrix.SweepPlan:
-    kernels = {name: KernelRequest(selector=name) for name in ("6.1-int3", "6.1-plain")}
-    every = [
-        cell(name, one, seed=seed)
-        for name in kernels
-        for one in smp
-        for seed in range(1, repeats + 1)
-    ]
-    return matrix.SweepPlan(kernels, tuple(every))
+    return matrix.SweepPlan(
+        tuple(
+            cell(name, cpus, seed=seed)
+            for name in ("6.1-int3", "6.1-plain")
+            for cpus in smp
+            for seed in range(1, repeats + 1)
+        )
+    )
 
 
 def outcomes(results: dict[Cell, CellResult]) -> dict[str, str]:
-    return {f"{one.kernel} smp{one.smp}": result.outcome for one, result in results.items()}
+    return {f"{one.kernel} smp{one.spec.smp}": result.outcome for one, result in results.items()}
 
 
-def test_a_sweep_goes_on_where_it_was_and_what_said_nothing_is_run_again(world: Path) -> None:
+def test_a_sweep_continues_and_repeats_inconclusive_cells(world: Path) -> None:
     rule(world, int3_smp2="fail", plain_smp4="infra")
     results = Sweep(cells(2, 4), world / "out", LocalHost(2)).run()
     assert outcomes(results) == {
@@ -304,7 +359,7 @@ def test_a_sweep_goes_on_where_it_was_and_what_said_nothing_is_run_again(world: 
     assert len(ran(world)) == 4
 
 
-def test_a_cell_that_its_kernel_cannot_be_asked_for_is_no_verdict(world: Path) -> None:
+def test_a_cell_that_is_wrong_usage_for_its_kernel_has_no_verdict(world: Path) -> None:
     rule(world, int3_smp4="usage")
     results = Sweep(cells(2, 4), world / "out", LocalHost(2)).run()
     assert outcomes(results)["6.1-int3 smp4"] == "build-error" and exit_status(results) == 125
@@ -315,11 +370,11 @@ def test_a_sweep_is_not_run_twice_at_a_time(
     world: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (world / "m.yaml").write_text("kernels: [6.1-int3]\nsmp: [2]")
-    words = ["sweep", str(world / "m.yaml"), "--output", str(world / "out"), "--jobs", "1"]
+    arguments = ["sweep", str(world / "m.yaml"), "--output", str(world / "out"), "--jobs", "1"]
     with locked(world / "out" / "cells" / ".lock"):
-        assert cli.main(words) == 129
-    assert "the same sweep is under way in another process" in capsys.readouterr().err
-    assert cli.main(words) == 0
+        assert cli.main(arguments) == 129
+    assert "the same sweep is running in another process" in capsys.readouterr().err
+    assert cli.main(arguments) == 0
     assert "1 of 1 cells passed" in capsys.readouterr().out
     assert {"sweep.html", "sweep.json", "junit.xml"} <= {
         path.name for path in (world / "out").iterdir()
@@ -332,21 +387,21 @@ def test_another_kernel_or_program_is_another_cell(
     for _ in range(2):
         Sweep(cells(2), world / "out", LocalHost(1)).run()
     assert len(ran(world)) == 2
-    monkeypatch.setattr(task, "program", lambda: "program 2")
+    monkeypatch.setattr(program, "digest", lambda: "program 2")
     Sweep(cells(2), world / "out", LocalHost(1)).run()
     assert len(ran(world)) == 2
     monkeypatch.setattr(
         sweep, "identify", lambda request: (f"digest of the new {request.selector}", world)
     )
-    for _ in range(2):  # the run tells another digest than was asked for: shown, and not kept
+    for _ in range(2):  # the run reports a digest that was not asked for: shown, not kept
         Sweep(cells(2), world / "out", LocalHost(1)).run()
         assert len(ran(world)) == 2
 
 
-def test_what_failed_the_last_time_comes_first_and_then_the_longest(world: Path) -> None:
+def test_the_last_failures_run_first_and_then_the_longest_cells(world: Path) -> None:
     rule(world, plain_smp2="fail")
     first = Sweep(cells(2, 4, 1), world / "out", LocalHost(1))
-    assert [one.smp for one in first._waiting] == [4, 4, 2, 2, 1, 1]
+    assert [one.spec.smp for one in first._waiting] == [4, 4, 2, 2, 1, 1]
     results = first.run()
     report.write(results, 1.0, world / "out")
     ran(world)
@@ -358,7 +413,7 @@ def test_a_failure_in_the_history_counts_until_a_sweep_knows_better(
     world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(history, "expected", lambda digest, kernel, smp: (None, smp == 1))
-    assert [one.smp for one in Sweep(cells(4, 1), world / "out", LocalHost(1))._waiting] == [
+    assert [one.spec.smp for one in Sweep(cells(4, 1), world / "out", LocalHost(1))._waiting] == [
         1,
         1,
         4,
@@ -396,7 +451,7 @@ def test_a_kernel_that_has_to_be_built_does_not_hold_up_the_others(
     assert sorted(ran(world)) == ["6.1-int3 smp2 seed1", "6.1-int3 smp4 seed1"]
 
 
-def test_what_cannot_be_built_is_said_and_the_rest_runs(
+def test_a_kernel_that_cannot_be_built_is_reported_and_the_others_run(
     world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -417,7 +472,7 @@ def test_what_cannot_be_built_is_said_and_the_rest_runs(
     assert exit_status(results) == 125
 
 
-def test_a_kernel_that_cannot_be_looked_up_is_no_verdict_and_a_wrong_one_is_wrong_usage(
+def test_a_failed_lookup_gives_no_verdict_and_an_unknown_kernel_is_wrong_usage(
     world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def identify(request: KernelRequest) -> tuple[str, Path]:
@@ -434,15 +489,15 @@ def test_a_kernel_that_cannot_be_looked_up_is_no_verdict_and_a_wrong_one_is_wron
         Sweep(cells(2), world / "out", LocalHost(1))
 
 
-def test_ctrl_c_ends_what_is_under_way(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_ends_running_cells(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rule(world, int3_smp2="sleep", plain_smp2="sleep")
     running = Sweep(cells(2), world / "out", LocalHost(2))
 
-    def interrupt(*words: Any) -> None:
+    def interrupt(*_: Any) -> None:
         if (world / "ran").exists():
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(running, "_progress", interrupt)
+    monkeypatch.setattr(running, "_show_progress", interrupt)
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         running.run()
@@ -450,18 +505,21 @@ def test_ctrl_c_ends_what_is_under_way(world: Path, monkeypatch: pytest.MonkeyPa
     assert not task.CHILDREN._running
 
 
-# -- elsewhere
+# -- on other machines
 
 
-class Elsewhere:
-    """Workers with a cache and directories of their own, as threads; those whose turn is in `dies` are killed."""
+class FakeCluster:
+    """A cluster of two threads with directories of their own.
+
+    dies: whether the worker that gets the n-th task is killed.
+    """
 
     remote = True
 
     def __init__(self, dies: Callable[[int], bool] = lambda turn: False) -> None:
         self.executor: Executor = self
         self.dies, self.turn = dies, 0
-        self.parcels: list[bytes] = []
+        self.bundles: list[bytes] = []
         self._pool = ThreadPoolExecutor(2)
 
     def submit(self, function: Any, *arguments: Any) -> Future[CellAnswer]:
@@ -479,8 +537,8 @@ class Elsewhere:
     def need(self, cell: Cell) -> Room:
         return Room(1, 0)
 
-    def parcel(self, digest: str, packed: bytes) -> Any:
-        self.parcels.append(packed)
+    def bundle(self, digest: str, packed: bytes) -> Any:
+        self.bundles.append(packed)
         return packed
 
     def stop(self, running: list[Future[CellAnswer]]) -> None:
@@ -490,28 +548,28 @@ class Elsewhere:
         self._pool.shutdown()
 
 
-def test_what_a_worker_saw_comes_back(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_files_of_a_worker_come_back(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(world / "state"))
     rule(world, int3_smp2="fail")
-    results = Sweep(cells(2), world / "out", Elsewhere()).run()
+    results = Sweep(cells(2), world / "out", FakeCluster()).run()
     assert outcomes(results) == {"6.1-int3 smp2": "fail", "6.1-plain smp2": "pass"}
     for result in results.values():
         files = {path.name for path in Path(result.directory).iterdir()}
-        assert files == {"verdict.json", "report.html"}, "the guest's image is not sent"
+        assert files == {"verdict.json", "report.html"}, "the guest image is not sent"
     assert not list((world / "state" / "orchestrator").glob("cell-*")), "the worker keeps nothing"
 
 
-def test_a_cell_whose_worker_dies_is_run_elsewhere_but_not_for_ever(world: Path) -> None:
-    results = Sweep(cells(2), world / "out", Elsewhere(lambda turn: turn in (1, 2))).run()
+def test_a_cell_whose_worker_dies_is_run_again_a_limited_number_of_times(world: Path) -> None:
+    results = Sweep(cells(2), world / "out", FakeCluster(lambda turn: turn in (1, 2))).run()
     assert set(outcomes(results).values()) == {"pass"}
-    results = Sweep(cells(4), world / "out", Elsewhere(lambda turn: True)).run()
+    results = Sweep(cells(4), world / "out", FakeCluster(lambda turn: True)).run()
     assert {result.reason for result in results.values()} == {
         "it cannot be run: ConnectionError: the worker is gone"
     }
     assert exit_status(results) == 125
 
 
-def test_a_worker_that_lacks_a_built_kernel_is_sent_it(
+def test_a_worker_that_lacks_a_built_kernel_gets_a_bundle(
     world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = "ab" * 32
@@ -521,30 +579,24 @@ def test_a_worker_that_lacks_a_built_kernel_is_sent_it(
     (made / "kbuild" / "link").symlink_to("../bzImage")
     monkeypatch.setattr(sweep, "identify", lambda request: (digest, made))
     request = KernelRequest(selector="6.1-int3", settings=("CONFIG_X=y",))
-    plan = matrix.SweepPlan({"mine": request}, (cell("mine"), cell("mine", 4)))
-    there = Elsewhere()
+    plan = matrix.SweepPlan((cell("mine", request=request), cell("mine", 4, request=request)))
+    there = FakeCluster()
     Sweep(plan, world / "out", there).run()
     assert sorted(ran(world)) == [f"built:{digest} smp2 seed1", f"built:{digest} smp4 seed1"]
-    assert there.parcels
+    assert there.bundles
     assert (place_of(digest) / "kbuild" / "link").read_text() == "an image"
-    sent = len(there.parcels)
-    Sweep(plan, world / "out", there2 := Elsewhere(), again=True).run()
-    assert sent and not there2.parcels, "it has it now"
+    sent = len(there.bundles)
+    Sweep(plan, world / "out", there2 := FakeCluster(), again=True).run()
+    assert sent and not there2.bundles, "the worker has it now"
 
 
 def test_a_worker_with_another_program_refuses(world: Path) -> None:
-    asked = CellTask(
-        arguments=(),
-        kernel=("--kernel", "k"),
-        built=None,
-        program="program 0",
-        directory=str(world),
-    )
-    assert "another version of orchestrator" in task.perform(asked).why
+    cell_task = CellTask(spec=RunSpec(), built=None, program="program 0", directory=str(world))
+    assert "another version of orchestrator" in task.perform(cell_task).why
     assert not ran(world)
 
 
-def test_without_dask_and_without_a_scheduler_there_is_one_sentence(
+def test_a_missing_dask_is_reported_in_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
@@ -552,17 +604,17 @@ def test_without_dask_and_without_a_scheduler_there_is_one_sentence(
         Cluster("tcp://127.0.0.1:1")
 
 
-def test_an_address_is_one_of_dasks() -> None:
+def test_the_address_of_a_scheduler_is_checked() -> None:
     pytest.importorskip("distributed")
     for wrong in ("nonsense", "http://host:8786", "tcp://host"):
         with pytest.raises(UsageError, match=f"tcp://HOST:PORT, not {wrong}"):
             Cluster(wrong)
 
 
-# -- what is told
+# -- reports
 
 
-def test_the_exit_status_is_1_when_a_kernel_failed_and_125_when_one_could_not_be_tested() -> None:
+def test_the_exit_status_is_1_for_a_failed_kernel_and_125_for_an_untested_one() -> None:
     def status(*statuses: int) -> int:
         return exit_status(
             {cell(seed=seed): CellResult("x", one, "") for seed, one in enumerate(statuses)}
@@ -609,20 +661,20 @@ def test_the_table_and_the_files_say_everything(tmp_path: Path) -> None:
     assert counts == [("a", "2", "0", "0"), ("b", "3", "1", "1")]
 
 
-def test_how_long_it_takes_is_told_by_what_such_runs_took(world: Path) -> None:
+def test_the_remaining_time_is_estimated_from_earlier_runs(world: Path) -> None:
     running = Sweep(cells(2, 4), world / "out", LocalHost(2))
     first = running._waiting.pop(0)
     others = [sweep._RunningCell(running._waiting.pop(0), Room(1, 0))]
-    # Expected are 4 s each for these two and 2 s each for those that wait.
-    assert running._left(others) == "; 1 running, 2 waiting: about 8 s"
-    running._took[first] = 12.0  # three times of what was expected: so will the others
-    assert running._left(others) == "; 1 running, 2 waiting: about 24 s"
+    # 4 s are expected for each of these two, and 2 s for each waiting cell.
+    assert running._remaining(others) == "; 1 running, 2 waiting: about 8 s"
+    running._took[first] = 12.0  # three times as long as expected, so the others will be, too
+    assert running._remaining(others) == "; 1 running, 2 waiting: about 24 s"
     running._took.clear()
     running._expected[running._waiting[0]] = None
-    assert running._left(others) == "; 1 running, 2 waiting"
+    assert running._remaining(others) == "; 1 running, 2 waiting"
 
 
-def test_the_history_knows_how_long_a_kernel_takes(tmp_path: Path) -> None:
+def test_the_history_estimates_how_long_a_kernel_takes(tmp_path: Path) -> None:
     path = tmp_path / "history.sqlite"
     row = "INSERT INTO run VALUES (NULL, ?, '', ?, '', ?, 2, 'tcg', '', 1, 0, ?, '', ?, ?, '', 0)"
     with history._opened(path) as connection, connection:
@@ -637,6 +689,6 @@ def test_the_history_knows_how_long_a_kernel_takes(tmp_path: Path) -> None:
             connection.execute(row, (ended, "k", digest, outcome, status, seconds))
     assert history.expected("d1", "k", 2, path) == (20.0, True)
     assert history.expected("d2", "k", 2, path) == (20.0, False), (
-        "a run without a verdict tells nothing"
+        "a run without a verdict does not count"
     )
     assert history.expected("d1", "other", 8, path) == (None, False)

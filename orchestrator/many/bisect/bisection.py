@@ -1,4 +1,5 @@
-"""A bisection of real kernels: the search, fed with runs, written down as it goes, and taken up again."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""A bisection of real kernels: runs feed the search, a log records them, and a new call continues."""
 
 from __future__ import annotations
 
@@ -18,25 +19,34 @@ from orchestrator.many.bisect.search import MIN_P, RunOutcome, Search, SearchAns
 from orchestrator.many.bisect.tester import RunSummary, Tester
 from orchestrator.verdict.checks import KERNEL_FAILED
 
-VERSION = 1
-"""Of the log's format."""
+VERSION = 2
+"""Version of the log's format."""
 PATIENCE = 5
-"""Runs in a row that say nothing about any kernel, after which the host has to be looked at."""
+"""After this many inconclusive runs in a row, somebody has to look at the host."""
 
 
 @dataclass(frozen=True)
 class LogEntry:
-    """A line of the log: what a run of a candidate said, and what that was taken for."""
+    """A line of the log: one run of a candidate."""
 
     candidate: str
-    seen: RunOutcome
-    told: RunSummary
+    outcome: RunOutcome
+    """What the run counts as in the search."""
+    summary: RunSummary
 
 
 class Bisection:
-    """candidates, tester: what is run. log: a file of JSON lines, judged anew if it is there, so that another signature
-    or confidence can be asked of the same runs. signature: what counts as bad, None for that of the bad end's first
-    failure. jobs: runs at a time. build: what a build costs, in runs; None to go by what is measured."""
+    """A search for the first bad candidate, whose runs are logged.
+
+    - candidates, tester: what to run, and how.
+    - log: a file of JSON lines. If it exists, its runs are judged anew, so that they can answer for
+      another signature or confidence as well.
+    - signature: what counts as bad; None for the signature of the bad end's first failure.
+    - jobs: runs at a time.
+    - build: cost of one build, in runs; None to measure it.
+
+    Raises UsageError if the log belongs to another bisection or is damaged.
+    """
 
     def __init__(
         self,
@@ -49,12 +59,8 @@ class Bisection:
         jobs: int = 1,
         build: float | None = None,
     ) -> None:
-        self.candidates, self.tester, self.signature, self.jobs = (
-            candidates,
-            tester,
-            signature,
-            jobs,
-        )
+        self.candidates, self.tester = candidates, tester
+        self.signature, self.jobs = signature, jobs
         self.search = Search(
             len(candidates.candidates),
             build=candidates.build if build is None else build,
@@ -67,27 +73,27 @@ class Bisection:
         self._identity = hashlib.sha256(
             candidates.identity.encode(errors="surrogateescape")
         ).hexdigest()
-        for candidate, told in _read(log, self._identity):
-            self._take(self._numbers[candidate], told)
+        for candidate, summary in _read(log, self._identity):
+            self._take(self._numbers[candidate], summary)
         if self.entries:
-            ui.say(f"goes on after {len(self.entries)} runs ({log})")
+            ui.say(f"continues after {len(self.entries)} runs ({log})")
 
     def run(self) -> SearchAnswer:
         """Run candidates until the answer is sure enough, or nothing more can be learnt.
 
-        UsageError: an end is not what it is said to be. InfraError: the host lets no run say anything. What was seen is
-        in the log then, and the same bisection goes on from there.
+        Raises UsageError if an end turns out not to be good or bad, and InfraError if too many runs
+        in a row are inconclusive. The log has all runs then, and the same bisection can continue.
         """
         pending: dict[Future[RunSummary], int] = {}
-        begun = [tally.usable + tally.other + tally.infra for tally in self.search.tallies]
+        attempts = [tally.usable + tally.other + tally.infra for tally in self.search.tallies]
         with ThreadPoolExecutor(self.jobs) as pool:
             try:
                 while True:
                     self._check_ends()
-                    wanted = 0 if self.search.done else self.jobs - len(pending)
-                    for number in self.search.propose(wanted, pending.values()):
-                        pending[pool.submit(self.tester.test, number, begun[number])] = number
-                        begun[number] += 1
+                    idle = 0 if self.search.done else self.jobs - len(pending)
+                    for number in self.search.propose(idle, pending.values()):
+                        pending[pool.submit(self.tester.test, number, attempts[number])] = number
+                        attempts[number] += 1
                     if self.search.done or not pending:
                         break
                     for future in wait(pending, return_when=FIRST_COMPLETED).done:
@@ -97,86 +103,87 @@ class Bisection:
         return self.search.answer()
 
     def reason(self, candidate: str) -> str:
-        """What the last run of `candidate` told."""
+        """The reason that the last run of `candidate` gave for its verdict."""
         return next(
-            entry.told.reason for entry in reversed(self.entries) if entry.candidate == candidate
+            entry.summary.reason for entry in reversed(self.entries) if entry.candidate == candidate
         )
 
     # -- one run
 
-    def _finish(self, number: int, told: RunSummary) -> None:
-        entry = self._take(number, told)
+    def _finish(self, number: int, summary: RunSummary) -> None:
+        entry = self._take(number, summary)
         self._write(entry)
         answer = self.search.answer()
-        what = f"{entry.candidate} {entry.seen}" + (
-            f" ({told.reason})" if entry.seen in ("other", "infra") else ""
-        )
+        unclear = entry.outcome in (RunOutcome.OTHER, RunOutcome.INFRA)
+        why = f" ({summary.reason})" if unclear else ""
         best = self.candidates.candidates[answer.last].name
         ui.say(
-            f"run {len(self.entries)}: {what}; likeliest {best}, {100 * answer.probability:.1f} %"
+            f"run {len(self.entries)}: {entry.candidate} {entry.outcome}{why}; "
+            f"most likely {best}, {100 * answer.probability:.1f} %"
         )
         last = self.entries[-PATIENCE:]
-        if len(last) == PATIENCE and all(one.seen is RunOutcome.INFRA for one in last):
+        if len(last) == PATIENCE and all(one.outcome is RunOutcome.INFRA for one in last):
             raise InfraError(
-                f"{PATIENCE} runs in a row said nothing about the kernel: {told.reason} ({told.directory}); "
-                "when that is mended, the same command goes on from here"
+                f"{PATIENCE} runs in a row said nothing about the kernel: {summary.reason} "
+                f"({summary.directory}); fix that and repeat the command, which continues from here"
             )
 
-    def _take(self, number: int, told: RunSummary) -> LogEntry:
-        entry = LogEntry(self.candidates.candidates[number].name, self._seen(number, told), told)
+    def _take(self, number: int, summary: RunSummary) -> LogEntry:
+        name, outcome = self.candidates.candidates[number].name, self._outcome(number, summary)
+        entry = LogEntry(name, outcome, summary)
         self.entries.append(entry)
-        if entry.seen is RunOutcome.FAIL and self.signature is None:
-            self.signature = told.signatures[0]
-        self.search.record(number, entry.seen)
+        if outcome is RunOutcome.FAIL and self.signature is None:
+            self.signature = summary.signatures[0]
+        self.search.record(number, outcome)
         self._measure()
         return entry
 
-    def _seen(self, number: int, told: RunSummary) -> RunOutcome:
-        if told.outcome == "pass":
+    def _outcome(self, number: int, summary: RunSummary) -> RunOutcome:
+        if summary.outcome == "pass":
             return RunOutcome.PASS
-        if told.outcome in ("build-error", "boot-error"):
+        if summary.outcome in ("build-error", "boot-error"):
             return RunOutcome.UNTESTABLE
-        if told.outcome not in KERNEL_FAILED:
+        if summary.outcome not in KERNEL_FAILED:
             return RunOutcome.INFRA
         if self.signature is None:
-            # The bad end says what to look for. What another one shows before that, nobody asked for.
+            # The bad end defines the signature. A failure elsewhere before that counts for nothing.
             return RunOutcome.FAIL if number == self.search.bad_end else RunOutcome.OTHER
-        if self.signature in told.signatures:
+        if self.signature in summary.signatures:
             return RunOutcome.FAIL
-        # A run that went to its end looked for our fault as well, whatever else it found.
-        held = told.outcome in ("fail", "warn") and self.signature.partition(":")[0] in told.passed
-        return RunOutcome.PASS if held else RunOutcome.OTHER
+        # A run that ended normally has looked for this fault as well, whatever else it found.
+        check = self.signature.partition(":")[0]
+        absent = summary.outcome in ("fail", "warn") and check in summary.passed
+        return RunOutcome.PASS if absent else RunOutcome.OTHER
 
     def _measure(self) -> None:
-        """From what was measured, what a build costs (a candidate's first run has it) and what a run does."""
+        """Tell the search what a build and a run cost. Only a candidate's first run builds."""
         if self._fixed_cost:
             return
         seconds: dict[str, list[float]] = {}
         for entry in self.entries:
-            if entry.seen in (RunOutcome.PASS, RunOutcome.FAIL):
-                seconds.setdefault(entry.candidate, []).append(entry.told.seconds)
-        later = [one for run in seconds.values() for one in run[1:]]
+            if entry.outcome in (RunOutcome.PASS, RunOutcome.FAIL):
+                seconds.setdefault(entry.candidate, []).append(entry.summary.seconds)
+        later = [one for durations in seconds.values() for one in durations[1:]]
         if later and (run := statistics.median(later)) > 0:
-            build = statistics.median(runs[0] for runs in seconds.values()) - run
+            build = statistics.median(durations[0] for durations in seconds.values()) - run
             self.search.cost(build=max(build, 0.0), run=run)
 
     def _check_ends(self) -> None:
         names = self.candidates.candidates
         good, bad = self.search.tallies[0], self.search.tallies[self.search.bad_end]
-        wrong = (
+        problems = (
             (good.untestable, "good", 0, "cannot be tested, choose another one"),
             (bad.untestable, "bad", -1, "cannot be tested, choose another one"),
             (good.failed, "good", 0, "is bad itself, choose an older one"),
         )
-        for is_so, which, end, what in wrong:
-            if is_so:
-                raise UsageError(
-                    f"the {which} end {names[end].name} {what}: {self.reason(names[end].name)}"
-                )
+        for applies, end, number, problem in problems:
+            if applies:
+                name = names[number].name
+                raise UsageError(f"the {end} end {name} {problem}: {self.reason(name)}")
         if not bad.failed and bad.passed >= 1 / MIN_P:
             raise UsageError(
-                f"the bad end {names[-1].name} passed {bad.passed} runs: a fault that shows so rarely cannot be "
-                "bisected; make it show more often (--smp, --duration, --scenario)"
+                f"the bad end {names[-1].name} passed {bad.passed} runs: a fault that shows so "
+                "rarely cannot be bisected; make it show more often (--smp, --duration, --scenario)"
             )
 
     # -- the log
@@ -190,7 +197,7 @@ class Bisection:
 
 
 def _read(log: Path, identity: str) -> Iterator[tuple[str, RunSummary]]:
-    """Which candidates ran, and what they told. A line that a killed bisection did not finish is cut off."""
+    """The candidates and summaries in the log. Cuts off a line that a killed process left unfinished."""
     if not log.exists():
         return
     text = log.read_bytes()
@@ -200,79 +207,77 @@ def _read(log: Path, identity: str) -> Iterator[tuple[str, RunSummary]]:
         for head in map(json.loads, lines[:1]):
             if head["version"] != VERSION or head["identity"] != identity:
                 raise UsageError(
-                    f"{log} is of another bisection, or of another version: remove it, or use --restart"
+                    f"{log} belongs to another bisection, or to another version: "
+                    "remove it, or use --restart"
                 )
         for line in map(json.loads, lines[1:]):
-            told = RunSummary(**line["told"])
+            summary = RunSummary(**line["summary"])
             yield (
                 line["candidate"],
-                replace(told, signatures=tuple(told.signatures), passed=tuple(told.passed)),
+                replace(
+                    summary,
+                    signatures=tuple(summary.signatures),
+                    passed=tuple(summary.passed),
+                ),
             )
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{log} cannot be read ({error}): remove it, or use --restart") from error
 
 
-# -- what came out
+# -- the answer
 
 
 def explained(bisection: Bisection, answer: SearchAnswer) -> str:
-    """The answer as text that can be pasted into a mail: the culprit, how sure, and on what that rests."""
+    """The answer as text for a mail: the culprit, how certain that is, and the runs behind it."""
     search = bisection.search
     lines: list[str] = []
     if answer.first == answer.last:
-        lines.append(f"the first bad one is {_named(bisection, answer.first)}")
+        lines.append(f"the first bad candidate is {_described(bisection, answer.first)}")
     else:
-        lines.append(
-            "the first bad one is one of these; those before the last could not be tested:"
-        )
+        lines.append("the first bad candidate is one of these; only the last can be tested:")
         lines += [
-            f"  {_named(bisection, number)}" for number in range(answer.first, answer.last + 1)
+            f"  {_described(bisection, number)}" for number in range(answer.first, answer.last + 1)
         ]
-    enough = (
-        ""
-        if answer.probability >= search.confidence
-        else " (less than was asked for: nothing more can be learnt)"
-    )
-    lines += [
-        f"probability: {100 * answer.probability:.1f} %{enough}",
-        f"signature:   {bisection.signature}",
-    ]
-    bad = [tally for number, tally in enumerate(search.tallies) if number >= answer.last]
+    probability = f"{100 * answer.probability:.1f} %"
+    if answer.probability < search.confidence:
+        probability += " (less than requested, but nothing more can be learnt)"
+    lines += [f"probability: {probability}", f"signature:   {bisection.signature}"]
+    bad = search.tallies[answer.last :]
     failed, usable = sum(tally.failed for tally in bad), sum(tally.usable for tally in bad)
     lines += [f"it shows in  {failed} of {usable} runs from there on", ""]
     if answer.first == answer.last:
         lines += [bisection.candidates.reference(answer.last).rstrip(), ""]
     lines += ["runs:", *_table(bisection, answer)]
-    if failure := next(
-        (entry for entry in reversed(bisection.entries) if entry.seen is RunOutcome.FAIL), None
-    ):
-        lines += ["", f"a run that shows it, of {failure.candidate}: {failure.told.reason}"]
-        lines += [f"  {failure.told.directory}"]
+    failures = [entry for entry in bisection.entries if entry.outcome is RunOutcome.FAIL]
+    if failures:
+        entry = failures[-1]
+        lines += ["", f"a failing run of {entry.candidate}: {entry.summary.reason}"]
+        lines += [f"  {entry.summary.directory}"]
     return "\n".join(lines) + "\n"
 
 
-def _named(bisection: Bisection, number: int) -> str:
-    one = bisection.candidates.candidates[number]
-    return f'{one.name} ("{one.title}")' if one.title else one.name
+def _described(bisection: Bisection, number: int) -> str:
+    candidate = bisection.candidates.candidates[number]
+    return f'{candidate.name} ("{candidate.title}")' if candidate.title else candidate.name
 
 
 def _table(bisection: Bisection, answer: SearchAnswer) -> Iterator[str]:
+    """One line for each candidate that was run: its probability to be the first bad one, its runs."""
     names, posterior = bisection.candidates.candidates, bisection.search.posterior()
-    width = max(len(one.name) for one in names)
+    width = max(len(candidate.name) for candidate in names)
     for number, tally in enumerate(bisection.search.tallies):
-        told = [
-            f"{count} {word}"
-            for word, count in (
-                ("passed", tally.passed), ("failed", tally.failed), ("crashed otherwise", tally.other),
-                ("said nothing", tally.infra),
-            )
-            if count
-        ]  # fmt: skip
+        counts = {
+            "passed": tally.passed,
+            "failed": tally.failed,
+            "crashed otherwise": tally.other,
+            "inconclusive": tally.infra,
+        }
+        notes = [f"{count} {word}" for word, count in counts.items() if count]
         if tally.untestable:
             lines = bisection.reason(names[number].name).split("\n")
-            told.append(
-                f"cannot be tested: {next((line for line in lines if 'error:' in line), lines[0])}"
-            )
-        if told:
-            told += ["first bad"] if number == answer.first == answer.last else []
-            yield f"  {names[number].name:<{width}} {100 * posterior[number]:5.1f} %  {', '.join(told)}"
+            error = next((line for line in lines if "error:" in line), lines[0])
+            notes.append(f"cannot be tested: {error}")
+        if notes:
+            notes += ["first bad"] if number == answer.first == answer.last else []
+            share = f"{100 * posterior[number]:5.1f} %"
+            yield f"  {names[number].name:<{width}} {share}  {', '.join(notes)}"

@@ -1,1 +1,2 @@
-"""Many cells, each a run: what a matrix file asks for, in an order and at a width that suit the host or a cluster."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""A matrix of runs, on this host or on a cluster."""

@@ -1,4 +1,5 @@
-"""MATRIX.yaml: which kernels to run on which machines. Its format is the model Matrix, nothing is implied.
+# SPDX-License-Identifier: GPL-2.0-only
+"""MATRIX.yaml: which kernels to run on which machines.
 
     kernels:                          # rows: a name as --kernel takes it, or a mapping
       - 6.1-int3
@@ -6,232 +7,238 @@
       - {name: mine, tree: ~/linux, patches: [fix.patch], config: [more.config], set: [CONFIG_X=y]}
       - {name: fixed, kernel: 6.1-plain, patches: [fix.patch]}
       - {name: built, bzimage: build/bzImage, headers: build}
-    smp: [2, 8]                       # CPUs of the guest
-    accel: [auto]                     # as --accel
-    cpu: [default]                    # QEMU's models; default is the one that fits the accelerator
-    scenarios: ["*"]                  # each entry is a run: a pattern, or several with blanks between them
-    repeats: 1                        # of each, with the seeds SEED, SEED + 1, ...
+    smp: [2, 8]                       # number of guest CPUs
+    accel: [auto]                     # as for --accel
+    cpu: [default]                    # QEMU CPU models; `default` suits the accelerator
+    scenarios: ["*"]                  # each entry is a run: one pattern, or several with blanks
+    repeats: 1                        # runs of each combination, with the seeds SEED, SEED + 1, ...
     seed: 1
-    duration: 3                       # seconds of the free-running part
+    duration: 3                       # seconds of free-running pokes
     memory: 1024                      # MiB
-    exclude:                          # cells to leave out: those that match all keys of an entry
+    soak: 30m                         # as for --soak
+    qemu: ~/qemu/qemu-system-x86_64   # as for --qemu
+    edit-text: edits.yaml             # as for --edit-text
+    exclude:                          # leave out the cells that match all keys of an entry
       - {kernel: "debian:*", smp: 8}
 
-Only kernels must be there; the other values above are the defaults, apart from smp: [8]. Paths are relative to the
-folder of the file.
+Only `kernels` is required. The other values above are the defaults, apart from smp (8), and soak,
+qemu, edit-text and exclude (none). Paths are relative to the directory of the file.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import pydantic
 
 from orchestrator.errors import UsageError
 from orchestrator.host import yamlfile
-from orchestrator.host.yamlfile import Strict
 from orchestrator.kernel import definition
 from orchestrator.kernel.model import KernelRequest
-from orchestrator.machine.qemu import MAX_SMP
+from orchestrator.many.sweep import matrixfile
+from orchestrator.many.sweep.matrixfile import AXES, KERNEL, SINGLE
+from orchestrator.options import declared, to_json
 from orchestrator.scenarios import scenario
-
-Word = Annotated[str, pydantic.Field(min_length=1)]
-Accel = Literal["auto", "kvm", "tcg", "tcg-multi", "tcg-single"]
-Smp = Annotated[int, pydantic.Field(ge=1, le=MAX_SMP)]
-DEFAULT = "default"
-USUAL = ("", "auto", DEFAULT, "*")
-
-
-class KernelEntry(Strict):
-    """One row. name: in the table, if not that of the kernel. The rest as in KernelRequest."""
-
-    name: Word | None = None
-    kernel: Word | None = None
-    tree: Word | None = None
-    bzimage: Word | None = None
-    headers: Word | None = None
-    patches: list[Word] = pydantic.Field(default=[])
-    config: list[Word] = pydantic.Field(default=[])
-    set: list[Word] = pydantic.Field(default=[])
-
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _a_name_alone(cls, value: Any) -> Any:
-        return {"kernel": value} if isinstance(value, str) else value
-
-    @pydantic.model_validator(mode="after")
-    def _one_of_them(self) -> KernelEntry:
-        if [self.kernel, self.tree, self.bzimage].count(None) != 2:
-            what = (
-                "a name (kernel: 6.1-plain), a source tree (tree: PATH) or an image (bzimage: FILE)"
-            )
-            raise ValueError(f"a kernel is {what}, one of these")
-        if self.headers and not self.bzimage:
-            raise ValueError("headers belong to a bzimage")
-        return self
-
-    @property
-    def label(self) -> str:
-        return self.name or self.kernel or Path(str(self.tree or self.bzimage)).name
-
-
-class Exclusion(Strict):
-    """Cells to leave out. kernel: a shell pattern for the row's name."""
-
-    kernel: Word | None = None
-    smp: Smp | None = None
-    accel: Accel | None = None
-    cpu: Word | None = None
-    scenarios: Word | None = None
-
-    def matches(self, cell: Cell) -> bool:
-        return (
-            (self.kernel is None or fnmatchcase(cell.kernel, self.kernel))
-            and self.smp in (None, cell.smp)
-            and self.accel in (None, cell.accel)
-            and self.cpu in (None, cell.cpu or DEFAULT)
-            and self.scenarios in (None, " ".join(cell.scenarios))
-        )
-
-
-class Matrix(Strict):
-    """The file."""
-
-    kernels: list[KernelEntry] = pydantic.Field(min_length=1)
-    smp: list[Smp] = pydantic.Field(default=[8], min_length=1)
-    accel: list[Accel] = pydantic.Field(default=["auto"], min_length=1)
-    cpu: list[Word] = pydantic.Field(default=[DEFAULT], min_length=1)
-    scenarios: list[Word] = pydantic.Field(default=["*"], min_length=1)
-    repeats: int = pydantic.Field(default=1, ge=1)
-    seed: int = pydantic.Field(default=1, ge=0)
-    duration: float = pydantic.Field(default=3.0, gt=0, allow_inf_nan=False)
-    memory: int = pydantic.Field(default=1024, ge=128)
-    exclude: list[Exclusion] = pydantic.Field(default=[])
-
-
-INNER: Mapping[str, type[pydantic.BaseModel]] = {"kernels": KernelEntry, "exclude": Exclusion}
+from orchestrator.spec import RunSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One run. kernel: the name of its row. The rest as in RunSpec."""
+    """One run of a sweep."""
 
     kernel: str
-    smp: int
-    accel: str
-    cpu: str | None
-    scenarios: tuple[str, ...]
-    seed: int
-    duration: float
-    memory: int
+    """Label of its row."""
+    spec: RunSpec
 
     @property
     def shape(self) -> tuple[str, ...]:
-        """smp, accel, cpu and scenarios: what repeats have in common, and a column of the table."""
-        return (f"smp{self.smp}", self.accel, self.cpu or DEFAULT, " ".join(self.scenarios))
+        """The value on each axis. Repeats share it, and each shape is a column of the table."""
+        words = {name: matrixfile.word_of(getattr(self.spec, name)) for name in AXES}
+        return tuple(
+            f"{name}{word}" if isinstance(word, int) else word for name, word in words.items()
+        )
 
     @property
     def name(self) -> str:
-        """Tells it from all others of its sweep: what is not as it is by default."""
-        words = [word for word, usual in zip(self.shape, USUAL, strict=True) if word != usual]
-        return " ".join((self.kernel, *words, f"seed{self.seed}"))
+        """Identifies the cell in its sweep. A default is left out, unless it is a number."""
+        usual = [matrixfile.word_of(matrixfile.default_of(RunSpec, name)) for name in AXES]
+        words = [word for word, default in zip(self.shape, usual, strict=True) if word != default]
+        return " ".join((self.kernel, *words, f"seed{self.spec.seed}"))
 
-    def arguments(self) -> list[str]:
-        """The options of `orchestrator run` for it, those that name the kernel apart."""
-        words = ["--smp", str(self.smp), "--accel", self.accel, "--memory", str(self.memory)]
-        words += ["--duration", f"{self.duration:g}", "--seed", str(self.seed)]
-        words += [word for pattern in self.scenarios for word in ("--scenario", pattern)]
-        return words + (["--cpu", self.cpu] if self.cpu else [])
+    def to_json(self) -> dict[str, Any]:
+        """What is asked for, as JSON values. `kernel` is the label of the row."""
+        content = to_json(self.spec)
+        del content["directory"]
+        return {**content, "kernel": self.kernel}
 
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """What a matrix comes to. kernels: by the name of their row."""
+    """The cells of a matrix, in its order."""
 
-    kernels: Mapping[str, KernelRequest]
     cells: tuple[Cell, ...]
+
+    @property
+    def kernels(self) -> dict[str, KernelRequest]:
+        """The kernels, by the label of their row."""
+        return {cell.kernel: cell.spec.kernel for cell in self.cells}
 
 
 def read(file: Path) -> SweepPlan:
-    """The plan that is in `file`. UsageError says what is wrong with it, with the file and the key."""
+    """Read the matrix in `file`. Raises UsageError, which names file, key and problem."""
     if not file.is_file():
         raise UsageError(f"there is no matrix {file}")
     try:
-        matrix = Matrix.model_validate(
+        matrix = matrixfile.Matrix.model_validate(
             yamlfile.mapping(file, "a matrix is a mapping (kernels: [...], smp: [2, 8])")
         )
     except pydantic.ValidationError as error:
-        raise UsageError(f"{file}: {yamlfile.explained(error, Matrix, INNER)}") from error
-    folder = file.resolve().parent
-    kernels: dict[str, KernelRequest] = {}
-    for entry in matrix.kernels:
-        if entry.label in kernels:
-            raise UsageError(
-                f"{file}: kernels: two are called {entry.label}: give one of them another name:"
-            )
-        kernels[entry.label] = _request(entry, folder, file)
-    for words in matrix.scenarios:
+        sentence = yamlfile.explained(error, matrixfile.Matrix, matrixfile.INNER)
+        raise UsageError(f"{file}: {sentence}") from error
+    return SweepPlan(tuple(_Reader(file, vars(matrix)).cells()))
+
+
+class _Reader:
+    """Makes cells of a matrix whose types are right. Raises UsageError for any other mistake."""
+
+    def __init__(self, file: Path, matrix: Mapping[str, Any]) -> None:
+        self._file, self._matrix = file, matrix
+        self._directory = file.resolve().parent
+
+    def cells(self) -> list[Cell]:
+        """All cells that are not excluded."""
+        cells = list(self._combinations())
+        exclusions = [vars(exclusion) for exclusion in self._matrix["exclude"]]
+        for number, exclusion in enumerate(exclusions):
+            if not any(_matches(exclusion, cell) for cell in cells):
+                raise self._error(f"exclude.{number}", "matches no cell")
+        kept = [cell for cell in cells if not any(_matches(one, cell) for one in exclusions)]
+        if not kept:
+            raise self._error("exclude", "leaves no cell")
+        if len(set(kept)) < len(kept):
+            twice = next(cell for cell in kept if kept.count(cell) > 1)
+            raise UsageError(f"{self._file}: asks twice for {twice.name}")
+        return kept
+
+    def _combinations(self) -> Iterator[Cell]:
+        rows, single = self._rows(), self._single_values()
+        for patterns in self._matrix["scenarios"]:
+            with self._naming("scenarios"):
+                scenario.select(patterns.split())
+        axes = itertools.product(*(self._matrix[name] for name in AXES))
+        first_seed = single.pop("seed", RunSpec.seed)
+        for (label, kernel), words in itertools.product(rows.items(), axes):
+            values = {
+                name: matrixfile.axis_value(name, word)
+                for name, word in zip(AXES, words, strict=True)
+            }
+            for seed in range(first_seed, first_seed + self._matrix["repeats"]):
+                spec = self._spec(kernel=kernel, seed=seed, **values, **single)
+                yield Cell(kernel=label, spec=spec)
+
+    def _spec(self, **values: Any) -> RunSpec:
+        """RunSpec, whose `--smp takes ...` is reported as `FILE: smp: takes ...`."""
         try:
-            scenario.select(words.split())
+            return RunSpec(**values)
         except UsageError as error:
-            raise UsageError(f"{file}: scenarios: {error}") from error
-    cells = list(_cells(matrix))
-    for number, exclusion in enumerate(matrix.exclude):
-        if not any(exclusion.matches(cell) for cell in cells):
-            raise UsageError(f"{file}: exclude.{number}: matches no cell")
-    left = tuple(
-        cell for cell in cells if not any(exclusion.matches(cell) for exclusion in matrix.exclude)
-    )
-    if not left:
-        raise UsageError(f"{file}: exclude: leaves no cell")
-    if len(set(left)) < len(left):
-        twice = next(cell for cell in left if left.count(cell) > 1)
-        raise UsageError(f"{file}: asks twice for {twice.name}")
-    return SweepPlan(kernels, left)
+            flag, _, sentence = str(error).partition(" ")
+            for name, opt in declared(RunSpec).items():
+                if opt.flag == flag:
+                    raise self._error(matrixfile.key_of(name, opt), sentence) from error
+            raise
 
+    def _single_values(self) -> dict[str, Any]:
+        """The values that the file gives for options without an axis, by field."""
+        values: dict[str, Any] = {}
+        for name, opt in SINGLE.items():
+            value, key = self._matrix[name], matrixfile.key_of(name, opt)
+            if value is None:
+                continue
+            if matrixfile.item_type(RunSpec, name) is Path:
+                value = self._path(value, key)
+            elif isinstance(value, str):
+                try:
+                    value = opt.parse(value)
+                except (ValueError, argparse.ArgumentTypeError) as error:
+                    raise self._error(key, str(error)) from error
+            values[name] = value
+        return values
 
-def _request(entry: KernelEntry, folder: Path, file: Path) -> KernelRequest:
-    def there(name: str, key: str) -> Path:
-        path = folder / Path(name).expanduser()
+    def _rows(self) -> dict[str, KernelRequest]:
+        rows: dict[str, KernelRequest] = {}
+        for number, row in enumerate(self._matrix["kernels"]):
+            label, request = self._row(f"kernels.{number}", vars(row))
+            if label in rows:
+                raise self._error(
+                    "kernels", f"two are called {label}: give one of them another name:"
+                )
+            rows[label] = request
+        return rows
+
+    def _row(self, key: str, row: Mapping[str, Any]) -> tuple[str, KernelRequest]:
+        """The label and the kernel of a row."""
+        selector, tree, bzimage = row["selector"], row["tree"], row["bzimage"]
+        if [selector, tree, bzimage].count(None) != 2:
+            raise self._error(
+                key,
+                "a kernel is a name (kernel: 6.1-plain), a source tree (tree: PATH) or an image "
+                "(bzimage: FILE), one of these",
+            )
+        if row["headers"] and not bzimage:
+            raise self._error(key, "headers belong to a bzimage")
+        label = row["name"] or selector or Path(tree or bzimage).name
+        values: dict[str, Any] = {}
+        for name, opt in KERNEL.items():
+            value, where = row[name], f"kernels: {label}: {matrixfile.key_of(name, opt)}"
+            if not value:
+                continue
+            if name == "selector":
+                value = self._selector(value, where)
+            elif matrixfile.item_type(KernelRequest, name) is Path:
+                paths = [
+                    self._path(path, where)
+                    for path in (value if isinstance(value, list) else [value])
+                ]
+                value = paths if isinstance(value, list) else paths[0]
+            values[name] = tuple(value) if isinstance(value, list) else value
+        return label, KernelRequest(**values)
+
+    def _selector(self, text: str, key: str) -> str:
+        """`text`, which may be the path of a definition. Raises UsageError for an unknown name."""
+        if text.endswith((".yaml", ".yml")):
+            text = str(self._path(text, key))
+        if ":" not in text:
+            with self._naming("kernels"):
+                definition.load(text)
+        return text
+
+    def _path(self, text: str, key: str) -> Path:
+        path = self._directory / Path(text).expanduser()
         if not path.exists():
-            raise UsageError(f"{file}: kernels: {entry.label}: {key}: there is no {path}")
+            raise self._error(key, f"there is no {path}")
         return path
 
-    selector = entry.kernel or KernelRequest.selector
-    if selector.endswith((".yaml", ".yml")):
-        selector = str(there(selector, "kernel"))
-    if ":" not in selector:
+    @contextlib.contextmanager
+    def _naming(self, key: str) -> Iterator[None]:
+        """Put the file and the key in front of a UsageError."""
         try:
-            definition.load(selector)
+            yield
         except UsageError as error:
-            raise UsageError(f"{file}: kernels: {error}") from error
-    return KernelRequest(
-        selector=selector,
-        tree=there(entry.tree, "tree") if entry.tree else None,
-        bzimage=there(entry.bzimage, "bzimage") if entry.bzimage else None,
-        headers=there(entry.headers, "headers") if entry.headers else None,
-        patches=tuple(there(name, "patches") for name in entry.patches),
-        fragments=tuple(there(name, "config") for name in entry.config),
-        settings=tuple(entry.set),
-    )
+            raise self._error(key, str(error)) from error
+
+    def _error(self, key: str, sentence: str) -> UsageError:
+        return UsageError(f"{self._file}: {key}: {sentence}")
 
 
-def _cells(matrix: Matrix) -> Iterator[Cell]:
-    machines = itertools.product(matrix.smp, matrix.accel, matrix.cpu, matrix.scenarios)
-    for entry, (smp, accel, cpu, words) in itertools.product(matrix.kernels, machines):
-        for seed in range(matrix.seed, matrix.seed + matrix.repeats):
-            yield Cell(
-                kernel=entry.label,
-                smp=smp,
-                accel=accel,
-                cpu=None if cpu == DEFAULT else cpu,
-                scenarios=tuple(words.split()),
-                seed=seed,
-                duration=matrix.duration,
-                memory=matrix.memory,
-            )
+def _matches(exclusion: Mapping[str, Any], cell: Cell) -> bool:
+    if exclusion["kernel"] is not None and not fnmatchcase(cell.kernel, exclusion["kernel"]):
+        return False
+    words = {name: matrixfile.word_of(getattr(cell.spec, name)) for name in AXES}
+    return all(exclusion[name] in (None, word) for name, word in words.items())

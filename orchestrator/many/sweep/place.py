@@ -1,4 +1,5 @@
-"""Where cells run: on this host, or on the workers of a dask cluster. Each is an executor with the room it has."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""Where cells run: on this host or on the workers of a dask cluster."""
 
 from __future__ import annotations
 
@@ -20,55 +21,61 @@ from orchestrator.many.sweep import task
 from orchestrator.many.sweep.matrix import Cell
 from orchestrator.many.sweep.task import CellAnswer
 
-BESIDE_GUEST = 512
-"""MiB that a run needs apart from its guest's memory: QEMU with its translations, GDB and orchestrator itself."""
+OVERHEAD = 512
+"""Memory of a run besides the guest's, in MiB: QEMU with its translations, GDB, orchestrator."""
 CONNECT = 10.0
-"""Seconds for a dask scheduler to answer."""
+"""Seconds that a dask scheduler has to answer."""
 
 ADDRESS = re.compile(r"(?:(?:tcp|tls|ws|wss|ucx)://)?[^/\s]+:\d+")
 
 
 @dataclass(frozen=True)
 class Room:
-    """cores: of the host. memory: MiB."""
+    """Capacity of a place, or the part of it that cells use."""
 
     cores: int
     memory: int
+    """MiB."""
 
     def __add__(self, other: Room) -> Room:
         return Room(self.cores + other.cores, self.memory + other.memory)
 
     def holds(self, other: Room) -> bool:
+        """Whether `other` fits into this."""
         return other.cores <= self.cores and other.memory <= self.memory
 
 
 class Place(Protocol):
-    """executor: to submit task.perform() to. remote: whether it has caches and directories other than ours."""
+    """An executor for task.perform(), and how much fits into it."""
 
     executor: Executor
     remote: bool
+    """Whether its caches and directories are not those of this host."""
 
     def room(self) -> Room:
-        """What there is in all, now."""
+        """The current capacity, whether in use or not."""
 
     def need(self, cell: Cell) -> Room:
-        """What a cell takes of it."""
+        """The part of room() that a cell uses."""
 
-    def parcel(self, digest: str, packed: bytes) -> Any:
-        """What to submit for a parcel."""
+    def bundle(self, digest: str, packed: bytes) -> Any:
+        """The argument to submit for a packed kernel."""
 
     def stop(self, running: list[Future[CellAnswer]]) -> None:
-        """End all that is under way. Returns when it has ended, or when that is no longer ours to see."""
+        """End all cells. Returns when they have ended, or when this host can no longer tell."""
 
     def close(self) -> None: ...
 
 
 class LocalHost:
-    """This host. jobs: cells at a time, None for as many as its cores and its free memory hold.
+    """This host.
 
-    A guest takes one core under TCG, however many CPUs it has: one QEMU thread translates for all of them, and while
-    GDB or orchestrator have something to do it stands still (measured: 101 % of a core at --smp 2, 103 % at 8). With
-    a thread for each CPU (tcg-multi, KVM) it takes as many cores as it has CPUs.
+    jobs: cells to run at a time; None for as many as the cores and the free memory hold.
+
+    Under TCG with one thread a guest counts as one core, however many CPUs it has: the QEMU thread
+    that translates for all CPUs stands still while GDB or orchestrator are busy (measured: 101 % of
+    a core with --smp 2, 103 % with --smp 8). With a thread for each CPU (tcg-multi, KVM) it counts
+    as one core for each CPU.
     """
 
     remote = False
@@ -84,10 +91,11 @@ class LocalHost:
     def need(self, cell: Cell) -> Room:
         if self._jobs:
             return Room(1, 0)
-        threads = cell.accel in ("kvm", "tcg-multi") or (cell.accel == "auto" and _kvm())
-        return Room(cell.smp if threads else 1, cell.memory + BESIDE_GUEST)
+        spec = cell.spec
+        threads = spec.accel in ("kvm", "tcg-multi") or (spec.accel == "auto" and _kvm())
+        return Room(spec.smp if threads else 1, spec.memory + OVERHEAD)
 
-    def parcel(self, digest: str, packed: bytes) -> Any:
+    def bundle(self, digest: str, packed: bytes) -> Any:
         return packed
 
     def stop(self, running: list[Future[CellAnswer]]) -> None:
@@ -99,8 +107,11 @@ class LocalHost:
 
 
 class Cluster:
-    """The workers of the dask scheduler at `address`. Each worker's number of threads is how many cells it takes at a
-    time; it sees to it that one whose worker is killed is run elsewhere, up to its setting `allowed-failures`."""
+    """The workers of the dask scheduler at `address`.
+
+    The number of threads of a worker is the number of cells that it runs at a time. If a worker is
+    killed, dask runs its cells elsewhere, as often as its setting `allowed-failures` permits.
+    """
 
     remote = True
 
@@ -111,25 +122,27 @@ class Cluster:
             raise UsageError("--scheduler needs dask: pip install 'orchestrator[dask]'") from None
         if not ADDRESS.fullmatch(address):
             raise UsageError(
-                f"--scheduler takes what `dask scheduler` says, tcp://HOST:PORT, not {address}"
+                f"--scheduler takes the address that `dask scheduler` prints, tcp://HOST:PORT, "
+                f"not {address}"
             )
-        # What it logs of lost connections says less than we do.
+        # Its log messages about lost connections say less than ours.
         for name in ("distributed", "distributed.client"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self._address = address
         try:
-            connect: Any = distributed.Client  # it has types, but no complete ones
+            connect: Any = distributed.Client  # its types are incomplete
             self._client: Any = connect(address, timeout=CONNECT, set_as_default=False)
         except (OSError, ValueError, TypeError) as error:
             raise InfraError(
                 f"no dask scheduler answers at {address}: start one with `dask scheduler`"
             ) from error
-        # pure: of equal calls only one would be run.
+        # With pure=True dask would run only one of two equal calls.
         self.executor: Executor = self._client.get_executor(pure=False)
-        self._parcels: dict[str, Any] = {}
+        self._bundles: dict[str, Any] = {}
         if not self._client.nthreads():
             ui.say(
-                f"{address} has no worker yet: start `dask worker {address}` where cells are to run"
+                f"{address} has no worker yet: start `dask worker {address}` on each machine "
+                "that should run cells"
             )
 
     def room(self) -> Room:
@@ -137,20 +150,24 @@ class Cluster:
             return Room(sum(self._client.nthreads().values()), 0)
         except OSError as error:
             raise InfraError(
-                f"the dask scheduler at {self._address} is gone: with another one the same command goes on from here"
+                f"the dask scheduler at {self._address} is gone: start another one and repeat the "
+                "command, which continues from here"
             ) from error
 
     def need(self, cell: Cell) -> Room:
         return Room(1, 0)
 
-    def parcel(self, digest: str, packed: bytes) -> Any:
-        """Scattered: workers pass it on to each other. Gone with the only worker that had it, it is sent again."""
-        if digest not in self._parcels or self._parcels[digest].status != "finished":
-            self._parcels[digest] = self._client.scatter(packed)
-        return self._parcels[digest]
+    def bundle(self, digest: str, packed: bytes) -> Any:
+        """A handle of dask's: workers pass the bundle on to each other.
+
+        If the only worker that had it is gone, it is sent again.
+        """
+        if digest not in self._bundles or self._bundles[digest].status != "finished":
+            self._bundles[digest] = self._client.scatter(packed)
+        return self._bundles[digest]
 
     def stop(self, running: list[Future[CellAnswer]]) -> None:
-        for future in running:  # on the workers task.perform() sees that
+        for future in running:  # task.perform() polls for this on the workers
             future.cancel()
         self.close()
 
@@ -161,15 +178,15 @@ class Cluster:
 
 @cache
 def _kvm() -> bool:
-    """Whether `auto` means KVM here."""
+    """Whether --accel auto chooses KVM on this host."""
     return not accel.kvm_trouble(tools.qemu())
 
 
 def _free_memory() -> int:
-    """MiB that can be had without swapping."""
-    found = next(
+    """Memory that is available without swapping, in MiB."""
+    available = next(
         line
         for line in Path("/proc/meminfo").read_text().splitlines()
         if line.startswith("MemAvailable:")
     )
-    return int(found.split()[1]) >> 10
+    return int(available.split()[1]) >> 10

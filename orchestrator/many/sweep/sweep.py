@@ -1,8 +1,10 @@
-"""The cells of a plan, run in an order and at a width that suit where they run; what is known already is not run again.
+# SPDX-License-Identifier: GPL-2.0-only
+"""Runs the cells of a plan that have no result yet, in a good order and as many at a time as fit.
 
-A cell's result is kept in a directory named after all it depends on: the machine, the seed, the kernel's digest, and
-this program. So an interrupted sweep goes on when it is called again, and a changed tree or program begins anew. Only
-what says something about the kernel is kept; what could not be tested is tried again by the next call.
+The result of a cell is kept in a directory named after everything that it depends on: the request,
+the kernel's digest and this program. So an interrupted sweep continues when it is called again, and
+a changed tree or program starts afresh. Only results that say something about the kernel are kept.
+The next call repeats all others.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -31,7 +33,7 @@ from orchestrator.host.paths import PROJECT, write_whole
 from orchestrator.kernel import bundle, definition
 from orchestrator.kernel.model import KernelRequest
 from orchestrator.kernel.obtain import identify
-from orchestrator.many import history
+from orchestrator.many import history, program
 from orchestrator.many.children import PROGRAM, Children, Stopped
 from orchestrator.many.sweep import task
 from orchestrator.many.sweep.matrix import Cell, SweepPlan
@@ -39,45 +41,51 @@ from orchestrator.many.sweep.place import Place, Room
 from orchestrator.many.sweep.task import CellAnswer, CellTask
 
 ATTEMPTS = 3
-"""At a cell whose worker goes away, with what dask has tried by itself each time; then it is infra."""
+"""Attempts at a cell whose worker goes away, each with dask's own retries; then it is infra."""
 BUILD = 7200.0
-"""Seconds after which building a kernel is given up."""
-TELL = 30.0
-"""Seconds between two lines on how far it is while nothing ends."""
+"""Time limit for building a kernel, in seconds."""
+PROGRESS = 30.0
+"""Seconds between two lines of progress while no cell ends."""
 
 
 @dataclass(frozen=True)
 class CellResult:
-    """What a cell came to. outcome, exit_status, reason: as in verdict.json. failed: names of the checks that did.
-
-    kernel: digest of what was run, empty when nothing was. seconds: of the run. host: where. directory: of the run, or
-    what there is in its place. kept: an earlier call's result.
-    """
+    """The result of a cell."""
 
     outcome: str
+    """outcome, exit_status and reason are those of its verdict.json."""
     exit_status: int
     reason: str
     failed: tuple[str, ...] = ()
+    """Names of the failed checks."""
     kernel: str = ""
+    """Digest of the kernel that was run, empty if none was."""
     release: str = ""
     seconds: float = 0.0
     host: str = ""
+    """The machine that ran it."""
     directory: str = ""
+    """Directory of the run; the log of the build if there was no run."""
     kept: bool = False
+    """Whether an earlier call ran it."""
 
 
 @dataclass
 class KernelRow:
-    """A kernel. named: any host can get it by its name alone. digest, where: as identify() tells them. ready: cells of
-    it can go. broken: why they never can. packed: for workers that lack it."""
+    """A kernel of the plan."""
 
     request: KernelRequest
     named: bool
+    """Whether any machine can get it by its name alone."""
     digest: str = ""
-    where: Path = Path()
+    """digest and place are the answer of identify()."""
+    place: Path = Path()
     ready: bool = False
+    """Whether its cells can start."""
     broken: str = ""
+    """Why its cells can never start."""
     packed: bytes | None = None
+    """Its bundle, for workers that lack it."""
 
 
 @dataclass
@@ -88,49 +96,52 @@ class _RunningCell:
 
 
 class Sweep:
-    """One call of `orchestrator sweep`. directory: of the sweep, for us alone. again: run what is known, too."""
+    """One call of `orchestrator sweep`.
+
+    - directory: the sweep's own directory, which no other process may use meanwhile.
+    - again: also run cells that have a result.
+
+    Raises UsageError for a kernel that does not exist.
+    """
 
     def __init__(
         self, plan: SweepPlan, directory: Path, place: Place, *, again: bool = False
     ) -> None:
         self.plan, self.directory, self.place = plan, directory, place
         self.results: dict[Cell, CellResult] = {}
+        if place.remote:
+            _check_remote(plan)
         self._rows = {
             label: _row(request, remote=place.remote) for label, request in plan.kernels.items()
         }
         self._expected: dict[Cell, float | None] = {}
         self._attempts: dict[Cell, int] = {}
         self._took: dict[Cell, float] = {}
-        self._told = time.monotonic()
+        self._last_line = time.monotonic()
         self._width = 1  # cells at a time
         self._waiting = self._ordered(
-            [cell for cell in plan.cells if again or not self._kept(cell)]
+            [cell for cell in plan.cells if again or not self._load_result(cell)]
         )
         if self.results:
             ui.say(
-                f"{len(self.results)} of {len(plan.cells)} cells are known from an earlier call (--again runs all)"
+                f"{len(self.results)} of {len(plan.cells)} cells are known from an earlier call "
+                "(--again runs all)"
             )
 
     def run(self) -> dict[Cell, CellResult]:
-        """Run what is to be run; the result of every cell, in the order of the matrix."""
+        """Run the waiting cells. Returns the results of all cells, in the order of the matrix."""
         running: dict[Future[CellAnswer], _RunningCell] = {}
         preparing: Future[None] | None = None
         builds = Children()
         with ThreadPoolExecutor(1, thread_name_prefix="kernel") as builder:
             try:
                 while self._waiting or running:
-                    self._give_up()
-                    # One at a time: make uses all cores by itself. Cells of other kernels go on meanwhile.
-                    unready = next(
-                        (
-                            cell.kernel
-                            for cell in self._waiting
-                            if not self._rows[cell.kernel].ready
-                        ),
-                        None,
-                    )
+                    self._drop_broken()
+                    # One build at a time, because make uses all cores by itself. Cells whose
+                    # kernel is ready run meanwhile.
+                    unready = [c.kernel for c in self._waiting if not self._rows[c.kernel].ready]
                     if unready and (preparing is None or preparing.done()):
-                        preparing = builder.submit(self._prepare, unready, builds)
+                        preparing = builder.submit(self._prepare, unready[0], builds)
                     used = sum((run.need for run in running.values()), Room(0, 0))
                     ready = [cell for cell in self._waiting if self._rows[cell.kernel].ready]
                     for cell in pick(ready, self.place.need, self.place.room(), used):
@@ -141,9 +152,9 @@ class Sweep:
                         time.sleep(0.5)  # a kernel is being built, or the cluster has no workers
                     for future in wait(running, timeout=1, return_when=FIRST_COMPLETED).done:
                         run = running.pop(future)
-                        if further := self._finish(run, future, running.values()):
-                            running[further] = run
-                    self._progress(running.values())
+                        if restarted := self._finish(run, future, running.values()):
+                            running[restarted] = run
+                    self._show_progress(running.values())
             except BaseException:
                 builds.stop()
                 self.place.stop(list(running))
@@ -154,7 +165,7 @@ class Sweep:
     # -- kernels
 
     def _prepare(self, label: str, builds: Children) -> None:
-        """Build or fetch a kernel, in a process of its own."""
+        """Build or fetch a kernel, in a child process."""
         row, log = self._rows[label], self._log(label)
         ui.say(f"{label} has to be built or fetched first ({log})")
         command = [*PROGRAM, "kernels", "build", *row.request.argv()]
@@ -162,22 +173,22 @@ class Sweep:
             status = builds.call(command, log, cwd=PROJECT, longest=BUILD)
         except Stopped:
             return
-        if status == EXIT_PASS and row.where.is_dir():
+        if status == EXIT_PASS and row.place.is_dir():
             row.ready = True
             return
-        said = log.read_text(errors="replace")
-        why = (
-            said.rpartition("orchestrator: ")[2]
+        output = log.read_text(errors="replace")
+        reason = (
+            output.rpartition("orchestrator: ")[2]
             if status
             else "its source changed while it was built: repeat"
         )
-        row.broken = " ".join(why.split())[:500] or f"building it ended with status {status}"
+        row.broken = " ".join(reason.split())[:500] or f"building it ended with status {status}"
 
     def _log(self, label: str) -> Path:
-        return self.directory / f"kernel-{_plain(label)}.log"
+        return self.directory / f"kernel-{_file_name(label)}.log"
 
-    def _give_up(self) -> None:
-        """What cannot be built cannot be run."""
+    def _drop_broken(self) -> None:
+        """Record the waiting cells whose kernel cannot be built."""
         for cell in [cell for cell in self._waiting if self._rows[cell.kernel].broken]:
             self._waiting.remove(cell)
             reason, log = self._rows[cell.kernel].broken, self._log(cell.kernel)
@@ -188,37 +199,36 @@ class Sweep:
 
     # -- cells
 
-    def _start(self, cell: Cell, *, with_parcel: bool = False) -> Future[CellAnswer]:
+    def _start(self, cell: Cell, *, with_bundle: bool = False) -> Future[CellAnswer]:
         row, directory = self._rows[cell.kernel], self._directory(cell)
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
-        asked = CellTask(
-            arguments=tuple(cell.arguments()),
-            kernel=tuple(row.request.argv()),
+        cell_task = CellTask(
+            spec=cell.spec,
             built=None if row.named or row.request.bzimage else row.digest,
-            program=task.program(),
+            program=program.digest(),
             directory=None if self.place.remote else str(directory),
         )
-        if not with_parcel:
-            return self.place.executor.submit(task.perform, asked)
-        row.packed = row.packed or bundle.pack(row.where)
+        if not with_bundle:
+            return self.place.executor.submit(task.perform, cell_task)
+        row.packed = row.packed or bundle.pack(row.place)
         return self.place.executor.submit(
-            task.perform, asked, self.place.parcel(row.digest, row.packed)
+            task.perform, cell_task, self.place.bundle(row.digest, row.packed)
         )
 
     def _finish(
         self, run: _RunningCell, future: Future[CellAnswer], others: Collection[_RunningCell]
     ) -> Future[CellAnswer] | None:
-        """Take what came of a cell. Returns another future when it is not done yet."""
+        """Take the answer for a cell. Returns a new future if the cell had to be started again."""
         cell = run.cell
         try:
             answer = future.result()
         except (Exception, CancelledError) as error:
             self._attempts[cell] = self._attempts.get(cell, 0) + 1
             why = f"{type(error).__name__}: {error}"
-            # dask has tried it elsewhere by itself before it gives up with KilledWorker.
+            # KilledWorker: dask has already tried other workers.
             if self._attempts[cell] < ATTEMPTS and type(error).__name__ != "KilledWorker":
-                ui.say(f"{cell.name}: to be run again: {why}")
+                ui.say(f"{cell.name}: will be run again: {why}")
                 self._waiting.insert(0, cell)
             else:
                 self._record(
@@ -226,7 +236,7 @@ class Sweep:
                 )
             return None
         if answer.lacks:
-            return self._start(cell, with_parcel=True)
+            return self._start(cell, with_bundle=True)
         directory = self._directory(cell)
         for name, content in answer.files.items():
             path = directory / name
@@ -235,14 +245,11 @@ class Sweep:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         result = _result(answer, directory)
-        if (
-            result.exit_status == EXIT_PASS
-        ):  # 12 MB that nobody will look at, and repeat.sh makes again
+        if result.exit_status == EXIT_PASS:
+            # 12 MB that nobody will look at, and that repeat.sh makes again.
             (directory / task.RUN / "initramfs.cpio").unlink(missing_ok=True)
-        if (
-            result.exit_status in (EXIT_PASS, EXIT_KERNEL_FAILED)
-            and result.kernel == self._rows[cell.kernel].digest
-        ):
+        conclusive = result.exit_status in (EXIT_PASS, EXIT_KERNEL_FAILED)
+        if conclusive and result.kernel == self._rows[cell.kernel].digest:
             write_whole(directory / "result.json", json.dumps(asdict(result), indent=1) + "\n")
         self._took[cell] = result.seconds
         self._record(cell, result, others)
@@ -250,55 +257,61 @@ class Sweep:
 
     def _record(self, cell: Cell, result: CellResult, others: Collection[_RunningCell]) -> None:
         self.results[cell] = result
-        self._told = time.monotonic()
+        self._last_line = time.monotonic()
         why = "" if result.outcome == "pass" else f": {result.reason[:200]}"
         took = f" ({result.seconds:.0f} s)" if result.seconds else ""
-        said = (
-            f"{len(self.results)}/{len(self.plan.cells)}  {cell.name} {result.outcome}{took}{why}"
-        )
-        ui.say(f"{said}{self._left(others)}")
+        count = f"{len(self.results)}/{len(self.plan.cells)}"
+        ui.say(f"{count}  {cell.name} {result.outcome}{took}{why}{self._remaining(others)}")
 
-    def _kept(self, cell: Cell) -> bool:
-        """Whether the result is known; then it is in self.results."""
+    def _load_result(self, cell: Cell) -> bool:
+        """Put the result of an earlier call into self.results. Returns whether there is one."""
+        directory = self._directory(cell)
         try:
-            told = json.loads((self._directory(cell) / "result.json").read_text())
-            directory = str(self._directory(cell) / task.RUN)
-            told |= {"failed": tuple(told["failed"]), "directory": directory, "kept": True}
-            self.results[cell] = CellResult(**told)
+            content = json.loads((directory / "result.json").read_text())
+            result = CellResult(**{**content, "failed": tuple(content["failed"])})
         except (OSError, ValueError, TypeError, KeyError):
             return False
+        self.results[cell] = replace(result, directory=str(directory / task.RUN), kept=True)
         return True
 
     def _directory(self, cell: Cell) -> Path:
-        content = [{**asdict(cell), "kernel": self._rows[cell.kernel].digest}, task.program()]
+        row, spec = self._rows[cell.kernel], cell.spec
+        edits = spec.edits.read_text(errors="surrogateescape") if spec.edits else ""
+        content = [{**cell.to_json(), "kernel": row.digest, "edits": edits}, program.digest()]
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-        name = _plain(f"{cell.kernel}-smp{cell.smp}-seed{cell.seed}")
+        name = _file_name(f"{cell.kernel}-smp{spec.smp}-seed{spec.seed}")
         return self.directory / "cells" / f"{name}-{digest[:16]}"
 
-    # -- order, and how long it takes
+    # -- order and remaining time
 
     def _ordered(self, cells: Sequence[Cell]) -> list[Cell]:
-        """What failed the last time first, so that it is known soon; then the longest, so that none is left alone at
-        the end while all else is idle."""
-        last = _last(self.directory)
+        """Last time's failures first, so that they are known soon. Then the longest cells first, so
+        that no long cell is left running alone at the end."""
+        last = _last_statuses(self.directory)
         failed: dict[Cell, bool] = {}
         for cell in cells:
             row = self._rows[cell.kernel]
-            given = row.request.tree or (row.request.bzimage and row.request.bzimage.name)
-            name = str(given or row.request.selector)
-            self._expected[cell], once = history.expected(row.digest, name, cell.smp)
-            failed[cell] = last[cell.name] == EXIT_KERNEL_FAILED if cell.name in last else once
+            path = row.request.tree or (row.request.bzimage and row.request.bzimage.name)
+            name = str(path or row.request.selector)
+            self._expected[cell], in_history = history.expected(row.digest, name, cell.spec.smp)
+            failed[cell] = last.get(cell.name) == EXIT_KERNEL_FAILED
+            if cell.name not in last:
+                failed[cell] = in_history
         return sorted(
             cells, key=lambda cell: (not failed[cell], -(self._expected[cell] or float("inf")))
         )
 
-    def _progress(self, running: Collection[_RunningCell]) -> None:
-        if time.monotonic() - self._told > TELL:
-            self._told = time.monotonic()
-            ui.say(f"{len(self.results)}/{len(self.plan.cells)}{self._left(running)}")
+    def _show_progress(self, running: Collection[_RunningCell]) -> None:
+        if time.monotonic() - self._last_line > PROGRESS:
+            self._last_line = time.monotonic()
+            ui.say(f"{len(self.results)}/{len(self.plan.cells)}{self._remaining(running)}")
 
-    def _left(self, running: Collection[_RunningCell]) -> str:
-        """What is under way, and how long it may still take, by what such runs took and how this sweep compares."""
+    def _remaining(self, running: Collection[_RunningCell]) -> str:
+        """What is left to do, and for how long.
+
+        The estimate is the duration of earlier runs, scaled by how this sweep compares with them so
+        far. It is omitted if there is a cell about which nothing is known.
+        """
         if not (running or self._waiting):
             return ""
         known = [cell for cell in self._took if self._expected.get(cell)]
@@ -306,105 +319,110 @@ class Sweep:
         pace = sum(self._took[cell] for cell in known) / expected if expected else 1.0
         typical = fmean(self._took.values()) if self._took else None
 
-        def seconds(cell: Cell) -> float | None:
-            guess = self._expected.get(cell)
-            return pace * guess if guess else typical
+        def estimate(cell: Cell) -> float | None:
+            seconds = self._expected.get(cell)
+            return pace * seconds if seconds else typical
 
         now = time.monotonic()
-        ahead = [seconds(cell) for cell in self._waiting]
-        under_way = [seconds(run.cell) for run in running]
+        waiting = [estimate(cell) for cell in self._waiting]
+        under_way = [estimate(run.cell) for run in running]
         builds = len({cell.kernel for cell in self._waiting if not self._rows[cell.kernel].ready})
-        said = f"; {len(running)} running, {len(self._waiting)} waiting"
-        said += f", {builds} kernels to build or fetch" if builds else ""
-        if None in ahead or None in under_way:
-            return said
+        text = f"; {len(running)} running, {len(self._waiting)} waiting"
+        text += f", {builds} kernels to build or fetch" if builds else ""
+        if None in waiting or None in under_way:
+            return text
         rest = [
-            max(1.0, (left or 0) - (now - run.since))
-            for left, run in zip(under_way, running, strict=True)
+            max(1.0, (seconds or 0) - (now - run.since))
+            for seconds, run in zip(under_way, running, strict=True)
         ]
-        total = max(sum((*rest, *(left or 0 for left in ahead))) / max(1, self._width), *rest, 0.0)
-        return (
-            f"{said}: about {total / 60:.0f} min" if total >= 90 else f"{said}: about {total:.0f} s"
-        )
+        total = sum((*rest, *(seconds or 0 for seconds in waiting))) / max(1, self._width)
+        total = max(total, *rest, 0.0)
+        return f"{text}: about " + (f"{total / 60:.0f} min" if total >= 90 else f"{total:.0f} s")
 
 
 def pick(cells: Sequence[Cell], need: Callable[[Cell], Room], room: Room, used: Room) -> list[Cell]:
-    """Those of `cells`, in their order, that fit beside what is in use. What does not fit lets later ones pass, and one
-    that never fits goes when nothing else runs."""
+    """The cells to start now, in their order: those that fit into what `used` leaves of `room`.
+
+    Smaller cells overtake one that does not fit. A cell that can never fit starts when nothing else
+    is running.
+    """
     picked: list[Cell] = []
     for cell in cells:
-        wanted = need(cell)
-        if room.holds(used + wanted) or (used == Room(0, 0) and room.cores):
+        needed = need(cell)
+        if room.holds(used + needed) or (used == Room(0, 0) and room.cores):
             picked.append(cell)
-            used += wanted
+            used += needed
     return picked
 
 
 def exit_status(results: Mapping[Cell, CellResult]) -> int:
-    """1 when any kernel failed, 0 when all passed, else 125."""
+    """1 if any kernel failed, 0 if all cells passed, otherwise 125."""
     statuses = {result.exit_status for result in results.values()}
     if EXIT_KERNEL_FAILED in statuses:
         return EXIT_KERNEL_FAILED
     return EXIT_PASS if statuses <= {EXIT_PASS} else EXIT_UNTESTABLE
 
 
+def _check_remote(plan: SweepPlan) -> None:
+    """Raise UsageError for files of this host that a run on another machine would need."""
+    for cell in plan.cells:
+        if path := cell.spec.kernel.bzimage or cell.spec.edits:
+            raise UsageError(
+                f"workers cannot read {path}: leave it out, or sweep without --scheduler"
+            )
+
+
 def _row(request: KernelRequest, *, remote: bool) -> KernelRow:
-    if request.bzimage and remote:
-        raise UsageError(
-            f"{request.bzimage} is run where it is: leave it out, or sweep without --scheduler"
-        )
     changed = request.patches or request.fragments or request.settings
     named = not (request.tree or request.bzimage or changed) and (
         request.selector.startswith("debian:") or request.selector in definition.names()
     )
     row = KernelRow(request, named)
     try:
-        row.digest, row.where = identify(request)
+        row.digest, row.place = identify(request)
     except UsageError:
         raise
     except InfraError as error:
         row.broken = str(error)
         return row
-    # Workers get by themselves what has a name. It may be another version there, which its digest tells.
-    row.ready = row.where.is_dir() or (named and remote)
+    # Workers obtain named kernels by themselves. Theirs may be another version, with its own digest.
+    row.ready = row.place.is_dir() or (named and remote)
     return row
 
 
 def _result(answer: CellAnswer, directory: Path) -> CellResult:
-    told = answer.verdict
-    if told is None:
-        # 129: wrong for this cell alone, as that the kernel was built for fewer CPUs.
-        outcome = "build-error" if answer.status == EXIT_USAGE else "infra"
+    verdict = answer.verdict
+    if verdict is None:
+        # 129: the request is wrong for this cell alone, such as a kernel built for fewer CPUs.
         return CellResult(
-            outcome,
-            EXIT_UNTESTABLE,
-            answer.why,
+            outcome="build-error" if answer.status == EXIT_USAGE else "infra",
+            exit_status=EXIT_UNTESTABLE,
+            reason=answer.why,
             seconds=answer.seconds,
             host=answer.host,
             directory=str(directory),
         )
-    kernel = told["kernel"] or {}
     return CellResult(
-        outcome=told["outcome"],
-        exit_status=told["exit_status"],
-        reason=told["reason"],
-        failed=tuple(check["check"] for check in told["checks"] if check["status"] == "fail"),
-        kernel=kernel.get("digest", ""),
-        release=kernel.get("release", ""),
+        outcome=verdict.outcome,
+        exit_status=verdict.exit_status,
+        reason=verdict.reason,
+        failed=tuple(check.check for check in verdict.with_status("fail")),
+        kernel=verdict.kernel.digest if verdict.kernel else "",
+        release=verdict.kernel.release if verdict.kernel else "",
         seconds=round(answer.seconds, 1),
         host=answer.host,
         directory=str(directory / task.RUN),
     )
 
 
-def _last(directory: Path) -> dict[str, int]:
-    """Exit statuses by cell of the sweep before this one, whatever program and kernel that had."""
+def _last_statuses(directory: Path) -> dict[str, int]:
+    """Exit statuses of the previous sweep by name of the cell, whatever its program and kernel."""
     try:
-        told = json.loads((directory / "sweep.json").read_text())
-        return {entry["cell"]: entry["exit_status"] for entry in told["cells"]}
+        content = json.loads((directory / "sweep.json").read_text())
+        return {entry["cell"]: entry["exit_status"] for entry in content["cells"]}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
-def _plain(text: str) -> str:
+def _file_name(text: str) -> str:
     return re.sub(r"[^\w.]+", "-", text)

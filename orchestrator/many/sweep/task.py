@@ -1,127 +1,132 @@
-"""One cell, wherever it is to run. perform() is what a sweep gives to an executor: of a cluster's workers, too, so it
-takes and returns plain data and knows nothing of the sweep."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""One cell, run wherever the executor puts it.
+
+A sweep submits perform() to its executor, which may be a cluster. So perform() takes and returns
+plain data and knows nothing of the sweep.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from orchestrator.host.paths import PROJECT, state_dir
 from orchestrator.kernel import bundle
+from orchestrator.kernel.model import KernelRequest
 from orchestrator.kernel.obtain import BUILT, place
+from orchestrator.many import program
 from orchestrator.many.children import Children
+from orchestrator.spec import RunSpec
+from orchestrator.verdict.result import VerdictRecord
 
 CHILDREN = Children()
-"""Of this process: of the sweep itself, or of a worker."""
+"""The children of this process, which is the sweep itself or a worker."""
 LONGEST = 3600.0
-"""Seconds for one run, in which a worker may have to fetch or build the kernel; a guest gives up much sooner."""
+"""Time limit of one run in seconds, apart from its duration and soak time. A worker may have to
+fetch or build the kernel first; a guest that hangs is ended much sooner."""
 NOT_SENT = ("initramfs.cpio",)
-"""Of a run's files: 12 MB that `repeat.sh` makes again."""
+"""Files of a run that stay on the worker: 12 MB that `repeat.sh` makes again."""
 LARGEST = 16 << 20
-"""Bytes of one file that a worker sends back; of a longer one the end."""
+"""Largest part of a file that a worker sends back, in bytes. Of a larger file it sends the end."""
 RUN, LOG = "run", "log"
-"""Names in the directory of a cell: the run's own directory, and what the child said."""
+"""Names in a cell's directory: the run's own directory, and the output of the child."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CellTask:
-    """arguments: for `orchestrator run`, without the kernel. kernel: those that ask for it; built: its digest, when it
-    is one that the cache must have already. program: program() of who asks. directory: of the cell, None on another
-    machine.
-    """
+    """What to run, and for whom."""
 
-    arguments: tuple[str, ...]
-    kernel: tuple[str, ...]
+    spec: RunSpec
     built: str | None
+    """Digest of a kernel that must be in the cache already; None to obtain spec.kernel."""
     program: str
+    """program.digest() of the sweep."""
     directory: str | None
+    """The cell's directory; None if this is another machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CellAnswer:
-    """What perform() returns. lacks: the worker needs the kernel's parcel first, and nothing else is told.
-
-    verdict: as in verdict.json, None without one; then `why` says why. status: the exit status of the child. host:
-    where it ran. files: by path below the cell's directory, when that is on another machine.
-    """
+    """What perform() returns."""
 
     lacks: bool = False
-    verdict: dict[str, Any] | None = None
+    """The worker needs the bundle of the kernel first. Nothing else is set then."""
+    verdict: VerdictRecord | None = None
     status: int | None = None
+    """Exit status of the child; None if it reached the time limit or was not started."""
     why: str = ""
+    """Why there is no verdict."""
     seconds: float = 0.0
     host: str = field(default_factory=platform.node)
+    """The machine that ran the cell."""
     files: dict[str, bytes] = field(default_factory=dict)
+    """Content by path below the cell's directory, if that is on another machine."""
 
 
 def perform(task: CellTask, packed: bytes | None = None) -> CellAnswer:
-    """Run the cell. packed: its kernel (kernel/parcel.py), if this machine was found to lack it.
+    """Run the cell.
 
-    Raises child.Stopped when nobody wants the result any more.
+    packed: the bundle of its kernel (kernel/bundle.py), if this machine turned out to lack it.
+
+    Raises children.Stopped when the result is no longer needed.
     """
-    if task.program != program():
+    if task.program != program.digest():
         return CellAnswer(
-            why="the worker has another version of orchestrator: install the one that the sweep is run by"
+            why="the worker has another version of orchestrator: install the sweep's version there"
         )
-    if task.built and not place(task.built).is_dir():
-        if packed is None:
-            return CellAnswer(lacks=True)
-        bundle.install(place(task.built), packed)
-    kernel = ("--kernel", f"{BUILT}{task.built}") if task.built else task.kernel
+    spec = task.spec
+    if task.built:
+        if not place(task.built).is_dir():
+            if packed is None:
+                return CellAnswer(lacks=True)
+            bundle.install(place(task.built), packed)
+        spec = replace(spec, kernel=KernelRequest(selector=f"{BUILT}{task.built}"))
     if task.directory:
-        return _run(task, kernel, Path(task.directory), None)
-    base, unwanted = _of_dask()
+        return _run(spec, Path(task.directory), None)
+    base, cancelled = _worker()
     directory = Path(tempfile.mkdtemp(prefix="cell-", dir=base))
     try:
-        answer = _run(task, kernel, directory, unwanted)
+        answer = _run(spec, directory, cancelled)
         answer.files.update(_files(directory))
         return answer
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-@cache
-def program() -> str:
-    """Identifies all of this program that a verdict depends on."""
-    digest = hashlib.sha256()
-    parts = sorted([*PROJECT.glob("orchestrator/**/*.py"), *PROJECT.glob("guest/**/*")])
-    for file in parts:
-        if file.is_file() and file.parent.name not in ("bisect", "sweep", "report"):
-            digest.update(str(file.relative_to(PROJECT)).encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
-
-
-def _run(
-    task: CellTask, kernel: Sequence[str], directory: Path, unwanted: Callable[[], bool] | None
-) -> CellAnswer:
-    arguments = [*kernel, *task.arguments]
+def _run(spec: RunSpec, directory: Path, unwanted: Callable[[], bool] | None) -> CellAnswer:
     ended = CHILDREN.run(
-        arguments, directory / RUN, directory / LOG, cwd=PROJECT, longest=LONGEST, unwanted=unwanted
+        spec,
+        directory / RUN,
+        directory / LOG,
+        cwd=PROJECT,
+        longest=LONGEST + spec.duration + spec.soak,
+        unwanted=unwanted,
     )
     return CellAnswer(
         verdict=ended.verdict, status=ended.status, why=ended.why, seconds=ended.seconds
     )
 
 
-def _of_dask() -> tuple[Path, Callable[[], bool] | None]:
-    """On a worker of dask: where it keeps what is gone with it, and whether the task that asks this was cancelled."""
+def _worker() -> tuple[Path, Callable[[], bool] | None]:
+    """Where to put temporary directories, and whether the current task was cancelled.
+
+    On a dask worker the former is a directory that dask removes with the worker.
+    """
     try:
         from distributed import get_worker
 
         worker = get_worker()
-    except (ImportError, ValueError):  # an executor of another kind
+    except (ImportError, ValueError):  # the executor is not dask's
         return state_dir(), None
     key = worker.get_current_task()
 
     def cancelled() -> bool:
-        # Nothing public says it: a thread cannot be interrupted, so dask only notes that nobody waits for the result.
+        # dask has no public way to ask. It cannot interrupt a thread, so it only notes that nobody
+        # waits for the result.
         task = worker.state.tasks.get(key)
         return task is None or task.state == "cancelled"
 
@@ -129,10 +134,10 @@ def _of_dask() -> tuple[Path, Callable[[], bool] | None]:
 
 
 def _files(directory: Path) -> dict[str, bytes]:
-    found = {}
+    contents = {}
     for path in directory.rglob("*"):
         if path.is_file() and path.name not in NOT_SENT:
             with path.open("rb") as file:
                 file.seek(max(0, path.stat().st_size - LARGEST))
-                found[str(path.relative_to(directory))] = file.read()
-    return found
+                contents[str(path.relative_to(directory))] = file.read()
+    return contents
