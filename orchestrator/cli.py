@@ -35,7 +35,7 @@ from orchestrator.errors import (
 COMMANDS = (
     run, gdb, kernels, scenarios, mutants, history, bisect, sweep, nightly, export, doctor,
 )  # fmt: skip
-"""In the order of `orchestrator --help`. orchestrator/commands/__init__.py describes the modules."""
+"""In the order of `orchestrator --help`. See orchestrator/commands/__init__.py."""
 
 
 class Parser(argparse.ArgumentParser):

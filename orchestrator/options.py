@@ -72,7 +72,7 @@ def option(
 
 
 def declared(cls: Any, groups: Iterable[str] | None = None) -> dict[str, Option]:
-    """The options that the dataclass `cls` declares, by field name. groups: only these; None: all."""
+    """The options that the dataclass `cls` declares, by field name. groups: None for all."""
     options = {
         field.name: field.metadata[KEY]
         for field in dataclasses.fields(cls)
@@ -131,7 +131,7 @@ def argv(instance: Any, *groups: str) -> list[str]:
 
 
 def to_json(instance: Any) -> dict[str, Any]:
-    """The fields of `instance`, a dataclass that may hold others, as JSON values. Paths are text."""
+    """The fields of a dataclass, which may hold others, as JSON values. Paths become text."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):

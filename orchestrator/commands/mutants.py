@@ -44,7 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add_output(
         parser,
-        "directory for mutants.json, mutants.md and mutants.html (default: one in the state directory)",
+        "directory for mutants.json, .md and .html (default: one in the state directory)",
     )
 
 

@@ -22,8 +22,8 @@ HELP = "run every cell of a matrix of kernels and machines"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Runs every cell of a matrix of kernels and machines (docs/sweep.md). Repeat the command to "
-        "continue an interrupted sweep."
+        "Runs every cell of a matrix of kernels and machines (docs/sweep.md). "
+        "Repeat the command to continue an interrupted sweep."
     )
     parser.add_argument(
         "matrix",

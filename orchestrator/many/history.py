@@ -1,4 +1,5 @@
-"""What became of earlier runs on this machine: `orchestrator history`, over an SQLite file in the state directory."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""Earlier runs on this machine, in an SQLite file in the state directory."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from orchestrator.verdict.result import RunResult
 
 FILE = "history.sqlite"
 WAIT = 30.0
-"""Seconds for which a writer waits for the others: many runs may end at once."""
+"""Seconds that a writer waits for others. Many runs may end at once."""
 SCHEMA = 1
 TABLES = """
 CREATE TABLE run (
@@ -28,8 +29,10 @@ CREATE TABLE run (
     ended REAL NOT NULL,          -- seconds since the epoch
     directory TEXT NOT NULL,
     kernel TEXT NOT NULL, release TEXT NOT NULL, digest TEXT NOT NULL,
-    smp INTEGER NOT NULL, accel TEXT NOT NULL, qemu TEXT NOT NULL, seed INTEGER NOT NULL, edited INTEGER NOT NULL,
-    outcome TEXT NOT NULL, reason TEXT NOT NULL, exit_status INTEGER NOT NULL, seconds REAL NOT NULL,
+    smp INTEGER NOT NULL, accel TEXT NOT NULL, qemu TEXT NOT NULL, seed INTEGER NOT NULL,
+    edited INTEGER NOT NULL,      -- number of instructions that --edit-text changed
+    outcome TEXT NOT NULL, reason TEXT NOT NULL, exit_status INTEGER NOT NULL,
+    seconds REAL NOT NULL,
     host TEXT NOT NULL, load REAL NOT NULL
 );
 CREATE TABLE entry (
@@ -44,9 +47,10 @@ CREATE INDEX entry_by_run ON entry(run);
 
 @dataclass(frozen=True)
 class PastRun:
-    """One earlier run; ended: seconds since the epoch. failed: names of the claims and scenarios that failed."""
+    """One earlier run."""
 
     ended: float
+    """Seconds since the epoch."""
     kernel: str
     release: str
     digest: str
@@ -56,11 +60,12 @@ class PastRun:
     reason: str
     directory: str
     failed: tuple[str, ...]
+    """Names of the failed claims and scenarios."""
 
 
 @dataclass(frozen=True)
 class Flaky:
-    """Something that both passed and failed on one and the same kernel and machine shape. name: a scenario or claim."""
+    """A scenario or claim that both passed and failed on the same kernel and machine shape."""
 
     kernel: str
     digest: str
@@ -73,7 +78,7 @@ class Flaky:
 
 
 def record(result: RunResult, path: Path | None = None) -> None:
-    """Add a run. A history that cannot be written is said and never spoils the run."""
+    """Add a run. A failure to do so is a message on stderr, and never changes the run."""
     try:
         with _opened(path) as connection, connection:
             machine, kernel = result.machine, result.kernel
@@ -104,9 +109,10 @@ def record(result: RunResult, path: Path | None = None) -> None:
 def past(
     *, kernel: str = "*", scenario: str | None = None, count: int = 20, path: Path | None = None
 ) -> list[PastRun]:
-    """The newest `count` runs, newest first, of kernels whose name or release matches the shell pattern `kernel`.
+    """The newest `count` runs, newest first.
 
-    scenario: only those in which a scenario or claim of that name (a pattern, too) failed.
+    - kernel: a shell pattern for the name or the release of the kernel.
+    - scenario: a shell pattern; only runs in which a matching scenario or claim failed.
     """
     failing = "SELECT run FROM entry WHERE status = 'fail' AND kind != 'run' AND name GLOB ?"
     query = "SELECT * FROM run WHERE (kernel GLOB ? OR release GLOB ?)"
@@ -122,7 +128,8 @@ def past(
                 failed=tuple(
                     name
                     for (name,) in connection.execute(
-                        "SELECT name FROM entry WHERE run = ? AND status = 'fail' AND kind != 'run'",
+                        "SELECT name FROM entry"
+                        " WHERE run = ? AND status = 'fail' AND kind != 'run'",
                         (row["id"],),
                     )
                 ),
@@ -134,12 +141,13 @@ def past(
 def expected(
     digest: str, kernel: str, smp: int, path: Path | None = None
 ) -> tuple[float | None, bool]:
-    """How long a run of a kernel on `smp` CPUs takes, in seconds (None: nobody knows), and whether the last one failed.
+    """The expected duration of a run on `smp` CPUs, and whether the last such run failed.
 
-    The median of the last runs that came to a verdict: of the kernel of this digest, else of those called `kernel`,
-    which may be others.
+    The duration is in seconds, and None if nothing is known. It is the median of the last runs with
+    a verdict: those of the kernel with this digest, otherwise those of kernels called `kernel`.
     """
-    query = "SELECT seconds, outcome FROM run WHERE {} = ? AND smp = ? AND exit_status IN (0, 1) AND NOT edited"
+    query = "SELECT seconds, outcome FROM run WHERE {} = ? AND smp = ?"
+    query += " AND exit_status IN (0, 1) AND NOT edited"
     with _opened(path) as connection:
         for column, value in (("digest", digest), ("kernel", kernel)):
             rows = connection.execute(
@@ -152,7 +160,10 @@ def expected(
 
 
 def flaky(*, kernel: str = "*", path: Path | None = None) -> list[Flaky]:
-    """What passed at one time and failed at another, with nothing changed but the seed and the moment."""
+    """Scenarios and claims that passed in one run and failed in another one.
+
+    The kernel and the machine shape were the same in both runs, and the seed may have differed.
+    """
     with _opened(path) as connection:
         rows = connection.execute(
             """
@@ -169,22 +180,19 @@ def flaky(*, kernel: str = "*", path: Path | None = None) -> list[Flaky]:
 
 
 def table(runs: Sequence[PastRun]) -> Iterator[str]:
-    """Lines for a person, one a run."""
+    """One line for each run."""
     for run in runs:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.ended))
-        why = (
-            ", ".join(run.failed)
-            if run.outcome in KERNEL_FAILED
-            else ""
-            if run.outcome == "pass"
-            else run.reason
-        )
-        yield f"{when}  {run.outcome:<11} {run.kernel:<20} {run.release:<24} smp{run.smp:<3} {why[:100]}".rstrip()
+        why = "" if run.outcome == "pass" else run.reason
+        if run.outcome in KERNEL_FAILED:
+            why = ", ".join(run.failed)
+        machine = f"{run.kernel:<20} {run.release:<24} smp{run.smp:<3}"
+        yield f"{when}  {run.outcome:<11} {machine} {why[:100]}".rstrip()
 
 
 @contextlib.contextmanager
 def _opened(path: Path | None) -> Iterator[sqlite3.Connection]:
-    """The database, made when it is not there. Other processes may be writing: each waits for its turn."""
+    """Open the database, and create it if it is missing. Waits while other processes write."""
     connection = sqlite3.connect(
         path or state_dir() / FILE, timeout=WAIT, isolation_level="IMMEDIATE"
     )
@@ -194,9 +202,8 @@ def _opened(path: Path | None) -> Iterator[sqlite3.Connection]:
         if not connection.execute("PRAGMA user_version").fetchone()[0]:
             with connection:
                 connection.execute("BEGIN IMMEDIATE")
-                if not connection.execute("PRAGMA user_version").fetchone()[
-                    0
-                ]:  # or another process was faster
+                # Another process may have created the tables meanwhile.
+                if not connection.execute("PRAGMA user_version").fetchone()[0]:
                     for statement in TABLES.split(";\n"):
                         connection.execute(statement)
                     connection.execute(f"PRAGMA user_version = {SCHEMA}")

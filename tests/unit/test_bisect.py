@@ -185,11 +185,13 @@ if number == 3:
 output.mkdir(parents=True)
 check = {"check": "sync", "status": "fail", "text": "", "details": []}
 bad = number >= 6
-verdict = {"schema": 2, "outcome": "fail" if bad else "pass", "reason": "r", "exit_status": int(bad),
-           "kernel": None, "edited": [], "hang_report": [], "soak": None, "checks": [check] if bad else []}
+verdict = {"schema": 2, "outcome": "fail" if bad else "pass", "reason": "r",
+           "exit_status": int(bad), "checks": [check] if bad else [],
+           "kernel": None, "edited": [], "hang_report": [], "soak": None}
 (output / "verdict.json").write_text(json.dumps(verdict))
 (output / "console.log").write_text("[    0.1] booting\\n")
-(output / "guest.ktap").write_text("KTAP version 1\\n" + ("# pokes by=new_name\\n" if number >= 4 else ""))
+pokes = "# pokes by=new_name\\n" if number >= 4 else ""
+(output / "guest.ktap").write_text("KTAP version 1\\n" + pokes)
 sys.exit(bad)
 """
 
@@ -330,10 +332,22 @@ def test_the_candidates_of_a_series_are_its_prefixes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    ["", "debian:6.1", "debian:6.1 debian:6.1", "--tree . --good HEAD", "--series nowhere", "a b --series c",
-     "a b --confidence 1", "a b --jobs 0", "a b --tree .", "a b --shows (",
-     "--simulate --probability 0", "--simulate --times 0"],
-)  # fmt: skip
+    [
+        "",
+        "debian:6.1",
+        "debian:6.1 debian:6.1",
+        "--tree . --good HEAD",
+        "--series nowhere",
+        "a b --series c",
+        "a b --confidence 1",
+        "a b --jobs 0",
+        "a b --tree .",
+        "a b --shows (",
+        "a b --smp 0",
+        "--simulate --probability 0",
+        "--simulate --times 0",
+    ],
+)
 def test_wrong_usage_is_129(
     arguments: str,
     tmp_path: Path,

@@ -164,9 +164,9 @@ def test_the_defaults(requested: list[RunSpec]) -> None:
 
 def test_every_option(requested: list[RunSpec], tmp_path: Path) -> None:
     options = (
-        "--kernel debian:6.1 --patch a.patch --patch b.patch --config c.config --set KASAN=y --smp 4 "
-        "--accel tcg-single --cpu qemu64 --memory 512 --scenario nop5 --scenario key* --duration 0.5 --seed 7 "
-        "--qemu /q --output /o"
+        "--kernel debian:6.1 --patch a.patch --patch b.patch --config c.config --set KASAN=y "
+        "--smp 4 --accel tcg-single --cpu qemu64 --memory 512 --scenario nop5 --scenario key* "
+        "--duration 0.5 --seed 7 --qemu /q --output /o"
     )
     assert status("run", *options.split()) == 0
     assert requested == [

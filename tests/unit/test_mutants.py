@@ -151,8 +151,8 @@ def test_the_score_counts_the_mutants_that_can_be_seen(tmp_path: Path) -> None:
     ]
     score = report.score(pairs, 600)
     assert score == (
-        "1 of 2 mutants caught by the check that names the fault (1 missed); 1 cannot be seen and are not counted; "
-        "0 false alarms in 1 healthy runs; 10 min"
+        "1 of 2 mutants caught by the check that names the fault (1 missed); "
+        "1 cannot be seen and are not counted; 0 false alarms in 1 healthy runs; 10 min"
     )
     report.write(pairs, 600, tmp_path)
     assert json.loads((tmp_path / "mutants.json").read_text())["score"] == score

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A sweep: what a matrix asks for, in which order cells run, how many at a time, and which are known.
+"""A sweep: the cells of a matrix, their order, how many run at a time, and which are known.
 
 No kernel is run. The child is a script that writes the verdict that rules.json asks for.
 """
@@ -53,9 +53,10 @@ if rule == "sleep":
     time.sleep(60)
 status = {"pass": 0, "fail": 1}.get(rule, 125)
 checks = [{"check": "sync", "status": "fail", "text": "", "details": []}] if rule == "fail" else []
-kernel = {"name": option["--kernel"], "release": "6.1.176", "digest": "digest of " + option["--kernel"], "origin": {}}
-verdict = {"schema": 2, "outcome": rule, "reason": "why", "exit_status": status, "kernel": kernel, "edited": [],
-           "hang_report": [], "soak": None, "checks": checks, "seconds": {}}
+digest = "digest of " + option["--kernel"]
+kernel = {"name": option["--kernel"], "release": "6.1.176", "digest": digest, "origin": {}}
+verdict = {"schema": 2, "outcome": rule, "reason": "why", "exit_status": status, "kernel": kernel,
+           "edited": [], "hang_report": [], "soak": None, "checks": checks, "seconds": {}}
 (output / "verdict.json").write_text(json.dumps(verdict))
 (output / "report.html").write_text("<p>")
 (output / "initramfs.cpio").write_text("large")
@@ -95,7 +96,7 @@ def test_every_combination_that_is_not_excluded_is_a_cell(tmp_path: Path) -> Non
     )
     assert cell.shape == ("smp2", "tcg", "default", "nop5 key*")
     assert {cell.spec.smp for cell in plan.cells if cell.kernel == "debian:6.12"} == {2}
-    assert {cell.spec.seed for cell in plan.cells} == {5, 6}
+    assert {cell.seed for cell in plan.cells} == {5, 6}
 
 
 def test_every_option_of_a_run_is_a_key_of_the_matrix(tmp_path: Path) -> None:
@@ -149,7 +150,8 @@ def test_a_row_may_be_a_tree_or_a_patched_kernel_with_paths_relative_to_the_file
     (tmp_path / "fix.patch").write_text("")
     plan = plan_of(
         tmp_path,
-        "kernels: [{tree: linux, set: [CONFIG_X=y]}, {name: fixed, kernel: 6.1-plain, patches: [fix.patch]},"
+        "kernels: [{tree: linux, set: [CONFIG_X=y]}, "
+        "{name: fixed, kernel: 6.1-plain, patches: [fix.patch]}, "
         "{bzimage: fix.patch, headers: linux}]",
     )
     assert plan.kernels == {
@@ -280,8 +282,8 @@ def test_only_cells_that_fit_are_picked(
     needs: list[tuple[int, int]], room: tuple[int, int], used: tuple[int, int], picked: list[int]
 ) -> None:
     cells = [cell(seed=seed) for seed in range(len(needs))]
-    got = pick(cells, lambda one: Room(*needs[one.spec.seed]), Room(*room), Room(*used))
-    assert [one.spec.seed for one in got] == picked
+    got = pick(cells, lambda one: Room(*needs[one.seed]), Room(*room), Room(*used))
+    assert [one.seed for one in got] == picked
 
 
 # -- running
@@ -291,7 +293,7 @@ REAL_CALL = Children.call
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory with the script that replaces orchestrator. The digest of a kernel is its name."""
+    """A directory with the script that replaces orchestrator. A kernel's digest is its name."""
     (tmp_path / "program.py").write_text(PROGRAM)
     rule(tmp_path)
     script = (sys.executable, str(tmp_path / "program.py"))
@@ -313,8 +315,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def rule(world: Path, **outcomes: str) -> None:
     """Set the outcomes of KERNEL_SMP; the default is pass."""
-    rules = {name.replace("_", " ").replace("int3", "6.1-int3").replace("plain", "6.1-plain"): outcome
-             for name, outcome in outcomes.items()}  # fmt: skip
+    rules = {f"6.1-{name.replace('_', ' ')}": outcome for name, outcome in outcomes.items()}
     (world / "rules.json").write_text(json.dumps(rules))
 
 
@@ -345,8 +346,11 @@ def test_a_sweep_continues_and_repeats_inconclusive_cells(world: Path) -> None:
     rule(world, int3_smp2="fail", plain_smp4="infra")
     results = Sweep(cells(2, 4), world / "out", LocalHost(2)).run()
     assert outcomes(results) == {
-        "6.1-int3 smp2": "fail", "6.1-int3 smp4": "pass", "6.1-plain smp2": "pass", "6.1-plain smp4": "infra"
-    }  # fmt: skip
+        "6.1-int3 smp2": "fail",
+        "6.1-int3 smp4": "pass",
+        "6.1-plain smp2": "pass",
+        "6.1-plain smp4": "infra",
+    }
     assert exit_status(results) == 1
     assert len(ran(world)) == 4
     failed = next(result for result in results.values() if result.outcome == "fail")
@@ -398,6 +402,34 @@ def test_another_kernel_or_program_is_another_cell(
         assert len(ran(world)) == 2
 
 
+def test_another_file_of_edits_is_another_cell(world: Path) -> None:
+    edits = world / "edits.yaml"
+    plan = matrix.SweepPlan((cell("6.1-int3", edits=edits),))
+    for text in ("a", "a", "b"):
+        edits.write_text(text)
+        Sweep(plan, world / "out", LocalHost(1)).run()
+    assert len(ran(world)) == 2
+    with pytest.raises(UsageError, match=r"workers cannot read .*edits\.yaml"):
+        Sweep(plan, world / "out", FakeCluster())
+
+
+def test_reports_are_not_part_of_the_identity_of_the_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def digest_with(path: str) -> str:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(path)
+        return program.digest.__wrapped__()
+
+    monkeypatch.setattr(program, "PROJECT", tmp_path)
+    first = digest_with("orchestrator/run.py")
+    assert digest_with("orchestrator/report/page.html.j2") == first
+    assert digest_with("orchestrator/many/sweep/task.py") == first
+    second = digest_with("orchestrator/watch/ledger.c")
+    assert second != first
+    assert digest_with("guest/scenarios/new.yaml") != second
+
+
 def test_the_last_failures_run_first_and_then_the_longest_cells(world: Path) -> None:
     rule(world, plain_smp2="fail")
     first = Sweep(cells(2, 4, 1), world / "out", LocalHost(1))
@@ -409,38 +441,35 @@ def test_the_last_failures_run_first_and_then_the_longest_cells(world: Path) -> 
     assert ran(world)[:2] == ["6.1-plain smp2 seed1", "6.1-int3 smp4 seed1"]
 
 
-def test_a_failure_in_the_history_counts_until_a_sweep_knows_better(
+def test_a_failure_in_the_history_counts_if_no_sweep_has_run_the_cell(
     world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(history, "expected", lambda digest, kernel, smp: (None, smp == 1))
-    assert [one.spec.smp for one in Sweep(cells(4, 1), world / "out", LocalHost(1))._waiting] == [
-        1,
-        1,
-        4,
-        4,
-    ]
+    waiting = Sweep(cells(4, 1), world / "out", LocalHost(1))._waiting
+    assert [one.spec.smp for one in waiting] == [1, 1, 4, 4]
 
 
 def test_a_kernel_that_has_to_be_built_does_not_hold_up_the_others(
     world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     where = world / "built"
-    monkeypatch.setattr(
-        sweep, "identify",
-        lambda request: (f"digest of {request.selector}", where if request.selector == "6.1-int3" else world),
-    )  # fmt: skip
+
+    def identify(request: KernelRequest) -> tuple[str, Path]:
+        place = where if request.selector == "6.1-int3" else world
+        return f"digest of {request.selector}", place
+
+    monkeypatch.setattr(sweep, "identify", identify)
     before: list[str] = []
 
     def call(self: Children, command: list[str], log: Path, **options: Any) -> int | None:
         if "kernels" not in command:
             return REAL_CALL(self, command, log, **options)
         end = time.monotonic() + 20
-        while (
-            len(before) < 2 and time.monotonic() < end
-        ):  # this build takes until the others have run
+        # This build lasts until the others have run.
+        while len(before) < 2 and time.monotonic() < end:
             before.extend(ran(world))
             time.sleep(0.05)
-        where.mkdir()  # which fails if it is built twice
+        where.mkdir()  # fails if the kernel is built twice
         log.write_text("")
         return 0
 
@@ -454,10 +483,11 @@ def test_a_kernel_that_has_to_be_built_does_not_hold_up_the_others(
 def test_a_kernel_that_cannot_be_built_is_reported_and_the_others_run(
     world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        sweep, "identify",
-        lambda request: (f"digest of {request.selector}", world / ("no" if request.selector == "6.1-int3" else "")),
-    )  # fmt: skip
+    def identify(request: KernelRequest) -> tuple[str, Path]:
+        place = world / "missing" if request.selector == "6.1-int3" else world
+        return f"digest of {request.selector}", place
+
+    monkeypatch.setattr(sweep, "identify", identify)
 
     def call(self: Children, command: list[str], log: Path, **options: Any) -> int | None:
         if "kernels" not in command:
@@ -623,7 +653,7 @@ def test_the_exit_status_is_1_for_a_failed_kernel_and_125_for_an_untested_one() 
     assert [status(0, 0), status(0, 1, 125), status(0, 125)] == [0, 1, 125]
 
 
-def test_the_table_and_the_files_say_everything(tmp_path: Path) -> None:
+def test_the_table_and_the_files_have_every_result(tmp_path: Path) -> None:
     run = tmp_path / "cells" / "x" / "run"
     run.mkdir(parents=True)
     (run / "report.html").write_text("")
@@ -632,13 +662,16 @@ def test_the_table_and_the_files_say_everything(tmp_path: Path) -> None:
         CellResult("oops", 1, "<oops>", ("console",), directory=str(run)),
     )
     results = {
-        cell("a", 2): good, cell("a", 8): good,
-        cell("b", 2): good, cell("b", 2, seed=2): bad, cell("b", 8): CellResult("infra", 125, "GDB ended"),
-    }  # fmt: skip
+        cell("a", 2): good,
+        cell("a", 8): good,
+        cell("b", 2): good,
+        cell("b", 2, seed=2): bad,
+        cell("b", 8): CellResult("infra", 125, "GDB ended"),
+    }
     with Console(width=120, record=True, file=(tmp_path / "terminal").open("w")) as console:
         report.show(results, 60.0, console)
     text = console.export_text()
-    assert text.index(" b ") < text.index(" a "), "what failed comes first"
+    assert text.index(" b ") < text.index(" a "), "failures come first"
     assert (
         "1 pass 1 FAIL" in text
         and "no verdict" in text
@@ -651,8 +684,8 @@ def test_the_table_and_the_files_say_everything(tmp_path: Path) -> None:
     report.write(results, 60.0, tmp_path)
     assert 'href="cells/x/run/report.html"' in (tmp_path / "sweep.html").read_text()
     assert "&lt;oops&gt;" in (tmp_path / "sweep.html").read_text()
-    told = json.loads((tmp_path / "sweep.json").read_text())
-    assert [one["exit_status"] for one in told["cells"]] == [0, 0, 0, 1, 125]
+    content = json.loads((tmp_path / "sweep.json").read_text())
+    assert [one["exit_status"] for one in content["cells"]] == [0, 0, 0, 1, 125]
     suites = ET.fromstring((tmp_path / "junit.xml").read_text()).findall("testsuite")
     counts = [
         (suite.get("name"), suite.get("tests"), suite.get("failures"), suite.get("errors"))

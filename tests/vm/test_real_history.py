@@ -1,4 +1,5 @@
-"""A bisection of a real git history, every candidate built and run: nothing of it is played."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""A bisection of a real git history. Every candidate is built and run."""
 
 from __future__ import annotations
 
@@ -24,12 +25,12 @@ LEFT_OUT = re.compile(
     r"|drivers/(clk|crypto|gpu|infiniband|iio|input|media|mtd|net/(ethernet|wireless)|pinctrl|scsi|staging|usb|video))"
     r"/(?!(.*/)?(Kconfig|Makefile|Kbuild))"
 )
-"""Four fifths of a kernel tree that our configuration compiles nothing of."""
+"""Four fifths of a kernel tree. Our configuration compiles nothing of it."""
 
 COMMITS = 26
 CULPRIT = 18
 UNBUILDABLE = range(12, 15)
-"""Where a bisection looks first."""
+"""Commits that do not build, in the middle, where a bisection starts."""
 TOUCHED = (
     "arch/x86/kernel/alternative.c",
     "arch/x86/kernel/jump_label.c",
@@ -37,19 +38,26 @@ TOUCHED = (
 )
 
 SYNC = "\t\ton_each_cpu(do_sync_core, NULL, 1);\n"
-"""That after the tail: the only one two tabs deep."""
+"""The sync after the tail, the only one that is indented by two tabs."""
 ALWAYS = ("", "")
-AT_TIMES = (
+SOMETIMES = (
     "\t\tif (!hasty)\n\t" + SYNC,
-    "static bool hasty;\n\nstatic int __init decide(void)\n{\n\thasty = (rdtsc() >> 8) % 3 == 0;\n\treturn 0;\n}\n"
+    "static bool hasty;\n\n"
+    "static int __init decide(void)\n{\n"
+    "\thasty = (rdtsc() >> 8) % 3 == 0;\n"
+    "\treturn 0;\n}\n"
     "early_initcall(decide);\n\n",
 )
-"""In place of the sync, and before the function: what a boot in three does without."""
+"""What replaces the sync, and what is inserted before the function. One boot in three goes without
+the sync."""
 
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The user's cache, but with kernels and workspaces of our own: those of a tree that goes away stay nobody's."""
+    """The user's cache with empty folders for kernels and workspaces.
+
+    Otherwise those of the test's tree would stay in the user's cache for ever.
+    """
     real, ours = cache_dir(), tmp_path / "cache" / "orchestrator"
     ours.mkdir(parents=True)
     for entry in real.iterdir():
@@ -63,7 +71,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def tree(tmp_path: Path, cache: None) -> Iterator[Path]:
-    """A repository of one commit: 6.1-int3's source, patched."""
+    """A repository with one commit, the patched source of 6.1-int3."""
     chosen = definition.load("6.1-int3")
     source = sources.from_debian(chosen.source.debian_source, workspace=chosen.name)
     tree = tmp_path / "linux"
@@ -90,8 +98,11 @@ def git(tree: Path, *arguments: str) -> str:
     ).stdout
 
 
-def develop(tree: Path, instead: str, before: str) -> list[str]:
-    """Commit 1 to COMMITS on top; the hashes of all, the first one's included."""
+def develop(tree: Path, sync: str, before: str) -> list[str]:
+    """Make commits 1 to COMMITS. Returns the hashes of all commits, from 0.
+
+    sync: replaces the sync in commit CULPRIT. before: is inserted before the function there.
+    """
     hashes = [git(tree, "rev-parse", "HEAD").strip()]
     poke = tree / TOUCHED[0]
     for number in range(1, COMMITS + 1):
@@ -100,7 +111,7 @@ def develop(tree: Path, instead: str, before: str) -> list[str]:
             text = poke.read_text()
             start = text.index("void *text_poke_bp(")
             assert text.count(SYNC, start) == 1
-            poke.write_text(text[:start] + before + text[start:].replace(SYNC, instead))
+            poke.write_text(text[:start] + before + text[start:].replace(SYNC, sync))
             title = "x86/alternative: do with fewer IPIs"
         elif number == UNBUILDABLE.start:
             poke.write_text(poke.read_text() + "\nstatic void half_done(void)\n{\n")
@@ -124,11 +135,14 @@ def develop(tree: Path, instead: str, before: str) -> list[str]:
     [
         pytest.param(ALWAYS, id="always"),
         pytest.param(
-            AT_TIMES, id="one-boot-in-three",
-            marks=pytest.mark.skipif("ORCHESTRATOR_TEST_LONG" not in os.environ, reason="needs ORCHESTRATOR_TEST_LONG"),
+            SOMETIMES,
+            id="one-boot-in-three",
+            marks=pytest.mark.skipif(
+                "ORCHESTRATOR_TEST_LONG" not in os.environ, reason="needs ORCHESTRATOR_TEST_LONG"
+            ),
         ),
     ],
-)  # fmt: skip
+)
 def test_the_commit_that_breaks_the_protocol_is_found(
     tmp_path: Path, tree: Path, fault: tuple[str, str]
 ) -> None:
@@ -139,21 +153,19 @@ def test_the_commit_that_breaks_the_protocol_is_found(
     done = subprocess.run(command, capture_output=True, text=True, timeout=6000)
     print(done.stderr[-6000:], done.stdout[-6000:])
     assert done.returncode == 0
-    assert (
-        f'the first bad one is {hashes[CULPRIT][:12]} ("x86/alternative: do with fewer IPIs")'
-        in done.stdout
-    )
+    culprit = f'{hashes[CULPRIT][:12]} ("x86/alternative: do with fewer IPIs")'
+    assert f"the first bad candidate is {culprit}" in done.stdout
     assert "signature:   sync" in done.stdout
     (log,) = (tmp_path / "state").rglob("log.jsonl")
     entries = [json.loads(line) for line in log.read_text().splitlines()[1:]]
-    unbuildable = {entry["candidate"] for entry in entries if entry["seen"] == "untestable"}
-    assert unbuildable or fault is AT_TIMES, "no commit that does not build was met"
+    unbuildable = {entry["candidate"] for entry in entries if entry["outcome"] == "untestable"}
+    assert unbuildable or fault is SOMETIMES, "no commit that does not build was tried"
     assert unbuildable <= {hashes[number][:12] for number in UNBUILDABLE}
     assert git(tree, "status", "--porcelain", "--ignored") == ""
-    # The first builds everything; each other one compiles what its commit changed and links.
+    # The first build compiles everything. Later ones compile what differs, and link.
     firsts: dict[str, float] = {}
     for entry in entries:
-        if entry["seen"] in ("pass", "fail"):
-            firsts.setdefault(entry["candidate"], entry["told"]["seconds"])
+        if entry["outcome"] in ("pass", "fail"):
+            firsts.setdefault(entry["candidate"], entry["summary"]["seconds"])
     everything, *took = firsts.values()
     assert statistics.median(took) < everything, firsts

@@ -1,4 +1,8 @@
-"""A sweep on two workers of a real dask cluster, one of which is killed in mid-run, and the same sweep on this host."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""A sweep on two workers of a real dask cluster, compared with the same sweep on this host.
+
+One of the workers is killed while it runs a guest.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +52,7 @@ duration: 0.5
 
 
 def sweep(directory: Path, *options: str) -> tuple[int, dict[str, dict[str, Any]]]:
-    """Exit status, and by cell what sweep.json has."""
+    """Run a sweep. Returns its exit status, and the entries of sweep.json by cell."""
     matrix = directory.with_suffix(".yaml")
     matrix.write_text(MATRIX)
     command = [
@@ -63,34 +67,33 @@ def sweep(directory: Path, *options: str) -> tuple[int, dict[str, dict[str, Any]
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1500)
     print(done.stdout[-3000:], done.stderr[-3000:])
-    told = json.loads((directory / "sweep.json").read_text())
-    return done.returncode, {cell["cell"]: cell for cell in told["cells"]}
+    content = json.loads((directory / "sweep.json").read_text())
+    return done.returncode, {cell["cell"]: cell for cell in content["cells"]}
 
 
 def processes(word: str, scratch: Path) -> dict[int, int]:
-    """Those whose command line has both words: process ids, and their parents'."""
-    found = {}
+    """Processes whose command line contains both: parent process ids, by process id."""
+    parents = {}
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, IndexError):
             line = (entry / "cmdline").read_bytes()
             if word.encode() in line and str(scratch).encode() in line:
-                found[int(entry.name)] = int(
-                    (entry / "stat").read_text().rpartition(")")[2].split()[1]
-                )
-    return found
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                parents[int(entry.name)] = int(fields[1])
+    return parents
 
 
 def alive(pid: int) -> bool:
-    """Also where nobody reaps orphans, a zombie is not alive."""
+    """Whether a process runs. A zombie, which stays where nobody reaps orphans, does not."""
     try:
-        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[
-            0
-        ] not in "ZX"
+        fields = (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except OSError:
         return False
+    return fields[0] not in "ZX"
 
 
 def _cache(other: Path) -> None:
+    """Make a cache with links to everything in the user's cache, apart from the mutant."""
     for name in ("kernels", *KINDS):
         (cache_dir() / name).mkdir(exist_ok=True)
     (other / "kernels").mkdir(parents=True)
@@ -103,8 +106,10 @@ def _cache(other: Path) -> None:
 
 @contextlib.contextmanager
 def cluster(scratch: Path) -> Iterator[str]:
-    """A scheduler and two workers, as docs/sweep.md starts them. Each has a cache of its own that lacks the kernel with
-    the patch, and has all else that is here."""
+    """A scheduler and two workers, started as in docs/sweep.md. Returns the scheduler's address.
+
+    Each worker has a cache of its own, which lacks only the patched kernel.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
@@ -156,9 +161,10 @@ def wait_for(condition: Callable[[], object], otherwise: str, seconds: float = 6
 
 
 def kill_a_worker_in_mid_run(scratch: Path) -> list[int]:
-    """Wait for a guest, and kill the worker that has it. Returns what is to die with it."""
+    """Wait for a guest and kill its worker. Returns the processes that must end with it."""
 
     def busy() -> str:
+        """The name of a worker that runs a guest, or an empty string."""
         return next(
             (name for name in ("one", "two") if processes("qemu-system-x86_64\0", scratch / name)),
             "",
@@ -176,7 +182,9 @@ def kill_a_worker_in_mid_run(scratch: Path) -> list[int]:
     return [*runs, *guests]
 
 
-def test_a_cluster_tells_what_this_host_tells_also_when_a_worker_is_killed(tmp_path: Path) -> None:
+def test_a_cluster_gives_the_same_verdicts_as_this_host_even_if_a_worker_is_killed(
+    tmp_path: Path,
+) -> None:
     status, here = sweep(tmp_path / "here")
     assert status == 1
     assert {name: cell["outcome"] for name, cell in here.items()} == {
@@ -213,7 +221,7 @@ def test_a_cluster_tells_what_this_host_tells_also_when_a_worker_is_killed(tmp_p
             child.wait()
             print((tmp_path / "there.log").read_text())
 
-        # A sweep that is killed leaves nothing behind on the workers either.
+        # A killed sweep leaves no guest on the workers either.
         command[-1] = str(tmp_path / "killed")
         child = subprocess.Popen([*command, "--scheduler", address], stderr=subprocess.DEVNULL)
         wait_for(lambda: processes("qemu-system-x86_64\0", scratch), "no guest came up on a worker")
@@ -224,24 +232,24 @@ def test_a_cluster_tells_what_this_host_tells_also_when_a_worker_is_killed(tmp_p
             "guests outlived their sweep",
             seconds=30,
         )
-    told = json.loads((tmp_path / "there" / "sweep.json").read_text())
-    there = {cell["cell"]: cell for cell in told["cells"]}
+    content = json.loads((tmp_path / "there" / "sweep.json").read_text())
+    there = {cell["cell"]: cell for cell in content["cells"]}
     for key in ("outcome", "exit_status", "failed", "kernel", "release"):
         assert {name: cell[key] for name, cell in there.items()} == {
             name: cell[key] for name, cell in here.items()
         }
     for cell in there.values():
         assert (Path(cell["directory"]) / "report.html").is_file(), (
-            "the submitter has what the worker saw"
+            "the run's directory did not come back"
         )
         assert Path(cell["directory"]).is_relative_to(tmp_path / "there")
     sent = (
         f"cache/orchestrator/kernels/{there['broken smp2 nop5 one seed1']['kernel'][:24]}/bzImage"
     )
     assert any((scratch / name / sent).is_file() for name in ("one", "two")), (
-        "what a worker lacks it is sent"
+        "no worker got a bundle of the kernel"
     )
 
-    # What is known is not run again.
+    # Cells with a result are not run again.
     status, again = sweep(tmp_path / "here")
     assert status == 1 and all(cell["kept"] for cell in again.values())

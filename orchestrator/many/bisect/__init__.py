@@ -1,1 +1,2 @@
-"""Finding the first bad one of many kernels, also when the fault shows only now and then."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""Finding the first bad kernel of many, even if the fault shows rarely."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A bisection of real kernels: runs feed the search, a log records them, and a new call continues."""
+"""A bisection of real kernels: runs feed the search, and a log lets a later call continue."""
 
 from __future__ import annotations
 
@@ -69,7 +69,9 @@ class Bisection:
         self.entries: list[LogEntry] = []
         self._log = log
         self._fixed_cost = build is not None
-        self._numbers = {one.name: number for number, one in enumerate(candidates.candidates)}
+        self._numbers = {
+            candidate.name: number for number, candidate in enumerate(candidates.candidates)
+        }
         self._identity = hashlib.sha256(
             candidates.identity.encode(errors="surrogateescape")
         ).hexdigest()
@@ -122,7 +124,7 @@ class Bisection:
             f"most likely {best}, {100 * answer.probability:.1f} %"
         )
         last = self.entries[-PATIENCE:]
-        if len(last) == PATIENCE and all(one.outcome is RunOutcome.INFRA for one in last):
+        if len(last) == PATIENCE and all(run.outcome is RunOutcome.INFRA for run in last):
             raise InfraError(
                 f"{PATIENCE} runs in a row said nothing about the kernel: {summary.reason} "
                 f"({summary.directory}); fix that and repeat the command, which continues from here"
@@ -163,7 +165,7 @@ class Bisection:
         for entry in self.entries:
             if entry.outcome in (RunOutcome.PASS, RunOutcome.FAIL):
                 seconds.setdefault(entry.candidate, []).append(entry.summary.seconds)
-        later = [one for durations in seconds.values() for one in durations[1:]]
+        later = [value for durations in seconds.values() for value in durations[1:]]
         if later and (run := statistics.median(later)) > 0:
             build = statistics.median(durations[0] for durations in seconds.values()) - run
             self.search.cost(build=max(build, 0.0), run=run)
@@ -197,7 +199,7 @@ class Bisection:
 
 
 def _read(log: Path, identity: str) -> Iterator[tuple[str, RunSummary]]:
-    """The candidates and summaries in the log. Cuts off a line that a killed process left unfinished."""
+    """The candidates and summaries in the log. Cuts off an unfinished line of a killed process."""
     if not log.exists():
         return
     text = log.read_bytes()
@@ -262,7 +264,7 @@ def _described(bisection: Bisection, number: int) -> str:
 
 
 def _table(bisection: Bisection, answer: SearchAnswer) -> Iterator[str]:
-    """One line for each candidate that was run: its probability to be the first bad one, its runs."""
+    """A line for each candidate that was run: how likely it is the first bad one, and its runs."""
     names, posterior = bisection.candidates.candidates, bisection.search.posterior()
     width = max(len(candidate.name) for candidate in names)
     for number, tally in enumerate(bisection.search.tallies):

@@ -1,4 +1,5 @@
-"""What is bisected: commits of a tree, the patches of a series, or kernels that are there already, good end first."""
+# SPDX-License-Identifier: GPL-2.0-only
+"""The candidates of a bisection: commits, the patches of a series, or named kernels."""
 
 from __future__ import annotations
 
@@ -23,29 +24,33 @@ LOG = ("log", "--first-parent", "--no-show-signature", "--no-color", "--format=%
 
 @dataclass(frozen=True)
 class Candidate:
-    """name: identifies it among all, short enough for a table. title: what it is, in a line."""
+    """One kernel that may be the first bad one."""
 
     name: str
+    """Unique among the candidates, and short enough for a table."""
     title: str
+    """One line about it, such as the subject of a commit; may be empty."""
 
 
 class Candidates(Protocol):
-    """build: cost of one, in runs, before any was measured. identity: text that is equal for the same candidates."""
+    """All candidates, in order from the good end to the bad end."""
 
     candidates: Sequence[Candidate]
     build: float
+    """Estimated cost of a build, in runs, until one has been measured."""
     identity: str
+    """Text that is equal for equal candidates."""
 
     def request(self, number: int) -> AbstractContextManager[KernelRequest]:
-        """The kernel of a candidate, for as long as the context lasts."""
+        """The kernel of a candidate. It may be used until the context ends."""
 
     def reference(self, number: int) -> str:
-        """What to write of it in a mail if it is the first bad one, which the good end, 0, never is."""
+        """How to refer to a first bad candidate in a mail. number: 1 or more."""
 
 
 @dataclass
 class Ready:
-    """Kernels by their names, in order. Nothing has to be built, but something may have to be fetched."""
+    """Kernels by name, in order. They need no build, but may have to be fetched."""
 
     request_base: KernelRequest
     selectors: Sequence[str]
@@ -71,7 +76,7 @@ class Ready:
 
 @dataclass
 class Series:
-    """The first n patches of a series on one kernel, for each n from 0."""
+    """The first n patches of a series on top of one kernel, for each n from 0."""
 
     request_base: KernelRequest
     series: Path
@@ -104,10 +109,10 @@ class Series:
 
 @dataclass
 class Commits:
-    """The commits after `good` up to `bad`, along first parents: a merge is one step, as the branch saw it.
+    """The commits after `good` up to `bad`, along first parents, so that a merge is one step.
 
-    Each is checked out into one of `slots` folders of the cache, which borrow the tree's objects: the tree itself, its
-    index and its list of worktrees are not written to.
+    Each is checked out into one of `slots` directories of the cache, which borrow the objects of
+    the tree. The tree itself, its index and its list of worktrees are never written to.
     """
 
     request_base: KernelRequest
@@ -124,11 +129,12 @@ class Commits:
         good, bad = resolve(self.tree, self.good), resolve(self.tree, self.bad)
         if git(self.tree, "merge-base", "--is-ancestor", good, bad, check=False).returncode:
             raise UsageError(
-                f"{self.good} is not an ancestor of {self.bad}: a bisection goes from old and good to bad"
+                f"{self.good} is not an ancestor of {self.bad}: the good commit comes before the "
+                "bad one"
             )
         if good == bad:
             raise UsageError(
-                f"{self.good} and {self.bad} are the same commit: there is nothing between them"
+                f"{self.good} and {self.bad} are the same commit: there is nothing to bisect"
             )
         lines = git(self.tree, *LOG, bad, f"^{good}").stdout.splitlines()
         lines += git(self.tree, *LOG, "-1", good).stdout.splitlines()
@@ -159,13 +165,6 @@ class Commits:
 
     def reference(self, number: int) -> str:
         commit = self._hashes[number]
-        shown = git(
-            self.tree,
-            "show",
-            "--stat",
-            "--no-color",
-            "--no-ext-diff",
-            "--no-show-signature",
-            commit,
-        ).stdout
-        return f'Fixes: {commit[:12]} ("{self.candidates[number].title}")\n\n{shown}'
+        show = ("show", "--stat", "--no-color", "--no-ext-diff", "--no-show-signature")
+        text = git(self.tree, *show, commit).stdout
+        return f'Fixes: {commit[:12]} ("{self.candidates[number].title}")\n\n{text}'

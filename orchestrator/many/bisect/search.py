@@ -1,19 +1,22 @@
-"""Which candidate to run next, and how sure we are: pure logic, no I/O.
+# SPDX-License-Identifier: GPL-2.0-only
+"""Which candidate to run next, and how certain the answer is: pure logic, no I/O.
 
-Candidates 0 (the good end) to N (the bad end) are in order, and the first bad one is looked for. A run of a bad one
-shows the fault with a probability p in (0, 1] that nobody knows; a run of a good one never does, or with the small
-probability `false_positive`. Over (first bad one, p) everything is exact: p is a grid of 24 values, evenly spaced in
-log p from MIN_P to 1, and p = 1 itself. What is kept is the log-likelihood of each pair, so that thousands of runs lose
-nothing.
+Candidates are numbered in order from 0 (the good end) to N (the bad end), and one of them is the
+first bad one. A run of a bad candidate shows the fault with an unknown probability p in (0, 1]. A
+run of a good candidate never does, or with the small probability `false_positive`. The posterior
+over (first bad candidate, p) is exact, on a grid of 24 values of p that are evenly spaced in log p
+from MIN_P to 1, plus p = 1 itself. It is kept as the log-likelihood of each pair, so thousands of
+runs lose no precision.
 
-What the answer's probability means depends on what one believes of p beforehand, and no single belief is right for each
-p: one that expects p = 1 needs few runs if that is so, and is too sure of itself when p is 0.5. So there are two. One
-expects p = 1 with probability 0.6 and else any order of magnitude; it chooses what to run. The other is Jeffreys' prior
-without p = 1. The probability that is stated, and that stops the search, is the lesser of the two.
+The probability of an answer depends on the prior of p, and no prior suits every p. One that expects
+p = 1 needs few runs if that is true, and is overconfident if p is 0.5. So there are two. The first
+one expects p = 1 with probability 0.6 and otherwise any order of magnitude; it chooses what to run.
+The second one is Jeffreys' prior without p = 1. The stated probability, which also ends the search,
+is the lower of the two.
 
-The next candidate is that with the most information on the first bad one by cost, where the plan that is weighed is
-"run it until it fails, at most m times", for the best m: a single run that passes says little when p is small, and
-judged by that no build would ever be worth its cost.
+The next candidate is the one that gives the most information about the first bad one per cost. It
+is judged by the plan "run it until it fails, at most m times", for the best m. Judged by a single
+run, which says little if it passes and p is small, no build would ever be worth its cost.
 """
 
 from __future__ import annotations
@@ -30,46 +33,51 @@ from orchestrator.errors import UsageError
 Array = NDArray[np.float64]
 
 MIN_P = 0.01
-"""A fault that shows more rarely than in one run of a hundred is looked for as if it showed that often."""
+"""Smallest p that is considered. A rarer fault is searched for as if it had this p."""
 SURE = 0.6
-"""How much the belief that chooses expects p = 1. The stated probability does not rest on it alone."""
+"""Prior probability of p = 1, for the belief that chooses. The stated probability does not depend
+on this belief alone."""
 DOUBT = 0.02
-"""Probability, beforehand, that the good end is bad."""
+"""Prior probability that the good end is bad."""
 AMORTISED = 1 / 3
-"""Part of a build's cost that its first runs must earn: later ones profit as well."""
+"""Share of a build's cost that its first runs must justify. Later runs use the same build."""
 GIVE_UP = 4
-"""Runs that crash in another way, with none that says anything, after which a candidate counts as untestable."""
+"""A candidate counts as untestable after this many runs that crash in another way, if none of its
+runs is usable."""
 PLANS = np.array([1, 2, 3, 4, 6, 8, 11, 15, 20, 27, 36, 48, 64, 90, 128], dtype=np.float64)
-"""The m in "run until it fails, at most m times"."""
+"""The values of m in "run until it fails, at most m times"."""
 SCENARIOS = 16
-"""Of what runs under way may end in, so many combinations are weighed."""
+"""Number of combined results of the pending runs that are considered, the likeliest ones."""
 
 
 class RunOutcome(enum.StrEnum):
-    """What a run said. other: the kernel failed, but not with the signature that is looked for; whether the fault would
-    have shown is unknown. infra: nothing about the kernel. untestable: it does not build or boot."""
+    """What a run counts as."""
 
     PASS = "pass"
     FAIL = "fail"
     OTHER = "other"
+    """The kernel failed with another signature. Whether it has the fault remains unknown."""
     INFRA = "infra"
+    """The run says nothing about the kernel."""
     UNTESTABLE = "untestable"
+    """The kernel does not build or boot."""
 
 
 @dataclass(frozen=True)
 class SearchAnswer:
-    """The first bad candidate is one of `first` to `last` (equal, unless those between could not be tested), with
-    `probability`. p: how often a run of a bad one shows the fault, by the posterior's mean."""
+    """The most likely first bad candidate."""
 
     first: int
     last: int
+    """It is one of `first` to `last`. They differ if those before `last` could not be tested."""
     probability: float
     p: float
+    """How often a run of a bad candidate shows the fault: the posterior mean."""
 
 
 @dataclass
 class Tally:
-    """Runs of one candidate by what they said."""
+    """The runs of one candidate, by outcome."""
 
     passed: int = 0
     failed: int = 0
@@ -79,22 +87,29 @@ class Tally:
 
     @property
     def usable(self) -> int:
+        """Number of runs that count."""
         return self.passed + self.failed
 
     @property
     def yields(self) -> float:
-        """The part of further runs to be expected to say something."""
+        """Expected share of usable runs among further ones."""
         return (self.usable + 1) / (self.usable + self.other + self.infra + 1)
 
 
 class Search:
-    """candidates: both ends included. build: cost of building each (or of any), run: of one run, in any unit.
+    """A search for the first bad one of several candidates.
 
-    prior: weight of each candidate to be the first bad one, that of the good end included; None for all alike.
-    confidence: at which to stop. false_positive: probability that a run of a good candidate shows the very signature.
-    It is 0 because a healthy kernel does not fail a check: one that does has another fault, with another signature.
-    Give one only if the good end is known to fail so now and then: a single failure is no proof then, and that costs
-    runs.
+    - candidates: their number, including both ends.
+    - build: cost of a build, for each candidate or for any. run: cost of a run. Both in one unit.
+    - prior: weight of each candidate, including the good end, to be the first bad one; None for
+      equal weights.
+    - confidence: probability of the answer at which the search is done.
+    - false_positive: probability that a run of a good candidate shows the signature. The default is
+      0, because a healthy kernel does not fail a check, and another fault has another signature.
+      Give one only if the good end is known to fail like this now and then. A single failure is no
+      proof then, and the search needs more runs.
+
+    Raises UsageError for a value that is out of range.
     """
 
     def __init__(
@@ -131,22 +146,21 @@ class Search:
             self._log_false = float(np.log(false_positive))
             weights = _prior(candidates, prior)
             self._log = np.log(weights)[:, None] + np.zeros_like(self._p)
-        self._quiet = (1 - self._p)[
-            :, None
-        ] ** PLANS  # probability of no failure in m runs of a bad candidate
-        self._length = (1 - self._quiet) / self._p[:, None]  # runs until it fails, at most m
+        # For each (p, plan), a bad candidate: the probability of no failure in m runs, and the
+        # expected number of runs until it fails, at most m.
+        self._quiet = (1 - self._p)[:, None] ** PLANS
+        self._length = (1 - self._quiet) / self._p[:, None]
         self._false_quiet = (1 - false_positive) ** PLANS
         self._false_length = (1 - self._false_quiet) / false_positive if false_positive else PLANS
 
-    # -- what was seen
+    # -- runs and their cost
 
-    def record(self, candidate: int, seen: RunOutcome) -> None:
-        """Take what a run of `candidate` said."""
+    def record(self, candidate: int, outcome: RunOutcome) -> None:
+        """Take a run of `candidate` into account."""
         tally = self.tallies[candidate]
-        self._built[candidate] |= (
-            seen is not RunOutcome.INFRA
-        )  # an infra run may have ended before the build
-        match seen:
+        # An infra run may have ended before the build.
+        self._built[candidate] |= outcome is not RunOutcome.INFRA
+        match outcome:
             case RunOutcome.PASS:
                 tally.passed += 1
                 self._vote(candidate, self._log_q, float(np.log1p(-self.false_positive)))
@@ -162,34 +176,32 @@ class Search:
                 tally.untestable = True
 
     def cost(self, *, build: float, run: float) -> None:
-        """What a build and a run really cost, now that some were measured. Both in the same unit."""
+        """Set the measured cost of a build and of a run, in the same unit."""
         self._build[:], self._run = build, run
-
-    def built(self, candidate: int) -> None:
-        """It need not be built (again)."""
-        self._built[candidate] = True
 
     def _vote(self, candidate: int, if_bad: Array, if_good: float) -> None:
         self._log[: candidate + 1] += if_bad
         if if_good == -np.inf:
-            self._log = self._log[
-                : candidate + 1
-            ]  # what comes later cannot be the first bad one any more
+            # Later candidates can no longer be the first bad one.
+            self._log = self._log[: candidate + 1]
         elif if_good:
             self._log[candidate + 1 :] += if_good
         self._log -= self._log.max()
 
-    # -- what that means
+    # -- the answer
 
     def posterior(self) -> Array:
-        """Probability of each candidate to be the first bad one, by the belief that chooses."""
+        """Probability of each candidate to be the first bad one, by the belief that chooses.
+
+        Shape: (candidates,).
+        """
         whole = np.zeros(len(self.tallies))
         mass = self._joint(0).sum(axis=1)
         whole[: len(mass)] = mass
         return whole
 
     def answer(self) -> SearchAnswer:
-        """The likeliest first bad candidate as things stand. Those that nothing could tell apart are one."""
+        """The most likely first bad candidate so far, or range of candidates."""
         joints = [self._joint(belief) for belief in range(len(self._beliefs))]
         groups = self._groups(len(joints[0]))
         masses = [np.bincount(groups, weights=joint.sum(axis=1)) for joint in joints]
@@ -204,7 +216,7 @@ class Search:
 
     @property
     def verified(self) -> bool:
-        """The bad end was seen to fail, and the good end to run."""
+        """Whether the bad end has failed and the good end has run."""
         return self.tallies[self.bad_end].failed > 0 and self.tallies[0].usable > 0
 
     @property
@@ -212,23 +224,26 @@ class Search:
         return self.verified and self.answer().probability >= self.confidence
 
     def _joint(self, belief: int) -> Array:
-        """P(first bad one, p) by one of the two beliefs."""
+        """P(first bad candidate, p) by one of the two beliefs."""
         weights = np.exp(self._log) * self._beliefs[belief]
         return np.asarray(weights / weights.sum())
 
     def _groups(self, live: int) -> NDArray[np.intp]:
-        """A number for each first bad one; equal where no candidate that can be tested lies between."""
+        """A group number for each possible first bad candidate.
+
+        Two are in one group if no testable candidate lies between them.
+        """
         testable = np.flatnonzero([not tally.untestable for tally in self.tallies])
         return np.searchsorted(testable, np.arange(live))
 
-    # -- what to do next
+    # -- the next run
 
     def propose(self, count: int = 1, under_way: Iterable[int] = ()) -> list[int]:
-        """`count` candidates to run now, for as many idle cores, knowing that `under_way` are being run already.
+        """`count` candidates to run now, while those of `under_way` are running already.
 
-        Each is chosen for what it adds to those before it, whatever they end in: with p = 1 and three cores the range
-        is quartered, with a small p the same candidate is run several times. Fewer, or none, when nothing more can be
-        learnt.
+        Each is chosen for the information that it adds to those before it, whatever their results.
+        So with p = 1 and three cores the range is divided into four, and with a small p the same
+        candidate runs several times. Returns fewer, or none, if nothing more can be learnt.
         """
         pending, chosen = list(under_way), list[int]()
         while len(chosen) < count:
@@ -253,9 +268,9 @@ class Search:
             more, runs = self._worth(joint)
             informs += weight * more
             length += weight * runs
-        there = self._built.copy()
-        there[pending] = True
-        building = np.where(there, 0.0, self._build * AMORTISED)[:live, None]
+        built = self._built.copy()
+        built[pending] = True
+        building = np.where(built, 0.0, self._build * AMORTISED)[:live, None]
         yields = np.array(
             [0.0 if tally.untestable else tally.yields for tally in self.tallies[:live]]
         )
@@ -264,10 +279,14 @@ class Search:
         return at // len(PLANS) if score.flat[at] > 1e-12 else None
 
     def _scenarios(self, pending: Sequence[int]) -> list[tuple[float, Array]]:
-        """(probability, P(first bad one, p)) for the likeliest of what the runs under way may end in."""
+        """The most likely combined results of the pending runs.
+
+        Each with its probability and P(first bad candidate, p) after it.
+        """
         joints = [self._joint(belief) for belief in range(len(self._beliefs))]
         answer = self.answer()
-        # The belief that chooses learns nothing more where it is sure; then the other one has to be convinced.
+        # Once the belief that chooses is sure, it learns nothing more, and the other one has to be
+        # convinced.
         sure = joints[0].sum(axis=1)[answer.first : answer.last + 1].sum() >= self.confidence
         scenarios = [(1.0, joints[1 if sure else 0])]
         for candidate in pending:
@@ -279,12 +298,15 @@ class Search:
                 for part in (joint * fails, joint * (1 - fails))
                 if (mass := float(part.sum())) > 1e-9
             ]
-            scenarios = sorted(split, key=lambda one: -one[0])[:SCENARIOS]
+            scenarios = sorted(split, key=lambda scenario: -scenario[0])[:SCENARIOS]
         total = sum(weight for weight, _ in scenarios)
         return [(weight / total, joint) for weight, joint in scenarios]
 
     def _worth(self, joint: Array) -> tuple[Array, Array]:
-        """Of each (candidate, plan): bits on the first bad one that it is expected to give, and runs that it takes."""
+        """Expected information about the first bad candidate, in bits, and expected number of runs.
+
+        Both of shape (candidates, plans).
+        """
         mass = joint.sum(axis=1)
         later = (1 - np.cumsum(mass))[:, None].clip(0, 1)
         quiet = joint @ self._quiet
@@ -299,11 +321,12 @@ class Search:
 
 
 def _beliefs() -> tuple[Array, tuple[Array, Array]]:
-    """The grid of p, its last point 1, and the two priors on it."""
+    """The grid of p, whose last point is 1, and the two priors on it."""
     edges = np.linspace(np.log(MIN_P), 0, 25)
     grid = np.exp((edges[1:] + edges[:-1]) / 2)
     chooses = np.append(np.full(len(grid), (1 - SURE) / len(grid)), SURE)
-    jeffreys = grid / np.sqrt(grid * (1 - grid))  # the density, times the width of a step in log p
+    # The density, times the width of a step in log p.
+    jeffreys = grid / np.sqrt(grid * (1 - grid))
     return np.append(grid, 1.0), (chooses, np.append(jeffreys / jeffreys.sum(), 0.0))
 
 
@@ -319,6 +342,6 @@ def _prior(candidates: int, weights: Sequence[float] | None) -> Array:
 
 
 def _entropy(q: Array) -> Array:
-    """Of an event of probability q, in bits."""
+    """Entropy of an event of probability q, in bits."""
     q = np.clip(q, 1e-15, 1 - 1e-15)
     return np.asarray(-(q * np.log2(q) + (1 - q) * np.log2(1 - q)))

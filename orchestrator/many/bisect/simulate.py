@@ -1,7 +1,9 @@
-"""What a bisection costs, and how often it is right, played through on faults that are made up: no kernel is run.
+# SPDX-License-Identifier: GPL-2.0-only
+"""What bisections cost and how often they are right, simulated with made-up faults.
 
-Ours is compared with git_bayesect (the real library, if it is installed) and with plain bisection that repeats each
-step. All are given the same histories and the same chance; what each knows beforehand differs, and is said.
+Our search is compared with git_bayesect (the real library, if it is installed) and with plain
+bisection that repeats each step. All strategies get the same histories and random numbers. They
+differ in what they know beforehand, which their docstrings state.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from rich import box
 from rich.table import Table
@@ -26,24 +29,30 @@ CONFIDENCE = 0.95
 LIMIT = 20_000
 """Runs after which a bisection counts as failed."""
 
-Try = Callable[[int], bool]
-"""Runs a candidate, by its number from 0 (good) to N (bad), and says whether the fault showed."""
+RunCandidate = Callable[[int], bool]
+"""Runs a candidate, numbered from 0 (good) to N (bad). Returns whether the fault showed."""
 
 
-def ours(commits: int, p: float, build: float, once: Try) -> int:
-    """Search as the command uses it: it knows nothing of p and has to see the bad end fail, and the good end run."""
+def ours(commits: int, p: float, build: float, run: RunCandidate) -> int:
+    """Search, as the command uses it.
+
+    It does not know p, and has to see the bad end fail and the good end run.
+    """
     search = Search(commits + 1, build=build)
     for _ in range(LIMIT):
         if search.done:
             break
         (candidate,) = search.propose()
-        search.record(candidate, RunOutcome.FAIL if once(candidate) else RunOutcome.PASS)
+        search.record(candidate, RunOutcome.FAIL if run(candidate) else RunOutcome.PASS)
     return search.answer().first
 
 
-def git_bayesect(commits: int, p: float, build: float, once: Try) -> int:
-    """hauntsaninja's git_bayesect, as its `run` command drives it: it knows nothing of p, nor that good ones never
-    fail, and does not count builds. It numbers from the newest (0) to the oldest."""
+def git_bayesect(commits: int, p: float, build: float, run: RunCandidate) -> int:
+    """hauntsaninja's git_bayesect, as its `run` command drives it.
+
+    It knows neither p nor that good candidates never fail, and ignores the cost of builds. It
+    numbers candidates from the newest (0) to the oldest.
+    """
     import git_bayesect as library
     import numpy
 
@@ -51,85 +60,92 @@ def git_bayesect(commits: int, p: float, build: float, once: Try) -> int:
     with numpy.errstate(all="ignore"):
         for _ in range(LIMIT):
             index = bisector.select()
-            bisector.record(index, once(commits - index))
+            bisector.record(index, run(commits - index))
             if bisector.distribution.max() >= CONFIDENCE:
                 break
         return commits - int(bisector.distribution.argmax())
 
 
-def plain(commits: int, p: float, build: float, once: Try) -> int:
-    """Plain bisection that runs each candidate until it fails, at most r times. It is told p, which in life nobody
-    knows, and r is the least for which all steps together are right with 95 % if each meets a bad candidate."""
+def plain(commits: int, p: float, build: float, run: RunCandidate) -> int:
+    """Plain bisection that runs each candidate until it fails, at most r times.
+
+    It knows p, which nobody does in practice. r is the smallest number for which all steps together
+    are right with 95 % if the candidate of each step is bad.
+    """
     steps = math.ceil(math.log2(commits))
     repeats = 1 if p == 1 else math.ceil(math.log(1 - CONFIDENCE ** (1 / steps)) / math.log(1 - p))
     good, bad = 0, commits
     while bad - good > 1:
         middle = (good + bad) // 2
-        if any(once(middle) for _ in range(repeats)):
+        if any(run(middle) for _ in range(repeats)):
             bad = middle
         else:
             good = middle
     return bad
 
 
-STRATEGIES: dict[str, Callable[[int, float, float, Try], int]] = {
+STRATEGIES: dict[str, Callable[[int, float, float, RunCandidate], int]] = {
     "ours": ours,
     "git_bayesect": git_bayesect,
-    "plain, told p": plain,
+    "plain, knows p": plain,
 }
 
 
 @dataclass(frozen=True)
 class SimulatedBisection:
-    """One bisection: runs and builds (candidates run at least once), and whether the answer was right."""
+    """The cost and the success of one bisection."""
 
     runs: int
     builds: int
+    """Number of candidates that were run at least once."""
     right: bool
 
 
 def play(name: str, commits: int, p: float, build: float, seed: str) -> SimulatedBisection:
-    """One bisection of `commits` after a good one, the first bad one drawn by `seed`."""
-    chance = random.Random(seed)
-    first_bad = chance.randint(1, commits)
+    """Simulate a bisection of `commits` after a good one. `seed` chooses the first bad one."""
+    rng = random.Random(seed)
+    first_bad = rng.randint(1, commits)
     runs: list[int] = []
 
-    def once(candidate: int) -> bool:
+    def run(candidate: int) -> bool:
         runs.append(candidate)
-        return candidate >= first_bad and chance.random() < p
+        return candidate >= first_bad and rng.random() < p
 
-    right = STRATEGIES[name](commits, p, build, once) == first_bad
+    right = STRATEGIES[name](commits, p, build, run) == first_bad
     return SimulatedBisection(len(runs), len(set(runs)), right)
 
 
 @dataclass(frozen=True)
 class SimulationRow:
-    """A line of the table: a strategy at one p."""
+    """A row of the table: one strategy at one p."""
 
     strategy: str
     p: float
-    played: tuple[SimulatedBisection, ...]
+    bisections: tuple[SimulatedBisection, ...]
     build: float
+    """Cost of a build, in runs."""
 
     @property
     def accuracy(self) -> float:
-        return statistics.mean(one.right for one in self.played)
+        return statistics.mean(one.right for one in self.bisections)
 
-    def mean(self, what: str) -> float:
-        return statistics.mean(self._values(what))
+    def mean(self, quantity: str) -> float:
+        """The mean of `runs`, `builds` or `cost`."""
+        return statistics.mean(self._values(quantity))
 
-    def high(self, what: str) -> float:
-        """The 95th percentile."""
-        values = sorted(self._values(what))
+    def high(self, quantity: str) -> float:
+        """The 95th percentile of `runs`, `builds` or `cost`."""
+        values = sorted(self._values(quantity))
         return values[min(len(values) - 1, math.ceil(0.95 * len(values)) - 1)]
 
-    def _values(self, what: str) -> list[float]:
-        run, build = {"runs": (1.0, 0.0), "builds": (0.0, 1.0), "cost": (1.0, self.build)}[what]
-        return [run * one.runs + build * one.builds for one in self.played]
+    def _values(self, quantity: str) -> list[float]:
+        weights = {"runs": (1.0, 0.0), "builds": (0.0, 1.0), "cost": (1.0, self.build)}
+        run, build = weights[quantity]
+        return [run * one.runs + build * one.builds for one in self.bisections]
 
 
 def available() -> list[str]:
-    """The strategies that can be played here."""
+    """The strategies that are installed."""
     return [name for name in STRATEGIES if name != "git_bayesect" or importlib.util.find_spec(name)]
 
 
@@ -141,40 +157,34 @@ def simulate(
     build: float = 10.0,
     seed: int = 1,
 ) -> Iterator[SimulationRow]:
-    """Play each strategy `times` times at each p; the lines as they are done. build: its cost in runs."""
+    """Simulate `times` bisections of each strategy at each p, and yield the rows as they are done.
+
+    build: cost of a build, in runs. Raises UsageError for a value that is out of range.
+    """
     if commits < 2 or times < 1 or not all(0 < p <= 1 for p in ps) or build < 0:
         raise UsageError(
-            "a simulation takes at least 2 commits and 1 bisection, p in (0, 1], and no negative cost"
+            "a simulation takes at least 2 commits, at least 1 bisection, p in (0, 1], "
+            "and no negative cost"
         )
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for p in ps:
             seeds = [f"{seed} {p} {number}" for number in range(times)]
             for name in available():
-                played = pool.map(partial(play, name, commits, p, build), seeds, chunksize=5)
-                yield SimulationRow(name, p, tuple(played), build)
+                bisections = pool.map(partial(play, name, commits, p, build), seeds, chunksize=5)
+                yield SimulationRow(name, p, tuple(bisections), build)
 
 
-def table(lines: Sequence[SimulationRow]) -> Table:
-    """Mean and 95th percentile of each, for a terminal."""
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in (
-        "p(fail)",
-        "strategy",
-        "runs",
-        "95 %",
-        "builds",
-        "95 %",
-        "cost",
-        "95 %",
-        "right",
-    ):
-        shown.add_column(
-            heading, justify="left" if heading == "strategy" else "right", no_wrap=True
-        )
-    for line in lines:
-        cells = [f"{line.p:g}", line.strategy]
-        for what in ("runs", "builds", "cost"):
-            digits = 1 if what == "builds" else 0
-            cells += [f"{line.mean(what):.{digits}f}", f"{line.high(what):.0f}"]
-        shown.add_row(*cells, f"{100 * line.accuracy:.1f} %")
-    return shown
+def table(rows: Sequence[SimulationRow]) -> Table:
+    """The rows as a table for a terminal: means and 95th percentiles."""
+    result = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    headings = ("p(fail)", "strategy", "runs", "95 %", "builds", "95 %", "cost", "95 %", "right")
+    for heading in headings:
+        justify: Literal["left", "right"] = "left" if heading == "strategy" else "right"
+        result.add_column(heading, justify=justify, no_wrap=True)
+    for row in rows:
+        cells = [f"{row.p:g}", row.strategy]
+        for quantity in ("runs", "builds", "cost"):
+            digits = 1 if quantity == "builds" else 0
+            cells += [f"{row.mean(quantity):.{digits}f}", f"{row.high(quantity):.0f}"]
+        result.add_row(*cells, f"{100 * row.accuracy:.1f} %")
+    return result

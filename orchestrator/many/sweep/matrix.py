@@ -58,6 +58,10 @@ class Cell:
     spec: RunSpec
 
     @property
+    def seed(self) -> int:
+        return self.spec.seed
+
+    @property
     def shape(self) -> tuple[str, ...]:
         """The value on each axis. Repeats share it, and each shape is a column of the table."""
         words = {name: matrixfile.word_of(getattr(self.spec, name)) for name in AXES}
@@ -70,7 +74,7 @@ class Cell:
         """Identifies the cell in its sweep. A default is left out, unless it is a number."""
         usual = [matrixfile.word_of(matrixfile.default_of(RunSpec, name)) for name in AXES]
         words = [word for word, default in zip(self.shape, usual, strict=True) if word != default]
-        return " ".join((self.kernel, *words, f"seed{self.spec.seed}"))
+        return " ".join((self.kernel, *words, f"seed{self.seed}"))
 
     def to_json(self) -> dict[str, Any]:
         """What is asked for, as JSON values. `kernel` is the label of the row."""

@@ -43,7 +43,7 @@ def default_of(cls: Any, name: str) -> Any:
 
 
 def item_type(cls: type, name: str) -> type:
-    """The type of the option at the field `name`, without `| None`; of a tuple, that of its items."""
+    """The type of the option at the field `name`, without `| None`; for a tuple, of its items."""
     hint = typing.get_type_hints(cls)[name]
     if typing.get_origin(hint) in (types.UnionType, typing.Union, tuple):
         hint = typing.get_args(hint)[0]

@@ -279,7 +279,7 @@ class Sweep:
         edits = spec.edits.read_text(errors="surrogateescape") if spec.edits else ""
         content = [{**cell.to_json(), "kernel": row.digest, "edits": edits}, program.digest()]
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-        name = _file_name(f"{cell.kernel}-smp{spec.smp}-seed{spec.seed}")
+        name = _file_name(f"{cell.kernel}-smp{spec.smp}-seed{cell.seed}")
         return self.directory / "cells" / f"{name}-{digest[:16]}"
 
     # -- order and remaining time
@@ -385,7 +385,7 @@ def _row(request: KernelRequest, *, remote: bool) -> KernelRow:
     except InfraError as error:
         row.broken = str(error)
         return row
-    # Workers obtain named kernels by themselves. Theirs may be another version, with its own digest.
+    # Workers obtain named kernels by themselves, possibly in another version with another digest.
     row.ready = row.place.is_dir() or (named and remote)
     return row
 
