@@ -179,7 +179,6 @@ def _cases(results: Results) -> dict[str, list[tuple[Case, float]]]:
     for cell, result in results.items():
         details = [f"failed checks: {', '.join(result.failed)}"] if result.failed else []
         details += [result.directory] if result.directory else []
-        name = " ".join((*cell.shape, f"seed{cell.seed}"))
         case = Case(
             group="sweep",
             name=" ".join((*cell.shape, f"seed{cell.seed}")),
