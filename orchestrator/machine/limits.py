@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a machine may be asked for. Apart from the code that uses it, so that `--help` imports none of that."""
+"""Limits of what a machine can be asked for.
+
+They are apart from the code that uses them, so that `--help` need not import that code.
+"""
 
 from __future__ import annotations
 

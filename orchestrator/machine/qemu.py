@@ -53,7 +53,9 @@ class MachineSpec:
         if not 1 <= self.smp <= MAX_SMP:
             raise UsageError(f"a machine has 1 to {MAX_SMP} CPUs, not {self.smp}")
         if self.memory < MIN_MEMORY:
-            raise UsageError(f"a machine needs at least {MIN_MEMORY} MiB of memory, not {self.memory}")
+            raise UsageError(
+                f"a machine needs at least {MIN_MEMORY} MiB of memory, not {self.memory}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
