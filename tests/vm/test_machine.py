@@ -221,7 +221,9 @@ def test_qemu_leaves_its_logs_and_nothing_else(guest: Guest, tmp_path: Path) -> 
 
 
 HOLDER = """
-import sys, time
+import signal, sys, time
+# A shell starts its background jobs with SIGINT ignored, and these tests may be one.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, {tests!r})
 import conftest
 from pathlib import Path
