@@ -7,6 +7,9 @@ arch/x86/kernel/alternative.c.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 POKE_ONE = ("smp_text_poke_single", "text_poke_bp")
 """Pokes one site; renamed in 6.16."""
 POKE_BATCH = ("smp_text_poke_batch_add", "text_poke_queue")
@@ -34,3 +37,51 @@ PATCHERS = {
     "bpf_arch_text_poke": "BPF programs",
 }
 """Function, and what it patches through int3."""
+
+# What is patched, or by what, and the functions that do it in 3.10 to 7.3. A fault in one of them,
+# or below one of them in the call trace, is a fault of text patching. Functions that merely run
+# because of it are not here: stop_machine(), and the trampolines that ftrace leaves behind.
+_PATCHING = {
+    "kernel text": r"(__|smp_)*text_poke\w*|__?poke_vmalloc_pages|poking_init|do_sync_core"
+    r"|stop_machine_text_poke",
+    "the int3 of a patched instruction": r"(smp_text_)?poke_int3_handler|int3_notify|int3_self\w*"
+    r"|(asm_|xen)?(exc_)?int3|do_int3|ftrace_int3_handler|kprobe_int3_handler",
+    "jump labels": r"(__|arch_)?jump_label_\w+|(__)?static_key_(slow_|enable|disable)\w*",
+    "static calls": r"(__|arch_)?static_call_(init|update|transform|fixup|validate|add_module"
+    r"|module_notify|force_reinit)\w*",
+    "ftrace": r"ftrace_(replace_code|modify_\w+|make_(nop|call)|init(_nop)?|nop_initialize|mod_jmp"
+    r"|verify_code|update_(code|ftrace_func)|run_update_code|process_locs|module_(enable|init)|bug"
+    r"|write|code_disable|arch_code_modify_\w+)|(arch_ftrace_)?update_ftrace_func|run_sync"
+    r"|arch_ftrace_update_\w+|add_(break\w*|brk_on_call|brk_on_nop|update(_call|_code|_nop)?)"
+    r"|remove_breakpoint|finish_update(_call|_nop)?",
+    "kprobes": r"(__)?(dis)?arm_(all_)?kprobe\w*|arch_(dis)?arm_kprobe|arch_(un)?optimize_kprobes?"
+    r"|do_(un)?optimize_kprobes|kprobe_optimizer\w*|(force_)?(un)?optimize_kprobe",
+    "alternatives": r"(__)?apply_(alternatives|paravirt|retpolines|returns|seal_endbr|ibt_endbr"
+    r"|fineibt|relocation)|alternative_instructions|alternatives_\w+|optimize_nops\w*"
+    r"|callthunks_patch_\w+|patch_(site|call|dest|retpoline|return|cmp)|cfi_(re|rand_|en|dis)\w+"
+    r"|its_(init|alloc)\w*",
+    "BPF programs": r"(__)?bpf_arch_text_(poke|copy|invalidate)",
+}
+_PATCHING_MESSAGES = {
+    "the int3 of a patched instruction": r"(Oops: )?int3: ",
+    "jump labels": r"(jump_label: Fatal kernel bug, u|U)nexpected op at ",
+    "static calls": r"unexpected static_call insn ",
+    "kprobes": r"Kprobe smoke test: ",
+    "kernel text": r"(WARNING|[Kk]ernel BUG)\b.{0,300}[ /]((arch/x86/)?kernel/(alternative|jump_label"
+    r"|static_call(_inline)?|callthunks|kprobes/\w+)|arch/x86/kernel/ftrace)\.c:\d",
+}
+
+
+def text_patching(message: str, places: Iterable[str] = ()) -> str:
+    """What was being patched by a report of the kernel, such as "jump labels"; empty if nothing.
+
+    message: its first line. places: functions of its instruction pointer and call trace, innermost
+    first. Suffixes of the compiler, as in `do_sync_core.llvm.88`, do not matter.
+    """
+    for place in places:
+        name = place.partition(".")[0]
+        for patched, functions in _PATCHING.items():
+            if re.fullmatch(functions, name):
+                return patched
+    told = (patched for patched, text in _PATCHING_MESSAGES.items() if re.match(text, message))
+    return next(told, "")
