@@ -76,6 +76,10 @@ def kernel_command_line(spec: MachineSpec) -> str:
         # Shows a kernel that fails before it has set up its console. Ignored if it is not built in.
         "earlyprintk=serial,ttyS0,115200",
         "loglevel=8",
+        # Each line of the console begins with its time and, since 4.16, its facility, which tells
+        # the kernel's text from that of programs in the guest (guest/klog.py).
+        "printk.time=1",
+        "console_msg_format=syslog",
         "log_buf_len=4M",  # dmesg keeps the whole boot
         "8250.nr_uarts=4",  # ttyS1 carries ssh; some kernels are configured to use one UART only
         "nokaslr",  # so that the addresses in the symbol table are those in memory

@@ -67,8 +67,8 @@ _PATCHING_MESSAGES = {
     "jump labels": r"(jump_label: Fatal kernel bug, u|U)nexpected op at ",
     "static calls": r"unexpected static_call insn ",
     "kprobes": r"Kprobe smoke test: ",
-    "kernel text": r"(WARNING|[Kk]ernel BUG)\b.{0,300}[ /]((arch/x86/)?kernel/(alternative|jump_label"
-    r"|static_call(_inline)?|callthunks|kprobes/\w+)|arch/x86/kernel/ftrace)\.c:\d",
+    "kernel text": r"(WARNING|[Kk]ernel BUG)\b.{0,300}[ /]((arch/x86/)?kernel/(alternative"
+    r"|jump_label|static_call(_inline)?|callthunks|kprobes/\w+)|arch/x86/kernel/ftrace)\.c:\d",
 }
 
 

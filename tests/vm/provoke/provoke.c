@@ -11,6 +11,7 @@
 #include <linux/kthread.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
+#include <linux/refcount.h>
 #include <linux/sched.h>
 #include <linux/slab.h>
 #include <linux/smp.h>
@@ -27,6 +28,7 @@ MODULE_PARM_DESC(cpu, "CPU for the faults that block a thread or a CPU");
 static DEFINE_SPINLOCK(lock);
 static DEFINE_MUTEX(first);
 static DEFINE_MUTEX(second);
+static refcount_t references;
 
 static noinline int overflow(int depth)
 {
@@ -117,6 +119,15 @@ static int __init provoke(void)
 		mutex_lock(&first);
 		mutex_unlock(&first);
 		mutex_unlock(&second);
+	} else if (!strcmp(how, "refcount")) {
+		refcount_set(&references, 0);
+		refcount_dec(&references);
+	} else if (!strcmp(how, "slub")) {
+		bytes = kmalloc(64, GFP_KERNEL);
+		bytes[64] = 1;
+		kfree((void *)bytes);
+	} else if (!strcmp(how, "allocation")) {
+		kfree(kmalloc(4 << 20, GFP_NOWAIT));
 	} else if (!strcmp(how, "kasan")) {
 		bytes = kmalloc(100, GFP_KERNEL);
 		bytes[100] = 1;
