@@ -6,6 +6,7 @@
  */
 #include <linux/delay.h>
 #include <linux/err.h>
+#include <linux/gfp.h>
 #include <linux/init.h>
 #include <linux/kernel.h>
 #include <linux/kthread.h>
@@ -41,6 +42,21 @@ static noinline int overflow(int depth)
 static void oops_everywhere(void *unused)
 {
 	*(volatile int *)NULL = 0;
+}
+
+/* Ask for 4 MiB after the other, until one request fails. */
+static void exhaust(void)
+{
+	static unsigned long blocks[1024];
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(blocks); i++) {
+		blocks[i] = __get_free_pages(GFP_KERNEL | __GFP_NORETRY, 10);
+		if (!blocks[i])
+			break;
+	}
+	while (i--)
+		free_pages(blocks[i], 10);
 }
 
 static int sleep_forever(void *unused)
@@ -127,7 +143,7 @@ static int __init provoke(void)
 		bytes[64] = 1;
 		kfree((void *)bytes);
 	} else if (!strcmp(how, "allocation")) {
-		kfree(kmalloc(4 << 20, GFP_NOWAIT));
+		exhaust();
 	} else if (!strcmp(how, "kasan")) {
 		bytes = kmalloc(100, GFP_KERNEL);
 		bytes[100] = 1;
