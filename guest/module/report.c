@@ -67,7 +67,7 @@ void orch_vdiag(const char *fmt, va_list args)
 	char sentence[200];
 
 	vscnprintf(sentence, sizeof(sentence), fmt, args);
-	ktap("# %s\n", sentence);
+	ktap("# ! %s\n", sentence);
 }
 
 /**

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,19 @@ def test_a_sentence_with_an_equals_sign_is_not_a_list_of_values(sentence: str) -
     assert not step.counts and not step.stale
 
 
+@pytest.mark.parametrize("sentence", ["x=1 is missing", "x=1", "cpu=0 phase=1 old=0 new=0", "! y"])
+def test_a_marked_sentence_is_one_whatever_it_begins_with(sentence: str) -> None:
+    (step,) = ktap.parse(["# addr=10", f"# ! {sentence}", "not ok 1 x"]).steps
+    assert step.complaints == [sentence]
+    assert step.values == {"addr": "10"} and not step.counts
+
+
+def test_so_is_an_old_modules_sentence_that_begins_with_a_value() -> None:
+    (step,) = ktap.parse(["# nokaslr=1 is not on the command line", "not ok 1 x"]).steps
+    assert step.complaints == ["nokaslr=1 is not on the command line"]
+    assert not step.values
+
+
 def test_a_skipped_step_says_why() -> None:
     (step,) = ktap.parse(["ok 1 key.key.on # SKIP CONFIG_JUMP_LABEL is not set"]).steps
     assert step.ok
@@ -133,11 +147,16 @@ def test_earlier_reports_of_others_are_skipped() -> None:
         "# cpu=0 phase=1 old=0 new=0",
         "# cpu=x phase=1 old=0 new=0 int3=1 torn=0",
         "# stale=1",
+        f"# cpu=0 stale={'9' * 5000}",
+        f"# cpu={'1' * 21} stale=1",
+        "# cpu=-1 stale=1",
+        "# cpu=0 phase=1 old=0 new=0 int3=1 torn=" + "9" * 4000,
+        f"# addr=1 {'x' * 10_000}",
     ],
 )
 def test_a_damaged_line_of_counters_is_noticed(line: str) -> None:
     report = ktap.parse(["KTAP version 1", "1..1", line, "ok 1 nop5.direct.on"])
-    assert report.damaged == [line]
+    assert report.damaged == [line[:4096]]
     assert not report.whole
     assert report.step(1) is not None
 
@@ -153,3 +172,41 @@ def test_no_lines_are_no_report() -> None:
     report = ktap.parse([])
     assert report.planned is None
     assert not report.whole
+
+
+@pytest.mark.parametrize("number", ["9" * 10, "9" * 5000, "1" * 1_000_000])
+@pytest.mark.parametrize("line", ["1..{}", "ok {} nop5", "not ok {} - nop5", "ok {}"])
+def test_a_number_of_thousands_of_digits_is_damage(line: str, number: str) -> None:
+    report = ktap.parse(["KTAP version 1", "1..1", "ok 1 x", line.format(number)])
+    assert report.planned == 1 and len(report.steps) == 1
+    assert len(report.damaged) == 1 and not report.whole
+
+
+def test_a_value_of_thousands_of_digits_reads_as_0() -> None:
+    (step,) = ktap.parse([f"# addr={'f' * 4000} pokes={'9' * 4000}", "ok 1 x"]).steps
+    assert step.integer("addr", 16) == step.integer("pokes") == 0
+
+
+@pytest.mark.parametrize("planned", [0, 2, 999_999_999])
+def test_a_plan_that_lies_is_noticed(planned: int) -> None:
+    report = ktap.parse(["KTAP version 1", f"1..{planned}", "ok 1 x"])
+    assert report.planned == planned and not report.whole
+
+
+def test_more_results_than_a_run_can_have_are_not_kept() -> None:
+    report = ktap.parse(f"ok {number} x" for number in range(50_000))
+    assert len(report.steps) <= ktap.MANY + 1 and not report.whole
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["a", " ", "a=", "a=1 ", "=", "#", "# ", "ok 1 ", "1..", "[ 1.0]", "not ok 1 x # SKIP "],
+)
+@pytest.mark.parametrize(
+    "begin", ["", "# ", "# !", "ok 1 ", "not ok 1 - ", "<6>[    1.0] ok 1 x #"]
+)
+def test_long_lines_and_many_of_them_take_no_time(begin: str, pattern: str) -> None:
+    long = begin + pattern * (1_000_000 // len(pattern))
+    start = time.process_time()
+    ktap.parse([long, *[(begin + pattern * 4000)[:4000]] * 300])
+    assert time.process_time() - start < 2
