@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 from orchestrator import ui
-from orchestrator.errors import BootError, GuestRefused, OrchestratorError
-from orchestrator.guest import ktap, module
+from orchestrator.errors import BootError, GuestRefused, InfraError, OrchestratorError
+from orchestrator.guest import klog, ktap, module
+from orchestrator.machine import cpus
 from orchestrator.machine.faults import KernelFault, TimedOut
 from orchestrator.machine.machine import Machine
 from orchestrator.scenarios.scenario import Scenario
@@ -36,6 +38,8 @@ much sooner."""
 SILENCE_SECONDS = 60
 """Limit for a time without a console line, a GDB event or an int3 anywhere. A gated step takes less
 than a second, and the guest's own gate gives up after 30 seconds of guest time."""
+LOG_SECONDS = 5
+"""Limit for reading the kernel's log, with which a guest whose kernel has failed may not answer."""
 MIN_TRAPS = 20
 """A CPU that traps more often than this at an address without int3 is stuck there."""
 
@@ -73,16 +77,23 @@ class Observer:
         Returns the addresses that the watch needs, by name, and the module's lines of
         /proc/kallsyms. Raises BootError.
         """
+        booted = False
         try:
             with ui.step("booting"), self._not_silent(SILENCE_SECONDS):
                 self.machine.cont()
                 self.machine.wait_ready(BOOT_SECONDS)
+                booted = True
                 self.evidence.cpus = self._online()
             loading = "reading kernel symbols" if self.without_module else "loading the test module"
             with ui.step(loading):
                 symbols_found = self._load_module()
                 self.on_loaded()
+        except BootError:
+            if not booted:
+                self._locate_cpus()
+            raise
         except (TimedOut, KernelFault) as error:
+            self._locate_cpus()
             raise BootError(f"{error}, before anything was poked") from error
         return symbols_found
 
@@ -108,7 +119,9 @@ class Observer:
             self._explain(watch, module_symbols, error)
         finally:
             # Ctrl-C means to stop now, not to wait for an answer of the guest.
-            if not isinstance(sys.exc_info()[1], KeyboardInterrupt):
+            if not isinstance(cause := sys.exc_info()[1], KeyboardInterrupt):
+                if not isinstance(cause, KernelFault):  # _explain() has asked
+                    self._excuse_programs()
                 self._collect()
                 self._resolve_names(module_symbols)
 
@@ -354,6 +367,31 @@ class Observer:
             return output.splitlines()
         return []
 
+    def _excuse_programs(self) -> None:
+        """Ask the kernel's own log which of the console's findings are not the kernel's."""
+        scanner = self.machine.console.scanner
+        known = list(scanner.findings)
+        if not known:
+            return
+        ignored, self.machine.ignore_faults = self.machine.ignore_faults, True
+        try:
+            _, log = self.machine.ssh.run("dmesg -r", LOG_SECONDS)
+            klog.excuse_programs(scanner, known, log.splitlines())
+        except OrchestratorError:
+            pass  # a guest that does not answer: its kernel did what the console says
+        finally:
+            self.machine.ignore_faults = ignored
+
+    def _locate_cpus(self) -> None:
+        """Record where the CPUs of a guest are that does not boot. GDB is not attached yet."""
+        with contextlib.suppress(OrchestratorError):
+            self._record_cpus(cpus.snapshot(self.machine.qmp, self.machine.spec.smp), [])
+
+    def _record_cpus(self, snapshot: list[dict[str, Any]], module_symbols: list[str]) -> None:
+        (self.directory / "cpus.json").write_text(json.dumps(snapshot, indent=1) + "\n")
+        names = symbols.Symbols(symbols.of_vmlinux(self.vmlinux) + module_symbols)
+        self.evidence.hang_report = tuple(symbols.where(cpu, names) for cpu in snapshot)
+
     def _explain(
         self, watch: Watch, module_symbols: list[str], error: TimedOut | KernelFault
     ) -> None:
@@ -361,11 +399,11 @@ class Observer:
 
         A guest that keeps trapping or no longer answers turns the error into a hang.
         """
-        cpus = watch.cpu_snapshot()
-        (self.directory / "cpus.json").write_text(json.dumps(cpus, indent=1) + "\n")
-        names = symbols.Symbols(symbols.of_vmlinux(self.vmlinux) + module_symbols)
-        self.evidence.hang_report = tuple(symbols.where(cpu, names) for cpu in cpus)
+        self._record_cpus(watch.cpu_snapshot(), module_symbols)
         if isinstance(error, KernelFault):
+            self._excuse_programs()
+            if error.fault.excuse:
+                raise InfraError(f"what ended the run was {error.fault.excuse}: {error}") from error
             raise error
         for entry in watch.survey(2.0):
             if entry["traps"] > MIN_TRAPS and not entry["int3"]:

@@ -19,6 +19,8 @@ class KernelFault(OrchestratorError):
             f"the kernel failed while waiting for {what}: {fatal.text} (console line {fatal.line})"
         )
         self.outcome = fatal.outcome
+        self.fault = fatal
+        """What ended the wait."""
         self.findings = tuple(findings)
         """All findings so far, fatal or not."""
 

@@ -134,8 +134,7 @@ class Machine:
             self.wait(lambda: self.console.ready, timeout, "the guest's boot")
             self.ssh.connect(max(1.0, deadline - time.monotonic()))
         except TimedOut as error:
-            last = next((line for line in reversed(self.console.lines) if line.strip()), "(none)")
-            raise BootError(f"{error}; the last console line was: {last}") from error
+            raise BootError(f"{error}; {self._last_line()}") from error
 
     def wait(self, predicate: Callable[[], bool], timeout: float, what: str) -> None:
         """Wait until `predicate()`, for at most `timeout` seconds.
@@ -163,7 +162,10 @@ class Machine:
             raise KernelFault(what, fatal[0], self.console.scanner.findings)
 
     def poll(self) -> None:
-        """Raise LostVM if QEMU has ended, or if the guest has reset or powered off."""
+        """Raise LostVM if QEMU has ended, or if the guest has reset or powered off.
+
+        Raises BootError if the guest did that while it was booting.
+        """
         shutdown = self.qmp.find("SHUTDOWN")
         reason = f" ({shutdown.data.get('reason')})" if shutdown else ""
         if self.qmp.lost:
@@ -178,15 +180,21 @@ class Machine:
             )
             raise LostVM(f"QEMU {how}{reason}: {self._last_errors()}")
         if shutdown:
-            lost = (
-                GuestReset
-                if self.console.ready and shutdown.data.get("reason") == "guest-reset"
-                else LostVM
-            )
+            reset = shutdown.data.get("reason") == "guest-reset"
+            if not self.console.ready and shutdown.data.get("guest"):
+                how = (
+                    "reset itself while booting (triple fault)" if reset else "ended while booting"
+                )
+                raise BootError(f"the guest {how}; {self._last_line()}")
+            lost = GuestReset if reset else LostVM
             raise lost(
                 f"the guest is no longer running{reason}: "
                 "qemu.log has the registers if it was a triple fault"
             )
+
+    def _last_line(self) -> str:
+        last = next((line for line in reversed(self.console.lines) if line.strip()), "(none)")
+        return f"the last console line was: {last}"
 
     def _last_errors(self) -> str:
         lines = (self.directory / "qemu.stderr").read_text(errors="replace").strip().splitlines()

@@ -104,8 +104,7 @@ def console(evidence: Evidence) -> CheckResult:
     if evidence.unscanned:
         return CheckResult("console", "blind", evidence.unscanned)
     excused = "".join(
-        f", except line {finding.line}, caused by a missing clock"
-        for finding in evidence.excused[:1]
+        f", except line {finding.line}, {finding.excuse}" for finding in evidence.excused[:1]
     )
     return CheckResult(
         "console",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.errors import (
@@ -60,12 +61,12 @@ def judge(evidence: Evidence) -> Verdict:
 def _judge(evidence: Evidence, results: tuple[CheckResult, ...]) -> Verdict:
     error = evidence.error
     if isinstance(error, BootError):
-        return Verdict(error.outcome, str(error), results)
+        return _judge_boot(evidence, error, results)
     failed = [result for result in results if result.status == "fail" and result.check != "console"]
     claim = next(
         (f"{result.check}: {result.text}" for result in failed if result.check in CLAIMS), None
     )
-    if fault := _gravest_fault(evidence):
+    if fault := _gravest(kernel_faults(evidence)):
         unfinished = evidence.unfinished_step if fault.fatal else None
         where = f", in scenario {unfinished.scenario.name}" if unfinished else ""
         # A broken claim that was seen before is usually the cause.
@@ -75,6 +76,8 @@ def _judge(evidence: Evidence, results: tuple[CheckResult, ...]) -> Verdict:
     # cause.
     if isinstance(error, LostVM | GuestRefused) and claim:
         return Verdict("fail", f"{claim}; after that {error}", results)
+    if not claim and (shortage := _shortage(evidence)):
+        return Verdict("infra", f"the guest ran out of memory: {shortage.text}", results)
     if error is not None and error.outcome not in KERNEL_FAILED:
         return Verdict(error.outcome, str(error), results)
     if failed:
@@ -86,10 +89,33 @@ def _judge(evidence: Evidence, results: tuple[CheckResult, ...]) -> Verdict:
     return Verdict("pass", _pass_reason(evidence), results)
 
 
-def _gravest_fault(evidence: Evidence) -> Finding | None:
-    """The first of the gravest faults that the kernel reported."""
-    faults = kernel_faults(evidence)
+def _judge_boot(evidence: Evidence, error: BootError, results: tuple[CheckResult, ...]) -> Verdict:
+    """The verdict on a kernel that cannot be tested.
+
+    If what failed is the very thing that is tested here, that is a failure at any time: otherwise
+    a bisection would skip the culprit. A hang is none: nobody saw why it does not go on.
+    """
+    faults = [one for one in kernel_faults(evidence) if one.patching and one.outcome != "hang"]
+    if fault := _gravest(faults):
+        reason = (
+            "the kernel failed at patching its own text before anything was poked "
+            f"({fault.patching}): {fault.text}"
+        )
+        return Verdict(fault.outcome, reason, results)
+    return Verdict(error.outcome, str(error), results)
+
+
+def _gravest(faults: Sequence[Finding]) -> Finding | None:
+    """The first of the gravest faults."""
     return min(faults, key=lambda fault: KERNEL_FAILED.index(fault.outcome), default=None)
+
+
+def _shortage(evidence: Evidence) -> Finding | None:
+    """The kernel's first report that the guest ran out of memory, if there is one.
+
+    It has as much as we gave it, and what then fails is not the kernel's fault.
+    """
+    return next((one for one in evidence.findings if one.kind in ("oom", "oom-panic")), None)
 
 
 def _pass_reason(evidence: Evidence) -> str:

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from good_run import NOP5_ON, Run
 
 from orchestrator.errors import BootError, BuildError, InfraError, LostVM, OrchestratorError
-from orchestrator.guest.klog import OUTCOMES, Finding
+from orchestrator.guest.klog import OUTCOMES, Finding, scan
 from orchestrator.machine.faults import GuestReset, KernelFault, TimedOut
 from orchestrator.verdict.outcome import KERNEL_FAILED, Verdict, judge
 
@@ -25,6 +27,7 @@ STATUS = {
     "infra": 125,
 }
 """Every outcome."""
+KLOG = Path(__file__).with_name("klog")
 
 
 def finding(kind: str, line: int = 1) -> Finding:
@@ -47,6 +50,9 @@ def test_a_healthy_run_passes() -> None:
     assert len(verdict.results) > 10
 
 
+STALLS = ("soft-lockup", "rcu-stall", "hung-task", "csd-stall", "lock-stall")
+
+
 @pytest.mark.parametrize("kind", OUTCOMES)
 def test_no_kind_of_console_report_passes(kind: str) -> None:
     run = Run()
@@ -54,15 +60,11 @@ def test_no_kind_of_console_report_passes(kind: str) -> None:
     verdict = judge(run.evidence())
     assert verdict.outcome != "pass"
     assert verdict.outcome in STATUS
-    passed = kind in (
-        "soft-lockup",
-        "rcu-stall",
-        "hung-task",
-    )  # a stall that passed may be the host's doing
+    passed = kind in STALLS  # a stall that passed may be the host's doing
     assert (verdict.exit_status == 1) == (OUTCOMES[kind] in KERNEL_FAILED and not passed)
 
 
-@pytest.mark.parametrize("kind", ["soft-lockup", "rcu-stall", "hung-task"])
+@pytest.mark.parametrize("kind", STALLS)
 def test_a_stall_that_ended_the_run_is_a_hang(kind: str) -> None:
     run = Run()
     run.findings, run.error = [finding(kind)], TimedOut("a sign of life from the guest", 60)
@@ -196,6 +198,83 @@ def test_a_panic_before_the_first_poke_is_a_boot_error() -> None:
     run = Run()
     run.error, run.findings = BootError("the kernel failed"), [finding("panic")]
     assert (judge(run.evidence()).outcome, judge(run.evidence()).exit_status) == ("boot-error", 125)
+
+
+def console_of(log: str) -> list[Finding]:
+    return scan((KLOG / f"{log}.log").read_bytes().decode().split("\n")).findings
+
+
+@pytest.mark.parametrize(
+    ("log", "outcome", "patched"),
+    [
+        ("6.1-boot-jump-label", "oops", "jump labels"),
+        ("6.1-boot-poke-oops", "oops", "kernel text"),
+        ("6.1-boot-int3", "oops", "int3 of a patched instruction"),
+    ],
+)
+def test_but_one_of_text_patching_is_a_verdict_at_any_time(
+    log: str, outcome: str, patched: str
+) -> None:
+    run = Run()
+    run.error, run.findings = BootError("the kernel failed"), console_of(log)
+    verdict = judge(run.evidence())
+    assert (verdict.outcome, verdict.exit_status) == (outcome, 1)
+    assert patched in verdict.reason and "before anything was poked" in verdict.reason
+
+
+@pytest.mark.parametrize("log", ["6.1-oops", "6.1-stack-overflow", "6.1-warn", "6.1-panic"])
+def test_a_crash_of_something_else_while_booting_is_a_boot_error(log: str) -> None:
+    run = Run()
+    run.error, run.findings = BootError("the kernel failed"), console_of(log)
+    assert (judge(run.evidence()).outcome, judge(run.evidence()).exit_status) == ("boot-error", 125)
+
+
+@pytest.mark.parametrize("kind", [*STALLS, "hard-lockup"])
+def test_a_hang_while_booting_is_a_boot_error_wherever_it_is(kind: str) -> None:
+    run = Run()
+    run.error, run.findings = BootError("the boot did not happen"), [finding(kind)]
+    run.findings[0].places.append("text_poke_bp_batch")
+    assert (judge(run.evidence()).outcome, judge(run.evidence()).exit_status) == ("boot-error", 125)
+
+
+def test_on_an_unsound_emulator_a_crash_of_text_patching_while_booting_does_not_count() -> None:
+    run = Run()
+    run.error, run.findings = BootError("the kernel failed"), console_of("6.1-boot-jump-label")
+    evidence = run.evidence()
+    evidence.untrusted = "this emulator runs stale code"
+    assert judge(evidence).outcome == "infra"
+
+
+@pytest.mark.parametrize("kind", ["oom", "oom-panic"])
+@pytest.mark.parametrize(
+    "error", [None, TimedOut("a step", 9), KernelFault("x", finding("oom"), [])]
+)
+def test_what_fails_for_want_of_memory_is_not_the_kernels_fault(
+    kind: str, error: OrchestratorError | None
+) -> None:
+    run = Run()
+    run.findings, run.error = [finding(kind)], error
+    run.say(1, "ok 1 ", "not ok 1 ")
+    verdict = judge(run.evidence())
+    assert (verdict.outcome, verdict.exit_status) == ("infra", 125)
+    assert "ran out of memory" in verdict.reason
+
+
+def test_but_what_gdb_saw_of_a_poke_is() -> None:
+    run = Run()
+    run.findings = [finding("oom")]
+    run.drop(run.find(NOP5_ON, "sync"))
+    assert (judge(run.evidence()).outcome, judge(run.evidence()).exit_status) == ("fail", 1)
+
+
+def test_an_excused_finding_is_none() -> None:
+    evidence = Run().evidence()
+    evidence.excused = [finding("panic")]
+    evidence.excused[0].excuse = "printed by a program of the guest"
+    verdict = judge(evidence)
+    assert verdict.outcome == "pass"
+    console = next(result for result in verdict.results if result.check == "console")
+    assert console.text.endswith("except line 1, printed by a program of the guest")
 
 
 def test_a_failure_on_an_unsound_emulator_does_not_count() -> None:
