@@ -12,11 +12,11 @@ def waiting_for(what: str) -> Callable[[], None]:
     """A callback for locked() and cached_dir() that prints what this process waits for."""
 
     def show() -> None:
-        ui.console.print(f"  … waiting for {what}", markup=False)
+        ui.console.print(f"  … waiting for {what}", markup=False, soft_wrap=True)
 
     return show
 
 
 def warn(text: str) -> None:
     """Print a problem that does not stop the run."""
-    ui.console.print(f"  ! {text}", markup=False)
+    ui.console.print(f"  ! {text}", markup=False, soft_wrap=True)

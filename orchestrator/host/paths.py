@@ -1,23 +1,31 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The host's file system: XDG directories, locks, and writes that are all or nothing."""
+"""The host's file system: XDG directories, and directories that are made once and then cached."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import platformdirs
 
 from orchestrator.errors import InfraError
+from orchestrator.host import files, notices, seal
+from orchestrator.host.files import lock_of, locked, write_whole
+
+__all__ = ["PROJECT", "cache_dir", "cached_dir", "is_intact", "locked", "need_space", "state_dir"]
+__all__ += ["write_whole"]
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
 """The checkout. kernels/ (definitions, patches, fragments) and guest/ are read from here."""
+CACHE_DEPTH, STATE_DEPTH = 3, 2
+"""Levels below cache_dir() and state_dir() on which temporary files and directories are made.
+
+The files of a run are one level below: what a killed run leaves there is part of its record.
+"""
 
 
 def cache_dir() -> Path:
@@ -35,54 +43,41 @@ def _made(path: Path) -> Path:
     return path
 
 
-@contextlib.contextmanager
-def locked(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold an exclusive lock on the file `path`, across processes. Creates the file if necessary.
-
-    A flock(2) ends with its holder, even after SIGKILL, so a dead run never blocks a running one.
-    waiting: called once, before this blocks, if another process has the lock.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if waiting:
-                waiting()
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
 def cached_dir(
-    final: Path, make: Callable[[Path], None], waiting: Callable[[], None] | None = None
+    final: Path,
+    make: Callable[[Path], None],
+    waiting: Callable[[], None] | None = None,
+    *,
+    vital: Sequence[str] = seal.ALL,
 ) -> Path:
-    """The directory `final`. If it does not exist yet, `make` creates its content.
+    """The directory `final`. If it does not exist or is damaged, `make` creates its content.
 
-    make: called with a temporary directory next to `final`, which is renamed to `final` only if
-        `make` returns. If it fails or is interrupted, no incomplete result is left. What a killed
-        process left behind is removed by the next one, under the lock.
+    make: called with a temporary directory next to `final`, which takes its place only if `make`
+        returns. If it fails or is interrupted, no incomplete result is left, and a damaged one
+        stays where it is, for whoever has it in use.
     waiting: as for locked(). Of two processes that want the same directory, one makes it.
+    vital: patterns of the files whose content is checked at each use, see seal.damage(). All files,
+        unless the directory is large.
 
     Raises InfraError if the disk is full.
     """
-    lock = final.parent / f".{final.name}.lock"
-    if final.is_dir():
-        # The lock's time is when the directory was last used. It does no harm if this fails: a
-        # cache that belongs to another user, or is full, can still be read.
-        with contextlib.suppress(OSError):
-            lock.touch()
+    _tidy(cache_dir(), CACHE_DEPTH)
+    _tidy(state_dir(), STATE_DEPTH)
+    if is_intact(final, vital=vital):
         return final
     final.parent.mkdir(parents=True, exist_ok=True)
-    with locked(lock, waiting):
-        if final.is_dir():
-            return final
-        for stale in final.parent.glob(f".{final.name}.partial-*"):
-            shutil.rmtree(stale, ignore_errors=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{final.name}.partial-", dir=final.parent))
-        partial.chmod(0o755)
+    with locked(lock_of(final), waiting):
+        if os.path.lexists(final):
+            if not (damaged := seal.damage(final, vital)):
+                return final
+            notices.warn(f"cache: {_damage(final, damaged)}, making it again")
+        for stale in final.parent.glob(f".{final.name}{files.PARTIAL}*"):
+            files.remove(stale)
+        partial = files.partial_dir(final)
         try:
             make(partial)
-            partial.rename(final)
+            seal.seal(partial)
+            _replace(final, partial)
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise InfraError(
@@ -91,22 +86,48 @@ def cached_dir(
                 ) from error
             raise
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            files.remove(partial)
     return final
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write `path` completely or not at all. If two processes do so at once, the last one wins."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+def is_intact(final: Path, *, vital: Sequence[str] = seal.ALL) -> bool:
+    """Whether cached_dir() has made `final` and it is still as it was."""
+    if not final.is_dir() or seal.damage(final, vital):
+        return False
+    # The lock's time is when the directory was last used. It does no harm if this fails: a cache
+    # that belongs to another user, or is full, can still be read.
+    with contextlib.suppress(OSError):
+        lock_of(final).touch()
+    return True
+
+
+def _damage(final: Path, damaged: list[str]) -> str:
+    """What is wrong with the entry `final`, in a few words."""
+    name = f"{final.parent.name}/{final.name}"
+    if damaged == [seal.FILE]:
+        return f"{name} has no valid checksums"
+    more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+    return f"{name} was damaged ({damaged[0]}{more})"
+
+
+def _replace(final: Path, partial: Path) -> None:
+    """Put `partial` in the place of `final`. Files that another process has open stay readable."""
+    if os.path.lexists(final):
+        gone = files.partial_dir(final)
+        final.rename(gone / final.name)
+        partial.rename(final)
+        files.remove(gone)
+    else:
+        partial.rename(final)
+
+
+@cache
+def _tidy(root: Path, depth: int) -> None:
+    """Remove what killed processes have left up to `depth` levels below `root`.
+
+    Each process does so once.
+    """
+    files.remove_leftovers(root, depth)
 
 
 def need_space(where: Path, mebibytes: int, what: str) -> None:
