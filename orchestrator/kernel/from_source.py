@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator import ui
@@ -15,7 +15,7 @@ from orchestrator.kernel import build, compat, config, definition, patches, work
 from orchestrator.kernel.build import Recipe
 from orchestrator.kernel.compat import Compat
 from orchestrator.kernel.model import Kernel, KernelRequest
-from orchestrator.kernel.record import KernelRecord
+from orchestrator.kernel.record import FILE, KernelRecord
 from orchestrator.kernel.sources import Source
 
 TREE_FRAGMENT = definition.DEFINITIONS / "6.1-int3" / "trim.config"
@@ -23,6 +23,8 @@ TREE_FRAGMENT = definition.DEFINITIONS / "6.1-int3" / "trim.config"
 
 Options that a kernel version lacks are reported and are no error.
 """
+VITAL = ("bzImage", "config", FILE)
+"""Files of a built kernel whose content is checked at each use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,8 @@ class BuildPlan:
     recipe: Recipe
     patches: tuple[Path, ...]
     """In the order in which they apply."""
+    workarounds: tuple[str, ...] = ()
+    """The reason for each entry of compat.yaml that went into it."""
 
     def digest(self, identity: str) -> str:
         """Identifies the kernel that this plan makes of the source with this identity."""
@@ -52,7 +56,11 @@ def tree_plan(request: KernelRequest, workarounds: Compat) -> BuildPlan:
         optional=frozenset(name for name, _ in defaults),
         make=dict(workarounds.make),
     )
-    return BuildPlan(recipe=recipe, patches=(*workarounds.patches, *request.patches))
+    return BuildPlan(
+        recipe=recipe,
+        patches=(*workarounds.patches, *request.patches),
+        workarounds=workarounds.why,
+    )
 
 
 def identify_tree(source: Source, request: KernelRequest) -> tuple[str, Path]:
@@ -63,11 +71,7 @@ def identify_tree(source: Source, request: KernelRequest) -> tuple[str, Path]:
 
 def obtain_tree(name: str, source: Source, request: KernelRequest) -> Kernel:
     """The kernel built from a source that no definition describes."""
-    workarounds = _workarounds(source)
-    if workarounds.why:
-        origin = {**source.origin, "workarounds": "; ".join(workarounds.why)}
-        source = replace(source, origin=origin)
-    return obtain_built(name, source, tree_plan(request, workarounds))
+    return obtain_built(name, source, tree_plan(request, _workarounds(source)))
 
 
 def _workarounds(source: Source) -> Compat:
@@ -86,6 +90,7 @@ def obtain_built(name: str, source: Source, plan: BuildPlan) -> Kernel:
         lost = _build(name, source, plan, partial)
         origin = {
             **source.origin,
+            **({"workarounds": "; ".join(plan.workarounds)} if plan.workarounds else {}),
             "patches": ", ".join(file.name for file in plan.patches) or "none",
             "compiler": build.toolchain(),
             **({"options lost": ", ".join(option.option for option in lost)} if lost else {}),
@@ -96,7 +101,7 @@ def obtain_built(name: str, source: Source, plan: BuildPlan) -> Kernel:
         )
         record.write(partial)
 
-    cached_dir(place(digest), make, waiting_for(f"another run's {name}"))
+    cached_dir(place(digest), make, waiting_for(f"another run's {name}"), vital=VITAL)
     return cached(digest, name)
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -12,20 +11,22 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from orchestrator import ui
 from orchestrator.errors import BuildError, InfraError, UsageError
-from orchestrator.host import debian, proc
+from orchestrator.host import debian, files, proc, seal
 from orchestrator.host.notices import waiting_for
-from orchestrator.host.paths import cache_dir, cached_dir, need_space, write_whole
+from orchestrator.host.paths import cache_dir, cached_dir, need_space
+from orchestrator.host.seal import fingerprint
 from orchestrator.kernel import debian_mirror
 from orchestrator.kernel.checkout import git
 
 Manifest = dict[str, str]
-"""Path relative to the source's root -> fingerprint() of the file."""
+"""Path relative to the source's root -> seal.fingerprint() of the file."""
 
 TREE_PATHS = ("Makefile", "Kconfig", "arch/x86/kernel", "scripts/kconfig")
 """Paths that exist in every kernel tree since 2008."""
@@ -52,24 +53,36 @@ IGNORED_PRODUCTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A source to build from."""
+    """A source to build from. It is fetched and unpacked when its files are first needed."""
 
-    root: Path
     identity: str
     """Text that is the same exactly for the same content."""
     workspace: str
     """Name of the workspace to build in."""
-    manifest: Manifest
+    fetch: Callable[[], tuple[Path, Manifest]]
+    """Returns root and manifest."""
     frozen: bool
     """Whether the files in root never change, so that they can be hard-linked."""
     origin: dict[str, str] = field(default_factory=dict)
     """Becomes part of Kernel.origin."""
 
+    @cached_property
+    def _fetched(self) -> tuple[Path, Manifest]:
+        return self.fetch()
+
+    @property
+    def root(self) -> Path:
+        return self._fetched[0]
+
+    @property
+    def manifest(self) -> Manifest:
+        return self._fetched[1]
+
 
 def from_debian(series: str, workspace: str) -> Source:
     """The newest linux-source-`series` of the mirror, unpacked in the cache.
 
-    It takes about 1.5 GB, and 15 s the first time.
+    It takes about 1.5 GB, and 20 s the first time.
     """
     package = debian_package(series)
     final = cache_dir() / "sources" / f"linux-{package.version.replace(':', '_')}"
@@ -94,12 +107,10 @@ def from_debian(series: str, workspace: str) -> Source:
                 ) from error
             shutil.rmtree(packed)
 
-    cached_dir(final, make, waiting_for(f"another run's {package.name}"))
     return Source(
-        root=final,
         identity=debian_identity(package),
         workspace=workspace,
-        manifest=_walk(final),
+        fetch=lambda: _unpacked(final, make, package.name),
         frozen=True,
         origin={
             "kind": "Debian source package",
@@ -107,6 +118,14 @@ def from_debian(series: str, workspace: str) -> Source:
             "version": package.version,
         },
     )
+
+
+def _unpacked(final: Path, make: Callable[[Path], None], name: str) -> tuple[Path, Manifest]:
+    """Root and manifest of an unpacked source in the cache."""
+    # 79,000 files: reading them takes seconds, which is done once a day.
+    cached_dir(final, make, waiting_for(f"another run's {name}"), vital=())
+    manifest = seal.fingerprints(final)
+    return final, {path: printed for path, printed in manifest.items() if not INERT.match(path)}
 
 
 def debian_package(series: str) -> debian.Package:
@@ -130,7 +149,7 @@ def from_tree(tree: Path) -> Source:
         return _from_tarball(tree)
     workspace = f"tree-{hashlib.sha256(str(tree).encode()).hexdigest()[:16]}"
     with ui.step(f"look at {tree}"):
-        manifest = scan(tree, _listed(tree), cache_dir() / "work" / workspace / "scan.json")
+        manifest = scan(tree, _listed(tree), cache_dir() / "work" / workspace / "scan")
     identity = hashlib.sha256(
         "".join(f"{path}\0{manifest[path]}\n" for path in sorted(manifest)).encode()
     ).hexdigest()
@@ -141,10 +160,9 @@ def from_tree(tree: Path) -> Source:
         changes = git(tree, "status", "--porcelain", "--untracked-files=no", check=False).stdout
         origin["git"] = described.stdout.strip() + (" with changes" if changes.strip() else "")
     return Source(
-        root=tree,
         identity=f"tree {identity}",
         workspace=workspace,
-        manifest=manifest,
+        fetch=lambda: (tree, manifest),
         frozen=False,
         origin=origin,
     )
@@ -172,12 +190,11 @@ def _from_tarball(file: Path) -> Source:
                 f"{file} is not a kernel source tree in one directory: it has no {missing[0]}"
             )
 
-    cached_dir(final, make, waiting_for(f"another run's {file.name}"))
+    unpacked = _unpacked(final, make, file.name)
     return Source(
-        root=final,
         identity=f"tarball {digest}",
         workspace=f"tarball-{digest[:16]}",
-        manifest=_walk(final),
+        fetch=lambda: unpacked,
         frozen=True,
         origin={"kind": "tarball", "tree": file.name, "content": digest},
     )
@@ -202,10 +219,7 @@ def scan(root: Path, paths: Iterable[str], memory: Path) -> Manifest:
     memory: a file that this function keeps, so that it need not read files again whose size, times
     and inode are unchanged.
     """
-    try:
-        known: dict[str, list[int | str]] = json.loads(memory.read_text())
-    except (OSError, ValueError):
-        known = {}
+    known: dict[str, list[int | str]] = files.load(memory) or {}
     # A file written during the scan may be written again without a change of its timestamp, whose
     # resolution is limited. Such recent files are not remembered.
     settled = time.time_ns() - 2_000_000_000
@@ -237,32 +251,8 @@ def scan(root: Path, paths: Iterable[str], memory: Path) -> Manifest:
             remembered[path] = [*stamp, printed]
     if remembered != known:
         memory.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(memory, json.dumps(remembered))
+        files.save(memory, remembered)
     return manifest
-
-
-def fingerprint(file: Path) -> str:
-    """Text that identifies the content, type and executable bit of `file`."""
-    if file.is_symlink():
-        return f"link {file.readlink()}"
-    with file.open("rb") as handle:
-        digest = hashlib.file_digest(handle, "blake2b").hexdigest()[:40]
-    return f"{'x' if os.access(file, os.X_OK) else '-'} {digest}"
-
-
-def _walk(root: Path) -> Manifest:
-    """The manifest of an unpacked source, whose files never change: one fingerprint for all."""
-    listing = root.parent / f"{root.name}.list"
-    if not listing.is_file() or listing.stat().st_mtime < root.stat().st_mtime:
-        paths = [
-            os.path.relpath(os.path.join(folder, name), root)  # noqa: PTH118 (80,000 times)
-            for folder, folders, files in os.walk(root)
-            for name in (*files, *folders)
-            # a link to a directory counts as a file
-            if name in files or os.path.islink(f"{folder}/{name}")  # noqa: PTH114
-        ]
-        write_whole(listing, "\n".join(path for path in sorted(paths) if not INERT.match(path)))
-    return dict.fromkeys(listing.read_text().splitlines(), "original")
 
 
 def _listed(tree: Path) -> list[str]:

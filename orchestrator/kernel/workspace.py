@@ -4,8 +4,11 @@
     cache_dir()/work/NAME/src      the source with patches applied. Only files whose content changes
                                    are ever replaced, so make rebuilds only what depends on them.
     cache_dir()/work/NAME/build    make's O= directory
-    cache_dir()/work/NAME/state.json   the manifest of src
+    cache_dir()/work/NAME/stamps   fingerprints of the files in src, valid while size, modification
+                                   time and inode of the file are the same
 
+What is in src is always looked up there, never remembered: whatever an interrupted copy, an earlier
+version of this program or a damaged disk left behind, the next build begins with the right files.
 Finished kernels are copied out, so a workspace can safely switch to other patches or be deleted.
 """
 
@@ -13,17 +16,19 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from orchestrator.errors import InfraError
+from orchestrator.host import files, seal
 from orchestrator.host.notices import waiting_for
-from orchestrator.host.paths import cache_dir, write_whole
-from orchestrator.kernel.sources import Manifest, Source, fingerprint
+from orchestrator.host.paths import cache_dir
+from orchestrator.host.seal import fingerprint
+from orchestrator.kernel.sources import Manifest, Source
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Workspace:
     @property
     def used(self) -> bool:
         """Whether it has a source already."""
-        return (self.root / "state.json").exists()
+        return (self.root / "stamps").exists()
 
     def sync(self, source: Source, overlay: Mapping[str, Path | None]) -> None:
         """Make src equal to `source`, with the files in `overlay` replaced (None: deleted).
@@ -58,20 +63,12 @@ class Workspace:
             target.pop(path, None)
             if file:
                 target[path] = fingerprint(file)
-        state = self.root / "state.json"
-        present = _load(state)
-        removed = present.keys() - target.keys()
-        changed = [path for path, expected in target.items() if present.get(path) != expected]
-        if not removed and not changed:
-            return
-        # If this is interrupted, the next process must not assume that the changed files are as
-        # they were before.
-        unchanged = {
-            path: printed for path, printed in present.items() if target.get(path) == printed
-        }
-        write_whole(state, json.dumps(unchanged))
+        noted = self._look()
+        removed = noted.keys() - target.keys()
+        changed = [path for path in target if path not in noted or noted[path][0] != target[path]]
         for path in removed:
             self._remove(path)
+            del noted[path]
         folders: set[str] = set()
         for path in changed:
             folder = os.path.dirname(path)  # noqa: PTH120 (80,000 times)
@@ -80,10 +77,29 @@ class Workspace:
                 folders.add(folder)
             file = overlay.get(path) or source.root / path
             self._place(path, file, target[path], source.frozen, path in overlay)
-        write_whole(state, json.dumps(target))
+            noted[path] = [target[path], *seal.stamp(f"{self.src}/{path}")]
+        files.save(self.root / "stamps", noted)
+
+    def _look(self) -> dict[str, list[Any]]:
+        """What is in src: path -> fingerprint and stamp. Only files with a new stamp are read."""
+        known: dict[str, list[Any]] = files.load(self.root / "stamps") or {}
+        noted = {}
+        for path in seal.listed(self.src):
+            stamp = seal.stamp(f"{self.src}/{path}")
+            entry = known.get(path)
+            if entry is None or entry[1:] != stamp:
+                entry = [fingerprint(self.src / path), *stamp]
+            noted[path] = entry
+        return noted
 
     def _remove(self, path: str) -> None:
-        (self.src / path).unlink(missing_ok=True)
+        file = self.src / path
+        file.unlink(missing_ok=True)
+        for folder in file.relative_to(self.src).parents[:-1]:
+            try:
+                (self.src / folder).rmdir()
+            except OSError:  # it has other files
+                break
         if path.endswith((".c", ".S")):
             # make would keep using the object although its source is gone
             (self.build / path).with_suffix(".o").unlink(missing_ok=True)
@@ -99,7 +115,7 @@ class Workspace:
         if target.is_dir() and not target.is_symlink():  # a directory that became a file
             shutil.rmtree(target)
         if file.is_symlink():
-            temporary.symlink_to(file.readlink())
+            os.symlink(os.readlink(file), temporary)  # noqa: PTH115, PTH211 (exactly as it is)
         elif frozen and not patched and not target.exists():
             try:
                 os.link(file, temporary)
@@ -111,7 +127,7 @@ class Workspace:
             shutil.copyfile(file, temporary)
             shutil.copymode(file, temporary)
             temporary.chmod(temporary.stat().st_mode | 0o200)
-            if not frozen and fingerprint(temporary) != expected:
+            if fingerprint(temporary) != expected:
                 raise InfraError(
                     f"{file} changed while it was copied: repeat when nothing writes to the tree"
                 )
@@ -137,11 +153,3 @@ def opened(name: str) -> Iterator[Workspace]:
         yield Workspace(root, descriptor)
     finally:
         os.close(descriptor)
-
-
-def _load(state: Path) -> Manifest:
-    try:
-        loaded: Manifest = json.loads(state.read_text())
-    except (OSError, ValueError):
-        return {}
-    return loaded

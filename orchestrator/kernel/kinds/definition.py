@@ -11,6 +11,7 @@ from orchestrator.kernel.definition import Definition
 from orchestrator.kernel.from_source import BuildPlan
 from orchestrator.kernel.kinds.kind import KINDS, Kind, by_selector, register
 from orchestrator.kernel.model import Kernel, KernelRequest
+from orchestrator.kernel.sources import Source
 
 
 @register
@@ -25,20 +26,21 @@ class DefinitionKind(Kind):
 
     def identify(self, request: KernelRequest) -> tuple[str, Path]:
         chosen = definition.load(request.selector)
-        identity = sources.debian_identity(sources.debian_package(chosen.source.debian_source))
-        digest = _plan(chosen, request).digest(identity)
+        digest = _plan(chosen, request).digest(_source(chosen).identity)
         return digest, from_source.place(digest)
 
     def fetch(self, selector: str) -> Path:
-        chosen = definition.load(selector)
-        return sources.from_debian(chosen.source.debian_source, workspace=chosen.name).root
+        return _source(definition.load(selector)).root
 
     def obtain(self, request: KernelRequest) -> Kernel:
         chosen = definition.load(request.selector)
-        # Each definition has its own workspace. In a shared one, a header that one definition
-        # patches would cause the objects of all others to be rebuilt.
-        source = sources.from_debian(chosen.source.debian_source, workspace=chosen.name)
-        return from_source.obtain_built(request.selector, source, _plan(chosen, request))
+        return from_source.obtain_built(request.selector, _source(chosen), _plan(chosen, request))
+
+
+def _source(chosen: Definition) -> Source:
+    # Each definition has its own workspace. In a shared one, a header that one definition patches
+    # would cause the objects of all others to be rebuilt.
+    return sources.from_debian(chosen.source.debian_source, workspace=chosen.name)
 
 
 def _plan(chosen: Definition, request: KernelRequest) -> BuildPlan:
