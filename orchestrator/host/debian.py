@@ -10,12 +10,9 @@ them is the fault of a kernel.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
-import shutil
 import subprocess
-import tempfile
 import time
 import urllib.parse
 from collections.abc import Iterable, Sequence
@@ -25,9 +22,11 @@ from pathlib import Path
 
 from orchestrator import ui
 from orchestrator.errors import InfraError
-from orchestrator.host import proc
+from orchestrator.host import apt_sources, files, proc, seal
+from orchestrator.host.apt_sources import AptSource
+from orchestrator.host.files import lock_of
 from orchestrator.host.notices import waiting_for, warn
-from orchestrator.host.paths import cache_dir, locked, need_space, write_whole
+from orchestrator.host.paths import cache_dir, cached_dir, is_intact, locked, need_space
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 MIRROR_VARIABLE = "ORCHESTRATOR_DEBIAN_MIRROR"
@@ -35,6 +34,9 @@ MIRROR_VARIABLE = "ORCHESTRATOR_DEBIAN_MIRROR"
 STABLE = ("bullseye", "bookworm", "trixie")
 """Releases that also have -security and -backports suites."""
 ROLLING = ("forky", "testing", "sid", "unstable")
+RELEASES = {*STABLE, *ROLLING, "stable", "oldstable", "oldoldstable"}
+ARCHITECTURE = "amd64"
+"""The only architecture of packages that are of use here."""
 LISTS_LAST = 24 * 3600
 """Age in seconds after which package lists are fetched again."""
 RETRY_AFTER = 600
@@ -189,40 +191,48 @@ def depends(deb: Path) -> list[tuple[str, str | None]]:
 
 @cache
 def _mirrors() -> tuple[str, str | None]:
-    """The URIs of the archive and of its security updates (None if missing) in the apt sources."""
+    """The URIs of the archive and of its security updates (None if missing) in the apt sources.
+
+    They are read from the sources as apt is configured, whatever package lists this machine has
+    downloaded: none at all in a container's image.
+    """
     if named := os.environ.get(MIRROR_VARIABLE):
         archive, _, security = named.partition(" ")
         return archive, security.strip() or None
-    proc.need("apt-get", "apt (this needs a Debian)")
-    shape = "$(REPO_URI)\t$(RELEASE)\t$(COMPONENT)\t$(ORIGIN)\t$(SIGNED_BY)"
-    try:
-        listing = proc.run(
-            ["apt-get", "indextargets", "--format", shape, "Created-By: Packages"]
-        ).stdout
-    except subprocess.CalledProcessError as error:
-        raise InfraError(
-            f"apt cannot read this machine's sources:\n{_tail(error.output)}"
-        ) from error
-    archives: dict[str, int] = {}
-    securities: dict[str, int] = {}
-    releases = {*STABLE, *ROLLING, "stable", "oldstable", "oldoldstable"}
-    for line in listing.splitlines():
-        uri, release, component, origin, signed_by = (line.split("\t") + [""] * 5)[:5]
-        name = release.removesuffix("-security").removesuffix("-updates").removesuffix("-backports")
-        if name not in releases or component != "main" or origin not in ("", "Debian"):
-            continue
-        # Third-party repositories use Debian's suite names as well: prefer a repository that names
-        # Debian or its keyring.
-        weight = 2 * (origin == "Debian") + ("debian-archive" in signed_by)
-        group = securities if release.endswith("-security") else archives
-        group[uri] = max(weight, group.get(uri, 0))
+    sources = [source for source in apt_sources.configured() if not source.foreign]
+    archives = [source for source in sources if _release(source) and not _is_security(source)]
+    securities = [source for source in sources if _release(source) and _is_security(source)]
     if not archives:
         raise InfraError(
             f"this machine's apt sources name no Debian mirror: set {MIRROR_VARIABLE} to its URI"
         )
-    return max(archives, key=archives.__getitem__), max(
-        securities, key=securities.__getitem__, default=None
-    )
+    return _likeliest(archives), _likeliest(securities) if securities else None
+
+
+def _release(source: AptSource) -> bool:
+    """Whether `source` is named like a suite of one of Debian's releases."""
+    release = re.sub("-(security|updates|backports|proposed-updates)$", "", source.suite)
+    return source.component == "main" and release in RELEASES
+
+
+def _is_security(source: AptSource) -> bool:
+    return source.suite.endswith("-security")
+
+
+def _likeliest(sources: Sequence[AptSource]) -> str:
+    """The URI that is most likely Debian's: others use the names of its suites as well."""
+
+    def weight(uri: str) -> tuple[bool, bool, int, bool]:
+        own = [source for source in sources if source.uri == uri]
+        folder = uri.rstrip("/").rpartition("/")[2]
+        return (
+            any(source.debians for source in own),
+            any(source.architecture == ARCHITECTURE for source in own),
+            len({source.suite for source in own}),
+            folder in ("debian", "debian-security"),
+        )
+
+    return max(dict.fromkeys(source.uri for source in sources), key=weight)
 
 
 @cache
@@ -230,7 +240,7 @@ def _state(suites: tuple[str, ...]) -> Path:
     """A directory with an apt.conf and recent lists of `suites`, old ones if the mirror is down."""
     state = cache_dir() / "apt" / "+".join(suites)
     with locked(state / "lock", waiting_for("another run's apt")):
-        if _age(state) > LISTS_LAST:
+        if _age(state) > LISTS_LAST or seal.damage(state / "lists", ()):
             _refresh(state)
     return state
 
@@ -300,10 +310,11 @@ def _refresh(state: Path) -> None:
             _configure(state)
             _apt(state, ["apt-get", "update"], f"cannot fetch the package lists of {state.name}")
         except InfraError as error:
-            if not stamp.exists():
+            if not stamp.exists() or seal.damage(state / "lists", ()):
                 raise
             warn(f"using package lists that are {_age(state) / 3600:.0f} hours old: {error}")
             return
+    seal.seal(state / "lists")
     stamp.touch()
 
 
@@ -313,12 +324,12 @@ def _matching(state: Path, pattern: str, suite: str) -> list[Package]:
     If there are none and the lists are older than RETRY_AFTER, the lists are fetched again. Results
     are kept until the lists change, because a search with apt takes a second.
     """
-    memory = state / "answers.json"
+    memory = state / "answers"
     for attempt in (1, 2):
         known: dict[str, list[list[str]]] = {}
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError):
             if memory.stat().st_mtime >= (state / "refreshed").stat().st_mtime:
-                known = json.loads(memory.read_text())
+                known = files.load(memory) or {}
         if pattern in known:
             return [Package(*fields) for fields in known[pattern]]
         names = _apt(state, ["apt-cache", "pkgnames"], "cannot read apt's lists").split()
@@ -327,7 +338,7 @@ def _matching(state: Path, pattern: str, suite: str) -> list[Package]:
             known[pattern] = [
                 [package.name, package.version, package.suite] for package in packages
             ]
-            write_whole(memory, json.dumps(known))
+            files.save(memory, known)
             break
         with locked(state / "lock"):
             _refresh(state)
@@ -350,41 +361,51 @@ def _versions(state: Path, names: Sequence[str], suite: str) -> list[Package]:
 def _fetch(state: Path, versions: Sequence[tuple[str, str]]) -> list[Path]:
     """The .debs of the (package, version) pairs in order; downloads those not in the cache."""
     store = cache_dir() / "debs"
-    store.mkdir(parents=True, exist_ok=True)
 
-    def cached(name: str, version: str) -> Path | None:
-        return next(store.glob(f"{name}_{version.replace(':', '%3a')}_*.deb"), None)
+    def place(pair: tuple[str, str]) -> Path:
+        return store / "_".join(pair).replace(":", "%3a")
 
     # One download at a time: two runs that need the same package share it, and the mirror limits
     # the speed anyway.
-    with locked(store / ".lock", waiting_for("another run's download")):
-        missing = [pair for pair in versions if not cached(*pair)]
+    download = store / "download"
+    with locked(lock_of(download), waiting_for("another run's download")):
+        missing = [pair for pair in versions if not is_intact(place(pair))]
         if missing:
             title = (
                 missing[0][0]
                 if len(missing) == 1
                 else f"{missing[0][0]} and {len(missing) - 1} more packages"
             )
-            for stale in store.glob(".partial-*"):
-                shutil.rmtree(stale, ignore_errors=True)
-            with (
-                ui.step(f"download {title}"),
-                tempfile.TemporaryDirectory(prefix=".partial-", dir=store) as partial,
-            ):
-                need_space(store, 300, f"downloading {title}")
-                # the machine's proxy may have changed since the lists were fetched
-                _configure(state)
-                names = [f"{name}={version}" for name, version in missing]
-                command = ["apt-get", "download", *names]
-                _apt(state, command, f"cannot download {title}", cwd=Path(partial))
-                for deb in Path(partial).glob("*.deb"):
-                    deb.rename(store / deb.name)
-    debs = [cached(*pair) for pair in versions]
-    if None in debs:
-        raise InfraError(
-            f"apt did not download {versions[debs.index(None)][0]} although it reported success"
-        )
-    return [deb for deb in debs if deb]
+            partial = files.partial_dir(download)
+            try:
+                with ui.step(f"download {title}"):
+                    _download(state, missing, title, partial)
+                for pair in missing:
+                    _take(place(pair), partial, *pair)
+            finally:
+                files.remove(partial)
+    return [next(place(pair).glob("*.deb")) for pair in versions]
+
+
+def _download(state: Path, versions: Sequence[tuple[str, str]], title: str, into: Path) -> None:
+    """Download the (package, version) pairs with apt, which verifies them."""
+    need_space(into, 300, f"downloading {title}")
+    # the machine's proxy may have changed since the lists were fetched
+    _configure(state)
+    names = [f"{name}={version}" for name, version in versions]
+    _apt(state, ["apt-get", "download", *names], f"cannot download {title}", cwd=into)
+
+
+def _take(place: Path, downloads: Path, name: str, version: str) -> None:
+    """Move a .deb from the directory `downloads` to its place in the cache."""
+
+    def make(partial: Path) -> None:
+        debs = list(downloads.glob(f"{name}_{version.replace(':', '%3a')}_*.deb"))
+        if not debs:
+            raise InfraError(f"apt did not download {name} although it reported success")
+        debs[0].rename(partial / debs[0].name)
+
+    cached_dir(place, make)
 
 
 def _apt(state: Path, command: Sequence[str], problem: str, cwd: Path | None = None) -> str:

@@ -18,9 +18,10 @@ from pathlib import Path
 
 from orchestrator import ui
 from orchestrator.errors import InfraError, OrchestratorError, UsageError
-from orchestrator.host import debian, proc
+from orchestrator.host import debian, files, proc, seal
+from orchestrator.host.files import lock_of
 from orchestrator.host.notices import waiting_for, warn
-from orchestrator.host.paths import cache_dir, cached_dir, locked, need_space
+from orchestrator.host.paths import cache_dir, cached_dir, is_intact, locked, need_space
 
 HOST_PACKAGES: dict[str, str] = {
     "bc": "kernel build: time constants (kernel/time/timeconst.bc)",
@@ -89,7 +90,8 @@ def qemu(override: Path | None = None) -> Qemu:
     if system and system.good:
         return system
     try:
-        fetched = _qemu_in(_unpacked("qemu", ["qemu-system-x86"], _qemu_in))
+        # 100 MB, which are not read at each use
+        fetched = _qemu_in(_unpacked("qemu", ["qemu-system-x86"], _qemu_in, vital=()))
     except InfraError as error:
         if not system:
             raise
@@ -214,27 +216,33 @@ def _dotted(version: Sequence[int]) -> str:
 # --- unpacking -----------------------------------------------------------------------------------
 
 
-def _unpacked(name: str, packages: Sequence[str], works: Callable[[Path], object]) -> Path:
+def _unpacked(
+    name: str,
+    packages: Sequence[str],
+    works: Callable[[Path], object],
+    vital: Sequence[str] = seal.ALL,
+) -> Path:
     """The directory in which `packages` and their missing libraries are unpacked.
 
     works: raises an OrchestratorError if the programs in a directory do not work.
+    vital: as for cached_dir().
 
-    cache_dir()/tools/`name` links to the latest such directory. It is used as long as it works, and
-    made again when it does not, for example after the system has lost a library.
+    cache_dir()/tools/`name` links to the latest such directory. It is used as long as it is intact
+    and works, and made again when it does not, for example after the system has lost a library.
     """
     tools = cache_dir() / "tools"
     link = tools / name
-    with locked(tools / f".{name}.lock", waiting_for(f"another run's {name}")):
-        if link.is_dir():
+    with locked(lock_of(link), waiting_for(f"another run's {name}")):
+        if is_intact(link.resolve(), vital=vital):
             try:
                 works(link.resolve())
                 return link.resolve()
             except OrchestratorError as error:
                 warn(f"{name} is fetched again: {error}")
+                files.remove(link.resolve())
         debs = _closure(packages)
         versions = "\n".join(sorted(deb.name for deb in debs))
         final = tools / f"{name}-{hashlib.sha256(versions.encode()).hexdigest()[:16]}"
-        shutil.rmtree(final, ignore_errors=True)  # if it exists, it is the one that does not work
 
         def make(partial: Path) -> None:
             need_space(tools, 400, f"unpacking {name}")
@@ -243,9 +251,9 @@ def _unpacked(name: str, packages: Sequence[str], works: Callable[[Path], object
             works(partial)
 
         with ui.step(f"unpack {name}"):
-            cached_dir(final, make)
-        fresh = tools / f".{name}.new"
-        fresh.unlink(missing_ok=True)
+            cached_dir(final, make, vital=vital)
+        fresh = tools / f".{name}{files.PARTIAL}link"
+        files.remove(fresh)
         fresh.symlink_to(final.name)
         fresh.replace(link)
         return final
