@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import os
 import re
@@ -12,17 +13,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.errors import EXIT_PASS, EXIT_UNTESTABLE, UsageError
+from orchestrator.errors import EXIT_PASS, EXIT_UNTESTABLE, OrchestratorError, UsageError
 from orchestrator.kernel.model import CHANGES, KernelRequest
 from orchestrator.options import add_options as add_declared
 from orchestrator.options import argv, from_namespace
 from orchestrator.spec import MACHINE, POKING, RunSpec
 
 if TYPE_CHECKING:
+    from orchestrator.host.debian import Package
     from orchestrator.many.bisect.candidates import Candidates
 
 NAME = "bisect"
 HELP = "find the first bad kernel of many, even if the fault shows rarely"
+BASE = "6.1-plain"
+"""The kernel whose series is bisected, if no other is named."""
 DESCRIPTION = """\
 Finds the first bad kernel of many, even if the fault shows rarely. There are three ways to name the
 candidates:
@@ -137,7 +141,10 @@ def main(options: argparse.Namespace) -> int:
     Search(len(candidates.candidates), confidence=options.confidence)
     files = [path.read_bytes() for path in (*options.patches, *options.fragments) if path.is_file()]
     # The seed is not part of the identity: any seed continues the same bisection.
-    identity = repr((candidates.identity, argv(spec, MACHINE, POKING), files, options.shows))
+    versions = _settle(options)
+    identity = repr(
+        (candidates.identity, versions, argv(spec, MACHINE, POKING), files, options.shows)
+    )
     key = hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:16]
     directory = state_dir() / "bisections" / key
 
@@ -163,6 +170,21 @@ def main(options: argparse.Namespace) -> int:
     return EXIT_PASS if answer.probability >= options.confidence else EXIT_UNTESTABLE
 
 
+def _settle(options: argparse.Namespace) -> list[list[Package]]:
+    """Choose the versions of all kernels that are given by name, for all runs of the bisection.
+
+    A bisection that is continued when there are newer ones is another one.
+    """
+    from orchestrator.kernel import versions
+    from orchestrator.kernel.obtain import settle
+
+    names = options.kernels or ([] if options.tree else [options.kernel or BASE])
+    for name in names:
+        with contextlib.suppress(OrchestratorError):  # the runs of this kernel will report it
+            settle(KernelRequest(selector=name))
+    return [versions.last(name) for name in names]
+
+
 def _candidates(options: argparse.Namespace) -> Candidates:
     from orchestrator.many.bisect.candidates import Commits, Ready, Series
 
@@ -177,7 +199,7 @@ def _candidates(options: argparse.Namespace) -> Candidates:
             "or kernels by name"
         )
     base = KernelRequest(
-        selector=options.kernel or "6.1-plain",
+        selector=options.kernel or BASE,
         tree=options.tree,
         patches=tuple(path.resolve() for path in options.patches),
         fragments=tuple(path.resolve() for path in options.fragments),

@@ -56,6 +56,8 @@ def main(options: argparse.Namespace) -> int:
     from orchestrator import ui
     from orchestrator.errors import EXIT_KERNEL_FAILED, EXIT_PASS
     from orchestrator.host.paths import state_dir
+    from orchestrator.kernel.model import KernelRequest
+    from orchestrator.kernel.obtain import settle
     from orchestrator.many import mutants
     from orchestrator.report import mutants as report
 
@@ -63,6 +65,8 @@ def main(options: argparse.Namespace) -> int:
     if options.healthy:
         kernels = list(dict.fromkeys([*(mutant.base for mutant in chosen), *options.stock]))
         chosen = [*chosen, *mutants.healthy(kernels, options.healthy)]
+    for kernel in dict.fromkeys(mutant.base for mutant in chosen):
+        settle(KernelRequest(selector=kernel))
     finished = 0
 
     def on_result(mutant: Mutant, result: MutantResult) -> None:

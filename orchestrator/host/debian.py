@@ -82,31 +82,47 @@ def candidates(pattern: str, suites: Iterable[str]) -> list[Package]:
     A suite that the mirror does not have (any more) is skipped with a warning. Raises InfraError if
     no suite could be searched.
     """
-    packages: list[Package] = []
-    failures: list[InfraError] = []
-    searched = 0
-    for suite in suites:
-        if suite.endswith("-security") and _mirrors()[1] is None:
-            continue  # without a security mirror there are just fewer versions to choose from
-        try:
-            state = _state((suite,))
-        except InfraError as error:
-            failures.append(error)
-            continue
-        searched += 1
-        packages += _matching(state, pattern, suite)
-    if not searched:
-        if failures:
-            raise failures[0]
+    wanted = _configured(suites)
+    if not wanted:
         raise InfraError("this machine's apt sources name no mirror for security updates")
-    for failure in failures:
-        warn(f"skipped: {failure}")
-    return packages
+    failures = unsearched(wanted)
+    if len(failures) == len(wanted):
+        raise failures[0]
+    return [
+        package
+        for suite in wanted
+        if isinstance(state := _searchable(suite), Path)
+        for package in _matching(state, pattern, suite)
+    ]
+
+
+def unsearched(suites: Iterable[str]) -> list[InfraError]:
+    """Why some of `suites` cannot be searched now, one reason each."""
+    states = [_searchable(suite) for suite in _configured(suites)]
+    return [state for state in states if isinstance(state, InfraError)]
+
+
+def _configured(suites: Iterable[str]) -> list[str]:
+    """Those of `suites` that this machine has a mirror for.
+
+    Without one for security updates there are just fewer versions to choose from.
+    """
+    return [suite for suite in suites if not suite.endswith("-security") or _mirrors()[1]]
+
+
+@cache
+def _searchable(suite: str) -> Path | InfraError:
+    """The _state() of `suite`, or why there is none. A mirror that is down is asked once."""
+    try:
+        return _state((suite,))
+    except InfraError as error:
+        warn(f"skipped: {error}")
+        return error
 
 
 def download(package: Package) -> Path:
     """The .deb of `package`, from the cache or downloaded and verified by apt."""
-    return _fetch(_state((package.suite,)), [(package.name, package.version)])[0]
+    return _fetch((package.suite,), [(package.name, package.version)])[0]
 
 
 def newest(name: str, suites: Sequence[str]) -> Package:
@@ -153,7 +169,7 @@ def closure(packages: Sequence[str], suites: Sequence[str]) -> list[Path]:
         raise InfraError(
             f"apt names nothing to download for {', '.join(packages)}:\n{_tail(listing)}"
         )
-    return _fetch(state, versions)
+    return _fetch(tuple(suites), versions)
 
 
 def unpack(deb: Path, into: Path) -> None:
@@ -358,8 +374,11 @@ def _versions(state: Path, names: Sequence[str], suite: str) -> list[Package]:
     return packages
 
 
-def _fetch(state: Path, versions: Sequence[tuple[str, str]]) -> list[Path]:
-    """The .debs of the (package, version) pairs in order; downloads those not in the cache."""
+def _fetch(suites: tuple[str, ...], versions: Sequence[tuple[str, str]]) -> list[Path]:
+    """The .debs of the (package, version) pairs in order.
+
+    Those that are not in the cache are downloaded from `suites`.
+    """
     store = cache_dir() / "debs"
 
     def place(pair: tuple[str, str]) -> Path:
@@ -379,7 +398,7 @@ def _fetch(state: Path, versions: Sequence[tuple[str, str]]) -> list[Path]:
             partial = files.partial_dir(download)
             try:
                 with ui.step(f"download {title}"):
-                    _download(state, missing, title, partial)
+                    _download(_state(suites), missing, title, partial)
                 for pair in missing:
                     _take(place(pair), partial, *pair)
             finally:

@@ -16,8 +16,8 @@ from orchestrator.errors import InfraError
 from orchestrator.host import files, notices, seal
 from orchestrator.host.files import lock_of, locked, write_whole
 
-__all__ = ["PROJECT", "cache_dir", "cached_dir", "is_intact", "locked", "need_space", "state_dir"]
-__all__ += ["write_whole"]
+__all__ = ["PROJECT", "cache_dir", "cached_dir", "check", "is_intact", "locked", "need_space"]
+__all__ += ["state_dir", "write_whole"]
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
 """The checkout. kernels/ (definitions, patches, fragments) and guest/ are read from here."""
@@ -99,6 +99,12 @@ def is_intact(final: Path, *, vital: Sequence[str] = seal.ALL) -> bool:
     with contextlib.suppress(OSError):
         lock_of(final).touch()
     return True
+
+
+def check(final: Path, *, vital: Sequence[str] = seal.ALL) -> None:
+    """Raise InfraError if the entry `final`, which cannot be made again here, is damaged."""
+    if damaged := seal.damage(final, vital):
+        raise InfraError(f"cache: {_damage(final, damaged)}: make it again")
 
 
 def _damage(final: Path, damaged: list[str]) -> str:

@@ -8,14 +8,16 @@ from pathlib import Path
 
 from orchestrator.errors import InfraError
 from orchestrator.host import proc
-from orchestrator.host.paths import cached_dir
+from orchestrator.host.paths import cached_dir, check
+from orchestrator.kernel.from_source import VITAL
 
 
 def pack(place: Path) -> bytes:
     """The kernel in the cache directory `place` (see obtain.identify()), about 20 MB.
 
-    Raises InfraError if tar fails.
+    Raises InfraError if it is damaged, or tar fails.
     """
+    check(place)
     done = subprocess.run(
         proc.mortal([proc.need("tar", "tar"), "-C", place, "-cz", "."]), capture_output=True
     )
@@ -36,7 +38,7 @@ def install(place: Path, packed: bytes) -> None:
         if done.returncode:
             raise InfraError(f"{place} cannot be unpacked: {_message(done.stderr)}")
 
-    cached_dir(place, make)
+    cached_dir(place, make, vital=VITAL)
 
 
 def _message(stderr: bytes) -> str:

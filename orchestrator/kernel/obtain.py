@@ -15,7 +15,7 @@ from orchestrator.kernel.kinds.built import PREFIX as BUILT
 from orchestrator.kernel.kinds.kind import Kind
 from orchestrator.kernel.model import Kernel, KernelRequest
 
-__all__ = ["BUILT", "fetch", "identify", "obtain", "place"]
+__all__ = ["BUILT", "fetch", "identify", "obtain", "place", "settle"]
 
 
 def obtain(request: KernelRequest) -> Kernel:
@@ -33,6 +33,15 @@ def fetch(selector: str) -> Path:
     Raises the errors of obtain(), and UsageError for a kind that has nothing to fetch.
     """
     return _checked_kind(KernelRequest(selector=selector)).fetch(selector)
+
+
+def settle(request: KernelRequest) -> None:
+    """Choose the version of `request` now, for this process and for its children.
+
+    Without it, each child would choose for itself, and not at the same time. Fetches no packages,
+    only package lists. Raises the errors of obtain().
+    """
+    _checked_kind(request).settle(request)
 
 
 def identify(request: KernelRequest) -> tuple[str, Path]:

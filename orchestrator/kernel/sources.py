@@ -22,7 +22,7 @@ from orchestrator.host import debian, files, proc, seal
 from orchestrator.host.notices import waiting_for
 from orchestrator.host.paths import cache_dir, cached_dir, need_space
 from orchestrator.host.seal import fingerprint
-from orchestrator.kernel import debian_mirror
+from orchestrator.kernel import debian_mirror, versions
 from orchestrator.kernel.checkout import git
 
 Manifest = dict[str, str]
@@ -79,12 +79,14 @@ class Source:
         return self._fetched[1]
 
 
-def from_debian(series: str, workspace: str) -> Source:
-    """The newest linux-source-`series` of the mirror, unpacked in the cache.
+def from_debian(series: str, workspace: str, name: str | None = None) -> Source:
+    """Debian's source package of a series, unpacked in the cache.
 
     It takes about 1.5 GB, and 20 s the first time.
+
+    name: what the version is remembered for, see debian_package(); by default the workspace's.
     """
-    package = debian_package(series)
+    package = debian_package(series, name or workspace)
     final = cache_dir() / "sources" / f"linux-{package.version.replace(':', '_')}"
 
     def make(partial: Path) -> None:
@@ -108,7 +110,7 @@ def from_debian(series: str, workspace: str) -> Source:
             shutil.rmtree(packed)
 
     return Source(
-        identity=debian_identity(package),
+        identity=f"{package.name} {package.version}",
         workspace=workspace,
         fetch=lambda: _unpacked(final, make, package.name),
         frozen=True,
@@ -128,14 +130,10 @@ def _unpacked(final: Path, make: Callable[[Path], None], name: str) -> tuple[Pat
     return final, {path: printed for path, printed in manifest.items() if not INERT.match(path)}
 
 
-def debian_package(series: str) -> debian.Package:
-    """The newest linux-source-`series` of the mirror."""
-    return debian.newest(f"linux-source-{series}", debian_mirror.suites(series))
-
-
-def debian_identity(package: debian.Package) -> str:
-    """The identity of from_debian()'s source, known before it is fetched."""
-    return f"{package.name} {package.version}"
+def debian_package(series: str, name: str) -> debian.Package:
+    """The linux-source-`series` for `name`: the newest of the mirror, see versions.chosen()."""
+    package, suites = f"linux-source-{series}", debian_mirror.suites(series)
+    return versions.chosen(name, package, suites, lambda: [debian.newest(package, suites)])[0]
 
 
 def from_tree(tree: Path) -> Source:

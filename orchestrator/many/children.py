@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,16 +72,17 @@ class Children:
         cwd: Path | None = None,
         longest: float | None = None,
         unwanted: Callable[[], bool] | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> ChildResult:
         """Run `orchestrator run` as `spec` says, with its results in `directory`.
 
         - cwd: where relative paths start, and where Python looks for the program first; None for
           the current directory.
-        - longest, unwanted: as for call(), which also describes Stopped.
+        - longest, unwanted, env: as for call(), which also describes Stopped.
         """
         command = [*program, "run", *spec.argv(), "--output", str(directory)]
         start = time.monotonic()
-        status = self.call(command, log, cwd=cwd, longest=longest, unwanted=unwanted)
+        status = self.call(command, log, cwd=cwd, longest=longest, unwanted=unwanted, env=env)
         seconds = time.monotonic() - start
         verdict: VerdictRecord | None = None
         with contextlib.suppress(OSError, ValueError):
@@ -98,12 +99,14 @@ class Children:
         cwd: Path | None = None,
         longest: float | None = None,
         unwanted: Callable[[], bool] | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> int | None:
         """Run `command` to its end and return its status, None if it was killed at `longest`.
 
         - log: file for everything that it prints.
         - longest: time limit, in seconds.
         - unwanted: polled; once it is true, the child is interrupted.
+        - env: environment variables in addition to ours.
 
         Raises Stopped after an interruption, and after stop().
         """
@@ -117,6 +120,7 @@ class Children:
                     stdout=sink,
                     stderr=subprocess.STDOUT,
                     cwd=cwd,
+                    env={**os.environ, **(env or {})},
                     start_new_session=True,
                 )
                 self._running.add(child)

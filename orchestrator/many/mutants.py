@@ -39,7 +39,7 @@ from typing import Literal
 from orchestrator.errors import EXIT_KERNEL_FAILED, EXIT_PASS, EXIT_UNTESTABLE, UsageError, nearest
 from orchestrator.host import proc
 from orchestrator.host.paths import PROJECT, state_dir, write_whole
-from orchestrator.kernel import definition
+from orchestrator.kernel import definition, versions
 from orchestrator.kernel.model import KernelRequest
 from orchestrator.many import program
 from orchestrator.many.children import Children
@@ -226,6 +226,7 @@ def _identity(mutant: Mutant) -> str:
     base = [*(definitions / mutant.base).glob("**/*"), definitions / f"{mutant.base}.yaml"]
     digest = hashlib.sha256(repr((mutant.name, mutant.spec().argv())).encode())
     digest.update(program.digest().encode())
+    digest.update(repr(versions.last(mutant.base)).encode())
     for file in [*([mutant.fault] if mutant.fault else []), *sorted(base)]:
         if file.is_file():
             digest.update(file.read_bytes())

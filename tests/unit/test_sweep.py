@@ -22,6 +22,7 @@ from rich.console import Console
 
 from orchestrator import cli
 from orchestrator.errors import InfraError, UsageError
+from orchestrator.host import seal
 from orchestrator.host.paths import locked
 from orchestrator.kernel.model import KernelRequest
 from orchestrator.kernel.obtain import place as place_of
@@ -607,6 +608,7 @@ def test_a_worker_that_lacks_a_built_kernel_gets_a_bundle(
     (made / "kbuild").mkdir(parents=True)
     (made / "bzImage").write_text("an image")
     (made / "kbuild" / "link").symlink_to("../bzImage")
+    seal.seal(made)
     monkeypatch.setattr(sweep, "identify", lambda request: (digest, made))
     request = KernelRequest(selector="6.1-int3", settings=("CONFIG_X=y",))
     plan = matrix.SweepPlan((cell("mine", request=request), cell("mine", 4, request=request)))

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from orchestrator.errors import UsageError
+from orchestrator.host.paths import check
 from orchestrator.kernel import from_source
 from orchestrator.kernel.kinds.kind import Kind, refuse_changes, register
 from orchestrator.kernel.model import Kernel, KernelRequest
@@ -32,7 +33,9 @@ class BuiltKind(Kind):
         return digest, from_source.place(digest)
 
     def obtain(self, request: KernelRequest) -> Kernel:
-        return from_source.cached(self._digest(request))
+        digest = self._digest(request)
+        check(from_source.place(digest), vital=from_source.VITAL)
+        return from_source.cached(digest)
 
     def _digest(self, request: KernelRequest) -> str:
         return request.selector.removeprefix(self.prefix)

@@ -14,13 +14,16 @@ from orchestrator.host import debian
 from orchestrator.host.debian import Package
 from orchestrator.host.notices import waiting_for, warn
 from orchestrator.host.paths import cache_dir, cached_dir, need_space
-from orchestrator.kernel import debian_mirror, foreign_headers
+from orchestrator.kernel import debian_mirror, foreign_headers, versions
 from orchestrator.kernel.kinds.kind import Kind, refuse_changes, register
 from orchestrator.kernel.model import Kernel, KernelRequest
-from orchestrator.kernel.record import KernelRecord
+from orchestrator.kernel.record import FILE, KernelRecord
 
 LAYOUT = 3
 """Part of the digest. Increase it whenever the unpacked files are treated differently."""
+IMAGES = ("boot/vmlinuz-*", "usr/lib/modules/*/vmlinuz", "lib/modules/*/vmlinuz")
+CONFIGS = ("boot/config-*", "usr/lib/modules/*/config", "lib/modules/*/config")
+"""Where the packages of various releases have the kernel's image and its .config."""
 SELECTOR = re.compile(r"debian:(?P<series>\d+\.\d+)(?P<point>\.\d+)?(?:-(?P<flavour>\w+))?")
 
 
@@ -37,6 +40,9 @@ class DebianImageKind(Kind):
     def check(self, request: KernelRequest) -> None:
         refuse_changes(request, request.selector)
         _parse(request.selector)
+
+    def settle(self, request: KernelRequest) -> None:
+        _choose(request.selector)
 
     def identify(self, request: KernelRequest) -> tuple[str, Path]:
         return _identity(*_choose(request.selector))
@@ -70,19 +76,30 @@ def _parse(selector: str) -> tuple[str, str | None, str]:
 def _choose(selector: str) -> tuple[Package, Package | None]:
     """The image package that `selector` names, and its headers package if the mirror has one."""
     series, version, flavour = _parse(selector)
+    image, *headers = versions.chosen(
+        selector,
+        selector,
+        debian_mirror.suites(series),
+        lambda: _newest(selector, series, version, flavour),
+    )
+    return image, headers[0] if headers else None
+
+
+def _newest(selector: str, series: str, version: str | None, flavour: str) -> list[Package]:
+    """The newest image of the mirror that fits, and its headers if there are any."""
     available = debian_mirror.images(series, flavour)
     matching = [image for image in available if version in (None, image.upstream)]
     if not matching:
         names = sorted({f"debian:{image.upstream}" for image in available})
-        versions = ", ".join(name.removeprefix("debian:") for name in names)
+        offered = ", ".join(name.removeprefix("debian:") for name in names)
         raise UsageError(
             f"{selector}: the Debian mirror has no such image{nearest(selector, names)}; "
-            + (f"of {series} there are {versions}" if names else debian_mirror.AVAILABLE)
+            + (f"of {series} there are {offered}" if names else debian_mirror.AVAILABLE)
         )
     for image in reversed(matching):
         if headers := debian_mirror.headers(image):
-            return image, headers
-    return matching[-1], None
+            return [image, headers]
+    return [matching[-1]]
 
 
 def _identity(image: Package, headers: Package | None) -> tuple[str, Path]:
@@ -118,27 +135,23 @@ def _unpacked(selector: str, image: Package, headers: Package | None) -> Kernel:
         name, release = debian_mirror.exact_selector(image), _release(_bzimage(partial))
         KernelRecord(name=name, release=release, origin=origin).write(partial)
 
-    cached_dir(prefix, make, waiting_for(f"another run's {image.name}"))
+    cached_dir(
+        prefix, make, waiting_for(f"another run's {image.name}"), vital=(*IMAGES, *CONFIGS, FILE)
+    )
     bzimage = _bzimage(prefix)
     return Kernel(
         name=selector,
         release=_release(bzimage),
         digest=digest,
         bzimage=bzimage,
-        config=_first(
-            prefix, ("boot/config-*", "usr/lib/modules/*/config", "lib/modules/*/config")
-        ),
+        config=_first(prefix, CONFIGS),
         kbuild=_only(prefix, ("usr/src/linux-headers-*amd64",), "headers") if headers else None,
         origin=origin,
     )
 
 
 def _bzimage(prefix: Path) -> Path:
-    return _only(
-        prefix,
-        ("boot/vmlinuz-*", "usr/lib/modules/*/vmlinuz", "lib/modules/*/vmlinuz"),
-        "kernel image",
-    )
+    return _only(prefix, IMAGES, "kernel image")
 
 
 def _release(bzimage: Path) -> str:

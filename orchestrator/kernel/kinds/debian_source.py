@@ -21,6 +21,9 @@ class DebianSourceKind(Kind):
     def check(self, request: KernelRequest) -> None:
         self._series(request.selector)
 
+    def settle(self, request: KernelRequest) -> None:
+        self._source(request.selector)
+
     def identify(self, request: KernelRequest) -> tuple[str, Path]:
         digest = self._plan(request).digest(self._source(request.selector).identity)
         return digest, from_source.place(digest)
@@ -39,7 +42,8 @@ class DebianSourceKind(Kind):
         return from_source.tree_plan(request, workarounds)
 
     def _source(self, selector: str) -> Source:
-        return sources.from_debian(self._series(selector), workspace=selector.replace(":", "-"))
+        workspace = selector.replace(":", "-")
+        return sources.from_debian(self._series(selector), workspace, name=selector)
 
     def _series(self, selector: str) -> str:
         """`6.12` of `debian-source:6.12`."""

@@ -24,6 +24,9 @@ class DefinitionKind(Kind):
     def check(self, request: KernelRequest) -> None:
         definition.load(request.selector)
 
+    def settle(self, request: KernelRequest) -> None:
+        _source(definition.load(request.selector))
+
     def identify(self, request: KernelRequest) -> tuple[str, Path]:
         chosen = definition.load(request.selector)
         digest = _plan(chosen, request).digest(_source(chosen).identity)

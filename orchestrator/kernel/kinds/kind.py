@@ -30,6 +30,13 @@ class Kind(ABC):
         Patches, fragments and settings have been checked already, each by itself.
         """
 
+    def settle(self, request: KernelRequest) -> None:
+        """Choose the version of what `request` names, if there is something to choose.
+
+        This and all later processes that this one starts will use it, see kernel/versions.py.
+        """
+        return
+
     @abstractmethod
     def identify(self, request: KernelRequest) -> tuple[str, Path]:
         """The digest of the kernel that obtain() would return, and its directory, made or not."""

@@ -29,8 +29,9 @@ from orchestrator.errors import (
     InfraError,
     UsageError,
 )
-from orchestrator.host.paths import PROJECT, write_whole
-from orchestrator.kernel import bundle, definition
+from orchestrator.host.paths import PROJECT, is_intact, write_whole
+from orchestrator.kernel import bundle, definition, versions
+from orchestrator.kernel.from_source import VITAL
 from orchestrator.kernel.model import KernelRequest
 from orchestrator.kernel.obtain import identify
 from orchestrator.many import history, program
@@ -208,6 +209,7 @@ class Sweep:
             built=None if row.named or row.request.bzimage else row.digest,
             program=program.digest(),
             directory=None if self.place.remote else str(directory),
+            env=versions.inherited(),
         )
         if not with_bundle:
             return self.place.executor.submit(task.perform, cell_task)
@@ -236,7 +238,12 @@ class Sweep:
                 )
             return None
         if answer.lacks:
-            return self._start(cell, with_bundle=True)
+            row = self._rows[cell.kernel]
+            if is_intact(row.place, vital=VITAL):
+                return self._start(cell, with_bundle=True)
+            row.ready = False  # it was damaged meanwhile
+            self._waiting.insert(0, cell)
+            return None
         directory = self._directory(cell)
         for name, content in answer.files.items():
             path = directory / name

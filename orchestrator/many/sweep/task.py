@@ -10,12 +10,13 @@ from __future__ import annotations
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from orchestrator.host.paths import PROJECT, state_dir
+from orchestrator.host.paths import PROJECT, is_intact, state_dir
 from orchestrator.kernel import bundle
+from orchestrator.kernel.from_source import VITAL
 from orchestrator.kernel.model import KernelRequest
 from orchestrator.kernel.obtain import BUILT, place
 from orchestrator.many import program
@@ -47,6 +48,8 @@ class CellTask:
     """program.digest() of the sweep."""
     directory: str | None
     """The cell's directory; None if this is another machine."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables: the versions that the sweep has chosen (kernel/versions.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,24 +83,26 @@ def perform(task: CellTask, packed: bytes | None = None) -> CellAnswer:
         )
     spec = task.spec
     if task.built:
-        if not place(task.built).is_dir():
+        if not is_intact(place(task.built), vital=VITAL):
             if packed is None:
                 return CellAnswer(lacks=True)
             bundle.install(place(task.built), packed)
         spec = replace(spec, kernel=KernelRequest(selector=f"{BUILT}{task.built}"))
     if task.directory:
-        return _run(spec, Path(task.directory), None)
+        return _run(task, spec, Path(task.directory), None)
     base, cancelled = _worker()
     directory = Path(tempfile.mkdtemp(prefix="cell-", dir=base))
     try:
-        answer = _run(spec, directory, cancelled)
+        answer = _run(task, spec, directory, cancelled)
         answer.files.update(_files(directory))
         return answer
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _run(spec: RunSpec, directory: Path, unwanted: Callable[[], bool] | None) -> CellAnswer:
+def _run(
+    task: CellTask, spec: RunSpec, directory: Path, unwanted: Callable[[], bool] | None
+) -> CellAnswer:
     ended = CHILDREN.run(
         spec,
         directory / RUN,
@@ -105,6 +110,7 @@ def _run(spec: RunSpec, directory: Path, unwanted: Callable[[], bool] | None) ->
         cwd=PROJECT,
         longest=LONGEST + spec.duration + spec.soak,
         unwanted=unwanted,
+        env=task.env,
     )
     return CellAnswer(
         verdict=ended.verdict, status=ended.status, why=ended.why, seconds=ended.seconds
