@@ -9,7 +9,6 @@ nothing below it; orchestrator/commands/run.py makes the reports from the RunRes
 from __future__ import annotations
 
 import contextlib
-import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +18,9 @@ from orchestrator import rundir, ui
 from orchestrator.attach import notes, owner
 from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.guest import initramfs, module
+from orchestrator.host import files as host_files
 from orchestrator.host import tools
-from orchestrator.host.paths import cache_dir, write_whole
+from orchestrator.host.paths import cache_dir
 from orchestrator.kernel.model import Kernel, KernelRequest
 from orchestrator.kernel.obtain import obtain
 from orchestrator.machine import accel
@@ -113,9 +113,9 @@ def inspect_kernel(request: KernelRequest) -> tuple[Kernel, dict[str, str]]:
     Boots the kernel once; the cache keeps the facts. Raises what obtain() raises, and BootError.
     """
     kernel = obtain(request)
-    cached = cache_dir() / "facts" / f"{kernel.digest}.json"
-    with contextlib.suppress(OSError, ValueError):
-        return kernel, dict(json.loads(cached.read_text()))
+    cached = cache_dir() / "facts" / kernel.digest
+    if known := host_files.load(cached):
+        return kernel, dict(known)
     with tempfile.TemporaryDirectory() as directory:
         spec = RunSpec(kernel=request, smp=1, scenarios=("sysctl",), directory=Path(directory))
         cell = _new_cell(spec)
@@ -128,7 +128,7 @@ def inspect_kernel(request: KernelRequest) -> tuple[Kernel, dict[str, str]]:
                 lines = of_vmlinux(notes.kernel_symbols(cell.directory))
                 kernel_facts = facts.facts(lines, read)
     cached.parent.mkdir(exist_ok=True)
-    write_whole(cached, json.dumps(kernel_facts, indent=1) + "\n")
+    host_files.save(cached, kernel_facts)
     return kernel, kernel_facts
 
 

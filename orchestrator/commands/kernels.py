@@ -6,10 +6,11 @@ from __future__ import annotations
 import argparse
 
 from orchestrator.commands.options import add_kernel, kernel_request
+from orchestrator.errors import EXIT_PASS, EXIT_UNTESTABLE
 from orchestrator.options import seconds
 
 NAME = "kernels"
-HELP = "list, show, fetch or build kernels; clean the cache"
+HELP = "list, show, fetch or build kernels; clean or verify the cache"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +43,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     clean.add_argument("--dry-run", action="store_true", help="only print what would be removed")
     clean.set_defaults(action=_clean)
+    verify = actions.add_parser("verify", help="read everything in the cache and find damage")
+    verify.set_defaults(action=_verify)
 
 
 def main(options: argparse.Namespace) -> int:
@@ -118,20 +121,40 @@ def _clean(options: argparse.Namespace) -> int:
     from orchestrator.kernel import cache
 
     sizes: Counter[str] = Counter()
+    left = cache.leftovers() if options.dry_run else cache.remove_leftovers()
+    for entry in left:
+        sizes[entry.kind] += entry.size
+    done = "would be removed" if options.dry_run else "removed"
     if options.older_than is None and options.keep is None:
         for entry in cache.items():
             sizes[entry.kind] += entry.size
         for kind, size in sizes.most_common():
-            print(f"{_gib(size):7.2f} GiB  {kind}")
-        total = _gib(sizes.total())
-        print(f"{total:7.2f} GiB  in total; --older-than 30d or --keep 10 (GiB) removes some of it")
+            print(f"{_gib(size):7.2f} GiB  {kind}{f': {done}' if kind == cache.LEFTOVERS else ''}")
+        total = _gib(sizes.total() - sizes[cache.LEFTOVERS])
+        print(f"{total:7.2f} GiB  in total; --older-than 30d or --keep 10 (GiB) frees some of it")
         return 0
     keep = None if options.keep is None else int(options.keep * (1 << 30))
+    for entry in left:
+        print(f"{entry.size / (1 << 20):9.1f} MiB  {entry.path.name}, {cache.LEFTOVERS}")
     for entry in cache.clean(older=options.older_than, keep=keep, dry=options.dry_run):
         sizes[entry.kind] += entry.size
         print(f"{entry.size / (1 << 20):9.1f} MiB  {entry.kind}/{entry.path.name}")
     print(f"{_gib(sizes.total()):.2f} GiB {'would be' if options.dry_run else 'were'} freed")
     return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from orchestrator.kernel import cache
+
+    count, bad = 0, 0
+    for entry, damaged in cache.verify():
+        count += 1
+        if damaged:
+            bad += 1
+            names = ", ".join(damaged[:5]) + (" …" if len(damaged) > 5 else "")
+            print(f"{entry.kind}/{entry.path.name}: damaged ({names}), made again when next used")
+    print(f"{count} entries read, {bad} damaged")
+    return EXIT_UNTESTABLE if bad else EXIT_PASS
 
 
 def _gib(size: int) -> float:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -12,23 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import InfraError
-from orchestrator.host import debian
-from orchestrator.host.paths import cache_dir
+from orchestrator.host import debian, files, seal
+from orchestrator.host.paths import CACHE_DEPTH, cache_dir
 from orchestrator.kernel import debian_mirror, definition, record
 from orchestrator.kernel.record import KernelRecord
 
-FOLDERS = (
-    "kernels",
-    "stock",
-    "sources",
-    "work",
-    "checkouts",
-    "modules",
-    "symbols",
-    "debs",
-    "bisect",
-)
-"""Folders of the cache whose entries can each be fetched or built again."""
+ONE_ENTRY = ("ccache",)
+"""Folders that are one entry as a whole. In all others, each file or directory is an entry."""
+LEFTOVERS = "left by killed processes"
+"""What takes the place of a kind for temporary files and directories without an owner."""
 IN_USE = 3600.0
 """Seconds since its last use during which an entry is never removed: a run may depend on it."""
 
@@ -51,7 +44,7 @@ class CacheEntry:
     """One entry of the cache: a directory or a file."""
 
     kind: str
-    """One of FOLDERS."""
+    """The folder of the cache that it is in, or LEFTOVERS."""
     path: Path
     size: int
     """Bytes on disk."""
@@ -61,7 +54,13 @@ class CacheEntry:
 
 def kernels() -> list[CachedKernel]:
     """All kernels in the cache, built or fetched."""
-    return [_described(file.parent) for file in sorted(cache_dir().glob(f"*/*/{record.FILE}"))]
+    found = []
+    for file in sorted(cache_dir().glob(f"*/*/{record.FILE}")):
+        try:
+            found.append(_described(file.parent))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            continue  # damaged: it is made again when it is used
+    return found
 
 
 def _described(directory: Path) -> CachedKernel:
@@ -106,13 +105,32 @@ def definitions() -> dict[str, str]:
 
 def items() -> list[CacheEntry]:
     """Every entry that cleaning may remove, the least recently used first."""
-    entries = [
-        CacheEntry(kind=folder, path=path, size=_size(path), used=_used(path))
-        for folder in FOLDERS
-        for path in (cache_dir() / folder).glob("[!.]*")
-        if not path.name.endswith((".list", ".log"))
-    ]
+    entries = []
+    for folder in cache_dir().glob("[!.]*/"):
+        paths = [folder] if folder.name in ONE_ENTRY else folder.glob("[!.]*")
+        for path in paths:
+            if path.is_symlink():
+                continue
+            with contextlib.suppress(OSError):  # it was removed just now
+                entry = CacheEntry(kind=folder.name, path=path, size=_size(path), used=_used(path))
+                entries.append(entry)
     return sorted(entries, key=lambda entry: entry.used)
+
+
+def leftovers() -> list[CacheEntry]:
+    """What killed processes have left in the cache."""
+    return [
+        CacheEntry(kind=LEFTOVERS, path=path, size=_size(path), used=0.0)
+        for path in files.leftovers(cache_dir(), CACHE_DEPTH)
+    ]
+
+
+def remove_leftovers() -> list[CacheEntry]:
+    """Remove them, and return what was removed."""
+    found = leftovers()
+    for entry in found:
+        files.remove(entry.path)
+    return [entry for entry in found if not os.path.lexists(entry.path)]
 
 
 def clean(
@@ -134,13 +152,26 @@ def clean(
             yield entry
 
 
+def verify() -> Iterator[tuple[CacheEntry, list[str]]]:
+    """Read all entries that have checksums, and yield each with the names of its damaged files.
+
+    A damaged entry loses its checksums, so that it is made again when it is next used. It is not
+    removed, as another process may use it.
+    """
+    for entry in items():
+        if (entry.path / seal.FILE).is_file():
+            damaged = seal.damage(entry.path, read_all=True)
+            if damaged:
+                (entry.path / seal.FILE).unlink(missing_ok=True)
+            yield entry, damaged
+
+
 def _remove(path: Path) -> bool:
     """Remove an entry, unless somebody holds its lock. Returns whether it was removed.
 
     A directory is renamed first, so that nobody finds half of it.
     """
-    lock = path / "lock" if (path / "lock").is_file() else path.with_name(f".{path.name}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
+    lock = path / "lock" if (path / "lock").is_file() else files.lock_of(path)
     with lock.open("a") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -148,10 +179,9 @@ def _remove(path: Path) -> bool:
             return False
         try:
             if path.is_dir():
-                gone = path.with_name(f".{path.name}.partial-gone")
-                path.rename(gone)
+                gone = files.partial_dir(path)
+                path.rename(gone / path.name)
                 shutil.rmtree(gone)
-                path.with_name(f"{path.name}.list").unlink(missing_ok=True)
             else:
                 path.unlink()
         except OSError as error:
@@ -164,14 +194,15 @@ def _size(path: Path) -> int:
     if not path.is_dir():
         return path.lstat().st_blocks * 512
     total = 0
-    for folder, _, files in os.walk(path):
-        for name in files:
-            status = os.lstat(f"{folder}/{name}")
-            total += status.st_blocks * 512 // status.st_nlink
+    for file in seal.listed(path):
+        status = os.lstat(f"{path}/{file}")
+        total += status.st_blocks * 512 // status.st_nlink
     return total
 
 
 def _used(path: Path) -> float:
     """When the entry was last made, requested (paths.cached_dir() touches its lock) or built in."""
-    signs = (path, path.with_name(f".{path.name}.lock"), path / "lock", path / "build.log")
-    return max(sign.stat().st_mtime for sign in signs if sign.exists())
+    signs = [path, files.lock_of(path), *(path / name for name in ("lock", "build.log", "answers"))]
+    if path.name in ONE_ENTRY:
+        signs += path.iterdir()
+    return max(sign.lstat().st_mtime for sign in signs if os.path.lexists(sign))

@@ -6,13 +6,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from orchestrator import ui
 from orchestrator.errors import InfraError, UsageError
-from orchestrator.host import proc
-from orchestrator.host.notices import waiting_for
+from orchestrator.host import files, proc
+from orchestrator.host.notices import waiting_for, warn
 from orchestrator.host.paths import cache_dir, locked
 
 PREFIX = "git:"
@@ -49,13 +49,37 @@ def checked_out(selector: str) -> Iterator[Path]:
     folder = cache_dir() / "checkouts" / name
     lock = folder.with_name(f".{name}.lock")
     with locked(lock, waiting_for(f"another run's checkout of {where}")):
-        if local.is_dir():
-            commit = resolve(local, ref)
-            borrow(local, folder)
-        else:
-            commit = _fetch(where, ref, folder)
-        switch(folder, commit, where)
+
+        def check_out() -> None:
+            if local.is_dir():
+                commit = resolve(local, ref)
+                borrow(local, folder)
+            else:
+                commit = _fetch(where, ref, folder)
+            switch(folder, commit, where)
+
+        mending(folder, check_out)
         yield folder
+
+
+def mending(folder: Path, check_out: Callable[[], None]) -> None:
+    """Call `check_out`. If it fails because the repository `folder` is damaged, make that again.
+
+    folder: a repository of the cache, locked by the caller.
+    """
+    try:
+        check_out()
+    except (InfraError, OSError, subprocess.CalledProcessError):
+        if not folder.exists() or _is_sound(folder):
+            raise
+        warn(f"cache: {folder.parent.name}/{folder.name} was damaged, making it again")
+        files.remove(folder)
+        check_out()
+
+
+def _is_sound(folder: Path) -> bool:
+    """Whether git finds no damage in the repository `folder`, apart from objects it borrows."""
+    return git(folder, "fsck", "--no-full", "--no-dangling", check=False).returncode == 0
 
 
 def resolve(repository: Path, ref: str) -> str:
@@ -79,7 +103,9 @@ def borrow(repository: Path, folder: Path) -> None:
 def switch(folder: Path, commit: str, where: object) -> None:
     """Check out `commit` in `folder` and remove all other files. The caller has locked the folder.
 
-    where: where the commit comes from, for the error message. Raises UsageError.
+    where: where the commit comes from, for the error message.
+
+    Raises InfraError: the commit is there, so it is the disk or our repository that does not work.
     """
     # left behind by a killed checkout
     (folder / ".git" / "index.lock").unlink(missing_ok=True)
@@ -87,7 +113,7 @@ def switch(folder: Path, commit: str, where: object) -> None:
         git(folder, "checkout", "-q", "--force", "--detach", commit)
         git(folder, "clean", "-q", "-ffdx")
     except subprocess.CalledProcessError as error:
-        raise UsageError(
+        raise InfraError(
             f"{commit} cannot be checked out from {where}: {error.output.strip()}"
         ) from error
 
@@ -117,8 +143,12 @@ def _init(folder: Path) -> None:
 
 def git(repository: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run git in `repository`, which may be another user's: no hooks run, no index is refreshed."""
-    # Nobody is there to type a password.
-    env = {"GIT_TERMINAL_PROMPT": "0"}
+    env = {
+        # Nobody is there to type a password.
+        "GIT_TERMINAL_PROMPT": "0",
+        # Above a damaged repository of ours there may be one of the user's.
+        "GIT_CEILING_DIRECTORIES": str(cache_dir()),
+    }
     return proc.run(
         [proc.need("git", "git"), *SAFE, "-C", repository, *arguments], env=env, check=check
     )

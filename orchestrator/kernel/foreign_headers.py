@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from orchestrator.host import debian, proc
-from orchestrator.host.paths import cache_dir
 
 LIBRARIES = ("libc6", "libelf1t64", "zlib1g", "libzstd1")
 """Packages of the libraries that these programs are linked with.
@@ -55,10 +54,10 @@ def _wrap(program: Path, prefix: Path, final: Path) -> None:
 
 
 def _wrap_compiler(refused: list[str], prefix: Path, final: Path) -> None:
-    """Make the headers use a gcc that ignores the options `refused`."""
+    """Make the headers use a gcc that ignores the options `refused` (`-fname` or `-fname=`)."""
     compiler = prefix / "runtime" / "gcc"
     compiler.parent.mkdir(exist_ok=True)
-    patterns = "|".join(f"{option}|{option}=*" for option in refused)
+    patterns = "|".join(f"{option}*" if option.endswith("=") else option for option in refused)
     compiler.write_text(
         "#!/bin/bash\n# These headers expect a newer gcc: drop the options that this one lacks.\n"
         "for argument; do\n"
@@ -102,8 +101,11 @@ def _add_libraries(prefix: Path, suite: str) -> None:
 
 
 def _refused_options(prefix: Path) -> set[str]:
-    """Options in the makefiles that this machine's gcc does not know."""
-    options: set[tuple[str, str]] = set()
+    """Options in the makefiles that this machine's gcc does not know, `-fname` or `-fname=`.
+
+    gcc may know one of the two and not the other.
+    """
+    options: set[str] = set()
     for common in prefix.glob("usr/src/linux-headers-*"):
         for makefile in (
             common / "Makefile",
@@ -111,13 +113,9 @@ def _refused_options(prefix: Path) -> set[str]:
             *common.glob("scripts/Makefile.*"),
         ):
             if makefile.is_file():
-                options |= set(OPTION.findall(makefile.read_text()))
-    empty = cache_dir() / "empty.c"
-    empty.touch()
-    gcc = proc.need("gcc", "gcc")
-    arguments = sorted({option + ("=0" if equals else "") for option, equals in options})
-    output = proc.run([gcc, "-c", "-o", "/dev/null", *arguments, empty], check=False).stdout
-    return {
-        option.partition("=")[0]
-        for option in re.findall(r"unrecognized command-line option .(-[\w=-]+)", output)
-    }
+                options |= {"".join(match) for match in OPTION.findall(makefile.read_text())}
+    arguments = sorted(f"{option}0" if option.endswith("=") else option for option in options)
+    command = [proc.need("gcc", "gcc"), "-c", "-o", "/dev/null", *arguments, "-x", "c", "/dev/null"]
+    output = proc.run(command, check=False).stdout
+    refused = re.findall(r"unrecognized command-line option .(-[\w-]+=?)", output)
+    return options & set(refused)

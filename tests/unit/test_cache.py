@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator import cli
 from orchestrator.host.debian import Package
-from orchestrator.host.paths import cache_dir, cached_dir, locked
+from orchestrator.host.paths import cache_dir, cached_dir, is_intact, locked
 from orchestrator.kernel import cache
 
 DAY = 86400.0
@@ -51,7 +52,13 @@ def test_the_least_recently_used_go_first_until_the_rest_fits() -> None:
 
 
 def test_an_entry_in_use_counts_as_new() -> None:
-    path = entry("modules", "used", idle=40 * DAY)
+    path = cached_dir(cache_dir() / "modules" / "used", lambda _: None)
+    for sign in (path, path.with_name(f".{path.name}.lock")):
+        os.utime(sign, (0, time.time() - 40 * DAY))
+    assert removed(older=30 * DAY) == ["used"]
+    cached_dir(path, lambda _: None)
+    for sign in (path, path.with_name(f".{path.name}.lock")):
+        os.utime(sign, (0, time.time() - 40 * DAY))
     cached_dir(path, lambda _: pytest.fail("it exists already"))
     assert removed(older=30 * DAY) == []
 
@@ -69,6 +76,80 @@ def test_a_dry_run_removes_nothing() -> None:
     path = entry("kernels", "old", idle=40 * DAY)
     assert removed(older=DAY, dry=True) == ["old"]
     assert path.exists()
+
+
+def test_every_folder_of_the_cache_can_be_cleaned() -> None:
+    for kind in ("initramfs", "helpers", "ledger", "tools", "apt", "facts", "of the future"):
+        entry(kind, "old", idle=40 * DAY)
+    assert {item.kind for item in cache.items()} >= {"tools", "apt", "of the future"}
+    (cache_dir() / "tools" / "link").symlink_to("old")
+    assert removed(older=30 * DAY) == ["old"] * 7
+
+
+def test_the_compiler_cache_is_one_entry() -> None:
+    for name in ("0", "1"):
+        (cache_dir() / "ccache" / name).mkdir(parents=True)
+    assert [item.path.name for item in cache.items()] == ["ccache"]
+    assert removed(older=30 * DAY) == []
+    old = time.time() - 40 * DAY
+    for path in (*(cache_dir() / "ccache").iterdir(), cache_dir() / "ccache"):
+        os.utime(path, (0, old))
+    assert removed(older=30 * DAY) == ["ccache"]
+
+
+def test_a_package_list_in_use_counts_as_new() -> None:
+    path = entry("apt", "sid", idle=40 * DAY)
+    (path / "answers").touch()
+    assert removed(older=30 * DAY) == []
+
+
+def run(*arguments: str) -> int:
+    return cli.main(["kernels", *arguments])
+
+
+def test_leftovers_are_shown_and_removed(capsys: pytest.CaptureFixture[str]) -> None:
+    entry("kernels", "good", idle=0)
+    folder = entry("kernels", ".x.partial-abc", idle=0, size=30 << 20)
+    file = cache_dir() / "apt" / ".answers.partial-xyz"
+    file.parent.mkdir()
+    file.write_text("half")
+    assert run("clean", "--dry-run") == 0
+    assert "   0.03 GiB  left by killed processes: would be removed" in capsys.readouterr().out
+    assert folder.exists() and file.exists()
+    with locked(folder.with_name(".x.lock")):
+        assert run("clean") == 0
+    assert folder.exists() and not file.exists()
+    capsys.readouterr()
+    assert run("clean", "--keep", "100") == 0
+    assert ".x.partial-abc, left by killed processes" in capsys.readouterr().out
+    assert not folder.exists()
+    assert [item.path.name for item in cache.items()] == ["good"]
+
+
+def test_everything_is_read_by_verify(capsys: pytest.CaptureFixture[str]) -> None:
+    def make(partial: Path) -> None:
+        (partial / "vmlinux").write_bytes(b"x" * 4096)
+
+    place, other = cache_dir() / "kernels" / "abc", cache_dir() / "kernels" / "other"
+    for path in (place, other):
+        cached_dir(path, make, vital=())
+    entry("work", "no entry of this kind", idle=0)
+    assert run("verify") == 0 and capsys.readouterr().out == "2 entries read, 0 damaged\n"
+    before = (place / "vmlinux").stat()
+    (place / "vmlinux").write_bytes(b"y" * 4096)
+    os.utime(place / "vmlinux", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert is_intact(place, vital=())
+    assert run("verify") == 125
+    assert "kernels/abc: damaged (vmlinux), made again when next used" in capsys.readouterr().out
+    assert not is_intact(place, vital=()) and is_intact(other, vital=())
+    cached_dir(place, make, vital=())
+    assert (place / "vmlinux").read_bytes() == b"x" * 4096
+
+
+def test_a_kernel_with_a_damaged_record_is_not_listed() -> None:
+    for number, text in enumerate(("", "{", "{}", "[]", '{"name": "x"}', "\0")):
+        (entry("kernels", f"k{number}", idle=0) / "kernel.json").write_text(text)
+    assert cache.kernels() == []
 
 
 def test_a_cached_kernel_is_listed_with_its_patches() -> None:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,48 @@ def test_a_missing_ref_or_repository_is_reported(repository: Path, tmp_path: Pat
         checkout.checked_out(f"git:file://{tmp_path}/nowhere@main"),
     ):
         pass
+
+
+def _garbage(file: Path) -> None:
+    file.write_bytes(b"garbage")
+
+
+def _truncated(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("damage", [_garbage, _truncated, Path.unlink])
+@pytest.mark.parametrize("name", ["HEAD", "index", "config", "objects/pack/*.pack", "objects"])
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_damaged_checkout_is_made_again(
+    name: str, remote: bool, damage: Callable[[Path], None], repository: Path
+) -> None:
+    git(repository.parent, "init", "-q")  # what git would find above a damaged one
+    selector = f"git:{'file://' if remote else ''}{repository}@"
+    with checkout.checked_out(f"{selector}v-one") as tree:
+        pass
+    for file in list((tree / ".git").glob(name)):
+        if name == "objects":
+            shutil.rmtree(file)
+        else:
+            file.chmod(0o644)
+            damage(file)
+    with checkout.checked_out(f"{selector}main") as tree:
+        assert (tree / "version").read_text() == "two"
+    with checkout.checked_out(f"{selector}v-one") as tree:
+        assert (tree / "version").read_text() == "one"
+
+
+def test_a_sound_checkout_is_kept_when_a_commit_cannot_be_had(repository: Path) -> None:
+    with checkout.checked_out(f"git:file://{repository}@v-one") as tree:
+        (tree / ".git/kept").touch()
+    repository.rename(repository.with_name("gone"))
+    with (
+        pytest.raises(InfraError, match="git cannot fetch"),
+        checkout.checked_out(f"git:file://{repository}@main"),
+    ):
+        pass
+    assert (tree / ".git/kept").exists()
 
 
 # --- tarballs ------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from orchestrator.kernel.kinds.kind import Kind, refuse_changes, register
 from orchestrator.kernel.model import Kernel, KernelRequest
 from orchestrator.kernel.record import FILE, KernelRecord
 
-LAYOUT = 3
+LAYOUT = 4
 """Part of the digest. Increase it whenever the unpacked files are treated differently."""
 IMAGES = ("boot/vmlinuz-*", "usr/lib/modules/*/vmlinuz", "lib/modules/*/vmlinuz")
 CONFIGS = ("boot/config-*", "usr/lib/modules/*/config", "lib/modules/*/config")

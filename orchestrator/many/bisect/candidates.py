@@ -14,9 +14,10 @@ from typing import Protocol
 
 from orchestrator.errors import UsageError
 from orchestrator.host import proc
-from orchestrator.host.paths import cache_dir, locked
+from orchestrator.host.files import lock_of, locked
+from orchestrator.host.paths import cache_dir
 from orchestrator.kernel import patches
-from orchestrator.kernel.checkout import borrow, git, resolve, switch
+from orchestrator.kernel.checkout import borrow, git, mending, resolve, switch
 from orchestrator.kernel.model import KernelRequest
 
 LOG = ("log", "--first-parent", "--no-show-signature", "--no-color", "--format=%H %s")
@@ -156,9 +157,13 @@ class Commits:
         try:
             name = hashlib.sha256(f"{self.tree}".encode()).hexdigest()[:16]
             checkout = cache_dir() / "bisect" / f"{name}-{slot}"
-            with locked(checkout.with_name(f".{checkout.name}.lock")):
-                borrow(self.tree, checkout)
-                switch(checkout, self._hashes[number], self.tree)
+            with locked(lock_of(checkout)):
+
+                def check_out() -> None:
+                    borrow(self.tree, checkout)
+                    switch(checkout, self._hashes[number], self.tree)
+
+                mending(checkout, check_out)
                 yield replace(self.request_base, tree=checkout)
         finally:
             self._free.put(slot)

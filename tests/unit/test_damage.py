@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A damaged entry of each kind is noticed, named and made again by whoever uses it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator import ui
+from orchestrator.errors import InfraError
+from orchestrator.guest import initramfs, module
+from orchestrator.host import debian, proc, seal, tools
+from orchestrator.host.paths import cache_dir
+from orchestrator.kernel import build, bundle, from_source, obtain
+from orchestrator.kernel.model import Kernel, KernelRequest
+from orchestrator.watch import ledger
+
+FAKE = Path(__file__).parent / "fakekernel"
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def cut(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+DAMAGES = (flip, cut, empty, Path.unlink)
+
+
+@pytest.fixture(autouse=True)
+def private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+def mended(use: Callable[[], object], file: Path) -> None:
+    """Damage `file` in each way; each time `use` must name it and restore it."""
+    whole, mode = file.read_bytes(), file.stat().st_mode
+    place = next(parent for parent in file.parents if (parent / seal.FILE).exists())
+    name = f"{place.parent.name}/{place.name} was damaged ({file.relative_to(place)})"
+    for damage in DAMAGES:
+        damage(file)
+        with ui.console.capture() as output:
+            use()
+        assert f"cache: {name}, making it again" in output.get(), output.get()
+        assert file.read_bytes() == whole and file.stat().st_mode == mode
+        with ui.console.capture() as output:
+            use()
+        assert "cache:" not in output.get()
+
+
+# --- kernels -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Kernel]:
+    fragment = tmp_path / "trim.config"
+    fragment.write_text("CONFIG_SMP=y\n")
+    monkeypatch.setattr(from_source, "TREE_FRAGMENT", fragment)
+    monkeypatch.setattr(build, "_NEEDED", build._TOOLS)
+    tree = Path(shutil.copytree(FAKE, tmp_path / "linux"))
+    return lambda: obtain.obtain(KernelRequest(tree=tree))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["bzImage", "config", "kernel.json", "vmlinux", "kbuild/Module.symvers", "kbuild/Makefile"],
+)
+def test_a_built_kernel(name: str, kernel: Callable[[], Kernel]) -> None:
+    first = kernel()
+    mended(kernel, first.bzimage.parent / name)
+    assert kernel() == first
+
+
+def test_a_built_kernel_that_cannot_be_built_again_is_not_used(
+    kernel: Callable[[], Kernel],
+) -> None:
+    first = kernel()
+    flip(first.bzimage)
+    with pytest.raises(InfraError, match=r"kernels/\w+ was damaged \(bzImage\): make it again"):
+        obtain.obtain(KernelRequest(selector=f"built:{first.digest}"))
+    with pytest.raises(InfraError, match=r"was damaged \(bzImage\)"):
+        bundle.pack(first.bzimage.parent)
+
+
+def test_a_kernel_of_a_bundle(kernel: Callable[[], Kernel], tmp_path: Path) -> None:
+    packed = bundle.pack(kernel().bzimage.parent)
+    place = cache_dir() / "kernels" / "theirs"
+    bundle.install(place, packed)
+    assert not seal.damage(place)
+    mended(lambda: bundle.install(place, packed), place / "bzImage")
+
+
+# --- what goes into the guest --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["orch.ko", "orch-scn.ko", "main.c"])
+def test_the_test_module(
+    name: str, kernel: Callable[[], Kernel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = kernel()
+
+    def run(command: list[str], **_: object) -> None:
+        directory = next(Path(word[2:]) for word in command if word.startswith("M="))
+        for ko in ("orch.ko", "orch-scn.ko"):
+            (directory / ko).write_bytes(b"\x7fELF" + ko.encode() * 100)
+
+    monkeypatch.setattr(module.proc, "run", run)
+    mended(lambda: module.build(built), module.build(built).with_name(name))
+
+
+def test_the_base_image(tmp_path: Path) -> None:
+    busybox = tmp_path / "busybox"
+    busybox.write_text("#!/bin/sh\necho bin/sh\n")
+    busybox.chmod(0o755)
+
+    def use() -> bytes:
+        image = tmp_path / "image"
+        return initramfs.build(image, busybox=busybox, dropbear=[], files={}).read_bytes()
+
+    first = use()
+    (base,) = (cache_dir() / "initramfs").glob("*/base.cpio")
+    mended(use, base)
+    assert use() == first
+
+
+@pytest.mark.parametrize("name", initramfs.HELPERS)
+def test_a_compiled_helper(name: str) -> None:
+    mended(lambda: initramfs._compiled(name), initramfs._compiled(name))
+
+
+def test_the_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    qemu = tools.Qemu(binary=tmp_path / "qemu", version=(10, 0))
+
+    def run(command: list[str | Path], **_: object) -> None:
+        if "-o" in command:
+            Path(command[command.index("-o") + 1]).write_bytes(b"\x7fELF plugin")
+
+    monkeypatch.setattr(ledger.proc, "run", run)
+    mended(lambda: ledger._plugin(qemu), ledger._plugin(qemu))
+
+
+# --- Debian's packages ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """A mirror with two packages, and apt that downloads them."""
+    pool = tmp_path / "pool"
+    pairs = [("tool", "1:2.0-1"), ("libtool", "3")]
+    for name, version in pairs:
+        root = pool / name
+        (root / "DEBIAN").mkdir(parents=True)
+        fields = {"Package": name, "Version": version, "Architecture": "all"}
+        fields |= {"Maintainer": "x <x@example.org>", "Description": "x"}
+        (root / "DEBIAN/control").write_text("".join(f"{k}: {v}\n" for k, v in fields.items()))
+        (root / "usr/bin").mkdir(parents=True)
+        (root / "usr/bin" / name).write_text(f"#!/bin/sh\necho {name}\n" + "# x\n" * 100)
+        (root / "usr/bin" / name).chmod(0o755)
+        deb = pool / f"{name}_{version.replace(':', '%3a')}_all.deb"
+        subprocess.run(["dpkg-deb", "-b", root, deb], check=True, capture_output=True)
+
+    def apt(state: Path, command: list[str], problem: str, cwd: Path | None = None) -> str:
+        assert command[:2] == ["apt-get", "download"] and cwd
+        for word in command[2:]:
+            shutil.copy(pool / f"{word.replace('=', '_').replace(':', '%3a')}_all.deb", cwd)
+        return ""
+
+    monkeypatch.setattr(debian, "_apt", apt)
+    monkeypatch.setattr(debian, "_configure", lambda state: None)
+    monkeypatch.setattr(debian, "_state", lambda suites: tmp_path)
+    return pairs
+
+
+def test_a_package(packages: list[tuple[str, str]]) -> None:
+    def use() -> list[Path]:
+        return debian._fetch(("sid",), packages)
+
+    first, second = use()
+    assert first.name == "tool_1%3a2.0-1_all.deb" and second.name == "libtool_3_all.deb"
+    mended(use, first)
+    assert use() == [first, second]
+    assert not list(first.parents[1].glob(".*partial*"))
+
+
+def test_packages_in_the_cache_need_no_mirror(
+    packages: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    debian._fetch(("sid",), packages)
+    monkeypatch.setattr(debian, "_state", lambda suites: pytest.fail("the mirror is not needed"))
+    assert len(debian._fetch(("sid",), packages)) == 2
+
+
+@pytest.mark.parametrize("vital", [(), seal.ALL])
+def test_an_unpacked_program(
+    vital: tuple[str, ...], packages: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tools, "_closure", lambda _: debian._fetch(("sid",), packages))
+
+    def use() -> Path:
+        return tools._unpacked("tool", ["tool"], lambda root: None, vital)
+
+    program = use() / "usr/bin/tool"
+    mended(use, program)
+    assert proc.run([use() / "usr/bin/tool"]).stdout == "tool\n"
+    assert (cache_dir() / "tools/tool").resolve() == use()
+
+
+def test_a_program_that_does_not_work_any_more_is_unpacked_again(
+    packages: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tools, "_closure", lambda _: debian._fetch(("sid",), packages))
+    broken = []
+
+    def works(root: Path) -> None:
+        if broken.pop() if broken else False:
+            raise InfraError("a library is missing")
+
+    first = tools._unpacked("tool", ["tool"], works)
+    inode = first.stat().st_ino
+    broken.append(True)
+    assert tools._unpacked("tool", ["tool"], works) == first and first.stat().st_ino != inode
+
+
+def test_package_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    updates = []
+
+    def apt(state: Path, command: list[str], problem: str, cwd: Path | None = None) -> str:
+        if command == ["apt-get", "update"]:
+            updates.append(1)
+            (state / "lists").mkdir(parents=True, exist_ok=True)
+            (state / "lists/Packages").write_text("Package: tool\n" * 10)
+        if command[:2] == ["apt-cache", "pkgnames"]:
+            return "tool\n"
+        return "tool | 2.0-1 | sid/main amd64 Packages\n" if "madison" in command else ""
+
+    monkeypatch.setattr(debian, "_apt", apt)
+    monkeypatch.setattr(debian, "_configure", lambda state: None)
+    monkeypatch.setattr(debian, "_mirrors", lambda: ("http://m.example.org", None))
+
+    def use() -> str:
+        debian._state.cache_clear()
+        debian._searchable.cache_clear()
+        return debian.newest("tool", ("sid",)).version
+
+    state = cache_dir() / "apt/sid"
+    for damage in DAMAGES:
+        assert use() == use() == "2.0-1"
+        before = len(updates)
+        damage(state / "lists/Packages")
+        assert use() == "2.0-1" and len(updates) == before + 1
+        damage(state / "answers")
+        assert use() == "2.0-1"
