@@ -10,13 +10,13 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator import ui
 from orchestrator.errors import BuildError, InfraError
-from orchestrator.host import proc
+from orchestrator.host import files, proc, seal
 from orchestrator.host.paths import cache_dir
 from orchestrator.kernel import config
 from orchestrator.kernel.workspace import Workspace
@@ -96,8 +96,7 @@ def build(work: Workspace, recipe: Recipe, name: str, into: Path) -> list[config
     """
     for program, package in _NEEDED.items():
         proc.need(program, package)
-    _discard_interrupted(work)
-    _interrupted(work).touch()
+    _discard_unknown(work)
     try:
         with ui.step(f"configure {name}"):
             lost = _configure(work, recipe)
@@ -105,9 +104,9 @@ def build(work: Workspace, recipe: Recipe, name: str, into: Path) -> list[config
             _make(work, recipe.make, ["bzImage", "modules_prepare"], name, step)
     except BuildError:
         # make ended by itself, and removes files that it has only half written
-        _interrupted(work).unlink(missing_ok=True)
+        _note_built(work)
         raise
-    _interrupted(work).unlink(missing_ok=True)
+    _note_built(work)
     _collect(work, into)
     return lost
 
@@ -161,10 +160,10 @@ def _configure(work: Workspace, recipe: Recipe) -> list[config.LostOption]:
 def _kconfig_state(work: Workspace) -> list[str]:
     """Path, size and time of the source's Kconfig files: a patch to one can change the options."""
     listing = []
-    for folder, folders, files in os.walk(work.src):
+    for folder, folders, names in os.walk(work.src):
         if folder == str(work.src):
             folders.remove("Documentation") if "Documentation" in folders else None
-        for name in files:
+        for name in names:
             if name.startswith(("Kconfig", "tiny", "x86_64_def")) or (
                 folder == str(work.src) and name == "Makefile"
             ):
@@ -327,31 +326,34 @@ def explain(output: str) -> str:
     return "\n".join(shown)
 
 
-# --- interruptions -------------------------------------------------------------------------------
+# --- what make left behind -----------------------------------------------------------------------
 
 
-def _interrupted(work: Workspace) -> Path:
-    """A file that exists while make runs, with the time at which make was started."""
-    return work.root / "building"
+def _note_built(work: Workspace) -> None:
+    """Note what make has left in the workspace, for _discard_unknown()."""
+    files.save(work.root / "built", dict(_built(work)))
 
 
-def _discard_interrupted(work: Workspace) -> None:
-    """Remove whatever a killed make wrote.
+def _discard_unknown(work: Workspace) -> None:
+    """Remove files that are not as the last make left them when it ended by itself.
 
-    make would keep a truncated object, since it is newer than its source.
+    They were half written by a make that was killed, or damaged later. make would keep a truncated
+    object, since it is newer than its source.
     """
-    marker = _interrupted(work)
-    if not marker.exists():
-        return
-    since = marker.stat().st_mtime_ns
+    known = files.load(work.root / "built") or {}
+    unknown = [path for path, stamp in _built(work) if known.get(path) != stamp]
+    for path in unknown:
+        (work.root / path).unlink()
+    if unknown:
+        (work.root / "config.key").unlink(missing_ok=True)
+
+
+def _built(work: Workspace) -> Iterator[tuple[str, seal.Stamp]]:
+    """Path and stamp of each file that make has written."""
     for top in (work.build, work.root / "configure"):
-        for folder, _, files in os.walk(top):
-            for name in files:
-                path = Path(folder, name)
-                if path.lstat().st_mtime_ns >= since:
-                    path.unlink()
-    (work.root / "config.key").unlink(missing_ok=True)
-    marker.unlink()
+        if top.is_dir():
+            for path in seal.listed(top):
+                yield f"{top.name}/{path}", seal.stamp(f"{top}/{path}")
 
 
 # --- results -------------------------------------------------------------------------------------

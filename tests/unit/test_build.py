@@ -221,12 +221,23 @@ def test_an_object_truncated_by_a_kill_is_built_again(git_tree: Path) -> None:
     second = _obtain(git_tree)
     shutil.rmtree(second.bzimage.parent)
     # like after a SIGKILL during compilation: newer than its source, but truncated
-    (_workspace() / "building").touch()
     (_workspace() / "build/arch/x86/kernel/traps.o").write_bytes(b"\x7fELF")
     third = _obtain(git_tree)
     assert _compiled() == ["arch/x86/kernel/traps.o"]
     assert third.digest == second.digest != first.digest
     assert len(third.bzimage.read_bytes()) > 1000
+
+
+def test_a_damaged_object_is_built_again(git_tree: Path) -> None:
+    first = _obtain(git_tree)
+    image = first.bzimage.read_bytes()
+    built = _workspace() / "build/arch/x86/kernel/traps.o"
+    content = bytearray(built.read_bytes())
+    content[len(content) // 2] ^= 1
+    built.write_bytes(content)
+    shutil.rmtree(first.bzimage.parent)
+    assert _obtain(git_tree).bzimage.read_bytes() == image
+    assert _compiled() == ["arch/x86/kernel/traps.o"]
 
 
 def test_an_interrupted_copy_is_repaired(git_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
