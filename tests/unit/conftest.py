@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What no test may pass on to the next one."""
+"""What holds for all unit tests."""
 
 from __future__ import annotations
 
 import pytest
 
+from orchestrator.host import files
 from orchestrator.kernel import versions
 
 
 @pytest.fixture(autouse=True)
 def no_chosen_versions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process keeps the versions that it has chosen in its environment."""
+    """The versions that a process has chosen stay in its environment; tests must not share them."""
     monkeypatch.setenv(versions.VARIABLE, "{}")
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test writes need not survive a loss of power, and other programs' data even less."""
+    monkeypatch.setattr(files, "flush", lambda directory: None)

@@ -202,6 +202,24 @@ def test_a_file_in_the_place_of_an_entry_is_replaced() -> None:
     assert (entry() / "bzImage").is_file()
 
 
+FLUSH = files.flush
+
+
+def test_a_new_entry_is_on_the_disk_before_it_has_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flushed: list[list[str]] = []
+
+    def flush(directory: Path) -> None:
+        FLUSH(directory)
+        flushed.append(sorted(path.name for path in directory.parent.glob("[!.]*")))
+        assert (directory / seal.FILE).is_file()
+
+    monkeypatch.setattr(files, "flush", flush)
+    entry()
+    assert flushed == [[]]
+
+
 # --- notes ---------------------------------------------------------------------------------------
 
 
