@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import shutil
 import sys
 import time
 import xml.etree.ElementTree as ET
@@ -620,6 +621,42 @@ def test_a_worker_that_lacks_a_built_kernel_gets_a_bundle(
     sent = len(there.bundles)
     Sweep(plan, world / "out", there2 := FakeCluster(), again=True).run()
     assert sent and not there2.bundles, "the worker has it now"
+
+
+@pytest.mark.parametrize("mended", [True, False])
+def test_a_kernel_that_is_damaged_when_a_cell_starts_is_built_again(
+    mended: bool, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = "ab" * 32
+    place, builds = place_of(digest), []
+
+    def build() -> None:
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        (place / "bzImage").write_text("an image")
+        seal.seal(place)
+
+    def call(self: Children, command: list[str], log: Path, **options: Any) -> int | None:
+        if "kernels" not in command:
+            return REAL_CALL(self, command, log, **options)
+        builds.append(1)
+        if mended:
+            build()
+        log.write_text("")
+        return 0
+
+    build()
+    (place / "bzImage").write_text("no image")
+    monkeypatch.setattr(Children, "call", call)
+    monkeypatch.setattr(sweep, "identify", lambda request: (digest, place))
+    request = KernelRequest(selector="6.1-int3", settings=("CONFIG_X=y",))
+    plan = matrix.SweepPlan((cell("mine", request=request),))
+    (result,) = Sweep(plan, world / "out", LocalHost(1)).run().values()
+    if mended:
+        assert len(builds) == 1 and result.outcome == "pass"
+    else:
+        assert len(builds) == sweep.ATTEMPTS - 1 and result.outcome == "infra"
+        assert "damaged whenever it has been built" in result.reason
 
 
 def test_a_worker_with_another_program_refuses(world: Path) -> None:

@@ -241,8 +241,13 @@ class Sweep:
             row = self._rows[cell.kernel]
             if is_intact(row.place, vital=VITAL):
                 return self._start(cell, with_bundle=True)
-            row.ready = False  # it was damaged meanwhile
-            self._waiting.insert(0, cell)
+            self._attempts[cell] = self._attempts.get(cell, 0) + 1
+            if self._attempts[cell] < ATTEMPTS:
+                row.ready = False  # to be built again
+                self._waiting.insert(0, cell)
+            else:
+                why = "its kernel in the cache is damaged whenever it has been built"
+                self._record(cell, CellResult("infra", EXIT_UNTESTABLE, why), others)
             return None
         directory = self._directory(cell)
         for name, content in answer.files.items():
