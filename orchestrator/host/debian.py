@@ -85,21 +85,27 @@ def candidates(pattern: str, suites: Iterable[str]) -> list[Package]:
     wanted = _configured(suites)
     if not wanted:
         raise InfraError("this machine's apt sources name no mirror for security updates")
+    states = [(suite, _searchable(suite)) for suite in wanted]
     failures = unsearched(wanted)
     if len(failures) == len(wanted):
         raise failures[0]
+    for failure in failures:
+        _skipped(str(failure))
     return [
         package
-        for suite in wanted
-        if isinstance(state := _searchable(suite), Path)
+        for suite, state in states
+        if isinstance(state, Path)
         for package in _matching(state, pattern, suite)
     ]
 
 
 def unsearched(suites: Iterable[str]) -> list[InfraError]:
-    """Why some of `suites` cannot be searched now, one reason each."""
-    states = [_searchable(suite) for suite in _configured(suites)]
-    return [state for state in states if isinstance(state, InfraError)]
+    """Why this process could not search some of `suites`, one reason each."""
+    return [_failures[place] for suite in suites if (place := _place((suite,))) in _failures]
+
+
+_failures: dict[Path, InfraError] = {}
+"""The place of a _state() -> why it cannot be had. A mirror that is down is asked once."""
 
 
 def _configured(suites: Iterable[str]) -> list[str]:
@@ -110,14 +116,22 @@ def _configured(suites: Iterable[str]) -> list[str]:
     return [suite for suite in suites if not suite.endswith("-security") or _mirrors()[1]]
 
 
-@cache
 def _searchable(suite: str) -> Path | InfraError:
-    """The _state() of `suite`, or why there is none. A mirror that is down is asked once."""
+    """The _state() of `suite`, or why there is none."""
+    place = _place((suite,))
+    if place in _failures:
+        return _failures[place]
     try:
         return _state((suite,))
     except InfraError as error:
-        warn(f"skipped: {error}")
+        _failures[place] = error
         return error
+
+
+@cache
+def _skipped(why: str) -> None:
+    """Warn about a suite that cannot be searched, once."""
+    warn(f"skipped: {why}")
 
 
 def download(package: Package) -> Path:
@@ -254,11 +268,15 @@ def _likeliest(sources: Sequence[AptSource]) -> str:
 @cache
 def _state(suites: tuple[str, ...]) -> Path:
     """A directory with an apt.conf and recent lists of `suites`, old ones if the mirror is down."""
-    state = cache_dir() / "apt" / "+".join(suites)
+    state = _place(suites)
     with locked(state / "lock", waiting_for("another run's apt")):
         if _age(state) > LISTS_LAST or seal.damage(state / "lists", ()):
             _refresh(state)
     return state
+
+
+def _place(suites: tuple[str, ...]) -> Path:
+    return cache_dir() / "apt" / "+".join(suites)
 
 
 def _configure(state: Path) -> None:

@@ -127,6 +127,34 @@ def test_an_unreachable_mirror_is_an_infra_error(
         debian.candidates("busybox-static", ("bookworm",))
 
 
+def test_a_suite_that_cannot_be_searched_is_skipped_and_asked_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    def state(suites: tuple[str, ...]) -> Path:
+        asked.extend(suites)
+        if suites == ("sid",):
+            raise InfraError("no sid")
+        return Path("state")
+
+    monkeypatch.setattr(debian, "_state", state)
+    monkeypatch.setattr(debian, "_mirrors", lambda: ("http://m.example.org", None))
+    monkeypatch.setattr(
+        debian, "_matching", lambda state, pattern, suite: [Package(pattern, "1", suite)]
+    )
+    suites = ("sid", "bookworm", "bookworm-security")
+    assert debian.unsearched(suites) == []
+    for _ in range(2):
+        assert debian.candidates("x", suites) == [Package("x", "1", "bookworm")]
+    assert asked == ["sid", "bookworm", "bookworm"]
+    assert [str(failure) for failure in debian.unsearched(suites)] == ["no sid"]
+    with pytest.raises(InfraError, match="no sid"):
+        debian.candidates("x", ("sid",))
+    with pytest.raises(InfraError, match="name no mirror for security updates"):
+        debian.candidates("x", ("bookworm-security",))
+
+
 # --- tools ---------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import ui
-from orchestrator.errors import InfraError
+from orchestrator.errors import InfraError, UsageError
 from orchestrator.host import debian
 from orchestrator.host.debian import Package
 from orchestrator.host.paths import PROJECT, state_dir
@@ -207,6 +207,14 @@ def test_a_suite_that_cannot_be_searched_does_not_bring_an_old_version_back(
     debians.packages = mirror(192, suite="bookworm")
     new_process()
     assert digest(name) != first, "what can be searched has a newer one"
+
+
+def test_an_image_that_could_not_be_looked_for_is_no_wrong_usage(debians: Mirror) -> None:
+    with pytest.raises(UsageError, match="the Debian mirror has no such image"):
+        digest("debian:6.1.192")
+    debians.down = {"bookworm-security"}
+    with pytest.raises(InfraError, match="cannot be searched: no bookworm-security"):
+        digest("debian:6.1.192")
 
 
 def test_a_complete_mirror_may_go_back(debians: Mirror) -> None:

@@ -89,6 +89,8 @@ def _newest(selector: str, series: str, version: str | None, flavour: str) -> li
     """The newest image of the mirror that fits, and its headers if there are any."""
     available = debian_mirror.images(series, flavour)
     matching = [image for image in available if version in (None, image.upstream)]
+    if not matching and (failures := debian.unsearched(debian_mirror.suites(series))):
+        raise InfraError(f"{selector} may be in a suite that cannot be searched: {failures[0]}")
     if not matching:
         names = sorted({f"debian:{image.upstream}" for image in available})
         offered = ", ".join(name.removeprefix("debian:") for name in names)
