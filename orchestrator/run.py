@@ -166,6 +166,8 @@ def _guest(cell: _Cell, *, attachable: bool) -> Iterator[Observer]:
     cell.machine_spec = machine_spec
     cell.evidence.untrusted = machine_spec.accel.untrusted
     ui.say(f"accelerator: {machine_spec.accel.option} ({machine_spec.accel.why})")
+    if ledger.why_not:
+        ui.say(f"QEMU's int3 ledger: none, because {ledger.why_not}")
 
     with Machine(machine_spec, cell.directory, keys, attachable=attachable) as machine:
         yield Observer(

@@ -68,8 +68,28 @@ class Qemu:
 
     @property
     def good(self) -> bool:
-        """Whether it can count int3 under TCG."""
+        """Whether its version is new enough to count int3 under TCG.
+
+        Whether it does count is known once it has loaded the plugin: see watch/ledger.py.
+        """
         return self.version >= QEMU_GOOD
+
+    @property
+    def command(self) -> list[str]:
+        """The beginning of its command line; it also needs `env`."""
+        return [
+            str(self.binary),
+            *(argument for path in self.firmware for argument in ("-L", str(path))),
+        ]
+
+    @property
+    def identity(self) -> str:
+        """Identifies this build of QEMU on this machine.
+
+        A distribution replaces a QEMU by another one with the same path and version.
+        """
+        status = self.binary.stat()
+        return f"{self.binary} {_dotted(self.version)} {status.st_size} {status.st_mtime_ns}"
 
 
 def qemu(override: Path | None = None) -> Qemu:

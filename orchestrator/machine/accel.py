@@ -108,8 +108,7 @@ def kvm_trouble(qemu: Qemu, *, device: Path = Path("/dev/kvm"), memory: Path | N
 def probe(qemu: Qemu, accel: str, cpu: str, seconds: float = PROBE_SECONDS) -> str:
     """Run the probe, for at most `seconds`. Returns what went wrong, or an empty string."""
     command = [
-        str(qemu.binary),
-        *(argument for path in qemu.firmware for argument in ("-L", str(path))),
+        *qemu.command,
         "-nodefaults",
         "-no-user-config",
         *("-display", "none"),

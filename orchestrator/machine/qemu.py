@@ -106,8 +106,7 @@ def kernel_command_line(spec: MachineSpec) -> str:
 def command_line(spec: MachineSpec, channels: Channels, directory: Path) -> list[str]:
     """QEMU's argument vector. The logs go to `directory`."""
     return [
-        str(spec.qemu.binary),
-        *(argument for path in spec.qemu.firmware for argument in ("-L", str(path))),
+        *spec.qemu.command,
         *("-name", "orchestrator,debug-threads=on"),
         "-nodefaults",
         "-no-user-config",

@@ -12,42 +12,19 @@
  * they can be read at any time, even after QEMU was killed. ledger.py reads
  * it: SLOTS times { u64 address; u64 count[CPUS]; }. An address of 0 ends the
  * list.
- *
- * Only the part of QEMU's plugin interface that is used here is declared. See
- * include/plugins/qemu-plugin.h, version 3 or later (October 2024), in which
- * qemu_plugin_insn_data() copies.
  */
 #include <fcntl.h>
 #include <stdbool.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define EXPORT	__attribute__((visibility("default")))
+#include "qemu-plugin.h"
+
 #define SLOTS	1024
 #define CPUS	64
 #define INT3	0xcc
-
-typedef uint64_t qemu_plugin_id_t;
-struct qemu_plugin_tb;
-struct qemu_plugin_insn;
-struct qemu_info_t;
-enum { QEMU_PLUGIN_CB_NO_REGS };
-
-typedef void (*tb_trans_cb)(qemu_plugin_id_t id, struct qemu_plugin_tb *tb);
-typedef void (*vcpu_udata_cb)(unsigned int vcpu_index, void *userdata);
-
-void qemu_plugin_register_vcpu_tb_trans_cb(qemu_plugin_id_t id, tb_trans_cb cb);
-size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *tb);
-struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *tb, size_t index);
-size_t qemu_plugin_insn_data(const struct qemu_plugin_insn *insn, void *dest, size_t len);
-uint64_t qemu_plugin_insn_vaddr(const struct qemu_plugin_insn *insn);
-void qemu_plugin_register_vcpu_insn_exec_cb(struct qemu_plugin_insn *insn, vcpu_udata_cb cb,
-					    int flags, void *userdata);
-
-EXPORT int qemu_plugin_version = 3;
 
 struct slot {
 	uint64_t address;
@@ -90,11 +67,10 @@ static struct slot *slot_of(uint64_t address)
 	return NULL;
 }
 
-static void translated(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
+static void translated(struct qemu_plugin_tb *tb)
 {
 	size_t n = qemu_plugin_tb_n_insns(tb);
 
-	(void)id;
 	for (size_t i = 0; i < n; i++) {
 		struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
 		uint64_t address = qemu_plugin_insn_vaddr(insn);
@@ -130,6 +106,6 @@ EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const struct qemu_info_t *in
 	close(fd);
 	if (slots == MAP_FAILED)
 		return -1;
-	qemu_plugin_register_vcpu_tb_trans_cb(id, translated);
+	register_translated(id);
 	return 0;
 }

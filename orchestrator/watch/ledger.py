@@ -8,21 +8,17 @@ reports that.
 
 from __future__ import annotations
 
-import hashlib
 import struct
-import subprocess
 from collections import Counter
 from pathlib import Path
 
 from orchestrator.errors import InfraError
-from orchestrator.host import proc
-from orchestrator.host.paths import cache_dir, cached_dir
 from orchestrator.host.tools import QEMU_GOOD, Qemu
 from orchestrator.machine.accel import Accel
 from orchestrator.text.keys import SiteCpu
+from orchestrator.watch import plugin
 
 SOURCE = Path(__file__).with_name("ledger.c")
-CFLAGS = ("-shared", "-fPIC", "-O2", "-Wall", "-fvisibility=hidden")
 CPUS = 64
 RECORD = struct.Struct(f"<Q{CPUS}Q")  # struct slot in ledger.c
 
@@ -53,7 +49,7 @@ class Ledger:
             self.why_not = f"QEMU {version} is older than {oldest} and lacks the plugin interface"
         else:
             try:
-                self.plugin = _plugin(qemu)
+                self.plugin = plugin.compiled(SOURCE, qemu, (f"ledger={plugin.TRIAL}",))
             except InfraError as error:
                 self.why_not = str(error)
 
@@ -73,40 +69,3 @@ class Ledger:
                     {SiteCpu(site, cpu): count for cpu, count in enumerate(by_cpu) if count}
                 )
         return counts
-
-
-def _plugin(qemu: Qemu) -> Path:
-    """The compiled plugin, which this QEMU has loaded once. Cached by its source and the QEMU.
-
-    Raises InfraError if it does not compile, or if this QEMU does not load it.
-    """
-    source = SOURCE.read_bytes()
-    gcc = proc.need("gcc", "gcc")
-    identity = [
-        source,
-        str(qemu.version).encode(),
-        str(qemu.binary).encode(),
-        *map(str.encode, CFLAGS),
-    ]
-    digest = hashlib.sha256(b"\0".join(identity)).hexdigest()[:16]
-
-    def make(directory: Path) -> None:
-        plugin = directory / "ledger.so"
-        trial = [
-            str(qemu.binary),
-            *(argument for path in qemu.firmware for argument in ("-L", str(path))),
-            *("-M", "none"),
-            "-nodefaults",
-            *("-display", "none"),
-            *("-monitor", "stdio"),
-            *("-plugin", f"file={plugin},ledger={directory}/trial"),
-        ]
-        try:
-            proc.run([gcc, *CFLAGS, "-o", plugin, SOURCE])
-            proc.run(trial, env=dict(qemu.env), stdin="quit\n")
-        except subprocess.CalledProcessError as error:
-            lines = error.output.strip().splitlines()
-            reason = lines[-1] if lines else "no reason given"
-            raise InfraError(f"this QEMU does not load our plugin: {reason}") from error
-
-    return cached_dir(cache_dir() / "ledger" / digest, make) / "ledger.so"
