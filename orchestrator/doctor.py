@@ -29,6 +29,7 @@ from orchestrator.host import debian, proc, tools
 from orchestrator.host.paths import cache_dir, state_dir
 from orchestrator.kernel.model import KernelRequest
 from orchestrator.machine import accel
+from orchestrator.watch import ledger
 
 State = Literal["ok", "note", "warn", "miss"]
 """ok: as it should be. note: worth knowing. warn: runs work, but are slower or can do less. miss:
@@ -251,15 +252,9 @@ class HostProbes:
             yield Diagnosis("miss", "QEMU", str(error))
             return
         if qemu:
+            state, ability = _counts_int3(qemu)
             version = ".".join(map(str, qemu.version))
-            ability = (
-                "can count int3 under TCG"
-                if qemu.good
-                else "has no usable plugin interface, so it cannot count int3 under TCG "
-                "and only the guest and GDB do"
-            )
-            text = f"{version}, {qemu.binary}: {ability}"
-            yield Diagnosis("ok" if qemu.good else "warn", "QEMU", text)
+            yield Diagnosis(state, "QEMU", f"{version}, {qemu.binary}: {ability}")
         elif self.offline:
             yield Diagnosis(
                 "miss",
@@ -280,7 +275,11 @@ class HostProbes:
             yield Diagnosis("note", "KVM", "there is a /dev/kvm; checking it needs a QEMU")
         else:
             trouble = accel.kvm_trouble(self.qemu)
-            text = f"{trouble}: TCG is used" if trouble else "runs 64-bit code and handles int3"
+            text = (
+                f"{trouble}: TCG is used"
+                if trouble
+                else "runs two CPUs with timers, int3 and hardware breakpoints"
+            )
             yield Diagnosis("note" if trouble else "ok", "KVM", text)
         if self.qemu:
             yield Diagnosis(
@@ -426,6 +425,17 @@ def examine(probe: Callable[[], Iterable[Diagnosis]]) -> list[Diagnosis]:
             Diagnosis("warn", name, f"could not be checked ({type(error).__name__}: {error})")
         )
     return diagnoses
+
+
+def _counts_int3(qemu: tools.Qemu) -> tuple[State, str]:
+    """Whether `qemu` counts int3 under TCG. That is tried, unless the plugin cannot be compiled."""
+    if not shutil.which("gcc"):
+        return "note", "whether it counts int3 under TCG cannot be tried without gcc"
+    try:
+        ledger.plugin_for(qemu)
+    except InfraError as error:
+        return "warn", f"does not count int3 under TCG, so only the guest and GDB do: {error}"
+    return "ok", "counts int3 under TCG"
 
 
 def missing_packages() -> list[str]:

@@ -3,16 +3,24 @@
 
 A /dev/kvm that can be opened does not prove that KVM works. Under some nested hypervisors a virtual
 machine can be created, but QEMU dies of an assertion, or the guest hangs as soon as it is in 64-bit
-mode. So KVM is used only if it has run guest/probe/probe.S to its end. The result is remembered.
+mode. So KVM is used only if it has run guest/probe/probe.S to its end: int3, timers and a hardware
+breakpoint on each of two CPUs. The result is remembered.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import platform
+import re
+import signal
+import socket
 import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,6 +29,7 @@ from orchestrator.errors import InfraError, UsageError, nearest
 from orchestrator.host import proc
 from orchestrator.host.paths import PROJECT, cache_dir, cached_dir, locked, state_dir, write_whole
 from orchestrator.host.tools import Qemu
+from orchestrator.machine.gdbstub import Stop, Stub, StubError
 from orchestrator.machine.limits import CHOICES
 
 PROBE = PROJECT / "guest" / "probe" / "probe.S"
@@ -28,6 +37,17 @@ PROBE_STATUS = 85
 """QEMU's exit status when the probe has run to its end: see probe.S."""
 PROBE_SECONDS = 10.0
 """A KVM that works needs a quarter of a second."""
+PROBE_CPUS = 2
+PROBE_INT3 = 1000
+"""Number of int3 that each CPU takes, at one address of its own."""
+PROBE_STEPS = {
+    "L": "reach 64-bit mode",
+    "B": "go past a hardware breakpoint",
+    "I": f"take {PROBE_INT3} int3",
+    "T": "take the interrupts of a timer",
+}
+"""The letters by which the probe reports its steps, in order."""
+PROBE_FLAGS = (f"-DROUNDS={PROBE_INT3}",)
 
 
 @dataclass(frozen=True)
@@ -73,7 +93,7 @@ def choose(accel: str, qemu: Qemu) -> Accel:
     if accel in ("auto", "kvm"):
         trouble = kvm_trouble(qemu)
         if not trouble:
-            return Accel("kvm", None, "KVM runs 64-bit code and takes int3 on this host")
+            return Accel("kvm", None, "KVM runs int3, timers and hardware breakpoints on this host")
         if accel == "kvm":
             raise InfraError(f"KVM cannot be used: {trouble}; --accel tcg works everywhere")
         tcg = _tcg("tcg")
@@ -84,8 +104,8 @@ def choose(accel: str, qemu: Qemu) -> Accel:
 def kvm_trouble(qemu: Qemu, *, device: Path = Path("/dev/kvm"), memory: Path | None = None) -> str:
     """What is wrong with KVM on this host, as a sentence without a full stop; empty if it works.
 
-    memory: a JSON file with earlier results of the probe, by host, kernel and QEMU version. The
-    default is hosts.json in the state directory. They are kept because a probe that hangs costs
+    memory: a JSON file with earlier results, by host, kernel, QEMU and probe. The default is
+    hosts.json in the state directory. They are kept because a probe that hangs costs
     PROBE_SECONDS. Delete the file to probe again.
     """
     if not device.exists():
@@ -93,7 +113,7 @@ def kvm_trouble(qemu: Qemu, *, device: Path = Path("/dev/kvm"), memory: Path | N
     if not os.access(device, os.R_OK | os.W_OK):
         return f"you may not open {device} (are you in the group kvm?)"
     memory = memory or state_dir() / "hosts.json"
-    key = " ".join((_host(), platform.release(), "qemu", ".".join(map(str, qemu.version))))
+    key = " ".join((_host(), platform.release(), qemu.identity, _probe_digest()))
     with locked(memory.with_name(f".{memory.name}.lock")):
         try:
             known = dict(json.loads(memory.read_text()))
@@ -105,8 +125,20 @@ def kvm_trouble(qemu: Qemu, *, device: Path = Path("/dev/kvm"), memory: Path | N
         return str(known[key])
 
 
-def probe(qemu: Qemu, accel: str, cpu: str, seconds: float = PROBE_SECONDS) -> str:
-    """Run the probe, for at most `seconds`. Returns what went wrong, or an empty string."""
+def probe(
+    qemu: Qemu,
+    accel: str,
+    cpu: str,
+    seconds: float = PROBE_SECONDS,
+    options: Sequence[str] = (),
+) -> str:
+    """Run the probe, for at most `seconds`. Returns what went wrong, or an empty string.
+
+    options: further arguments for QEMU.
+    """
+    image = _probe_image()
+    deadline = time.monotonic() + seconds
+    ours, theirs = socket.socketpair()
     command = [
         *qemu.command,
         "-nodefaults",
@@ -115,29 +147,104 @@ def probe(qemu: Qemu, accel: str, cpu: str, seconds: float = PROBE_SECONDS) -> s
         *("-M", "pc"),
         *("-accel", accel),
         *("-cpu", cpu),
+        *("-smp", str(PROBE_CPUS)),
         "-no-reboot",
-        *("-bios", str(_probe_image())),
+        "-S",  # until the breakpoint is set
+        *("-bios", str(image)),
+        *("-chardev", f"socket,id=gdb,fd={theirs.fileno()}", "-gdb", "chardev:gdb"),
+        *("-chardev", "stdio,id=steps,signal=off", "-device", "isa-debugcon,chardev=steps"),
         *("-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"),
+        *options,
     ]
-    try:
-        done = subprocess.run(
-            proc.mortal(command),
-            env={**os.environ, **qemu.env},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=seconds,
-        )
-    except subprocess.TimeoutExpired:
-        return f"a guest of a few instructions did not finish within {seconds:.0f} s"
-    if done.returncode == PROBE_STATUS:
-        return ""
-    errors = done.stderr.decode(errors="replace").strip().splitlines()
-    how = (
-        f"ended with status {done.returncode}"
-        if done.returncode >= 0
-        else f"died of signal {-done.returncode}"
-    )
-    return f"QEMU {how}{': ' + errors[-1].rstrip('.') if errors else ''}"
+    with tempfile.TemporaryFile() as steps, tempfile.TemporaryFile() as errors, ours:
+        with theirs:
+            child = subprocess.Popen(
+                proc.mortal(command),
+                env={**os.environ, **qemu.env},
+                stdin=subprocess.DEVNULL,
+                stdout=steps,
+                stderr=errors,
+                pass_fds=[theirs.fileno()],
+            )
+        trouble = ""
+        try:
+            _drive(Stub(ours, deadline), _breakpoint(image))
+            child.wait(max(0.001, deadline - time.monotonic()))
+        except (TimeoutError, subprocess.TimeoutExpired):
+            trouble = f"it took more than {seconds:.0f} s"
+        except StubError as error:
+            trouble = str(error)
+        except (OSError, EOFError):  # QEMU has ended
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(1)
+        finally:
+            status = child.poll()
+            child.kill()
+            child.wait()
+        if status == PROBE_STATUS and not trouble:
+            return ""
+        steps.seek(0)
+        errors.seek(0)
+        return " ".join(
+            (
+                f"a small guest did not {_next_step(steps.read().decode(errors='replace'))}:",
+                trouble or f"QEMU {_how_it_ended(status)}",
+                _complaint(errors.read().decode(errors="replace")),
+            )
+        ).strip()
+
+
+def _drive(stub: Stub, breakpoint: int) -> None:
+    """Send each CPU past the breakpoint, and let the probe run to its end.
+
+    A CPU is sent past it by changing its rip, as watch/agent.py does it. Raises StubError.
+    """
+    stub.set_breakpoint(breakpoint)
+    for cpu in range(PROBE_CPUS):
+        stop = stub.resume()
+        if stop is None:
+            raise StubError(f"no hardware breakpoint stopped CPU {cpu}")
+        if stop != Stop(signal.SIGTRAP, f"{cpu + 1:02x}", breakpoint):
+            raise StubError(_where(stop))
+        stub.set_rip(breakpoint + 1)
+    if stop := stub.resume():
+        raise StubError(_where(stop))
+
+
+def _where(stop: Stop) -> str:
+    what = "with an internal error" if stop.signal == signal.SIGABRT else f"by signal {stop.signal}"
+    return f"QEMU stopped CPU {int(stop.thread, 16) - 1} {what} at {stop.rip:#x}"
+
+
+def _next_step(steps: str) -> str:
+    """The first thing that the probe was to do and has not done, given the letters that it wrote.
+
+    If it has done everything, its end is what is missing.
+    """
+    for cpu in range(PROBE_CPUS):
+        for letter, step in PROBE_STEPS.items():
+            if (letter.lower() if cpu else letter) not in steps:
+                return f"{step} on CPU {cpu}"
+    return "end as it should"
+
+
+def _how_it_ended(status: int | None) -> str:
+    if status is None:
+        return "closed its gdbstub"
+    if status == 0:
+        return "ended because the guest reset, as after a triple fault"
+    return f"ended with status {status}" if status > 0 else f"died of signal {-status}"
+
+
+NOISE = re.compile(r"[A-Z0-9]{2,5} ?=|Code=|extra data\[|.*: warning: ")
+"""Lines of QEMU's that say less than the others: the registers after an internal error."""
+
+
+def _complaint(errors: str) -> str:
+    """What QEMU printed, in parentheses: the last 3 lines that are not NOISE."""
+    lines = [line.strip().rstrip(".") for line in errors.splitlines()]
+    lines = [line for line in lines if line and not NOISE.match(line)]
+    return f"({' / '.join(lines[-3:])})" if lines else ""
 
 
 UNSOUND = (
@@ -170,15 +277,18 @@ def _host() -> str:
         return platform.node()
 
 
+def _probe_digest() -> str:
+    return hashlib.sha256(PROBE.read_bytes() + repr(PROBE_FLAGS).encode()).hexdigest()[:16]
+
+
 def _probe_image() -> Path:
     """The assembled probe: a firmware image of 64 KiB."""
-    digest = hashlib.sha256(PROBE.read_bytes()).hexdigest()[:16]
 
     def make(directory: Path) -> None:
         obj, elf, image = (directory / f"probe.{suffix}" for suffix in ("o", "elf", "bin"))
         objcopy = proc.need("objcopy", "binutils")
         try:
-            proc.run([proc.need("gcc", "gcc"), "-c", "-o", obj, PROBE])
+            proc.run([proc.need("gcc", "gcc"), "-c", *PROBE_FLAGS, "-o", obj, PROBE])
             proc.run([proc.need("ld", "binutils"), "-Ttext=0", "-o", elf, obj])
             proc.run([objcopy, "-O", "binary", "-j", ".text", elf, image])
         except subprocess.CalledProcessError as error:
@@ -186,4 +296,9 @@ def _probe_image() -> Path:
                 f"cannot assemble the probe for KVM: {error.output.strip()}"
             ) from error
 
-    return cached_dir(cache_dir() / "helpers" / f"probe-{digest}", make) / "probe.bin"
+    return cached_dir(cache_dir() / "helpers" / f"probe-{_probe_digest()}", make) / "probe.bin"
+
+
+def _breakpoint(image: Path) -> int:
+    """The address of the breakpoint, which is in the last bytes of the image."""
+    return int.from_bytes(image.read_bytes()[-8:], "little")

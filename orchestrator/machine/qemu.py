@@ -138,7 +138,7 @@ def command_line(spec: MachineSpec, channels: Channels, directory: Path) -> list
         # A pipe, not a socket: QEMU writes byte by byte, and 280 such writes fill a socket. When it
         # is full the guest has to wait, and bytes appear twice in QEMU's logfile. We want that file
         # because it is complete even if this process dies.
-        *("-chardev", f"stdio,id=console,signal=off,logfile={_escaped(directory / 'console.log')}"),
+        *("-chardev", f"stdio,id=console,signal=off,logfile={escaped(directory / 'console.log')}"),
         *("-device", "isa-serial,chardev=console,index=0"),
         *("-chardev", f"socket,id=ssh,fd={channels.ssh}"),
         *("-device", "isa-serial,chardev=ssh,index=1"),
@@ -156,6 +156,6 @@ def shell_line(command: list[str], spec: MachineSpec) -> str:
     )
 
 
-def _escaped(path: Path) -> str:
+def escaped(path: Path) -> str:
     """`path` as a value within a QEMU option, where a comma is doubled."""
     return str(path).replace(",", ",,")

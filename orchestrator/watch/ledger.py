@@ -14,7 +14,7 @@ from pathlib import Path
 
 from orchestrator.errors import InfraError
 from orchestrator.host.tools import QEMU_GOOD, Qemu
-from orchestrator.machine.accel import Accel
+from orchestrator.machine.accel import PROBE_CPUS, PROBE_INT3, Accel
 from orchestrator.text.keys import SiteCpu
 from orchestrator.watch import plugin
 
@@ -44,12 +44,9 @@ class Ledger:
         """
         if accel.kind == "kvm":
             self.why_not = "under KVM QEMU does not see the guest's instructions"
-        elif not qemu.good:
-            version, oldest = (".".join(map(str, v)) for v in (qemu.version, QEMU_GOOD))
-            self.why_not = f"QEMU {version} is older than {oldest} and lacks the plugin interface"
         else:
             try:
-                self.plugin = plugin.compiled(SOURCE, qemu, (f"ledger={plugin.TRIAL}",))
+                self.plugin = plugin_for(qemu)
             except InfraError as error:
                 self.why_not = str(error)
 
@@ -60,12 +57,32 @@ class Ledger:
 
     def read(self) -> Counts:
         """The counts so far. They are exact while the guest is stopped."""
-        counts: Counts = Counter()
-        if self.plugin and self.path.exists():
-            for site, *by_cpu in RECORD.iter_unpack(self.path.read_bytes()):
-                if not site:
-                    break
-                counts.update(
-                    {SiteCpu(site, cpu): count for cpu, count in enumerate(by_cpu) if count}
-                )
-        return counts
+        return _counts(self.path) if self.plugin and self.path.exists() else Counter()
+
+
+def plugin_for(qemu: Qemu) -> Path:
+    """The plugin, which `qemu` has loaded and which has counted the int3 of accel.probe().
+
+    Raises InfraError if there is none.
+    """
+    if not qemu.good:
+        version, oldest = (".".join(map(str, v)) for v in (qemu.version, QEMU_GOOD))
+        raise InfraError(f"QEMU {version} is older than {oldest} and lacks the plugin interface")
+    return plugin.compiled(SOURCE, qemu, "ledger", _miscount)
+
+
+def _miscount(file: Path) -> str:
+    """What is wrong with the ledger of a probe; empty if nothing is."""
+    counted, executed = _counts(file).total(), PROBE_CPUS * PROBE_INT3
+    return (
+        "" if counted == executed else f"it counted {counted} int3 where {executed} were executed"
+    )
+
+
+def _counts(file: Path) -> Counts:
+    counts: Counts = Counter()
+    for site, *by_cpu in RECORD.iter_unpack(file.read_bytes()):
+        if not site:
+            break
+        counts.update({SiteCpu(site, cpu): count for cpu, count in enumerate(by_cpu) if count})
+    return counts

@@ -2,81 +2,64 @@
 """Compiles a plugin for the QEMU at hand.
 
 QEMU's plugin interface changes, and no version of QEMU says in advance what it loads. So a plugin
-is compiled for each interface that its source supports, and the one that QEMU has loaded is used.
+is compiled for each interface that its source supports, and the one that has worked is used.
 """
 
 from __future__ import annotations
 
 import hashlib
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.errors import InfraError
 from orchestrator.host import proc
 from orchestrator.host.paths import cache_dir, cached_dir
 from orchestrator.host.tools import Qemu
+from orchestrator.machine import accel
+from orchestrator.machine.qemu import escaped
 
 HEADER = Path(__file__).with_name("qemu-plugin.h")
 INTERFACES = (7, 3)
 """The versions of the interface in HEADER, newest first."""
 CFLAGS = ("-shared", "-fPIC", "-O2", "-Wall", "-Werror", "-fvisibility=hidden")
-TRIAL = "trial"
-"""Stands for a file in the arguments that a plugin is tried with."""
 
 
-def compiled(source: Path, qemu: Qemu, arguments: Sequence[str]) -> Path:
-    """The plugin in `source`, compiled for an interface with which `qemu` has loaded it.
+def compiled(source: Path, qemu: Qemu, output: str, check: Callable[[Path], str]) -> Path:
+    """The plugin in `source`, compiled for the interface with which it works in `qemu`.
 
-    It is cached by its source and the QEMU.
+    Tried with the probe of the accelerators as the guest, because a plugin can be loaded and then
+    crash, or count nothing. Cached by its source and the QEMU.
 
-    arguments: what QEMU passes to the plugin when it is tried, such as `ledger=trial`.
+    output: the plugin's argument that names the file to write.
+    check: given the file that it wrote about the probe, returns what is wrong with it.
 
-    Raises InfraError if it does not compile, or if this QEMU loads none.
+    Raises InfraError if it does not compile, or if it works with no interface.
     """
     identity = [source.read_bytes(), HEADER.read_bytes(), repr((qemu.identity, CFLAGS)).encode()]
     digest = hashlib.sha256(b"\0".join(identity)).hexdigest()[:16]
     name = f"{source.stem}.so"
 
     def make(directory: Path) -> None:
-        refusals = {}
+        failures = []
         for interface in INTERFACES:
-            plugin = _compile(source, interface, directory / name)
-            reason = _refusal(plugin, qemu, arguments, directory)
-            if not reason:
+            plugin, trial = directory / name, directory / "trial"
+            _compile(source, interface, plugin)
+            options = ("-plugin", f"file={escaped(plugin)},{output}={escaped(trial)}")
+            trouble = accel.probe(qemu, "tcg", "max", options=options) or check(trial)
+            if not trouble:
                 return
-            refusals[reason] = interface
-        raise InfraError(f"this QEMU does not load our plugin: {'; '.join(refusals)}")
+            failures.append(f"with interface {interface} {trouble}")
+        raise InfraError(f"our plugin does not work in this QEMU: {'; '.join(failures)}")
 
     return cached_dir(cache_dir() / source.stem / digest, make) / name
 
 
-def _compile(source: Path, interface: int, plugin: Path) -> Path:
+def _compile(source: Path, interface: int, plugin: Path) -> None:
     gcc = proc.need("gcc", "gcc")
     try:
         proc.run([gcc, *CFLAGS, f"-DAPI={interface}", "-o", plugin, source])
     except subprocess.CalledProcessError as error:
-        raise InfraError(
-            f"our plugin for QEMU does not compile: {_last_line(error.output)}"
-        ) from error
-    return plugin
-
-
-def _refusal(plugin: Path, qemu: Qemu, arguments: Sequence[str], directory: Path) -> str:
-    """Why `qemu` does not load `plugin`; empty if it does."""
-    option = ",".join([f"file={plugin}", *arguments])
-    command = [
-        *qemu.command,
-        *("-M", "none"),
-        "-nodefaults",
-        *("-display", "none"),
-        *("-monitor", "stdio"),
-        *("-plugin", option),
-    ]
-    done = proc.run(command, cwd=directory, env=qemu.env, stdin="quit\n", check=False)
-    return _last_line(done.stdout) if done.returncode else ""
-
-
-def _last_line(output: str) -> str:
-    lines = output.strip().splitlines()
-    return lines[-1] if lines else "no reason given"
+        lines = error.output.strip().splitlines()
+        reason = lines[-1] if lines else "gcc gives no reason"
+        raise InfraError(f"our plugin for QEMU does not compile: {reason}") from error

@@ -175,12 +175,34 @@ def test_gdb_needs_its_python(stub: Stub, script: str, state: str) -> None:
     ],
 )
 def test_the_qemu_that_a_run_would_use(
-    stub: Stub, version: str | None, offline: str, state: str
+    stub: Stub, version: str | None, offline: str, state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("orchestrator.watch.ledger.plugin.compiled", lambda *_: Path("ledger.so"))
     stub("setpriv", 'shift 3; exec "$@"')
+    stub("gcc", "")
     if version:
         stub("qemu-system-x86_64", f"echo 'QEMU emulator version {version} (Debian)'")
     assert states(host(offline=offline).emulator) == {"QEMU": state}
+
+
+def test_that_a_qemu_counts_int3_is_claimed_only_if_it_did(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub("setpriv", 'shift 3; exec "$@"')
+    stub("qemu-system-x86_64", "echo 'QEMU emulator version 99.1 (Debian)'")
+    (diagnosis,) = doctor.examine(host().emulator)
+    assert diagnosis.state == "note"
+    assert "whether it counts int3 under TCG cannot be tried without gcc" in diagnosis.text
+
+    def compiled(*_: object) -> Path:
+        raise InfraError("our plugin does not work in this QEMU: it was refused")
+
+    monkeypatch.setattr("orchestrator.watch.ledger.plugin.compiled", compiled)
+    stub("gcc", "")
+    (diagnosis,) = doctor.examine(host().emulator)
+    assert diagnosis.state == "warn"
+    assert "does not count int3 under TCG, so only the guest and GDB do" in diagnosis.text
+    assert "it was refused" in diagnosis.text
 
 
 def test_a_requested_qemu_that_does_not_exist_is_missing(

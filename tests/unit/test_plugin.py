@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The plugin for QEMU: compiled for each interface, and the one that QEMU loads is taken."""
+"""The plugin for QEMU: compiled for each interface, and the one that works is taken."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,32 +18,33 @@ from orchestrator.watch import ledger, plugin
 
 pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="gcc is not installed")
 
-FAKE = """\
-#!/bin/sh
-[ "$1" = --version ] && {{ echo QEMU emulator version {version}; exit; }}
-echo trial >> {log}
-for argument; do
-	case $argument in file=*) plugin=${{argument#file=}} plugin=${{plugin%%,*}} ;; esac
-done
-api=$(gdb -nx -batch -ex 'output (int) qemu_plugin_version' "$plugin")
-[ "$api" = {supports} ] && exit
-echo "QEMU: plugin requires interface $api, but this QEMU has {supports}" >&2
-exit 1
-"""
-
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def fake_qemu(directory: Path, supports: int, version: str = "99.0.1") -> tools.Qemu:
-    """A QEMU that loads plugins of the interface `supports` and nothing else."""
-    binary = directory / f"qemu-{supports}"
-    log = directory / "log"
-    binary.write_text(FAKE.format(version=version, supports=supports, log=log))
-    binary.chmod(0o755)
-    return tools.qemu(binary)
+class FakeQemu:
+    """A QEMU that works with plugins of the interface `supports`, and counts `counted` int3."""
+
+    def __init__(self, directory: Path, supports: int, counted: int = 2000) -> None:
+        self.supports, self.counted = supports, counted
+        self.tried: list[int] = []
+        binary = directory / "qemu"
+        binary.write_text("#!/bin/sh\necho QEMU emulator version 99.0.1\n")
+        binary.chmod(0o755)
+        self.qemu = tools.qemu(binary)
+
+    def probe(self, qemu: tools.Qemu, accel: str, cpu: str, options: Sequence[str]) -> str:
+        """In place of accel.probe()."""
+        match = re.fullmatch("file=(.*),ledger=(.*)", options[1])
+        assert match and qemu == self.qemu
+        self.tried.append(interface_of(Path(match[1])))
+        if self.tried[-1] != self.supports:
+            return f"QEMU ended with status 1 (it has {self.supports})"
+        record = ledger.RECORD.pack(0xFFFFFFFF81000000, self.counted, *[0] * 63)
+        Path(match[2]).write_bytes(record + bytes(ledger.RECORD.size))
+        return ""
 
 
 def interface_of(so: Path) -> int:
@@ -49,39 +52,57 @@ def interface_of(so: Path) -> int:
     return int(subprocess.run(command, capture_output=True, check=True).stdout)
 
 
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeQemu:
+    fake = FakeQemu(tmp_path, supports=7)
+    monkeypatch.setattr("orchestrator.machine.accel.probe", fake.probe)
+    return fake
+
+
+def test_there_is_more_than_one_interface() -> None:
+    assert plugin.INTERFACES == (7, 3)
+
+
 @pytest.mark.parametrize("interface", plugin.INTERFACES)
-def test_the_plugin_of_the_interface_that_qemu_has_is_taken(tmp_path: Path, interface: int) -> None:
-    qemu = fake_qemu(tmp_path, interface)
-    counts = ledger.Ledger(qemu, accel.choose("tcg", qemu), tmp_path)
+def test_the_plugin_of_the_interface_that_qemu_has_is_taken(
+    tmp_path: Path, fake: FakeQemu, interface: int
+) -> None:
+    fake.supports = interface
+    counts = ledger.Ledger(fake.qemu, accel.choose("tcg", fake.qemu), tmp_path)
     assert counts.why_not is None and counts.plugin
     assert interface_of(counts.plugin) == interface
 
 
-def test_a_qemu_that_loads_no_plugin_leaves_a_run_without_a_ledger_and_says_why(
-    tmp_path: Path,
+def test_a_qemu_in_which_no_plugin_works_has_no_ledger_and_the_reason_is_given(
+    tmp_path: Path, fake: FakeQemu
 ) -> None:
-    qemu = fake_qemu(tmp_path, 12)
-    counts = ledger.Ledger(qemu, accel.choose("tcg", qemu), tmp_path)
+    fake.supports = 12
+    counts = ledger.Ledger(fake.qemu, accel.choose("tcg", fake.qemu), tmp_path)
     assert counts.plugin is None and counts.options == ()
     assert counts.why_not == (
-        "this QEMU does not load our plugin: "
-        "QEMU: plugin requires interface 7, but this QEMU has 12; "
-        "QEMU: plugin requires interface 3, but this QEMU has 12"
+        "our plugin does not work in this QEMU: "
+        "with interface 7 QEMU ended with status 1 (it has 12); "
+        "with interface 3 QEMU ended with status 1 (it has 12)"
     )
 
 
-def test_a_plugin_is_tried_again_when_the_qemu_at_that_path_is_another_one(tmp_path: Path) -> None:
-    qemu = fake_qemu(tmp_path, 7)
-    first = plugin.compiled(ledger.SOURCE, qemu, ())
-    assert plugin.compiled(ledger.SOURCE, qemu, ()) == first
-    assert (tmp_path / "log").read_text().count("trial") == 1
-    qemu.binary.write_text(qemu.binary.read_text() + "# the distribution's security update\n")
-    assert plugin.compiled(ledger.SOURCE, qemu, ()) != first
-    assert (tmp_path / "log").read_text().count("trial") == 2
+def test_a_plugin_that_loads_and_miscounts_is_not_taken(fake: FakeQemu) -> None:
+    fake.counted = 1999
+    with pytest.raises(InfraError, match="interface 7 it counted 1999 int3 where 2000 were exec"):
+        ledger.plugin_for(fake.qemu)
 
 
-def test_a_plugin_that_does_not_compile_is_one_sentence(tmp_path: Path) -> None:
+def test_a_plugin_is_tried_again_when_the_qemu_at_that_path_is_another_one(fake: FakeQemu) -> None:
+    first = ledger.plugin_for(fake.qemu)
+    assert ledger.plugin_for(fake.qemu) == first
+    assert fake.tried == [7]
+    fake.qemu.binary.write_text(fake.qemu.binary.read_text() + "# a security update\n")
+    assert ledger.plugin_for(fake.qemu) != first
+    assert fake.tried == [7, 7]
+
+
+def test_a_plugin_that_does_not_compile_is_one_sentence(tmp_path: Path, fake: FakeQemu) -> None:
     source = tmp_path / "broken.c"
     source.write_text('#error "no such thing"\n')
     with pytest.raises(InfraError, match="our plugin for QEMU does not compile: "):
-        plugin.compiled(source, fake_qemu(tmp_path, 7), ())
+        plugin.compiled(source, fake.qemu, "out", lambda file: "")

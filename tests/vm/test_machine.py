@@ -18,8 +18,6 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import BootError, InfraError, LostVM
-from orchestrator.host import tools
-from orchestrator.machine import accel
 from orchestrator.machine.faults import KernelFault, TimedOut
 from orchestrator.machine.machine import Machine
 
@@ -254,11 +252,3 @@ def test_nothing_survives_the_process(tmp_path: Path, number: signal.Signals) ->
         time.sleep(0.05)
     assert not Path(f"/proc/{pid}").exists()
     assert not Path(private).exists()
-
-
-def test_the_probe_runs_under_tcg() -> None:
-    assert accel.probe(tools.qemu(), "tcg", "max") == ""
-
-
-def test_the_probe_reports_an_unknown_accelerator() -> None:
-    assert "invalid accelerator" in accel.probe(tools.qemu(), "nonsense", "max")
