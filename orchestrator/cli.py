@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.command(options))
     except OrchestratorError as error:
-        print(f"orchestrator: {error}", file=sys.stderr)
+        _complain(error)
         return error.exit_status
     except KeyboardInterrupt:
         print("orchestrator: interrupted", file=sys.stderr)
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PASS
     except OSError as error:  # a full disk, a directory that cannot be written
-        print(f"orchestrator: {error}", file=sys.stderr)
+        _complain(error)
         return EXIT_UNTESTABLE
     except Exception:  # Python's own status would be 1, which means that the kernel failed
         traceback.print_exc()
@@ -74,6 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return EXIT_UNTESTABLE
+
+
+def _complain(error: Exception) -> None:
+    """Show an error, whose text may quote what a stranger wrote."""
+    from orchestrator.ui import printable
+
+    print(f"orchestrator: {printable(str(error))}", file=sys.stderr)
 
 
 def parser() -> Parser:

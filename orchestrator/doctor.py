@@ -29,6 +29,7 @@ from orchestrator.host import debian, proc, tools
 from orchestrator.host.paths import cache_dir, state_dir
 from orchestrator.kernel.model import KernelRequest
 from orchestrator.machine import accel
+from orchestrator.ui import SafeConsole
 from orchestrator.watch import ledger
 
 State = Literal["ok", "note", "warn", "miss"]
@@ -382,7 +383,7 @@ class HostProbes:
 
 def report() -> int:
     """Print the report. Returns the exit status, which tells whether a run is possible here."""
-    console = Console(highlight=False)
+    console = SafeConsole(highlight=False)
     missing = 0
     host = HostProbes()
     for number, (title, probes) in enumerate(host.groups()):

@@ -7,13 +7,59 @@ It goes to standard error, so that standard output has the report and nothing el
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.status import Status
+from rich.text import Text
 
-console = Console(stderr=True, highlight=False)
+UNPRINTABLE = re.compile(r"[^\n\t -~\xa0-\U0010ffff]|[\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that a terminal may obey, that change the order of text, or that are not encodable."""
+
+
+WORKFLOW_COMMAND = re.compile(r"(?m)^\s*::|##\[")
+"""What GitHub Actions obeys in the output of a step, such as `::add-mask::` or `##[error]`."""
+
+
+def printable(text: str) -> str:
+    """`text` with all UNPRINTABLE characters as in Python: \\x1b for an escape.
+
+    What a guest, a repository or a file of somebody else says may contain commands for a terminal.
+    """
+    return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def _harmless(text: str) -> str:
+    text = printable(text)
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        text = WORKFLOW_COMMAND.sub(lambda match: match[0][:-1] + "\\" + match[0][-1], text)
+    return text
+
+
+class SafeConsole(Console):
+    """A console that shows only printable text, whoever wrote it, in colours of our own."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(markup=False, emoji=False, **settings)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=_harmless(segment.text))
+
+
+def show(text: str) -> None:
+    """Print to standard output, for text that somebody else may have written."""
+    print(printable(text))
+
+
+console = SafeConsole(stderr=True, highlight=False)
 durations: dict[str, float] = {}
 """Seconds that each finished step took, by name, in order. The report shows them."""
 
@@ -29,7 +75,7 @@ class Progress:
     def progress(self, text: str) -> None:
         """Show how far the step has got."""
         if self._status is not None:
-            self._status.update(f"{self.name}: {text}")
+            self._status.update(Text(f"{self.name}: {text}"))
         elif time.monotonic() - self._last_plain > 20:  # a log file (CI) gets only a few lines
             self._last_plain = time.monotonic()
             console.print(f"  … {self.name}: {text}", markup=False)
@@ -40,7 +86,7 @@ def step(name: str) -> Iterator[Progress]:
     """Show `name` while the block runs, and afterwards how long it took."""
     start = time.monotonic()
     with contextlib.ExitStack() as stack:
-        status = stack.enter_context(console.status(name)) if console.is_terminal else None
+        status = stack.enter_context(console.status(Text(name))) if console.is_terminal else None
         if status is None:
             console.print(f"  … {name}", markup=False)
         yield Progress(name, status)

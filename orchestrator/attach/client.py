@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import json
 import os
 from pathlib import Path
 
+from orchestrator import ui
+from orchestrator.attach import notes
 from orchestrator.attach.notes import LIVE, SYMBOLS
 from orchestrator.errors import UsageError
 from orchestrator.host import proc
@@ -32,15 +33,29 @@ def attach(name: str | None) -> int:
 
 
 def gdb_command(directory: Path) -> list[str]:
-    """The command line of a GDB on the run in `directory`."""
-    # No -nx: this GDB is the user's, with the user's own .gdbinit.
+    """The command line of a GDB on the run in `directory`.
+
+    Raises UsageError if the files in it are not as a run has written them.
+    """
+    symbols, sockets = notes.read_symbols(directory), notes.read_sockets(directory)
+    run = {
+        "directory": ui.printable(str(directory.resolve())),
+        "kernel": str(symbols.kernel) if symbols.kernel else None,
+        "code": symbols.code,
+        "module": str(symbols.module) if symbols.module else None,
+        "sections": dict(symbols.sections),
+        "gdb": str(sockets.gdb) if sockets else None,
+        "line": str(sockets.line) if sockets else None,
+    }
+    # No -nx: this GDB is the user's, with the user's own .gdbinit. in_gdb.py repeats the settings,
+    # in case that file changes them.
     return [
         proc.need("gdb", "gdb"),
         "-quiet",
         *("-iex", "set auto-load off"),
         *("-iex", "set debuginfod enabled off"),
         *("-ex", f"source {SCRIPT}"),
-        *("-ex", f"python start({str(directory.resolve())!r})"),
+        *("-ex", f"python start({run!r})"),
     ]
 
 
@@ -70,6 +85,7 @@ def find_run(name: str | None) -> Path:
 def _remove_stale_live(directory: Path) -> None:
     """Remove live.json if the guest's owner was killed before it could."""
     live = directory / LIVE
-    with contextlib.suppress(OSError):
-        if not Path(json.loads(live.read_text())["line"]).exists():
+    with contextlib.suppress(OSError, UsageError):
+        line = notes.read(live).get("line")
+        if isinstance(line, str) and not Path(line).exists():
             live.unlink()

@@ -2,17 +2,18 @@
 """Runs inside the user's GDB: loads a run's symbols, attaches to its guest, adds `guest`.
 
 GDB loads this file with `source`. It uses only the standard library, because the rest of the
-program cannot be imported there. notes.py and owner.py write the files that are read here, and
+program cannot be imported there. client.py calls start() with what it has read and checked, and
 owner.py is the other end of the socket and describes what goes over it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import signal
 import socket
 import threading
-from pathlib import Path
 
 import gdb
 
@@ -105,40 +106,44 @@ def quietly(command):
     return gdb.execute(command, to_string=True)
 
 
-def load(symbols):
+def quoted(path):
+    """`path` as one argument of a GDB command that splits its arguments: gdb_buildargv() in GDB."""
+    return re.sub(r"([^\w./+-])", r"\\\1", path)
+
+
+def load(run):
     """Load the symbols of the kernel and of the test module."""
-    kernel, module = symbols["kernel"], symbols["module"]
-    if kernel and Path(kernel).exists():
+    # A symbol file can carry Python code (.debug_gdb_scripts), or have it in a file beside it.
+    for setting in ("auto-load off", "debuginfod enabled off"):
+        with contextlib.suppress(gdb.error):  # a GDB built without debuginfod
+            quietly(f"set {setting}")
+    if run["kernel"]:
         # A file made from kallsyms has symbols but no code, so it must not be the exec file.
-        quietly(f'{"file" if symbols["code"] else "symbol-file"} "{kernel}"')
+        quietly(f"{'file' if run['code'] else 'symbol-file'} {quoted(run['kernel'])}")
     else:
         gdb.write("No kernel symbols: there is no vmlinux, and the guest was never kept.\n")
-    if module and Path(module).exists():
-        sections = " ".join(f"-s {name} {address}" for name, address in symbols["sections"].items())
-        quietly(f'add-symbol-file "{module}" {sections}')
-    elif module:
-        gdb.write(f"No test module symbols: {module} does not exist any more.\n")
+    if run["module"]:
+        sections = " ".join(f"-s {name} {address:#x}" for name, address in run["sections"].items())
+        quietly(f"add-symbol-file {quoted(run['module'])} {sections}")
+    elif run["sections"]:
+        gdb.write("No test module symbols: the module does not exist any more.\n")
 
 
-def start(directory):
-    """Open the run in `directory`, and attach to its guest if that still runs."""
-    directory = Path(directory)
+def start(run):
+    """Open a run, and attach to its guest if that still runs. run: see client.gdb_command()."""
     for setting in ("confirm off", "architecture i386:x86-64"):
         quietly(f"set {setting}")
-    live = directory / "live.json"
-    load(json.loads((directory / "symbols.json").read_text()))
-    if not live.exists():
-        gdb.write(
-            f"{directory.name} is finished: there is no guest, only symbols to look up addresses.\n"
-        )
+    load(run)
+    name = run["directory"].rpartition("/")[2]
+    if run["line"] is None:
+        gdb.write(f"{name} is finished: there is no guest, only symbols to look up addresses.\n")
         return
-    channels = json.loads(live.read_text())
     connection = socket.socket(socket.AF_UNIX)
-    connection.connect(channels["line"])
+    connection.connect(run["line"])
     greeting = json.loads(connection.makefile("rb").readline() or "{}")
     if "cpus" not in greeting:
         gdb.write(f"{greeting.get('error', 'the guest has just ended')}\n", gdb.STDERR)
         gdb.execute("quit 125")
-    quietly(f"target remote {channels['gdb']}")
+    quietly(f"target remote {run['gdb']}")
     Guest(connection)
-    gdb.write(HELP.format(cpus=greeting["cpus"], directory=directory))
+    gdb.write(HELP.format(cpus=greeting["cpus"], directory=run["directory"]))

@@ -33,7 +33,8 @@ class _GdbQuit(Exception):
 class GdbConnection:
     """The owner's end of GDB's connection. live.json exists for as long as this is open.
 
-    Use it as a context manager, then call serve(). One JSON object per line goes each way:
+    Use it as a context manager, then call serve(). One JSON object per line goes each way. What the
+    guest printed is escaped here, because GDB shows it on a terminal:
 
         owner: {"cpus": N}                      the greeting, or {"error": ...} for a second GDB
         GDB:   {"run": COMMAND}
@@ -104,7 +105,7 @@ class GdbConnection:
         for line in lines:
             try:
                 status, output = self._machine.ssh.run(json.loads(line)["run"], COMMAND_SECONDS)
-                _send(self._gdb, status=status, said=output)
+                _send(self._gdb, status=status, said=ui.printable(output))
             except OrchestratorError as error:
                 _send(self._gdb, error=str(error))
             except OSError:

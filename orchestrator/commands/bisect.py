@@ -119,6 +119,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
+    from orchestrator import ui
     from orchestrator.host.paths import locked, state_dir
     from orchestrator.many.bisect.bisection import Bisection, explained
     from orchestrator.many.bisect.search import Search
@@ -166,7 +167,7 @@ def main(options: argparse.Namespace) -> int:
         answer = bisection.run()
         text = explained(bisection, answer)
         (directory / "answer.txt").write_text(text)
-    print(f"{text}\nkept in: {directory}")
+    ui.show(f"{text}\nkept in: {directory}")
     return EXIT_PASS if answer.probability >= options.confidence else EXIT_UNTESTABLE
 
 
@@ -217,11 +218,11 @@ def _candidates(options: argparse.Namespace) -> Candidates:
 
 
 def _simulate(options: argparse.Namespace) -> int:
-    from rich.console import Console
 
     # Each bisection has one core, so threads of numpy's own would only slow the others down.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from orchestrator.many.bisect import simulate
+    from orchestrator.ui import SafeConsole
 
     build = 10.0 if options.build_cost is None else options.build_cost
     print(
@@ -237,5 +238,5 @@ def _simulate(options: argparse.Namespace) -> int:
         build=build,
         seed=options.seed,
     )
-    Console().print(simulate.table(list(rows)))
+    SafeConsole().print(simulate.table(list(rows)))
     return EXIT_PASS

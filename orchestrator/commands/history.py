@@ -32,15 +32,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
+    from orchestrator import ui
     from orchestrator.many import history
 
     if options.flaky:
         for result in history.flaky(kernel=options.kernel):
             cell = f"{result.kernel} ({result.digest[:12]}) smp{result.smp} {result.accel}"
             counts = f"passed {result.passed} times, failed {result.failed}"
-            print(f"{cell}: {result.kind} {result.name} {counts}")
+            ui.show(f"{cell}: {result.kind} {result.name} {counts}")
         return 0
     runs = history.past(kernel=options.kernel, scenario=options.failed, count=options.count)
     for line in history.table(runs):
-        print(line)
+        ui.show(line)
     return 0

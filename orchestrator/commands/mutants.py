@@ -51,8 +51,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     import time
 
-    from rich.console import Console
-
     from orchestrator import ui
     from orchestrator.errors import EXIT_KERNEL_FAILED, EXIT_PASS
     from orchestrator.host.paths import state_dir
@@ -79,7 +77,7 @@ def main(options: argparse.Namespace) -> int:
     results = mutants.run_all(chosen, max(1, options.jobs), options.again, on_result)
     pairs = list(zip(chosen, results, strict=True))
     seconds = time.monotonic() - start
-    report.show(pairs, seconds, Console())
+    report.show(pairs, seconds, ui.SafeConsole())
     output = options.output or state_dir() / "mutants"
     output.mkdir(parents=True, exist_ok=True)
     report.write(pairs, seconds, output)

@@ -56,18 +56,17 @@ def _report(result: RunResult) -> None:
     """Write every report. A report that cannot be written is a line on stderr, and no failure."""
     import sqlite3
 
-    from rich.console import Console
-
     from orchestrator.many import history
     from orchestrator.report import files, page, terminal
+    from orchestrator.ui import SafeConsole, show
 
     def text(result: RunResult) -> None:
         with (result.directory / "report.txt").open("w") as file:
-            terminal.show(result, Console(file=file, width=120))
+            terminal.show(result, SafeConsole(file=file, width=120))
 
     def annotations(result: RunResult) -> None:
         for annotation in files.github(result):
-            print(annotation)
+            show(annotation)
 
     reports = {
         "junit.xml and results.ktap": files.write,
@@ -82,7 +81,7 @@ def _report(result: RunResult) -> None:
         except (OSError, sqlite3.Error) as error:  # a full disk does not change the verdict
             print(f"orchestrator: {name} could not be written: {error}", file=sys.stderr)
     try:
-        terminal.show(result, Console())
+        terminal.show(result, SafeConsole())
         sys.stdout.flush()
     except (BrokenPipeError, SystemExit):
         # The reader (`| head`) is gone. rich would exit with 1, which means that the kernel failed.

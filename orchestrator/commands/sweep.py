@@ -62,13 +62,13 @@ def perform(options: argparse.Namespace, home: Path) -> tuple[Path, dict[Cell, C
 
     home: where its directory is without --output. Returns the directory and the results.
     """
-    from rich.console import Console
 
     from orchestrator.host.paths import locked
     from orchestrator.many.sweep.matrix import read
     from orchestrator.many.sweep.place import Cluster, LocalHost, Place
     from orchestrator.many.sweep.sweep import Sweep
     from orchestrator.report import sweep as report
+    from orchestrator.ui import SafeConsole
 
     if options.jobs is not None and options.jobs < 1:
         raise UsageError(f"--jobs takes 1 or more, not {options.jobs}")
@@ -92,5 +92,5 @@ def perform(options: argparse.Namespace, home: Path) -> tuple[Path, dict[Cell, C
         results = Sweep(plan, directory, place, again=options.again).run()
         seconds = time.monotonic() - start
         report.write(results, seconds, directory)
-    report.show(results, seconds, Console())
+    report.show(results, seconds, SafeConsole())
     return directory, results

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from orchestrator import ui
 from orchestrator.errors import EXIT_KERNEL_FAILED, EXIT_PASS, EXIT_UNTESTABLE
 from orchestrator.host.paths import write_whole
 from orchestrator.options import argv
@@ -183,7 +184,7 @@ def finish(directory: Path, results: Mapping[Cell, CellResult], *, strict: bool)
     now = {cell.name: _record(cell, result) for cell, result in results.items()}
     news = compare(before, now)
     text = report(news, now)
-    print("\n".join(text))
+    ui.show("\n".join(text))
     stamp = time.strftime("%Y%m%d-%H%M%S")
     content = {
         "schema": SCHEMA,
