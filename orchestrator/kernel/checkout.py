@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator import ui
@@ -17,15 +20,15 @@ from orchestrator.host.paths import cache_dir, locked
 
 PREFIX = "git:"
 SAFE = (
-    "--no-optional-locks",
-    "-c",
-    "safe.directory=*",
-    "-c",
+    "safe.directory=*",  # other users' repositories may be read
     "core.fsmonitor=false",
-    "-c",
     "core.hooksPath=/dev/null",
+    "submodule.recurse=false",
 )
-"""Allow reading another user's repository, but keep its configuration from running programs."""
+"""Configuration for every git, against programs that a repository's own configuration names."""
+LOCAL_VARIABLES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY")
+NETWORK = "file:git:http:https:ssh"
+"""Transports of a fetch. `ext::` would run a command."""
 
 
 def parse(selector: str) -> tuple[str, str]:
@@ -94,10 +97,69 @@ def resolve(repository: Path, ref: str) -> str:
 def borrow(repository: Path, folder: Path) -> None:
     """Make `folder` a git repository that takes its objects from `repository`."""
     _init(folder)
-    objects = git(
-        repository, "rev-parse", "--path-format=absolute", "--git-path", "objects"
-    ).stdout.strip()
-    (folder / ".git" / "objects" / "info" / "alternates").write_text(f"{objects}\n")
+    _borrow_objects(repository, folder / ".git")
+
+
+@dataclass(frozen=True)
+class View:
+    """A repository of ours that shows another one: its objects, index and HEAD.
+
+    Its configuration is ours. In the other one, `git status` and `git show` would run the programs
+    that *its* configuration names as filters, monitors and verifiers of signatures.
+    """
+
+    git_directory: Path
+    work_tree: Path | None
+    """None if the other one is bare."""
+    folder: Path
+    """A folder in the work tree; the other repository itself if that is bare."""
+
+    def git(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run git in `folder`."""
+        work_tree = (f"--work-tree={self.work_tree}",) if self.work_tree else ()
+        where = (f"--git-dir={self.git_directory}", *work_tree)
+        return git(self.folder, *where, *arguments, check=check)
+
+
+@contextlib.contextmanager
+def view(repository: Path) -> Iterator[View]:
+    """A view of the repository that `repository` is in, until the context ends.
+
+    Raises subprocess.CalledProcessError if there is none.
+    """
+    with tempfile.TemporaryDirectory(prefix="orchestrator-") as directory:
+        ours = Path(directory)
+        object_format = _rev_parse(repository, "--show-object-format")
+        command = ["init", "-q", "--bare", "--template=", f"--object-format={object_format}"]
+        git(ours, *command, str(ours))
+        _borrow_objects(repository, ours)
+        index = _git_path(repository, "index")
+        for file in (index, *index.parent.glob("sharedindex.*"), _git_path(repository, "shallow")):
+            if file.is_file():
+                # with its times, by which git knows which entries it has to compare
+                shutil.copy2(file, ours / file.name)
+        (ours / "info").mkdir(exist_ok=True)
+        if (exclude := _git_path(repository, "info/exclude")).is_file():
+            shutil.copyfile(exclude, ours / "info" / "exclude")
+        with contextlib.suppress(UsageError):  # no commit yet
+            (ours / "HEAD").write_text(f"{resolve(repository, 'HEAD')}\n")
+        bare = _rev_parse(repository, "--is-inside-work-tree") == "false"
+        top = None if bare else Path(_rev_parse(repository, "--show-toplevel"))
+        yield View(ours, top, repository)
+
+
+def _borrow_objects(repository: Path, git_directory: Path) -> None:
+    alternates = git_directory / "objects" / "info" / "alternates"
+    alternates.parent.mkdir(exist_ok=True)
+    alternates.write_text(f"{_git_path(repository, 'objects')}\n")
+
+
+def _git_path(repository: Path, name: str) -> Path:
+    return Path(_rev_parse(repository, "--path-format=absolute", "--git-path", name))
+
+
+def _rev_parse(repository: Path, *arguments: str) -> str:
+    return git(repository, "rev-parse", *arguments).stdout.removesuffix("\n")
 
 
 def switch(folder: Path, commit: str, where: object) -> None:
@@ -123,7 +185,7 @@ def _fetch(url: str, ref: str, folder: Path) -> str:
     _init(folder)
     command = ["fetch", "-q", "--depth=1", "--no-tags", "--end-of-options", url, ref]
     with ui.step(f"fetch {ref} of {url}"):
-        done = git(folder, *command, check=False)
+        done = git(folder, *command, check=False, transports=NETWORK)
     if done.returncode:
         if "couldn't find remote ref" in done.stdout or "not our ref" in done.stdout:
             raise UsageError(
@@ -138,17 +200,32 @@ def _fetch(url: str, ref: str, folder: Path) -> str:
 def _init(folder: Path) -> None:
     if not (folder / ".git" / "HEAD").is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        proc.run([proc.need("git", "git"), "init", "-q", folder])
+        git(folder.parent, "init", "-q", str(folder))
 
 
-def git(repository: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run git in `repository`, which may be another user's: no hooks run, no index is refreshed."""
+def git(
+    repository: Path, *arguments: str, check: bool = True, transports: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run git in `repository`.
+
+    It writes nothing there and runs no hooks. In a repository of somebody else, use only rev-parse
+    and describe, which run no programs; for all else there is view().
+
+    transports: those that may be used. Without any, git cannot fetch objects that are missing.
+    """
     env = {
-        # Nobody is there to type a password.
-        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_TERMINAL_PROMPT": "0",  # nobody is there to type a password
         # Above a damaged repository of ours there may be one of the user's.
         "GIT_CEILING_DIRECTORIES": str(cache_dir()),
+        "GIT_OPTIONAL_LOCKS": "0",
+        "GIT_NO_LAZY_FETCH": "1",
+        "GIT_ALLOW_PROTOCOL": transports,
     }
+    # The environment of a git hook names another repository.
+    clean = ["env", *(word for name in LOCAL_VARIABLES for word in ("-u", name))]
+    settings = [word for setting in SAFE for word in ("-c", setting)]
     return proc.run(
-        [proc.need("git", "git"), *SAFE, "-C", repository, *arguments], env=env, check=check
+        [*clean, proc.need("git", "git"), *settings, "-C", repository, *arguments],
+        env=env,
+        check=check,
     )

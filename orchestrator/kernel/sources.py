@@ -23,7 +23,7 @@ from orchestrator.host.notices import waiting_for
 from orchestrator.host.paths import cache_dir, cached_dir, need_space
 from orchestrator.host.seal import fingerprint
 from orchestrator.kernel import debian_mirror, versions
-from orchestrator.kernel.checkout import git
+from orchestrator.kernel.checkout import View, git, view
 
 Manifest = dict[str, str]
 """Path relative to the source's root -> seal.fingerprint() of the file."""
@@ -152,11 +152,8 @@ def from_tree(tree: Path) -> Source:
         "".join(f"{path}\0{manifest[path]}\n" for path in sorted(manifest)).encode()
     ).hexdigest()
     origin = {"kind": "tree", "tree": str(tree), "content": identity}
-    described = git(tree, "describe", "--always", "--abbrev=12", check=False)
-    if described.returncode == 0:
-        # Not `describe --dirty`: it locks and writes the tree's index regardless of options.
-        changes = git(tree, "status", "--porcelain", "--untracked-files=no", check=False).stdout
-        origin["git"] = described.stdout.strip() + (" with changes" if changes.strip() else "")
+    if described := _described(tree):
+        origin["git"] = described
     return Source(
         identity=f"tree {identity}",
         workspace=workspace,
@@ -259,25 +256,43 @@ def _listed(tree: Path) -> list[str]:
     Without git, the files that .gitignore does not exclude; a kernel's .gitignore files name all
     build products. Raises BuildError if git fails.
     """
-    inside = git(tree, "rev-parse", "--is-inside-work-tree", check=False)
+    listing = ("ls-files", "-z", "--others", "--exclude-standard")
     try:
-        if inside.returncode == 0 and inside.stdout.strip() == "true":
-            listing = git(
-                tree, "ls-files", "-z", "--cached", "--others", "--exclude-standard"
-            ).stdout
+        if _has_git(tree):
+            with view(tree) as ours:
+                names = ours.git(*listing, "--cached").stdout
         else:
             products = () if (tree / ".gitignore").is_file() else IGNORED_PRODUCTS
-            with tempfile.TemporaryDirectory() as empty:
-                proc.run(["git", "init", "-q", "--bare", empty])
-                command = ["git", "--git-dir", empty, "--work-tree", str(tree), "-C", str(tree)]
-                exclude = [
-                    token for pattern in (*IGNORED_AT_TOP, *products) for token in ("-x", pattern)
-                ]
-                listing = proc.run(
-                    [*command, "ls-files", "-z", "--others", "--exclude-standard", *exclude]
-                ).stdout
+            exclude = [
+                token for pattern in (*IGNORED_AT_TOP, *products) for token in ("-x", pattern)
+            ]
+            with tempfile.TemporaryDirectory(prefix="orchestrator-") as empty:
+                git(tree, "init", "-q", "--bare", empty)
+                names = View(Path(empty), tree, tree).git(*listing, *exclude).stdout
     except subprocess.CalledProcessError as error:
-        raise BuildError(
-            f"git cannot list the files of {tree}: {error.output.strip()[-300:]}"
-        ) from error
-    return sorted({path for path in listing.split("\0") if path})
+        reason = " / ".join(error.output.strip().splitlines()[-2:])
+        raise BuildError(f"git cannot list the files of {tree}: {reason}") from error
+    return sorted({path for path in names.split("\0") if path})
+
+
+def _described(tree: Path) -> str:
+    """`v6.12-3-g0123456789ab with changes`; empty if there is no git, or no commit."""
+    if not _has_git(tree):
+        return ""
+    described = git(tree, "describe", "--always", "--abbrev=12", check=False)
+    if described.returncode:
+        return ""
+    # Not `describe --dirty`, which runs what the tree's own configuration names. A submodule would
+    # be asked with its own configuration.
+    status = ("status", "--porcelain", "--untracked-files=no", "--ignore-submodules=all")
+    try:
+        with view(tree) as ours:
+            changes = ours.git(*status).stdout.strip()
+    except subprocess.CalledProcessError:
+        changes = ""
+    return described.stdout.strip() + (" with changes" if changes else "")
+
+
+def _has_git(tree: Path) -> bool:
+    inside = git(tree, "rev-parse", "--is-inside-work-tree", check=False)
+    return inside.returncode == 0 and inside.stdout.strip() == "true"

@@ -125,8 +125,8 @@ class Workspace:
             # Not copy2(): the modification time must be later than that of any object made from the
             # file that this one replaces.
             shutil.copyfile(file, temporary)
-            shutil.copymode(file, temporary)
-            temporary.chmod(temporary.stat().st_mode | 0o200)
+            # without set-user-ID bits: the copy belongs to whoever builds, perhaps to root
+            temporary.chmod(file.stat().st_mode & 0o777 | 0o200)
             if fingerprint(temporary) != expected:
                 raise InfraError(
                     f"{file} changed while it was copied: repeat when nothing writes to the tree"

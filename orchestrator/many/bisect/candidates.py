@@ -17,7 +17,7 @@ from orchestrator.host import proc
 from orchestrator.host.files import lock_of, locked
 from orchestrator.host.paths import cache_dir
 from orchestrator.kernel import patches
-from orchestrator.kernel.checkout import borrow, git, mending, resolve, switch
+from orchestrator.kernel.checkout import borrow, mending, resolve, switch, view
 from orchestrator.kernel.model import KernelRequest
 
 LOG = ("log", "--first-parent", "--no-show-signature", "--no-color", "--format=%H %s")
@@ -128,17 +128,18 @@ class Commits:
     def __post_init__(self) -> None:
         self.tree = self.tree.resolve()
         good, bad = resolve(self.tree, self.good), resolve(self.tree, self.bad)
-        if git(self.tree, "merge-base", "--is-ancestor", good, bad, check=False).returncode:
-            raise UsageError(
-                f"{self.good} is not an ancestor of {self.bad}: the good commit comes before the "
-                "bad one"
-            )
+        with view(self.tree) as ours:
+            if ours.git("merge-base", "--is-ancestor", good, bad, check=False).returncode:
+                raise UsageError(
+                    f"{self.good} is not an ancestor of {self.bad}: the good commit comes before "
+                    "the bad one"
+                )
+            lines = ours.git(*LOG, bad, f"^{good}").stdout.splitlines()
+            lines += ours.git(*LOG, "-1", good).stdout.splitlines()
         if good == bad:
             raise UsageError(
                 f"{self.good} and {self.bad} are the same commit: there is nothing to bisect"
             )
-        lines = git(self.tree, *LOG, bad, f"^{good}").stdout.splitlines()
-        lines += git(self.tree, *LOG, "-1", good).stdout.splitlines()
         self._hashes, titles = zip(
             *(line.partition(" ")[::2] for line in reversed(lines)), strict=True
         )
@@ -171,5 +172,6 @@ class Commits:
     def reference(self, number: int) -> str:
         commit = self._hashes[number]
         show = ("show", "--stat", "--no-color", "--no-ext-diff", "--no-show-signature")
-        text = git(self.tree, *show, commit).stdout
+        with view(self.tree) as ours:
+            text = ours.git(*show, commit).stdout
         return f'Fixes: {commit[:12]} ("{self.candidates[number].title}")\n\n{text}'
