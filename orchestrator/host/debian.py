@@ -13,6 +13,7 @@ import contextlib
 import os
 import re
 import subprocess
+import tempfile
 import time
 import urllib.parse
 from collections.abc import Iterable, Sequence
@@ -22,7 +23,7 @@ from pathlib import Path
 
 from orchestrator import ui
 from orchestrator.errors import InfraError
-from orchestrator.host import apt_sources, files, proc, seal
+from orchestrator.host import apt_sources, archive, files, proc, seal
 from orchestrator.host.apt_sources import AptSource
 from orchestrator.host.files import lock_of
 from orchestrator.host.notices import waiting_for, warn
@@ -187,23 +188,31 @@ def closure(packages: Sequence[str], suites: Sequence[str]) -> list[Path]:
 
 
 def unpack(deb: Path, into: Path) -> None:
-    """Unpack the files of `deb` into the directory `into`.
+    """Unpack the files of `deb` into the directory `into`, which is the root of absolute links.
 
     A damaged archive is removed from the cache, so that it is downloaded again next time.
     """
     into.mkdir(parents=True, exist_ok=True)
-    try:
-        proc.run([proc.need("dpkg-deb", "dpkg"), "-x", deb, into])
-    except subprocess.CalledProcessError as error:
-        if "No space left" in error.output:
-            raise InfraError(
-                f"no space left in {into} for {deb.name}: free some and repeat"
-            ) from error
+    command = proc.mortal([proc.need("dpkg-deb", "dpkg"), "--fsys-tarfile", deb])
+    with tempfile.TemporaryFile() as errors:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors) as reader:
+            assert reader.stdout
+            try:
+                archive.unpack(reader.stdout, into, chroot=True)
+                problem = ""
+            except archive.ArchiveError as error:
+                problem = str(error)
+                reader.stdout.close()  # so that dpkg-deb ends
+        errors.seek(0)
+        problem = "\n".join([problem, errors.read().decode(errors="replace")]).strip()
+    if "No space left" in problem:
+        raise InfraError(f"no space left in {into} for {deb.name}: free some and repeat")
+    if problem or reader.returncode:
         if deb.is_relative_to(cache_dir()):
             deb.unlink(missing_ok=True)
         raise InfraError(
-            f"{deb.name} is damaged and was removed from the cache, repeat:\n{_tail(error.output)}"
-        ) from error
+            f"{deb.name} is damaged and was removed from the cache, repeat:\n{_tail(problem)}"
+        )
 
 
 def depends(deb: Path) -> list[tuple[str, str | None]]:

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 from pathlib import Path
 
 from orchestrator.errors import InfraError
-from orchestrator.host import proc
+from orchestrator.host import archive, proc
 from orchestrator.host.paths import cached_dir, check
 from orchestrator.kernel.from_source import VITAL
 
@@ -26,17 +27,29 @@ def pack(place: Path) -> bytes:
     return done.stdout
 
 
-def install(place: Path, packed: bytes) -> None:
+def digest(packed: bytes) -> str:
+    """Identifies the bytes of a bundle."""
+    return hashlib.sha256(packed).hexdigest()
+
+
+def install(place: Path, packed: bytes, expected: str | None) -> None:
     """Unpack the result of pack() to `place` in this machine's cache, unless it is there already.
 
-    Raises InfraError if tar fails.
+    expected: what digest() was on the machine that packed it.
+
+    Raises InfraError if it is something else, or does not unpack.
     """
+    if digest(packed) != expected:
+        raise InfraError(
+            f"the bundle of kernel {place.name} is not what was sent: it was damaged or replaced "
+            "on its way"
+        )
 
     def make(partial: Path) -> None:
-        unpack = proc.mortal([proc.need("tar", "tar"), "-C", partial, "--no-same-owner", "-xz"])
-        done = subprocess.run(unpack, input=packed, capture_output=True)
-        if done.returncode:
-            raise InfraError(f"{place} cannot be unpacked: {_message(done.stderr)}")
+        try:
+            archive.unpack(packed, partial, compression="--gzip")
+        except archive.ArchiveError as error:
+            raise InfraError(f"{place} cannot be unpacked: {error}") from error
 
     cached_dir(place, make, vital=VITAL)
 

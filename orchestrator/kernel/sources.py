@@ -18,8 +18,9 @@ from pathlib import Path
 
 from orchestrator import ui
 from orchestrator.errors import BuildError, InfraError, UsageError
-from orchestrator.host import debian, files, proc, seal
-from orchestrator.host.notices import waiting_for
+from orchestrator.host import archive, debian, files, proc, seal
+from orchestrator.host.archive import ArchiveError
+from orchestrator.host.notices import waiting_for, warn
 from orchestrator.host.paths import cache_dir, cached_dir, need_space
 from orchestrator.host.seal import fingerprint
 from orchestrator.kernel import debian_mirror, versions
@@ -102,10 +103,10 @@ def from_debian(series: str, workspace: str, name: str | None = None) -> Source:
                 )
             proc.need("xz", "xz-utils")
             try:
-                proc.run(["tar", "-xf", tarballs[0], "--strip-components=1", "-C", partial])
-            except subprocess.CalledProcessError as error:
+                archive.unpack(tarballs[0], partial, strip=1)
+            except ArchiveError as error:
                 raise InfraError(
-                    f"{tarballs[0].name} does not unpack: {error.output.strip()[-300:]}"
+                    f"{tarballs[0].name} does not unpack: {str(error)[-300:]}"
                 ) from error
             shutil.rmtree(packed)
 
@@ -173,13 +174,14 @@ def _from_tarball(file: Path) -> Source:
         need_space(final.parent, 4000, f"unpacking {file.name} and building it")
         with ui.step(f"unpack {file.name}"):
             try:
-                proc.run(
-                    ["tar", "-xf", file, "--strip-components=1", "--no-same-owner", "-C", partial]
-                )
-            except subprocess.CalledProcessError as error:
-                raise UsageError(
-                    f"{file} does not unpack: {error.output.strip()[-300:]}"
-                ) from error
+                left_out = archive.unpack(file, partial, strip=1)
+            except ArchiveError as error:
+                raise UsageError(f"{file} does not unpack: {str(error)[-300:]}") from error
+        if left_out:
+            warn(
+                f"{file.name}: {len(left_out)} devices, pipes or links that lead out of it "
+                f"are left out, such as {left_out[0]}"
+            )
         if missing := [path for path in TREE_PATHS if not (partial / path).exists()]:
             raise UsageError(
                 f"{file} is not a kernel source tree in one directory: it has no {missing[0]}"

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from pathlib import Path
 
@@ -185,12 +184,6 @@ def _with_depends(package: Package, pattern: str) -> list[Path]:
 
 def _relocate(prefix: Path) -> None:
     """Make the headers usable wherever `prefix` is moved; they expect /usr/src and one compiler."""
-    for directory, folders, files in os.walk(prefix):
-        for name in (*folders, *files):
-            link = Path(directory, name)
-            if link.is_symlink() and (target := os.readlink(link)).startswith("/"):  # noqa: PTH115 (not resolved)
-                link.unlink()
-                link.symlink_to(os.path.relpath(prefix / target[1:], directory))
     for source in prefix.glob("usr/src/linux-headers-*"):
         # While make reads a file, that file is the last of MAKEFILE_LIST. Its real directory is
         # PREFIX/usr/src/linux-headers-X/.

@@ -133,9 +133,10 @@ class Cluster:
             connect: Any = distributed.Client  # its types are incomplete
             self._client: Any = connect(address, timeout=CONNECT, set_as_default=False)
         except (OSError, ValueError, TypeError) as error:
-            raise InfraError(
-                f"no dask scheduler answers at {address}: start one with `dask scheduler`"
-            ) from error
+            remedy = "start one with `dask scheduler`"
+            if address.startswith("tls:"):
+                remedy += ", or check the certificates in dask's configuration (docs/sweep.md)"
+            raise InfraError(f"no dask scheduler answers at {address}: {remedy}") from error
         # With pure=True dask would run only one of two equal calls.
         self.executor: Executor = self._client.get_executor(pure=False)
         self._bundles: dict[str, Any] = {}

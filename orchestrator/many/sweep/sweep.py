@@ -214,6 +214,7 @@ class Sweep:
         if not with_bundle:
             return self.place.executor.submit(task.perform, cell_task)
         row.packed = row.packed or bundle.pack(row.place)
+        cell_task = replace(cell_task, bundle=bundle.digest(row.packed))
         return self.place.executor.submit(
             task.perform, cell_task, self.place.bundle(row.digest, row.packed)
         )

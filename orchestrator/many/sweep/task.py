@@ -44,6 +44,8 @@ class CellTask:
     spec: RunSpec
     built: str | None
     """Digest of a kernel that must be in the cache already; None to obtain spec.kernel."""
+    bundle: str | None = None
+    """bundle.digest() of the bundle that is sent along; None if none is."""
     program: str
     """program.digest() of the sweep."""
     directory: str | None
@@ -86,7 +88,7 @@ def perform(task: CellTask, packed: bytes | None = None) -> CellAnswer:
         if not is_intact(place(task.built), vital=VITAL):
             if packed is None:
                 return CellAnswer(lacks=True)
-            bundle.install(place(task.built), packed)
+            bundle.install(place(task.built), packed, task.bundle)
         spec = replace(spec, kernel=KernelRequest(selector=f"{BUILT}{task.built}"))
     if task.directory:
         return _run(task, spec, Path(task.directory), None)
