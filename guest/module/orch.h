@@ -237,13 +237,37 @@ struct orch_run;
 int orch_scenario_run(const char *name, struct orch_run *run);
 unsigned long orch_symbol(const char *name);
 
+/**
+ * orch_wait_until() - wait for a condition, for many seconds in which the guest runs
+ * @condition: looked at every 10 ms or so
+ * @seconds: the limit, at least
+ *
+ * The limit is a number of short sleeps and not a time. While a host does not
+ * run the machine its clock may go on, and nothing in the guest had a chance.
+ *
+ * Return: whether the condition holds.
+ */
+#define orch_wait_until(condition, seconds)				\
+	({								\
+		unsigned int __sleeps = 0;				\
+									\
+		while (!(condition) && __sleeps < 100 * (seconds)) {	\
+			msleep(10);					\
+			orch_sign_of_life(++__sleeps);			\
+		}							\
+		!!(condition);						\
+	})
+
 /* report.c */
 int orch_report_init(void);
 void orch_report_exit(void);
 ssize_t orch_report_read(char __user *buf, size_t size, loff_t *pos);
 void orch_report_plan(unsigned int steps);
+void orch_sign_of_life(unsigned int sleeps);
 unsigned int orch_report_next(void);
-void orch_report_result(unsigned int number, const char *name, bool ok, const char *skip);
+void orch_report_result(unsigned int number, const char *name, bool ok);
+void orch_report_skip(unsigned int number, const char *name, const char *why);
+void orch_report_error(unsigned int number, const char *name, const char *why);
 __printf(1, 2) void orch_note(const char *fmt, ...);
 __printf(1, 2) void orch_diag(const char *fmt, ...);
 __printf(1, 0) void orch_vdiag(const char *fmt, va_list args);

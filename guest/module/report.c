@@ -84,6 +84,19 @@ void orch_diag(const char *fmt, ...)
 }
 
 /**
+ * orch_sign_of_life() - tell the host now and then that a long wait goes on
+ * @sleeps: how often the caller has slept for 10 ms
+ *
+ * The host gives up on a guest from which it hears nothing for a minute
+ * (SILENCE_SECONDS in orchestrator/observer.py).
+ */
+void orch_sign_of_life(unsigned int sleeps)
+{
+	if (sleeps % 500 == 0)
+		printk(KERN_INFO "orchestrator: still waiting\n");
+}
+
+/**
  * orch_report_plan() - begin a new report
  * @steps: how many results it will have
  */
@@ -107,18 +120,38 @@ unsigned int orch_report_next(void)
 }
 
 /**
- * orch_report_result() - report how a step ended
+ * orch_report_result() - report a step that was run to its end
  * @number: from orch_report_next()
  * @name: of the step
  * @ok: whether all that was promised holds
- * @skip: if @ok, why the step was skipped; NULL if it was not
  */
-void orch_report_result(unsigned int number, const char *name, bool ok, const char *skip)
+void orch_report_result(unsigned int number, const char *name, bool ok)
 {
-	if (ok && skip)
-		ktap("ok %u %s # SKIP %s\n", number, name, skip);
-	else
-		ktap("%s %u %s\n", ok ? "ok" : "not ok", number, name);
+	ktap("%s %u %s\n", ok ? "ok" : "not ok", number, name);
+}
+
+/**
+ * orch_report_skip() - report a step that this kernel or machine lacks something for
+ * @number: from orch_report_next()
+ * @name: of the step
+ * @why: what is lacking
+ */
+void orch_report_skip(unsigned int number, const char *name, const char *why)
+{
+	ktap("ok %u %s # SKIP %s\n", number, name, why);
+}
+
+/**
+ * orch_report_error() - report a step that could not be done this time
+ * @number: from orch_report_next()
+ * @name: of the step
+ * @why: what did not work
+ *
+ * Says nothing about the kernel, and is no pass either.
+ */
+void orch_report_error(unsigned int number, const char *name, const char *why)
+{
+	ktap("not ok %u %s # ERROR %s\n", number, name, why);
 }
 
 ssize_t orch_report_read(char __user *buf, size_t size, loff_t *pos)

@@ -71,13 +71,35 @@ void orch_fail(struct orch_run *run, const char *fmt, ...)
  * orch_skip() - report what the kernel or the machine lacks for this scenario
  * @run: the run
  * @fmt: one sentence, without full stop and newline
+ *
+ * Only for what would be the same the next time. Else see orch_miss().
  */
 void orch_skip(struct orch_run *run, const char *fmt, ...)
 {
 	va_list args;
 
+	if (run->skip[0])
+		return;
 	va_start(args, fmt);
 	vscnprintf(run->skip, sizeof(run->skip), fmt, args);
+	va_end(args);
+}
+
+/**
+ * orch_miss() - report what could not be done this time, so that nothing is shown
+ * @run: the run
+ * @fmt: one sentence, without full stop and newline
+ *
+ * The guest is out of memory, or the host is too slow.
+ */
+void orch_miss(struct orch_run *run, const char *fmt, ...)
+{
+	va_list args;
+
+	if (run->miss[0])
+		return;
+	va_start(args, fmt);
+	vscnprintf(run->miss, sizeof(run->miss), fmt, args);
 	va_end(args);
 }
 
@@ -146,7 +168,8 @@ struct orch_workers {
  * @fn: the function; returns 0 or a status
  * @arg: its last argument
  *
- * Return: the threads, for orch_workers_join(); NULL if out of memory.
+ * Return: the threads, for orch_workers_join(); NULL after orch_miss() if not all
+ * of them can be created.
  */
 struct orch_workers *orch_workers_start(struct orch_run *run, const struct cpumask *cpus,
 					orch_work_t fn, void *arg)
@@ -156,8 +179,10 @@ struct orch_workers *orch_workers_start(struct orch_run *run, const struct cpuma
 	int cpu;
 
 	workers = kzalloc(sizeof(*workers) + nr_cpu_ids * sizeof(*worker), GFP_KERNEL);
-	if (!workers)
+	if (!workers) {
+		orch_miss(run, "the guest is out of memory");
 		return NULL;
+	}
 	for_each_cpu(cpu, cpus) {
 		worker = &workers->worker[workers->count];
 		worker->fn = fn;
@@ -166,8 +191,15 @@ struct orch_workers *orch_workers_start(struct orch_run *run, const struct cpuma
 		worker->cpu = cpu;
 		init_completion(&worker->done);
 		worker->task = kthread_create(work, worker, "orch_work/%d", cpu);
-		if (IS_ERR(worker->task))
-			break;
+		if (IS_ERR(worker->task)) {
+			orch_miss(run, "a thread for CPU %d cannot be created (%ld)", cpu,
+				  PTR_ERR(worker->task));
+			/* Those that never ran do not call the function either. */
+			while (workers->count--)
+				kthread_stop(workers->worker[workers->count].task);
+			kfree(workers);
+			return NULL;
+		}
 		kthread_bind(worker->task, cpu);
 		workers->count++;
 	}
@@ -258,7 +290,11 @@ int orch_scenario_run(const char *name, struct orch_run *run)
 	orch_note("# announced=%llu elapsed_ns=%llu\n", orch_window.seq - seq,
 		  ktime_to_ns(ktime_get()) - start);
 	scnprintf(result, sizeof(result), "%s.%s", name, run->watched ? "watched" : "free");
-	orch_report_result(number, result, !atomic_read(&run->failures),
-		    run->skip[0] ? run->skip : NULL);
+	if (!atomic_read(&run->failures) && run->miss[0])
+		orch_report_error(number, result, run->miss);
+	else if (!atomic_read(&run->failures) && run->skip[0])
+		orch_report_skip(number, result, run->skip);
+	else
+		orch_report_result(number, result, !atomic_read(&run->failures));
 	return 0;
 }

@@ -15,6 +15,15 @@
  * with the dashes of NAME as underscores. It runs in a process, may sleep, and
  * cleans up after itself whatever happens. Failures are sentences for people.
  * Figures are notes of the form "# key=value key=value\n".
+ *
+ * There are three ways not to pass. Only orch_fail() is the kernel's fault:
+ *
+ *	orch_fail()	the kernel broke a promise
+ *	orch_skip()	this kernel or machine lacks something, and always will
+ *	orch_miss()	it could not be done this time: out of memory, too slow, ...
+ *
+ * A run in which something was missed is no pass. The first that applies is
+ * reported, in this order: failed, missed, skipped.
  */
 #ifndef ORCH_SCENARIO_H
 #define ORCH_SCENARIO_H
@@ -35,7 +44,8 @@
  * @end: private: when the time is up, in jiffies
  * @rng: private: state of orch_random()
  * @failures: private: calls of orch_fail()
- * @skip: private: the sentence of orch_skip(); empty if not called
+ * @skip: private: the first sentence of orch_skip(); empty if not called
+ * @miss: private: the same of orch_miss()
  */
 struct orch_run {
 	unsigned int ms;
@@ -46,6 +56,7 @@ struct orch_run {
 	u64 rng;
 	atomic_t failures;
 	char skip[120];
+	char miss[120];
 };
 
 #define ORCH_SCENARIO(id)						\
@@ -54,6 +65,7 @@ struct orch_run {
 
 __printf(2, 3) void orch_fail(struct orch_run *run, const char *fmt, ...);
 __printf(2, 3) void orch_skip(struct orch_run *run, const char *fmt, ...);
+__printf(2, 3) void orch_miss(struct orch_run *run, const char *fmt, ...);
 
 /**
  * orch_expect() - report a failure if a promise does not hold

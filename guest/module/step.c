@@ -50,8 +50,6 @@ static const char *judge(const struct orch_step *step, const struct orch_outcome
 	enum orch_result from = on ? ORCH_OLD : ORCH_NEW, to = on ? ORCH_NEW : ORCH_OLD;
 	int phase;
 
-	if (out->error)
-		return "the step could not be run";
 	if (out->fault)
 		return out->fault;
 	for (phase = 0; phase < ORCH_PHASES; phase++)
@@ -94,15 +92,18 @@ void orch_step_run(const struct orch_step *step)
 	scnprintf(name, sizeof(name), "%s.%s.%s", site->name, how_names[step->how],
 		  !step->gated ? "free" : on ? "on" : "off");
 	if (!site->len || (step->how == ORCH_OWNER && site->set_why_not)) {
-		orch_report_result(number, name, true,
-				   site->len ? site->set_why_not : site->why_not);
+		orch_report_skip(number, name, site->len ? site->set_why_not : site->why_not);
 		return;
 	}
 	orch_gate_begin();
 	orch_poke_run(step, &out);
 	orch_note("# step=%u name=%s seq=%llu\n", number, name, orch_window.seq);
-	orch_note("# addr=%lx len=%u poker=%d pokes=%llu holds=%llu error=%d\n",
-		  (unsigned long)site->addr, site->len, step->cpu, out.pokes, out.holds, out.error);
+	if (out.error) {
+		orch_report_error(number, name, "the hammers cannot be started");
+		return;
+	}
+	orch_note("# addr=%lx len=%u poker=%d pokes=%llu holds=%llu\n",
+		  (unsigned long)site->addr, site->len, step->cpu, out.pokes, out.holds);
 	orch_note("# elapsed_ns=%llu poke_ns=%llu poke_ns_max=%llu\n", out.elapsed_ns, out.ns,
 		  out.ns_max);
 	for (cpu = 0; cpu < nr_cpu_ids; cpu++)
@@ -113,5 +114,5 @@ void orch_step_run(const struct orch_step *step)
 		orch_hammers_free();
 	if (fault)
 		orch_diag("%s", fault);
-	orch_report_result(number, name, !fault, NULL);
+	orch_report_result(number, name, !fault);
 }

@@ -48,7 +48,9 @@ class StepReport:
     name: str = ""
     ok: bool = False
     skip: str | None = None
-    """Why the step was skipped; None if it was not."""
+    """What the kernel or the machine lacks for the step; None if it was not skipped."""
+    missed: str | None = None
+    """Why the step could not be done this time, so that it shows nothing; None if it was done."""
     counts: dict[CpuPhase, dict[str, int]] = field(default_factory=dict)
     """Number of passes, by result (one of RESULTS), for each CPU and phase."""
     stale: dict[int, int] = field(default_factory=dict)
@@ -113,6 +115,7 @@ def parse(lines: Iterable[str]) -> GuestReport:
             step.number = int(result[2])
             step.name = result[3].strip()
             step.skip = result[5].strip() if result[4] == "SKIP" else None
+            step.missed = result[5].strip() if result[4] == "ERROR" else None
             report.steps.append(step)
             step = StepReport()
         elif line.startswith("# "):

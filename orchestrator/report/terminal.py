@@ -13,7 +13,14 @@ from rich.text import Text
 from orchestrator.report import tables
 from orchestrator.report.failure import explain
 from orchestrator.text.keys import PhaseCpu
-from orchestrator.verdict.checks import CheckResult, expected_coverage, rate, seen_coverage
+from orchestrator.verdict.checks import (
+    CheckResult,
+    expected_coverage,
+    failed_assertions,
+    missed_step,
+    rate,
+    seen_coverage,
+)
 from orchestrator.verdict.evidence import Evidence, StepEvidence
 from orchestrator.verdict.model import Poke
 from orchestrator.verdict.result import RunResult
@@ -115,8 +122,8 @@ def _sites(evidence: Evidence) -> Table:
         left=2,
     )
     for name, steps in _by_scenario(evidence, code=False).items():
-        if reason := _skipped(evidence, steps):
-            table.add_row(name, f"skipped: {reason}")
+        if reason := _why_no_result(evidence, steps):
+            table.add_row(name, reason)
         else:
             table.add_row(name, *_site_cells(evidence, steps))
     return table
@@ -170,16 +177,10 @@ def _code(evidence: Evidence) -> Table:
 
 
 def _code_result(evidence: Evidence, steps: Sequence[StepEvidence]) -> Text:
-    if reason := _skipped(evidence, steps):
-        return Text(f"skipped: {reason}")
-    failures = [
-        message
-        for step in steps
-        if step.guest and not step.guest.ok
-        for message in step.guest.complaints
-    ]
-    if failures:
-        return Text(failures[0], "red")
+    if failures := failed_assertions(evidence, steps):
+        return Text(failures[0].partition(": ")[2], "red")
+    if reason := _why_no_result(evidence, steps):
+        return Text(reason)
     return Text("holds" if all(step.guest for step in steps) else "not reported")
 
 
@@ -191,8 +192,13 @@ def _by_scenario(evidence: Evidence, *, code: bool) -> dict[str, list[StepEviden
     return steps
 
 
-def _skipped(evidence: Evidence, steps: Sequence[StepEvidence]) -> str | None:
-    return next((reason for step in steps if (reason := evidence.skipped(step))), None)
+def _why_no_result(evidence: Evidence, steps: Sequence[StepEvidence]) -> str | None:
+    for step in steps:
+        if reason := evidence.skipped(step):
+            return f"skipped: {reason}"
+        if reason := missed_step(evidence, step):
+            return f"not done: {reason}"
+    return None
 
 
 def _cpus(evidence: Evidence) -> Table:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from orchestrator.verdict.checks import failed_assertions, missed_step
 from orchestrator.verdict.evidence import Evidence, StepEvidence
 from orchestrator.verdict.outcome import KERNEL_FAILED
 from orchestrator.verdict.result import RunResult
@@ -47,19 +48,13 @@ def cases(result: RunResult) -> list[Case]:
     by_scenario: dict[str, list[StepEvidence]] = {}
     for step in result.evidence.steps:
         by_scenario.setdefault(step.scenario.name, []).append(step)
-    found += [_scenario(result.evidence, name, steps) for name, steps in by_scenario.items()]
+    found += [scenario_case(result.evidence, name, steps) for name, steps in by_scenario.items()]
     return found
 
 
-def _scenario(evidence: Evidence, name: str, steps: list[StepEvidence]) -> Case:
-    if reason := next((why for step in steps if (why := evidence.skipped(step))), None):
-        return Case("scenario", name, "skip", reason)
-    failures = [
-        f"{step.name}: {message}"
-        for step in steps
-        if step.guest and not step.guest.ok
-        for message in step.guest.complaints
-    ]
+def scenario_case(evidence: Evidence, name: str, steps: list[StepEvidence]) -> Case:
+    """The test case of one scenario. `steps` are all of its steps."""
+    failures = failed_assertions(evidence, steps)
     failures += [
         f"{step.name}: {violation.text}"
         for step, _, violation in evidence.violations()
@@ -67,6 +62,10 @@ def _scenario(evidence: Evidence, name: str, steps: list[StepEvidence]) -> Case:
     ]
     if failures:
         return Case("scenario", name, "fail", failures[0], tuple(failures))
+    if reason := next((why for step in steps if (why := evidence.skipped(step))), None):
+        return Case("scenario", name, "skip", reason)
+    if reason := next((why for step in steps if (why := missed_step(evidence, step))), None):
+        return Case("scenario", name, "error", reason)
     unfinished = evidence.unfinished_step
     if unfinished and unfinished in steps:
         if any(finding.fatal for finding in evidence.findings):
@@ -74,6 +73,4 @@ def _scenario(evidence: Evidence, name: str, steps: list[StepEvidence]) -> Case:
         return Case("scenario", name, "error", f"the run ended in this scenario: {evidence.error}")
     if silent := [step.name for step in steps if not step.guest]:
         return Case("scenario", name, "error", f"no report for {', '.join(dict.fromkeys(silent))}")
-    if failed := [step.name for step in steps if step.guest and not step.guest.ok]:
-        return Case("scenario", name, "fail", f"not ok: {', '.join(failed)}")
     return Case("scenario", name, "pass", steps[0].scenario.title)

@@ -15,7 +15,7 @@ from typing import Literal
 
 from orchestrator.guest.klog import Finding
 from orchestrator.text.keys import PhaseCpu, SiteCpu
-from orchestrator.verdict.evidence import SKIP, Evidence, StepEvidence
+from orchestrator.verdict.evidence import BROKEN, Evidence, StepEvidence
 from orchestrator.verdict.model import CLAIMS, Poke, cpu_names
 
 KERNEL_FAILED = ("panic", "oops", "hang", "fail", "warn", "timeout")
@@ -119,36 +119,48 @@ def guest(evidence: Evidence) -> CheckResult:
 
     verdict/signature.py parses the scenario at the beginning of the details.
     """
-    reported = [seen for seen in evidence.steps if seen.guest and not evidence.skipped(seen)]
-    failures = [
-        f"{seen.name}: {'; '.join(messages)}"
-        for seen in reported
-        if (messages := _failed_assertions(seen))
-    ]
-    failures += [
-        f"{name}: {companion.message or f'exit status {companion.status}'}"
-        for name, companion in evidence.companions.items()
-        if companion.status not in (0, SKIP)
-    ]
-    if failures:
+    if failures := failed_assertions(evidence, evidence.steps):
         return CheckResult(
             "guest", "fail", f"an assertion in the guest failed: {failures[0]}", tuple(failures)
         )
+    reported = [seen for seen in evidence.steps if seen.guest and not evidence.skipped(seen)]
     if not reported:
         return CheckResult("guest", "blind", "the guest reported no step")
-    if missing := next((why for seen in reported if (why := _missing_counts(seen))), None):
-        return CheckResult("guest", "blind", missing)
+    missed = [
+        f"{seen.name}: {why}" for seen in evidence.steps if (why := missed_step(evidence, seen))
+    ]
+    if missed:
+        return CheckResult(
+            "guest", "blind", f"not everything could be done: {missed[0]}", tuple(missed)
+        )
     return CheckResult("guest", "pass", _assertions_held(reported))
 
 
-def _failed_assertions(seen: StepEvidence) -> list[str]:
-    """What does not hold in a step, by the module's messages or its counters.
+def failed_assertions(evidence: Evidence, steps: Sequence[StepEvidence]) -> list[str]:
+    """What does not hold in these steps and in the scripts that ran alongside them, as sentences
+    that begin with the step's name. The word for a scenario in every report comes from here."""
+    failures = [
+        f"{seen.name}: {'; '.join(messages)}" for seen in steps if (messages := _broken(seen))
+    ]
+    for name in dict.fromkeys(seen.scenario.name for seen in steps):
+        companion = evidence.companions.get(name)
+        if companion and companion.status == BROKEN:
+            failures.append(f"{name}: {companion.message or 'what ran alongside failed'}")
+    return failures
 
-    A step that could not be run proves nothing.
-    """
+
+def missed_step(evidence: Evidence, seen: StepEvidence) -> str | None:
+    """Why a step shows nothing though the kernel lacks nothing for it. None when it shows all that
+    it should, was skipped, or was not reported at all, which is the business of other checks."""
+    if seen.guest is None or evidence.skipped(seen):
+        return None
+    return evidence.missed(seen) or _missing_counts(seen)
+
+
+def _broken(seen: StepEvidence) -> list[str]:
+    """What does not hold in a step, by the module's messages or its counters."""
     step = seen.guest
-    assert step
-    if step.integer("error"):
+    if step is None or step.missed is not None:
         return []
     failures = [] if step.ok else step.complaints or ["not ok"]
     if step.ok and step.total("torn"):
@@ -161,10 +173,8 @@ def _failed_assertions(seen: StepEvidence) -> list[str]:
 def _missing_counts(seen: StepEvidence) -> str | None:
     """Why the guest's report on a step is not enough to judge it, None when it is."""
     assert seen.guest
-    if error := seen.guest.integer("error"):
-        return f"the guest could not run {seen.name} (error {error})"
     if seen.scenario.site and not (seen.guest.counts and seen.site):
-        return f"the guest's counters for {seen.name} are missing"
+        return "the guest's counters are missing"
     return None
 
 

@@ -16,9 +16,10 @@ from orchestrator.text.keys import PhaseCpu, SiteCpu
 from orchestrator.text.symbols import Symbols
 from orchestrator.verdict.model import Poke, Violation, WatchedStep
 
-SKIP = 4
-"""Exit status of a test that the kernel lacks something for, as in the kernel's own selftests
-(KSFT_SKIP in tools/testing/selftests/kselftest.h)."""
+HOLDS, BROKEN, SKIP = 0, 1, 4
+"""Exit statuses of a companion: all is well; a promise was broken; the kernel lacks something, as
+in the kernel's own selftests (KSFT_SKIP in tools/testing/selftests/kselftest.h). With any other it
+could not do its work, and shows nothing: it was killed, or the guest is out of memory."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Companion:
     """Result of the shell script that ran in the guest alongside a scenario."""
 
     status: int
-    """Its exit status; SKIP where the kernel lacks something."""
+    """Its exit status: HOLDS, BROKEN, SKIP, or any other."""
     message: str
     """The last line that it printed, empty for none."""
 
@@ -186,6 +187,14 @@ class Evidence:
         if companion and companion.status == SKIP and not seen.step.is_watched:
             return companion.message or "the guest lacks something"
         return seen.guest.skip if seen.guest else None
+
+    def missed(self, seen: StepEvidence) -> str | None:
+        """Why a step could not be done this time, None when it was."""
+        companion = None if seen.step.is_watched else self.companions.get(seen.scenario.name)
+        if companion and companion.status not in (HOLDS, BROKEN, SKIP):
+            status = f"what ran alongside ended with status {companion.status}"
+            return f"{companion.message} ({status})" if companion.message else status
+        return seen.guest.missed if seen.guest else None
 
     @property
     def unfinished_step(self) -> StepEvidence | None:

@@ -107,10 +107,13 @@ class Run:
         else:
             self.report[at] = self.report[at].replace(old, new)
 
-    def code(self, name: str, *sentences: str, skip: str | None = None) -> None:
+    def code(
+        self, name: str, *sentences: str, skip: str | None = None, missed: str | None = None
+    ) -> None:
         """Run the code scenario `name` as step 10, reported as scenario.c does.
 
         sentences: its failed assertions.
+        skip, missed: what it lacks, and what could not be done.
         """
         self.scenarios += select([name])
         self.report[self.report.index("1..9")] = "1..10"
@@ -118,10 +121,12 @@ class Run:
             f"# step=10 name={name} seq=7",
             *(f"# {sentence}" for sentence in sentences),
         ]
-        why = f" # SKIP {skip}" if skip and not sentences else ""
+        why = ""
+        if not sentences:
+            why = f" # SKIP {skip}" if skip else f" # ERROR {missed}" if missed else ""
         self.report += [
             "# announced=18 elapsed_ns=210000000",
-            f"{'not ' if sentences else ''}ok 10 {name}.free{why}",
+            f"{'not ' if sentences or missed else ''}ok 10 {name}.free{why}",
         ]
 
     # -- the results

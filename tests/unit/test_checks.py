@@ -14,10 +14,12 @@ from good_run import GOLDEN, NOP5_OFF, NOP5_ON, ONE_ON, Run
 from orchestrator.errors import InfraError
 from orchestrator.guest import ktap
 from orchestrator.guest.klog import Finding, scan
+from orchestrator.report.terminal import _code_result
 from orchestrator.scenarios.scenario import select
 from orchestrator.scenarios.steps import plan_steps
+from orchestrator.verdict.cases import scenario_case
 from orchestrator.verdict.checks import CHECKS, CheckResult, run_checks
-from orchestrator.verdict.evidence import SKIP, Companion, Evidence, StepEvidence
+from orchestrator.verdict.evidence import BROKEN, SKIP, Companion, Evidence, StepEvidence
 from orchestrator.verdict.model import CLAIMS, follow
 from orchestrator.verdict.outcome import judge
 
@@ -168,9 +170,12 @@ UNSEEN: dict[str, tuple[Callable[[Run], object], Iterable[str]]] = {
     "a CPU after the poke": (lambda run: run.say(4, "cpu=0 phase=3", None), ["coverage"]),
     "a log that overflowed": (lambda run: setattr(run, "findings", _find("lost")), ["console"]),
     "the console": (lambda run: setattr(run, "unscanned", "no first line"), ["console"]),
-    "a step that could not be run": (lambda run: run.say(9, "error=0", "error=-12"), ["guest"]),
-    "a step that failed because it could not be run": (
-        lambda run: [run.say(9, "error=0", "error=-12"), run.say(9, "ok 9 ", "not ok 9 ")],
+    "a step that could not be done": (
+        lambda run: run.say(
+            9,
+            "ok 9 key.owner.free",
+            "not ok 9 key.owner.free # ERROR the hammers cannot be started",
+        ),
         ["guest"],
     ),
     "the last step": (
@@ -283,14 +288,65 @@ def test_a_skipped_code_scenario_proves_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("message", "reported"),
-    [("CPU 1 does not come online", "CPU 1 does not come online"), ("", "exit status 7")],
+    [("the tracer is nop", "the tracer is nop"), ("", "what ran alongside failed")],
 )
 def test_a_failed_companion_is_reported_with_its_last_line(message: str, reported: str) -> None:
     run = Run()
-    run.companions["nop5"] = Companion(7, message)
+    run.companions["nop5"] = Companion(BROKEN, message)
     assert not any(map(run.evidence().skipped, run.evidence().steps))
     assert guest(run).status == "fail"
     assert guest(run).text == f"an assertion in the guest failed: nop5: {reported}"
+
+
+@pytest.mark.parametrize("status", [2, 3, 126, 127, 137, 139, 255])
+def test_a_companion_that_could_not_do_its_work_blames_nobody_and_proves_nothing(
+    status: int,
+) -> None:
+    """3 is what our scripts say; the others are a shell's, and signals such as the OOM killer's."""
+    run = Run()
+    run.companions["nop5"] = Companion(status, "sh: trapper: not found")
+    assert guest(run).status == "blind"
+    assert "sh: trapper: not found" in guest(run).text
+    assert judge(run.evidence()).outcome == "infra"
+
+
+def test_what_could_not_be_done_this_time_is_no_pass() -> None:
+    run = Run()
+    run.code("contexts", missed="no NMI came to CPU 1")
+    evidence = run.evidence()
+    assert evidence.skipped(evidence.steps[9]) is None
+    assert not_passed(run) == {"guest": "blind"}
+    verdict = judge(evidence)
+    assert (verdict.outcome, verdict.exit_status) == ("infra", 125)
+    assert verdict.reason.endswith("contexts.free: no NMI came to CPU 1")
+
+
+def test_a_failure_counts_although_the_companion_lacks_something() -> None:
+    run = Run()
+    run.code("together", SENTENCE)
+    run.companions["together"] = Companion(SKIP, "this kernel has no function tracer")
+    assert guest(run).status == "fail"
+
+
+@pytest.mark.parametrize(
+    ("line", "word", "status", "case"),
+    [
+        ("ok 10 contexts.free", "holds", "pass", "pass"),
+        # Its sentence was lost. The table once said `holds` beside that failure.
+        ("not ok 10 contexts.free", "not ok", "fail", "fail"),
+        ("ok 10 contexts.free # SKIP one CPU", "skipped: one CPU", "pass", "skip"),
+        ("not ok 10 contexts.free # ERROR no NMI", "not done: no NMI", "blind", "error"),
+    ],
+)
+def test_the_table_says_what_the_check_says(line: str, word: str, status: str, case: str) -> None:
+    run = Run()
+    run.code("contexts")
+    run.report[-1] = line
+    evidence = run.evidence()
+    steps = evidence.steps[9:]
+    assert str(_code_result(evidence, steps)) == word
+    assert guest(run).status == status
+    assert scenario_case(evidence, "contexts", steps).status == case
 
 
 def test_a_companion_that_succeeds_is_no_fault() -> None:

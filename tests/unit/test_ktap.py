@@ -125,6 +125,14 @@ def test_a_skipped_step_says_why() -> None:
     assert step.name == "key.key.on"
 
 
+def test_a_step_that_could_not_be_done_is_neither_skipped_nor_ok() -> None:
+    (step,) = ktap.parse(["not ok 1 contexts.free # ERROR no NMI came to CPU 1"]).steps
+    assert not step.ok
+    assert step.skip is None
+    assert step.missed == "no NMI came to CPU 1"
+    assert step.name == "contexts.free"
+
+
 def test_earlier_reports_of_others_are_skipped() -> None:
     kunit = [
         "KTAP version 1",
