@@ -4,8 +4,8 @@
  * must cause exactly one SIGTRAP, with the address behind it.
  *
  * There is one process per CPU. The last line of output is the result. The exit
- * status is 0 if each int3 was delivered, 4 if int3 could not be executed on every
- * CPU, else 1.
+ * status is 0 if each int3 was delivered, 1 if one was not, 3 if int3 could not be
+ * executed on every CPU.
  */
 #define _GNU_SOURCE
 #include <sched.h>
@@ -23,6 +23,8 @@
  */
 #define BURST		10
 #define PAUSE_US	5000
+
+#define COULD_NOT	3	/* exit status: nothing was shown */
 
 struct count {
 	long executed;
@@ -61,7 +63,7 @@ static void child(int cpu, const char *file)
 	CPU_ZERO(&one);
 	CPU_SET(cpu, &one);
 	if (sched_setaffinity(0, sizeof(one), &one) || sigaction(SIGTRAP, &action, NULL))
-		_exit(4);
+		_exit(COULD_NOT);
 	do {
 		for (i = 0; i < BURST; i++) {
 			mine->executed++;
@@ -74,6 +76,9 @@ static void child(int cpu, const char *file)
 
 static int judge(int cpu, int status, const volatile struct count *count)
 {
+	/* Out of memory: nobody else kills with that signal. */
+	if (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL)
+		return COULD_NOT;
 	if (WIFSIGNALED(status)) {
 		printf("after %ld int3 in user mode on CPU %d the program was killed by signal %d\n",
 		       count->executed, cpu, WTERMSIG(status));
@@ -96,11 +101,11 @@ int main(int argc, char **argv)
 	cpu_set_t set;
 
 	if (argc != 2 || sched_getaffinity(0, sizeof(set), &set))
-		return 4;
+		return COULD_NOT;
 	counts = mmap(NULL, CPU_SETSIZE * sizeof(*counts), PROT_READ | PROT_WRITE,
 		      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (counts == MAP_FAILED)
-		return 4;
+		return COULD_NOT;
 	for (cpu = 0; cpu < CPU_SETSIZE; cpu++) {
 		if (!CPU_ISSET(cpu, &set))
 			continue;
@@ -110,11 +115,12 @@ int main(int argc, char **argv)
 			child(cpu, argv[1]);
 	}
 	for (cpu = 0; cpu < CPU_SETSIZE; cpu++) {
-		if (counts[cpu].pid <= 0)
+		if (!counts[cpu].pid)
 			continue;
-		if (waitpid(counts[cpu].pid, &status, 0) < 0)
-			return 4;
-		outcome = judge(cpu, status, &counts[cpu]);
+		if (counts[cpu].pid < 0 || waitpid(counts[cpu].pid, &status, 0) < 0)
+			outcome = COULD_NOT;
+		else
+			outcome = judge(cpu, status, &counts[cpu]);
 		if (outcome && result != 1)
 			result = outcome;
 		executed += counts[cpu].executed;
@@ -122,7 +128,7 @@ int main(int argc, char **argv)
 	}
 	if (!result)
 		printf("%ld int3 in user mode on %d CPUs, each delivered\n", executed, cpus);
-	if (result == 4)
+	if (result == COULD_NOT)
 		puts("int3 in user mode could not be executed on every CPU");
 	return result;
 }

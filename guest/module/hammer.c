@@ -282,8 +282,9 @@ static bool gate_passed(struct cpumask *missing)
  * @phase: where their passes are counted
  *
  * The time limit is in guest time, which stands still while a debugger holds the
- * machine. Spins if called with interrupts off: a kernel that pokes like that
- * must be caught for doing so, not for sleeping in this function.
+ * machine. It is a number of short waits, as in orch_wait_until(): the clock may
+ * leap. Spins if called with interrupts off: a kernel that pokes like that must
+ * be caught for doing so, not for sleeping in this function.
  *
  * Return: false when a CPU did not go through in time. orch_gate_stuck has those
  * CPUs.
@@ -292,7 +293,7 @@ bool orch_gate_round(enum orch_phase phase)
 {
 	static struct cpumask missing;
 	unsigned long spins, limit = 3 * GATE_SPINS;
-	int cpu, count = 0;
+	int cpu, tries, count = 0;
 
 	for (cpu = 0; cpu < nr_cpu_ids; cpu++)
 		count += !!hammers[cpu].task;
@@ -315,7 +316,9 @@ bool orch_gate_round(enum orch_phase phase)
 		for (spins = 0; !gate_passed(&missing) && spins < limit; spins++)
 			cpu_relax();
 	} else {
-		wait_event_timeout(gate_poker, gate_passed(&missing), GATE_SECONDS * HZ);
+		for (tries = 0; tries < 10 * GATE_SECONDS; tries++)
+			if (wait_event_timeout(gate_poker, gate_passed(&missing), HZ / 10))
+				break;
 	}
 	if (gate_passed(&missing))
 		return true;

@@ -7,12 +7,18 @@
 #include <linux/cpu.h>
 #include <linux/irqflags.h>
 #include <linux/string.h>
+#include <asm/tsc.h>
 #include "compat.h"
 #include "orch.h"
 #include "scenario.h"
 
-/* How often to look at memory, at 1 us or more each, before giving up on a phase. */
+/*
+ * How often, and how long, to look at memory before giving up on a phase. Both
+ * must pass: a host that does not run this CPU makes the time pass, and one that
+ * does not run the poker's CPU makes the spins pass.
+ */
 #define REACH_SPINS	5000000
+#define REACH_MS	20000
 /* The same to see that nothing changes, and between two chances to sync. */
 #define STAY_SPINS	2000
 /* By bad luck one chance to sync may be long enough for two rounds. */
@@ -76,9 +82,11 @@ static bool site_has(const struct hold *hold, const u8 *bytes)
 static bool reach(struct hold *hold, u8 bytes[][ORCH_MAX_LEN], enum orch_phase phase)
 {
 	bool sync = phase != ORCH_PHASE_INT3;
+	cycles_t begin = get_cycles();
 	unsigned int spins, later;
 
-	for (spins = 0; spins < REACH_SPINS; spins++) {
+	for (spins = 0; spins < REACH_SPINS ||
+	     get_cycles() - begin < (u64)REACH_MS * tsc_khz; spins++) {
 		if (site_has(hold, bytes[phase]))
 			return true;
 		for (later = phase + 1; later <= ORCH_PHASE_NEW; later++)
@@ -181,8 +189,8 @@ static bool move_away_from(int cpu)
  * This relies on nothing but the kernel's own promise: a kernel that does not
  * wait for this CPU is caught.
  *
- * Return: false, after orch_fail(), if the kernel did not wait; false, after
- * orch_skip(), if there is only one CPU.
+ * Return: false after orch_fail() if the kernel did not wait, after orch_skip()
+ * if there is only one CPU, and after orch_miss() if there is no holder.
  */
 bool orch_poke_held(struct orch_run *run, const struct orch_poke *poke, int cpu,
 		    orch_in_phase_t fn, void *arg)
@@ -196,8 +204,12 @@ bool orch_poke_held(struct orch_run *run, const struct orch_poke *poke, int cpu,
 	memcpy(back.to, poke->from, ORCH_MAX_LEN);
 	/* The kernel may not be able to emulate the old instruction. */
 	back.emulate = poke->emulate ? poke->emulate : poke->to;
-	if (!move_away_from(cpu)) {
+	if (num_online_cpus() == 1) {
 		orch_skip(run, "one CPU cannot hold another");
+		return false;
+	}
+	if (!move_away_from(cpu)) {
+		orch_miss(run, "the thread that pokes cannot leave CPU %d", cpu);
 		return false;
 	}
 	for (try = 0; try < TRIES; try++) {
@@ -205,8 +217,10 @@ bool orch_poke_held(struct orch_run *run, const struct orch_poke *poke, int cpu,
 		hold.returned = false;
 		hold.broken = ORCH_PHASE_OLD;
 		workers = orch_workers_start(run, cpumask_of(cpu), hold_off, &hold);
-		if (!workers)
-			break;
+		if (!workers) {
+			set_cpus_allowed_ptr(current, cpu_possible_mask);
+			return false;
+		}
 		while (!READ_ONCE(hold.ready))
 			cond_resched();
 		orch_poke(poke);

@@ -2,6 +2,7 @@
 /*
  * Kprobes that count their hits, for scenarios.
  */
+#include <linux/errno.h>
 #include <linux/kernel.h>
 #include <linux/string.h>
 #include "compat.h"
@@ -26,6 +27,23 @@ int orch_probe_register(struct orch_probe *probe, void *addr)
 	probe->kprobe.addr = addr;
 	probe->kprobe.pre_handler = count_hit;
 	return register_kprobe(&probe->kprobe);
+}
+
+/**
+ * orch_probe_refused() - report that a kprobe cannot be had
+ * @run: the run
+ * @error: what orch_probe_register() returned
+ * @where: where the probe was to be
+ *
+ * No kernel promises to take a kprobe on any instruction. Before 4.1, for one,
+ * kprobes refuse what is relative to RIP (c80e5c0c23ce).
+ */
+void orch_probe_refused(struct orch_run *run, int error, const char *where)
+{
+	if (error == -ENOMEM || error == -EAGAIN)
+		orch_miss(run, "no kprobe %s (%d)", where, error);
+	else
+		orch_skip(run, "this kernel refuses a kprobe %s (%d)", where, error);
 }
 
 /**

@@ -23,17 +23,18 @@
 
 #define KNOB	"/proc/sys/kernel/sched_schedstats"
 
-static bool write_knob(char value)
+/* Returns 0 or a negative errno. */
+static int write_knob(char value)
 {
 	struct file *file = filp_open(KNOB, O_WRONLY, 0);
 	loff_t pos = 0;
 	ssize_t done;
 
 	if (IS_ERR(file))
-		return false;
+		return PTR_ERR(file);
 	done = write_at(file, &value, pos);
 	fput(file);
-	return done == 1;
+	return done < 0 ? done : 0;
 }
 
 /* Sleep and wake up: each time through the scheduler. */
@@ -50,21 +51,31 @@ ORCH_SCENARIO(core_keys)
 	struct orch_workers *workers;
 	bool running = true, was;
 	unsigned int flips = 0;
+	int error;
 
 	if (!key)
 		return orch_skip(run, "this kernel lacks the key: CONFIG_SCHEDSTATS is not set");
 	was = static_key_enabled(key);
+	/* To the value that it has, to see whether it can be written at all. */
+	error = write_knob(was ? '1' : '0');
+	if (error == -ENOENT)
+		return orch_skip(run, "this kernel lacks " KNOB);
 	workers = orch_workers_start(run, cpu_online_mask, busy, &running);
 	do {
-		if (!orch_expect(run, write_knob(was ? '0' : '1'), KNOB " cannot be written"))
+		error = write_knob(was ? '0' : '1');
+		if (error)
 			break;
 		orch_expect(run, static_key_enabled(key) != was,
 			    "the key did not change with " KNOB);
-		write_knob(was ? '1' : '0');
+		error = write_knob(was ? '1' : '0');
+		if (error)
+			break;
 		orch_expect(run, static_key_enabled(key) == was,
 			    "the key did not change back with " KNOB);
 		flips += 2;
 	} while (orch_time_left(run));
+	if (error)
+		orch_miss(run, KNOB " cannot be written (%d)", error);
 	WRITE_ONCE(running, false);
 	orch_workers_join(workers);
 	orch_note("# flips=%u\n", flips);

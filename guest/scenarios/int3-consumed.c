@@ -210,11 +210,11 @@ static void find_sites(void)
 ORCH_SCENARIO(int3_consumed)
 {
 	u64 hits = 0, calls = 0;
-	int cpu;
+	int cpu, error;
 
 	counts = kcalloc(nr_cpu_ids, sizeof(*counts), GFP_KERNEL);
 	if (!counts)
-		return orch_skip(run, "the guest is out of memory");
+		return orch_miss(run, "the guest is out of memory");
 	last_notified = NULL;
 	find_sites();
 	/* Without kprobes this fails, and only the notifier is tested. */
@@ -222,8 +222,11 @@ ORCH_SCENARIO(int3_consumed)
 	probe.addr = (kprobe_opcode_t *)probed;
 	probe.pre_handler = pre;
 	probe.post_handler = post;
-	if (register_kprobe(&probe))
+	error = register_kprobe(&probe);
+	if (error)
 		probe.addr = NULL;
+	if (error == -ENOMEM)
+		orch_miss(run, "the guest is out of memory");
 	register_die_notifier(&notifier);
 	orch_parallel(run, cpu_online_mask, check_notifier, NULL);
 	if (num_online_cpus() == 1 || orch_hold_on_each_cpu(run, sites, nr_sites, 0, in_phase))

@@ -317,7 +317,7 @@ ORCH_SCENARIO(int3_foreign)
 
 	counts = kcalloc(nr_cpu_ids, sizeof(*counts), GFP_KERNEL);
 	if (!counts)
-		return orch_skip(run, "the guest is out of memory");
+		return orch_miss(run, "the guest is out of memory");
 	register_die_notifier(&notifier);
 	leave_int3(true);
 	orch_parallel(run, cpu_online_mask, stays, NULL);

@@ -21,8 +21,8 @@
 #include "compat.h"
 #include "scenario.h"
 
-/* How long to wait until each program has begun. */
-#define SECONDS		20
+/* How long to wait until each program has begun, as the host may be busy. */
+#define SECONDS		40
 
 static u64 *from_user;		/* int3 of user mode on each CPU, nr_cpu_ids elements */
 static bool stop;
@@ -143,13 +143,9 @@ static void poke_free(struct orch_run *run)
 
 static void run_both(struct orch_run *run)
 {
-	unsigned long end = jiffies + SECONDS * HZ;
-
-	while (cpu_without_program() >= 0 && time_before(jiffies, end))
-		msleep(10);
-	if (cpu_without_program() >= 0)
-		return orch_skip(run, "no int3 of user mode came from CPU %d within %d seconds",
-				 cpu_without_program(), SECONDS);
+	if (!orch_wait_until(cpu_without_program() < 0, SECONDS))
+		return orch_miss(run, "no int3 of user mode came from CPU %d",
+				 cpu_without_program());
 	if (num_online_cpus() == 1 || !has_handler() ||
 	    orch_hold_on_each_cpu(run, sites, ARRAY_SIZE(sites), 0, in_phase))
 		poke_free(run);
@@ -162,7 +158,7 @@ ORCH_SCENARIO(int3_user)
 
 	from_user = kcalloc(nr_cpu_ids, sizeof(*from_user), GFP_KERNEL);
 	if (!from_user)
-		return orch_skip(run, "the guest is out of memory");
+		return orch_miss(run, "the guest is out of memory");
 	register_die_notifier(&notifier);
 	run_both(run);
 	unregister_die_notifier(&notifier);

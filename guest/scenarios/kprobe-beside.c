@@ -48,11 +48,11 @@ static void poke(struct orch_run *run, const struct orch_site *site)
 /* The probe is on the first instruction of the site's function: each pass executes both. */
 static void probe_beside(struct orch_run *run, const struct orch_site *site)
 {
+	int error = orch_probe_register(&probe, site->pass);
 	struct orch_workers *hammers;
 
-	/* Before 4.1 kprobes refuse any instruction that is relative to RIP (c80e5c0c23ce). */
-	if (orch_probe_register(&probe, site->pass))
-		return orch_skip(run, "this kernel refuses a kprobe on the function with the site");
+	if (error)
+		return orch_probe_refused(run, error, "on the function with the site");
 	hammering = true;
 	hammers = orch_workers_start(run, cpu_online_mask, hammer, (void *)site);
 	poke(run, site);
@@ -64,9 +64,13 @@ static void probe_beside(struct orch_run *run, const struct orch_site *site)
 
 static void expect_refusal(struct orch_run *run, u8 *addr, const char *where)
 {
-	if (!orch_probe_register(&probe, addr)) {
+	int error = orch_probe_register(&probe, addr);
+
+	if (!error) {
 		orch_probe_unregister(&probe);
 		orch_fail(run, "a kprobe %s is accepted", where);
+	} else if (error == -ENOMEM) {
+		orch_miss(run, "no kprobe %s (%d)", where, error);
 	}
 }
 

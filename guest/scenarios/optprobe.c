@@ -7,6 +7,7 @@
  * order: 410
  * weight: 2
  * watched: true
+ * symbols: [get_kprobe, kprobes_allow_optimization]
  */
 #include <linux/delay.h>
 #include <linux/jiffies.h>
@@ -62,15 +63,34 @@ static int hammer(struct orch_run *run, int cpu, void *arg)
 	return 0;
 }
 
+/* The optimizer is a thread, which waits for all other threads to pass by. */
+#define SECONDS		40
+
 /* Wait until the probed instruction begins with @byte. */
 static bool becomes(u8 byte)
 {
-	unsigned long end = jiffies + 3 * HZ;
-
-	while (READ_ONCE(*orch_optprobe_at) != byte && time_before(jiffies, end))
-		usleep_range(1000, 2000);
-	return READ_ONCE(*orch_optprobe_at) == byte;
+	return orch_wait_until(READ_ONCE(*orch_optprobe_at) == byte, SECONDS);
 }
+
+/*
+ * Whether the kernel has prepared to turn the registered probe into a jump: then
+ * there is another probe in the table in its stead.
+ */
+static bool is_prepared(void)
+{
+	struct kprobe *(*get)(void *addr) = (void *)orch_symbol("get_kprobe");
+	const bool *allowed = (void *)orch_symbol("kprobes_allow_optimization");
+	bool prepared;
+
+	if (!get || (allowed && !READ_ONCE(*allowed)))
+		return false;
+	preempt_disable();
+	prepared = get(orch_optprobe_at) != &probe.kprobe;
+	preempt_enable();
+	return prepared;
+}
+
+static const char is_late[] = "a kprobe did not become a jump in time";
 
 /*
  * A probe from registration to removal: int3, jump, if @overlap int3 again
@@ -83,14 +103,21 @@ static bool register_and_remove(struct orch_run *run, bool overlap)
 	bool jump;
 
 	if (error) {
-		orch_fail(run, "a kprobe is refused (%d)", error);
+		orch_probe_refused(run, error, "on an ADD");
 		return false;
 	}
-	jump = becomes(0xe9);
-	if (overlap) {
+	jump = is_prepared() && becomes(0xe9);
+	if (!jump && is_prepared())
+		orch_miss(run, is_late);
+	else if (!jump)
+		orch_skip(run, "kprobes do not become jumps here (debug.kprobes-optimization?)");
+	if (jump && overlap) {
 		error = orch_probe_register(&inner_probe, orch_optprobe_inside);
-		orch_expect(run, !error, "a kprobe inside the jump of another is refused (%d)",
-			    error);
+		if (error == -ENOMEM)
+			orch_miss(run, "no kprobe inside the jump of another (%d)", error);
+		else
+			orch_expect(run, !error,
+				    "a kprobe inside the jump of another is refused (%d)", error);
 		if (!error) {
 			orch_expect(run, READ_ONCE(*orch_optprobe_at) == 0xcc,
 				    "a kprobe stays a jump although another one is inside it");
@@ -108,9 +135,12 @@ static bool register_and_remove(struct orch_run *run, bool overlap)
 static struct orch_workers *start_hammers(struct orch_run *run)
 {
 	struct orch_workers *hammers;
+	int error = orch_probe_register(&probe, orch_optprobe_at);
 
-	if (orch_probe_register(&probe, orch_optprobe_at))
+	if (error) {
+		orch_probe_refused(run, error, "where one has just been");
 		return NULL;
+	}
 	hammering = true;
 	hammers = orch_workers_start(run, cpu_online_mask, hammer, NULL);
 	if (!hammers)
@@ -135,6 +165,8 @@ static void disable_and_enable(struct orch_run *run)
 		return;
 	do {
 		jump = becomes(0xe9);
+		if (!jump)
+			orch_miss(run, is_late);
 		disable_kprobe(&probe.kprobe);
 		enable_kprobe(&probe.kprobe);
 	} while (orch_time_left(run));
@@ -152,7 +184,8 @@ static void count_hits(struct orch_run *run)
 
 	if (!hammers)
 		return;
-	becomes(0xe9);
+	if (!becomes(0xe9))
+		orch_miss(run, is_late);
 	msleep(20);
 	stop_hammers(hammers);
 	orch_probe_compare(run, &probe, "a kprobe that became a jump");
@@ -160,10 +193,7 @@ static void count_hits(struct orch_run *run)
 
 ORCH_SCENARIO(optprobe)
 {
-	if (!register_and_remove(run, !run->watched))
-		return orch_skip(run,
-				 "kprobes do not become jumps here (debug.kprobes-optimization?)");
-	if (run->watched)
+	if (!register_and_remove(run, !run->watched) || run->watched)
 		return;
 	count_hits(run);
 	disable_and_enable(run);

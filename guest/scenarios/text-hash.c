@@ -13,6 +13,9 @@
 #include "compat.h"
 #include "scenario.h"
 
+/* How often to look for a moment in which nobody else changes the text. */
+#define TRIES	20
+
 /**
  * struct hashes - a hash of each page of a range of text
  * @start: address of the first page
@@ -91,16 +94,23 @@ static void compare(struct orch_run *run, unsigned long start, unsigned long end
 	};
 	struct hashes idle = before, after = before;
 	unsigned long where = 0;
+	int tries = 0;
 
-	if (!before.pages || !take_hashes(&before) || !take_hashes(&idle))
-		goto out;
-	if (count_changed(&before, &idle, &where)) {
-		orch_note("# %s_text=changes_by_itself\n", owner);
+	do {
+		if (!take_hashes(&before) || !take_hashes(&idle)) {
+			orch_miss(run, "the guest is out of memory");
+			goto out;
+		}
+	} while (count_changed(&before, &idle, &where) && ++tries < TRIES);
+	if (tries == TRIES) {
+		orch_miss(run, "the %s's text changes by itself, at %pS", owner, (void *)where);
 		goto out;
 	}
 	toggle_all(run);
-	if (!take_hashes(&after))
+	if (!take_hashes(&after)) {
+		orch_miss(run, "the guest is out of memory");
 		goto out;
+	}
 	orch_note("# %s_pages=%u\n", owner, before.pages);
 	orch_expect(run, !count_changed(&before, &after, &where),
 		    "%u pages of the %s's text changed, the last one at %pS",

@@ -19,15 +19,28 @@
  *           echo "$1"
  *           exit 1
  *   }
+ *   misses() {
+ *           echo "$1"
+ *           exit 3
+ *   }
  *   [ -e $tracing/current_tracer ] || lacks tracefs
  *   grep -qw function $tracing/available_tracers || lacks "function tracer"
- *   cd $tracing || exit 4
- *   echo 'vfs_* kmem_cache_* mutex_*' >set_ftrace_filter || fails "the tracer takes no filter"
+ *   [ -e $tracing/set_ftrace_filter ] || lacks "CONFIG_DYNAMIC_FTRACE"
+ *   cd $tracing || misses "$tracing cannot be entered"
+ *   # A write fails if a pattern matches no function: one is enough.
+ *   for pattern in 'vfs_*' 'kmem_cache_*' 'mutex_*'; do
+ *           echo "$pattern" >>set_ftrace_filter
+ *   done
+ *   grep -q '^[^#]' set_ftrace_filter || lacks "function that the tracer can trace"
+ *   switch() {
+ *           echo $1 >current_tracer || misses "the tracer $1 cannot be switched on"
+ *           now=$(cat current_tracer) || misses "current_tracer cannot be read"
+ *           [ "$now" = $1 ] || fails "the tracer is $now after $1 was switched on"
+ *   }
  *   rounds=0
  *   while [ -e /run/companion ] || [ $rounds -eq 0 ]; do
- *           echo function >current_tracer || fails "the function tracer cannot be switched on"
- *           [ "$(cat current_tracer)" = function ] || fails "the function tracer is not on"
- *           echo nop >current_tracer || fails "the function tracer cannot be switched off"
+ *           switch function
+ *           switch nop
  *           rounds=$((rounds + 1))
  *   done
  *   echo >set_ftrace_filter
@@ -69,7 +82,7 @@ ORCH_SCENARIO(together)
 	int error = orch_probe_register(&probe, probed->pass);
 
 	if (error)
-		return orch_fail(run, "a kprobe is refused (%d)", error);
+		return orch_probe_refused(run, error, "on the function with the site");
 	hammering = true;
 	hammers = orch_workers_start(run, cpu_online_mask, hammer, NULL);
 	do {
