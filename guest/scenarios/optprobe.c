@@ -23,7 +23,8 @@
  * Room for the jump of a kprobe: instructions of three and four bytes, none of
  * which is the target of a jump. The probed ones have no symbols: kprobes takes
  * the next symbol for the end of the function, and its jump must not reach
- * beyond that.
+ * beyond that. The int3 behind the RET is outside of it: up to 6.1 kprobes take
+ * one inside for somebody's breakpoint, and do not optimize (63dc6325ff41).
  */
 u64 orch_optprobe_pass(u64 x);
 
@@ -38,9 +39,11 @@ asm(".pushsection .text, \"ax\"\n"
     "addq $4, %rax\n\t"
     "addq $8, %rax\n\t"
     "addq $16, %rax\n\t"
-    "ret\n\t"
-    "int3\n"
+    "ret\n"
     ".size orch_optprobe_pass, . - orch_optprobe_pass\n"
+    ".globl orch_optprobe_end\n"
+    "orch_optprobe_end:\n\t"
+    "int3\n"
     ".popsection\n");
 
 #define orch_optprobe_at	((u8 *)orch_optprobe_pass + 3)

@@ -120,6 +120,7 @@ def _sites(evidence: Evidence) -> Table:
     table = tables.terminal(
         ("scenario", "old/new bytes", "held", "int3", "covered", "pokes", "int3"),
         left=2,
+        fold=("old/new bytes",),
     )
     for name, steps in _by_scenario(evidence, code=False).items():
         if reason := _why_no_result(evidence, steps):
