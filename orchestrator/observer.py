@@ -23,7 +23,7 @@ from orchestrator.machine.faults import KernelFault, TimedOut
 from orchestrator.machine.machine import Machine
 from orchestrator.scenarios.scenario import Scenario
 from orchestrator.scenarios.steps import PlanStep, plan_steps
-from orchestrator.text import symbols
+from orchestrator.text import emulation, symbols
 from orchestrator.text.functions import LOCK, POKE_ONE
 from orchestrator.text.keys import SiteCpu
 from orchestrator.verdict import model
@@ -153,7 +153,7 @@ class Observer:
             LOCK,
             *(name for scenario in self.scenarios for name in scenario.symbols),
         )
-        kernel_symbols = self._symbols((*names, *SYMBOLS))
+        kernel_symbols = self._symbols((*names, *SYMBOLS, *emulation.SYMBOLS))
         poke = next((name for name in POKE_ONE if name in kernel_symbols), None)
         if poke is None or LOCK not in kernel_symbols:
             raise BootError(
@@ -169,7 +169,10 @@ class Observer:
             for name in dict.fromkeys(names)
             if name in kernel_symbols
         )
-        status, output = self.machine.ssh.run(f"insmod /{module.NAME} symbols={parameter}")
+        emulates = self._emulates(kernel_symbols)
+        status, output = self.machine.ssh.run(
+            f"insmod /{module.NAME} symbols={parameter} {emulates}"
+        )
         if status:
             raise BootError(f"the guest cannot load the test module: {output.strip()}")
         _, output = self.machine.ssh.run(
@@ -177,6 +180,17 @@ class Observer:
         )
         module_symbols = output.splitlines()
         return kernel_symbols | _addresses(module_symbols), module_symbols
+
+    def _emulates(self, kernel_symbols: dict[str, int]) -> str:
+        """The module's parameter that says what the kernel can emulate, empty if nobody knows."""
+        emulated = emulation.emulated(kernel_symbols, self.machine.read_memory)
+        if emulated is None:
+            ui.say(
+                "cannot find out which instructions this kernel emulates at int3: "
+                "RET and conditional jumps are left out"
+            )
+            return ""
+        return f"emulates={','.join(sorted(emulated))}"
 
     # -- the two parts of a run
 

@@ -10,6 +10,8 @@
 #include <linux/jiffies.h>
 #include <linux/kthread.h>
 #include <linux/ktime.h>
+#include <linux/module.h>
+#include <linux/moduleparam.h>
 #include <linux/mutex.h>
 #include <linux/string.h>
 #include <linux/wait.h>
@@ -27,14 +29,35 @@ typedef void *(*poke_t)(void *addr, const void *opcode, size_t len, void *handle
 
 struct orch_window orch_window;
 
+static char *emulates;
+module_param(emulates, charp, 0400);
+MODULE_PARM_DESC(emulates, "Instructions that the kernel emulates at int3 (jmp32,ret,...)");
+
 /**
  * orch_emulates() - whether this kernel emulates an instruction at int3
+ * @insn: a name, see INSTRUCTIONS in orchestrator/text/emulation.py
  *
- * Return: false if it sends the CPU to an address instead.
+ * A kernel has a BUG() for an instruction that it does not know. The host has
+ * found out which it knows; without that it is what all kernels know that
+ * emulate anything.
+ *
+ * Return: false for all instructions if it sends the CPU to an address instead.
  */
-bool orch_emulates(void)
+bool orch_emulates(const char *insn)
 {
-	return ORCH_EMULATES;
+	size_t len = strlen(insn);
+	const char *at = emulates;
+
+	if (!ORCH_EMULATES)
+		return false;
+	if (!emulates)
+		return strcmp(insn, "ret") && strcmp(insn, "jcc");
+	for (; at; at = strchr(at, ',')) {
+		at += *at == ',';
+		if (!strncmp(at, insn, len) && (at[len] == ',' || !at[len]))
+			return true;
+	}
+	return false;
 }
 
 /* No kernel exports these to modules. The host looks them up in /proc/kallsyms. */

@@ -117,7 +117,7 @@ struct orch_poke {
 	void *handler;
 };
 
-bool orch_emulates(void);
+bool orch_emulates(const char *insn);
 void orch_poke(const struct orch_poke *poke);
 struct orch_poke orch_make_poke(const struct orch_site *site, bool on);
 void orch_poke_site(const struct orch_site *site, bool on);

@@ -12,6 +12,7 @@
 #include <linux/string.h>
 #include "compat.h"
 #include "orch.h"
+#include "scenario.h"
 
 u8 orch_never;
 
@@ -213,6 +214,18 @@ static void jump_site(enum orch_site_id id, const char *name, u8 *addr, unsigned
 
 struct orch_site orch_sites[ORCH_SITES];
 
+/* What a kernel does not emulate it must not be asked for: it has a BUG() for it. */
+static void needs(struct orch_site *site, const char *insn, const char *why_not)
+{
+	if (orch_emulates(insn))
+		return;
+	site->len = 0;
+	site->why_not = why_not;
+}
+
+#define NEEDS(id, insn, what)						\
+	needs(&orch_sites[ORCH_SITE_##id], insn, "this kernel does not emulate " what)
+
 const struct orch_site *orch_site(const char *name)
 {
 	int i;
@@ -254,9 +267,19 @@ void orch_sites_init(void)
 	site->new[0] = 0xe8;
 	site->emulate[0] = 0xe8;
 
-#if !defined(ORCH_EMULATES_JCC) && (ORCH_EMULATES || defined(ORCH_POKES_5))
+	if (ORCH_EMULATES) {
+		NEEDS(NOP5, "jmp32", "JMP");
+		NEEDS(LINE, "jmp32", "JMP");
+		NEEDS(PAGE, "jmp32", "JMP");
+		NEEDS(JMP32, "jmp32", "JMP");
+		NEEDS(NOP2, "jmp8", "a short JMP");
+		NEEDS(ONE, "ret", "RET");
+		NEEDS(CALL, "call", "CALL");
+		NEEDS(JCC, "jcc", "conditional jumps");
+	}
+#if !ORCH_EMULATES && defined(ORCH_POKES_5)
 	orch_sites[ORCH_SITE_JCC].len = 0;
-	orch_sites[ORCH_SITE_JCC].why_not = "this kernel does not patch conditional jumps";
+	orch_sites[ORCH_SITE_JCC].why_not = "this kernel pokes at most five bytes";
 #endif
 
 	orch_sites[ORCH_SITE_KEY].name = "key";

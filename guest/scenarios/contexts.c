@@ -315,13 +315,16 @@ static int uncovered(enum context *in, enum orch_phase *phase)
 static bool hold_on_each_cpu(struct orch_run *run)
 {
 	static const char *const names[] = { "nop5", "jmp32", "page", "call" };
+	const struct orch_site *next;
 	enum orch_phase phase;
 	enum context in;
 	int cpu, round, i = 0;
 
 	for (round = 0; round < ROUNDS; round++) {
 		for_each_online_cpu(cpu) {
-			WRITE_ONCE(site, orch_site(names[i++ % ARRAY_SIZE(names)]));
+			next = orch_site(names[i++ % ARRAY_SIZE(names)]);
+			if (next->len)
+				WRITE_ONCE(site, next);
 			if (!hold_both_ways(run, cpu))
 				return false;
 		}
@@ -442,6 +445,8 @@ static void run_all(struct orch_run *run)
 
 	if (num_online_cpus() == 1)
 		return orch_skip(run, "one CPU cannot hold another, nor interrupt it");
+	if (!site->len)
+		return orch_skip(run, "%s", site->why_not);
 	/* The parameter apic_extnmi is from 4.5 (b7c4948e9881). */
 	if (!orch_symbol("apic_extnmi"))
 		return orch_skip(run, "in this kernel only one CPU takes the machine's NMIs");

@@ -241,19 +241,19 @@ static bool hold_on_each_cpu(struct orch_run *run)
 /* --- an int3 that a poke leaves behind */
 
 /*
- * No CPU executes orch_foreign_stays() while it is poked; one that did would return
- * or go to the pad. Afterwards the int3 is like any other, but at the very
- * address that was poked last.
+ * No CPU executes orch_foreign_stays() while it is poked, so what is emulated does
+ * not matter; all kernels know int3. Afterwards the int3 is like any other, but
+ * at the very address that was poked last.
  */
 static void leave_int3(bool there)
 {
-	static const u8 ret = 0xc3;
+	static const u8 int3 = 0xcc;
 	struct orch_poke poke = {
 		.addr = orch_foreign_stays_int3,
 		.len = 1,
 		.from = { there ? 0x90 : 0xcc },
 		.to = { there ? 0xcc : 0x90 },
-		.emulate = &ret,
+		.emulate = &int3,
 		.handler = orch_foreign_pad,
 	};
 
@@ -315,6 +315,8 @@ ORCH_SCENARIO(int3_foreign)
 	u64 executed = 0;
 	int cpu, i;
 
+	if (ORCH_EMULATES && (!orch_emulates("int3") || !orch_emulates("jmp32")))
+		return orch_skip(run, "this kernel does not emulate JMP, or does not poke int3");
 	counts = kcalloc(nr_cpu_ids, sizeof(*counts), GFP_KERNEL);
 	if (!counts)
 		return orch_miss(run, "the guest is out of memory");

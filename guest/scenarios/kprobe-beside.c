@@ -48,9 +48,12 @@ static void poke(struct orch_run *run, const struct orch_site *site)
 /* The probe is on the first instruction of the site's function: each pass executes both. */
 static void probe_beside(struct orch_run *run, const struct orch_site *site)
 {
-	int error = orch_probe_register(&probe, site->pass);
 	struct orch_workers *hammers;
+	int error;
 
+	if (!site->len)
+		return orch_skip(run, "%s", site->why_not);
+	error = orch_probe_register(&probe, site->pass);
 	if (error)
 		return orch_probe_refused(run, error, "on the function with the site");
 	hammering = true;

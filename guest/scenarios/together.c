@@ -79,8 +79,11 @@ ORCH_SCENARIO(together)
 	const struct orch_site *probed = &orch_sites[ORCH_SITE_NOP2];
 	const struct orch_site *key = &orch_sites[ORCH_SITE_KEY];
 	struct orch_workers *hammers;
-	int error = orch_probe_register(&probe, probed->pass);
+	int error;
 
+	if (!probed->len)
+		return orch_skip(run, "%s", probed->why_not);
+	error = orch_probe_register(&probe, probed->pass);
 	if (error)
 		return orch_probe_refused(run, error, "on the function with the site");
 	hammering = true;

@@ -119,6 +119,18 @@ class Machine:
         """Let the guest run."""
         self.qmp.cont()
 
+    def read_memory(self, address: int, size: int) -> bytes:
+        """Guest memory at a virtual address, without stopping the guest and without GDB.
+
+        Raises InfraError where there is none.
+        """
+        file = self.directory / "memory"
+        try:
+            self.qmp.execute("memsave", val=address, size=size, filename=str(file))
+            return file.read_bytes()
+        finally:
+            file.unlink(missing_ok=True)
+
     def gdb_connected(self) -> None:
         """Remove the path of GDB's socket, which is not needed any more; unless attachable."""
         if not self._attachable:

@@ -13,7 +13,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-from orchestrator.text import disasm
+from orchestrator.text import disasm, emulation
 from orchestrator.text.functions import (
     HANDLERS,
     LOCK,
@@ -57,6 +57,7 @@ def facts(lines: Sequence[str], read: Read) -> dict[str, str]:
         else "none",
         "writes text": first(WRITERS),
         "takes int3": handler + (" (a die notifier)" if handler == "int3_notify" else ""),
+        "emulates": _emulates(symbols, read),
         "syncs a core": first((SYNC,)),
         "lock": first((LOCK,)),
         "stops machines": first(STOPPERS),
@@ -66,6 +67,13 @@ def facts(lines: Sequence[str], read: Read) -> dict[str, str]:
         or "nobody",
     }
     return found | _jump_labels(symbols, read)
+
+
+def _emulates(symbols: Mapping[str, int], read: Read) -> str:
+    emulated = emulation.emulated(symbols, read)
+    if emulated is None:
+        return "unknown"
+    return ", ".join(sorted(emulated)) or "nothing: it sends CPUs to an address"
 
 
 def _addresses(lines: Sequence[str]) -> dict[str, int]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 
+from orchestrator.errors import InfraError
 from orchestrator.text import facts
 
 TEXT, TABLE, QUEUE = 0xFFFFFFFF81000000, 0xFFFFFFFF82000000, 0xFFFFFFFF81000800
@@ -30,7 +31,9 @@ def read_facts(old: bool) -> dict[str, str]:
     content[QUEUE] = bytes.fromhex("803d0000000001813d0000000000010000c3")  # cmpb $1; cmpl $0x100
 
     def read(address: int, count: int) -> bytes:
-        start = max(at for at in content if at <= address)
+        start = max((at for at in content if at <= address), default=None)
+        if start is None:
+            raise InfraError("no memory there")
         return content[start][address - start : address - start + count]
 
     names = {**NAMES, "__stop___jump_table": TABLE + size * len(sites)}
@@ -45,6 +48,7 @@ def test_facts_of_a_kernel_with_either_kind_of_jump_table() -> None:
         assert values["takes int3"] == "poke_int3_handler"
         assert values["pokes for"] == "static calls, ftrace"
         assert values["stops machines"] == "none"
+        assert values["emulates"] == "unknown"
         assert values["jump labels"] == "4"
         assert values["sample of 4"] == "5 bytes 0f1f440000: 2, 2 bytes 6690: 1, 5 bytes jmp: 1"
 
