@@ -76,10 +76,15 @@ class Qemu:
 
     @property
     def command(self) -> list[str]:
-        """The beginning of its command line; it also needs `env`."""
+        """The beginning of its command line; it also needs `env`.
+
+        Paths are absolute, since QEMU runs in the directory of its run. A bare name stays one: it
+        is looked up in $PATH.
+        """
+        bare = len(self.binary.parts) == 1
         return [
-            str(self.binary),
-            *(argument for path in self.firmware for argument in ("-L", str(path))),
+            str(self.binary if bare else self.binary.absolute()),
+            *(argument for path in self.firmware for argument in ("-L", str(path.absolute()))),
         ]
 
     @property

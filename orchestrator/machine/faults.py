@@ -42,3 +42,10 @@ class TimedOut(OrchestratorError):
 
     def __init__(self, what: str, seconds: float) -> None:
         super().__init__(f"{what} did not happen within {seconds:.0f} s")
+
+
+class Silent(TimedOut):
+    """No observer has seen anything of the guest for a long time."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__("a sign of life from the guest", seconds)

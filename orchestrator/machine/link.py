@@ -6,14 +6,25 @@ The guest's end is guest/init/ttylink.c, which describes the frames.
 
 from __future__ import annotations
 
+import contextlib
 import selectors
 import socket
 import struct
 import threading
 
+from orchestrator.machine.waiting import Reader
+
 MAX_PAYLOAD = 4096
 WINDOW = 16384
 """Most bytes in flight to the guest. The guest's tty layer can buffer 64 KiB."""
+BACKLOG = 1 << 20
+"""Bytes from the guest that may wait for our side to read them. Then the guest has to wait."""
+LENGTHS = {b"H": range(4, 5), b"A": range(4, 5), b"D": range(MAX_PAYLOAD + 1), b"C": range(1)}
+"""The kinds of frames that the guest may send, and how long their payload may be."""
+
+
+class _NotAFrame(Exception):
+    """The guest has sent something else than frames. The message is a sentence."""
 
 
 class Link:
@@ -26,6 +37,8 @@ class Link:
 
     def __init__(self, line: socket.socket) -> None:
         self.ready = threading.Event()
+        self.frames = 0
+        """Number of frames that the guest has sent so far."""
         self._line = line
         self._line.setblocking(False)
         self._lock = threading.Lock()  # guards the next three
@@ -42,8 +55,15 @@ class Link:
         self._sent = 0  # bytes written to the line in all
         self._acknowledged = 0  # bytes of these that the guest has read
         self._wake_read, self._wake_write = socket.socketpair()
-        self._thread = threading.Thread(target=self._run, name="ssh-line", daemon=True)
-        self._thread.start()
+        self._wake_write.setblocking(False)
+        self._reader = Reader("the serial line that carries ssh", self._run)
+        self._reader.start()
+
+    @property
+    def lost(self) -> str:
+        """Why the line cannot be used any more, as a sentence; empty unless that is our own doing
+        or the guest's. The end of QEMU is neither."""
+        return self._reader.lost
 
     def connect(self) -> socket.socket:
         ours, theirs = socket.socketpair()
@@ -55,7 +75,7 @@ class Link:
                 theirs.close()
             else:
                 self._next = theirs
-                self._wake_write.send(b".")
+                self._wake()
         return ours
 
     def close(self) -> None:
@@ -63,10 +83,14 @@ class Link:
         with self._lock:
             self._closing = True
             if not self._over:
-                self._wake_write.send(b".")
-        self._thread.join(5)
+                self._wake()
+        self._reader.join(5)
         for end in (self._line, self._wake_read, self._wake_write):
             end.close()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # it has been woken often enough
+            self._wake_write.send(b".")
 
     # Everything below runs in the thread, so no socket is closed while the selector waits on it.
 
@@ -95,6 +119,8 @@ class Link:
                 pass
         except OSError:
             pass  # the line is broken: QEMU has gone, and Machine.poll() reports why
+        except _NotAFrame as error:
+            self._reader.lose(str(error))
         finally:
             with self._lock:
                 self._over = True
@@ -112,7 +138,8 @@ class Link:
             self._begin(begun)
         with selectors.DefaultSelector() as selector:
             for end, events in self._interest().items():
-                selector.register(end, events)
+                if events:
+                    selector.register(end, events)
             ready = {key.fileobj: events for key, events in selector.select()}
         if self._wake_read in ready:
             self._wake_read.recv(100)
@@ -128,7 +155,9 @@ class Link:
 
     def _interest(self) -> dict[socket.socket, int]:
         """The events to wait for, by socket."""
-        interest = {self._wake_read: selectors.EVENT_READ, self._line: selectors.EVENT_READ}
+        interest = {self._wake_read: selectors.EVENT_READ, self._line: 0}
+        if len(self._to_local) < BACKLOG:
+            interest[self._line] |= selectors.EVENT_READ
         # Until the guest's end is ready, nobody reads what we write.
         if self._to_line and self._room() > 0 and self.ready.is_set():
             interest[self._line] |= selectors.EVENT_WRITE
@@ -137,8 +166,7 @@ class Link:
             # line takes it.
             events = selectors.EVENT_READ if self._answered and not self._to_line else 0
             events |= selectors.EVENT_WRITE if self._to_local else 0
-            if events:
-                interest[self._local] = events
+            interest[self._local] = events
         return interest
 
     def _serve(self, local: socket.socket, events: int) -> None:
@@ -166,10 +194,16 @@ class Link:
         self._from_line += data
         while len(self._from_line) >= 3:
             kind, length = struct.unpack_from("<cH", self._from_line)
+            if length not in LENGTHS.get(kind, ()):
+                raise _NotAFrame(
+                    "the guest sent something else than ssh on its second serial line "
+                    f"({bytes(self._from_line[:16])!r}...)"
+                )
             if len(self._from_line) < 3 + length:
                 break
             payload = bytes(self._from_line[3 : 3 + length])
             del self._from_line[: 3 + length]
+            self.frames += 1
             self._handle(kind, payload)
         return bool(data)
 

@@ -17,24 +17,28 @@ from types import TracebackType
 
 from orchestrator.errors import BootError, InfraError, LostVM, OrchestratorError
 from orchestrator.host import proc
+from orchestrator.host.logs import Log, MemoryFile
 from orchestrator.machine import qemu
 from orchestrator.machine.console import GuestConsole
 from orchestrator.machine.faults import GuestReset, KernelFault, TimedOut
 from orchestrator.machine.link import Link
 from orchestrator.machine.qmp import Qmp
 from orchestrator.machine.ssh import Keys, Shell
+from orchestrator.machine.waiting import Silence, until
 
-POLL = 0.05
-"""Interval between two checks of a condition, in seconds."""
 QUIT_SECONDS = 2.0
 """Time for QEMU to end by itself."""
+STOP_SECONDS = 1.0
+"""After this time a guest whose CPUs are stopped is asked why. GDB stops it for milliseconds."""
+RUN_STATES = ("running", "debug", "paused", "prelaunch")
+"""QEMU's run states in which nothing is wrong; GDB's stops are `debug`."""
 
 
 class Machine:
     """One guest, from the start of QEMU (paused) to its end. Use it as a context manager.
 
     directory: gets qemu.cmd (the command line), qemu.stderr, qemu.log, qmp.jsonl, console.log and
-    console.jsonl.
+    console.jsonl. Nothing is read from there: these files are for people.
     keys: the ones whose guest_files() are in the initramfs.
     attachable: whether GDB may connect more than once, one at a time.
 
@@ -57,9 +61,16 @@ class Machine:
         self._attachable = attachable
         self.ignore_faults = False
         """Whether waits go on after a fatal report of the kernel, for a user who debugs it."""
-        self._cleanup = contextlib.ExitStack()
         self.on_poll: list[Callable[[], None]] = []
         """Called several times a second in every wait. An exception from one ends the wait."""
+        self.silence = Silence()
+        """Limits how long the guest may be silent while somebody waits for it."""
+        self.logs: list[Log] = []
+        """The files for people that this process has written so far."""
+        self._cleanup = contextlib.ExitStack()
+        self._polling = False
+        self._ending = False
+        self._asked = 0.0  # when QEMU was last asked why the guest is stopped
 
     def __enter__(self) -> Machine:
         with self._cleanup as stack:  # undoes a start that fails half-way
@@ -80,27 +91,34 @@ class Machine:
         self.gdb_path = self._gdb_directory.path / "gdb"
         (qmp, qemu_qmp), (line, qemu_line) = socket.socketpair(), socket.socketpair()
         channels = qemu.Channels(qmp=qemu_qmp.fileno(), ssh=qemu_line.fileno(), gdb=self.gdb_path)
-        self.command_line = qemu.command_line(self.spec, channels, self.directory)
-        shell_line = qemu.shell_line(self.command_line, self.spec)
-        (self.directory / "qemu.cmd").write_text(shell_line + "\n")
-        self.qmp = Qmp(qmp, self.directory / "qmp.jsonl")
+        self.command_line = qemu.command_line(self.spec, channels)
+        shell_line = qemu.shell_line(self.command_line, self.spec, self.directory)
+        self.log("qemu.cmd").write(shell_line + "\n")
+        self.qmp = Qmp(qmp, self.directory / "qmp.jsonl", self.check)
         stack.callback(self.qmp.close)
-        link = Link(line)
-        stack.callback(link.close)
-        self.ssh = Shell(link, self._keys, self.check)
+        self._link = Link(line)
+        stack.callback(self._link.close)
+        self.ssh = Shell(self._link, self._keys, self.check)
         stack.callback(self.ssh.close)
         self.console = GuestConsole(self.directory / "console.jsonl")
-        with (self.directory / "qemu.stderr").open("w") as stderr:
+        self.logs += [self.qmp.log, self.console.log]
+        self.silence.signs += [lambda: self.console.scanner.lines, lambda: self._link.frames]
+        self._stderr = MemoryFile("qemu.stderr")
+        stack.callback(self._stderr.close)
+        try:
             self.process = subprocess.Popen(
                 proc.mortal(self.command_line),
+                cwd=self.directory,
                 env={**os.environ, **self.spec.qemu.env},
                 stdin=subprocess.DEVNULL,
                 stdout=self.console.output,
-                stderr=stderr,
+                stderr=self._stderr.fileno(),
                 pass_fds=[qemu_qmp.fileno(), qemu_line.fileno()],
                 # Keeps Ctrl-C from QEMU: the user should not read of a lost VM after it.
                 start_new_session=True,
             )
+        except OSError as error:
+            raise InfraError(f"QEMU did not start: {error}") from error
         stack.callback(self._end)
         # QEMU must have the only copies, so that we see an end of file when it dies.
         qemu_qmp.close()
@@ -110,10 +128,16 @@ class Machine:
         try:
             self.qmp.connect()
         except LostVM:
-            self.process.wait(5)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(5)
             raise InfraError(f"QEMU did not start: {self._last_errors()}") from None
         # A second time, to run before the others: their close() waits for the end of file.
         stack.callback(self._end)
+
+    def log(self, name: str) -> Log:
+        """A new file for people in the run's directory."""
+        self.logs.append(Log(self.directory / name))
+        return self.logs[-1]
 
     def cont(self) -> None:
         """Let the guest run."""
@@ -151,27 +175,50 @@ class Machine:
     def wait(self, predicate: Callable[[], bool], timeout: float, what: str) -> None:
         """Wait until `predicate()`, for at most `timeout` seconds.
 
-        Raises LostVM, KernelFault, or TimedOut. A CPU or task that the kernel has reported as stuck
-        is a KernelFault too, but only when the time is up: on a busy host it may recover.
+        Raises like check(), or TimedOut. A CPU or task that the kernel has reported as stuck is a
+        KernelFault too, but only when the time is up: on a busy host it may recover.
 
         what: what is waited for, for the message: "the module's report".
         """
-        deadline = time.monotonic() + timeout
-        while not predicate():
-            self.check(what)
-            if time.monotonic() > deadline:
-                if stalls := self.console.scanner.stalls:
-                    raise KernelFault(what, stalls[0], self.console.scanner.findings)
-                raise TimedOut(what, timeout)
-            time.sleep(POLL)
+        if until(predicate, timeout, lambda: self.check(what)):
+            return
+        if stalls := self.console.scanner.stalls:
+            raise KernelFault(what, stalls[0], self.console.scanner.findings)
+        raise TimedOut(what, timeout)
 
     def check(self, what: str = "the guest") -> None:
-        """Raise LostVM if the machine has gone, KernelFault if its kernel has failed."""
+        """Ask all observers whether it makes sense to go on waiting.
+
+        Raises LostVM if the machine has gone, KernelFault if its kernel has failed, Silent if it
+        has been silent for too long, InfraError if one of its channels is not read any more.
+        """
+        if self._ending:
+            return
         self.poll()
-        for on_poll in self.on_poll:
-            on_poll()
+        if not self._polling:  # a callback may itself have to wait
+            self._polling = True
+            try:
+                for on_poll in [*self.on_poll]:
+                    on_poll()
+                self._check_run_state()
+                self.silence.listen()
+            finally:
+                self._polling = False
         if (fatal := self.console.scanner.fatal) and not self.ignore_faults:
             raise KernelFault(what, fatal[0], self.console.scanner.findings)
+        if lost := self.console.lost or self.qmp.lost or self._link.lost:
+            raise InfraError(lost)
+
+    @contextlib.contextmanager
+    def post_mortem(self) -> Iterator[None]:
+        """Let waits in the block go on although the kernel has failed or is silent."""
+        before = self.ignore_faults
+        self.ignore_faults = True
+        try:
+            with self.silence.limit(None):
+                yield
+        finally:
+            self.ignore_faults = before
 
     def poll(self) -> None:
         """Raise LostVM if QEMU has ended, or if the guest has reset or powered off.
@@ -180,7 +227,8 @@ class Machine:
         """
         shutdown = self.qmp.find("SHUTDOWN")
         reason = f" ({shutdown.data.get('reason')})" if shutdown else ""
-        if self.qmp.lost:
+        channel_closed = self.qmp.gone or self.console.ended
+        if channel_closed:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(QUIT_SECONDS)
         status = self.process.poll()
@@ -191,6 +239,8 @@ class Machine:
                 else f"ended with status {status}"
             )
             raise LostVM(f"QEMU {how}{reason}: {self._last_errors()}")
+        if channel_closed:
+            raise LostVM(f"QEMU has closed its channels to us: {self._last_errors()}")
         if shutdown:
             reset = shutdown.data.get("reason") == "guest-reset"
             if not self.console.ready and shutdown.data.get("guest"):
@@ -208,12 +258,23 @@ class Machine:
         last = next((line for line in reversed(self.console.lines) if line.strip()), "(none)")
         return f"the last console line was: {last}"
 
+    def _check_run_state(self) -> None:
+        """Raise LostVM if QEMU itself has stopped the guest, as KVM does at an internal error."""
+        since = self.qmp.stopped_since
+        if since is None or time.monotonic() - max(since, self._asked) < STOP_SECONDS:
+            return
+        self._asked = time.monotonic()
+        state = str(self.qmp.execute("query-status")["status"])
+        if state not in RUN_STATES:
+            raise LostVM(f"QEMU has stopped the guest ({state}): {self._last_errors()}")
+
     def _last_errors(self) -> str:
-        lines = (self.directory / "qemu.stderr").read_text(errors="replace").strip().splitlines()
+        lines = self._stderr.read().decode(errors="replace").strip().splitlines()
         return " / ".join(lines[-3:]) or "it printed no error"
 
     def _end(self) -> None:
         """Ask QEMU to quit, so that it flushes its plugins and logs; kill it if it does not."""
+        self._ending = True
         if self.process.poll() is None:
             with contextlib.suppress(OrchestratorError, subprocess.TimeoutExpired):
                 self.qmp.execute("quit", QUIT_SECONDS)
@@ -221,6 +282,9 @@ class Machine:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
+        if self._stderr.size():
+            self.log("qemu.stderr").write(self._stderr.read())
+            self._stderr.clear()
 
 
 class _ShortLived:

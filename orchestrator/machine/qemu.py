@@ -103,8 +103,12 @@ def kernel_command_line(spec: MachineSpec) -> str:
     return " ".join(parameters)
 
 
-def command_line(spec: MachineSpec, channels: Channels, directory: Path) -> list[str]:
-    """QEMU's argument vector. The logs go to `directory`."""
+def command_line(spec: MachineSpec, channels: Channels) -> list[str]:
+    """QEMU's argument vector. It writes its logs to the current directory.
+
+    So their names are ours, and have nothing in them that QEMU takes for syntax: not the comma of
+    its options, nor the percent sign of -D.
+    """
     return [
         *spec.qemu.command,
         *("-name", "orchestrator,debug-threads=on"),
@@ -129,33 +133,35 @@ def command_line(spec: MachineSpec, channels: Channels, directory: Path) -> list
         # A reset (most likely a triple fault) ends the run, but QEMU stays, paused, so that the
         # registers can be read.
         *("-action", "reboot=shutdown,shutdown=pause"),
-        *("-d", ",".join(spec.log), "-D", str(directory / "qemu.log")),
+        *("-d", ",".join(spec.log), "-D", "qemu.log"),
         *("-msg", "timestamp=on"),
         "-S",  # QMP's `cont` starts the guest, once every observer is in place
         *("-chardev", f"socket,id=qmp,fd={channels.qmp}", "-mon", "chardev=qmp,mode=control"),
-        *("-chardev", f"socket,id=gdb,path={channels.gdb},server=on,wait=off"),
+        *("-chardev", f"socket,id=gdb,path={escaped(channels.gdb)},server=on,wait=off"),
         *("-gdb", "chardev:gdb"),
         # A pipe, not a socket: QEMU writes byte by byte, and 280 such writes fill a socket. When it
         # is full the guest has to wait, and bytes appear twice in QEMU's logfile. We want that file
         # because it is complete even if this process dies.
-        *("-chardev", f"stdio,id=console,signal=off,logfile={escaped(directory / 'console.log')}"),
+        *("-chardev", "stdio,id=console,signal=off,logfile=console.log"),
         *("-device", "isa-serial,chardev=console,index=0"),
         *("-chardev", f"socket,id=ssh,fd={channels.ssh}"),
         *("-device", "isa-serial,chardev=ssh,index=1"),
-        *("-kernel", str(spec.bzimage)),
-        *("-initrd", str(spec.initrd)),
+        *("-kernel", str(spec.bzimage.absolute())),
+        *("-initrd", str(spec.initrd.absolute())),
         *("-append", kernel_command_line(spec)),
         *spec.options,
     ]
 
 
-def shell_line(command: list[str], spec: MachineSpec) -> str:
-    """`command` as one line for a shell, with the environment that it needs."""
-    return shlex.join(
-        [*(f"{name}={value}" for name, value in sorted(spec.qemu.env.items())), *command]
+def shell_line(command: list[str], spec: MachineSpec, directory: Path) -> str:
+    """`command` as one line for a shell, with its directory and the environment that it needs."""
+    environment = [f"{name}={value}" for name, value in sorted(spec.qemu.env.items())]
+    return (
+        f"cd {shlex.quote(str(directory.absolute()))} && "
+        f"{shlex.join([*(['env', *environment] if environment else []), *command])}"
     )
 
 
-def escaped(path: Path) -> str:
-    """`path` as a value within a QEMU option, where a comma is doubled."""
-    return str(path).replace(",", ",,")
+def escaped(value: Path | str) -> str:
+    """`value` as it must be written within a QEMU option, where a comma is doubled."""
+    return str(value).replace(",", ",,")

@@ -9,14 +9,18 @@ import contextlib
 import json
 import socket
 import threading
-from collections.abc import Coroutine
+import time
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
+from qemu.qmp.protocol import Runstate
 
 from orchestrator.errors import InfraError, LostVM
+from orchestrator.host.logs import Log
+from orchestrator.machine.waiting import POLL, until
 
 T = TypeVar("T")
 
@@ -39,13 +43,23 @@ class Qmp:
     The library (qemu.qmp) is asynchronous. Its loop runs in a thread of its own, so that events are
     recorded even while no command is in progress. No method blocks for longer than its timeout.
     They raise LostVM when QEMU has gone, InfraError when it does not answer or refuses the command.
+
+    log: gets the events, one JSON object per line.
+    check: called while a command is in progress. An exception from it ends the wait.
     """
 
-    def __init__(self, connection: socket.socket, log: Path) -> None:
-        self.events: list[QmpEvent] = []
-        self.lost = False
-        """Whether a command failed because QEMU is gone. Its exit status may come a bit later."""
-        self._log = log.open("a", buffering=1)
+    def __init__(
+        self, connection: socket.socket, log: Path, check: Callable[[], None] = lambda: None
+    ) -> None:
+        self.gone = False
+        """Whether the connection has ended: QEMU is gone. Its exit status may come a bit later."""
+        self.lost = ""
+        """Why events may be missing, as a sentence without a full stop; empty if none are."""
+        self.stopped_since: float | None = None
+        """When QEMU stopped the guest's CPUs, by time.monotonic(); None while they run."""
+        self.log = Log(log)
+        self._events: dict[str, QmpEvent] = {}  # the first of each name
+        self._check = check
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="qmp", daemon=True)
         self._thread.start()
@@ -56,7 +70,9 @@ class Qmp:
     def connect(self, timeout: float = COMMAND_SECONDS) -> None:
         """Do the handshake, and record events from here on."""
         self._complete(self._client.connect(self._connection), timeout, "its greeting")
-        self._reader = asyncio.run_coroutine_threadsafe(self._read_events(), self._loop)
+        for task in (self._read_events(), self._follow_connection()):
+            future = asyncio.run_coroutine_threadsafe(task, self._loop)
+            future.add_done_callback(self._on_task_end)
 
     def execute(self, command: str, timeout: float = COMMAND_SECONDS, **arguments: object) -> Any:
         """Run a QMP command and return its result.
@@ -74,7 +90,7 @@ class Qmp:
 
     def find(self, name: str) -> QmpEvent | None:
         """The first event called `name`, if there was one."""
-        return next((event for event in list(self.events) if event.name == name), None)
+        return self._events.get(name)
 
     def close(self) -> None:
         """End the session, whatever state it is in."""
@@ -83,23 +99,37 @@ class Qmp:
         asyncio.run_coroutine_threadsafe(self._end(), self._loop)
         self._thread.join(5)
         self._connection.close()
-        self._log.close()
+        self.log.close()
 
     async def _read_events(self) -> None:
         listener = EventListener()
         with self._client.listen(listener):
             async for message in listener:
-                raw: dict[str, Any] = dict(message)
-                stamp = raw["timestamp"]
-                event = QmpEvent(
-                    stamp["seconds"] + stamp["microseconds"] / 1e6,
-                    raw["event"],
-                    raw.get("data", {}),
-                )
-                self._log.write(
-                    json.dumps({"time": event.time, "event": event.name, "data": event.data}) + "\n"
-                )
-                self.events.append(event)
+                self._take(dict(message))
+
+    def _take(self, message: dict[str, Any]) -> None:
+        stamp = message["timestamp"]
+        event = QmpEvent(
+            stamp["seconds"] + stamp["microseconds"] / 1e6,
+            message["event"],
+            message.get("data", {}),
+        )
+        self._events.setdefault(event.name, event)
+        if event.name in ("STOP", "RESUME"):
+            self.stopped_since = time.monotonic() if event.name == "STOP" else None
+        self.log.write(
+            json.dumps({"time": event.time, "event": event.name, "data": event.data}) + "\n"
+        )
+
+    async def _follow_connection(self) -> None:
+        while self._client.runstate == Runstate.RUNNING:
+            await self._client.runstate_changed()
+        self.gone = True
+
+    def _on_task_end(self, future: concurrent.futures.Future[None]) -> None:
+        error = None if future.cancelled() else future.exception()
+        if error is not None:
+            self.lost = f"QEMU's events are no longer read: {type(error).__name__}: {error}"
 
     async def _end(self) -> None:
         # These errors mean that the connection was gone already.
@@ -112,15 +142,18 @@ class Qmp:
     def _complete(self, work: Coroutine[Any, Any, T], timeout: float, what: str) -> T:
         """Run `work` in the library's thread and wait for its result."""
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
+
+        def done() -> bool:
+            return bool(concurrent.futures.wait([future], POLL).done)
+
         try:
-            return future.result(timeout)
-        except concurrent.futures.TimeoutError:
-            future.cancel()
-            raise InfraError(
-                f"QEMU did not answer within {timeout:.0f} s on QMP ({what})"
-            ) from None
+            if not until(done, timeout, self._check, pause=0):
+                raise InfraError(f"QEMU did not answer within {timeout:.0f} s on QMP ({what})")
+            return future.result()
         except ExecuteError as error:
             raise InfraError(f"QEMU refuses {what}: {error}") from error
         except (QMPError, OSError, EOFError) as error:
-            self.lost = True
+            self.gone = True
             raise LostVM(f"QEMU ended before it could do {what}") from error
+        finally:
+            future.cancel()

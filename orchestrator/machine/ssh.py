@@ -19,17 +19,22 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from orchestrator.errors import InfraError
 from orchestrator.machine.faults import TimedOut
 from orchestrator.machine.link import Link
+from orchestrator.machine.waiting import POLL, until
 
 # paramiko's thread logs what we raise as an error anyway.
 logging.getLogger("paramiko").setLevel(logging.CRITICAL + 1)
 
-POLL = 0.05
-"""Interval between two checks that the machine still runs, in seconds."""
 CONNECT_SECONDS = 120.0
 """Timeout of connecting: the cryptography runs on a translated CPU that may be busy with a test."""
 SETTLE_SECONDS = 1.0
 """Time within which the cause of a broken connection becomes known."""
+OPEN_SECONDS = 86400.0
+"""More than any command may take; paramiko wants a limit."""
 CHUNK = 32768
+MAX_OUTPUT = 64 << 20
+"""Most bytes that a command may print. The largest legitimate output is a symbol table."""
+BROKEN = (paramiko.SSHException, OSError, EOFError)
+"""What paramiko raises when the connection breaks, or the guest's server does not speak ssh."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class Shell:
     """One ssh connection to the guest.
 
     Every wait calls `check` several times a second. It raises when the machine has gone or its
-    kernel has failed.
+    kernel has failed. No call of paramiko that waits for the guest is made in the caller's thread.
     """
 
     def __init__(self, link: Link, keys: Keys, check: Callable[[str], None]) -> None:
@@ -78,8 +83,9 @@ class Shell:
         what = "an ssh connection to the guest"
         self._until(self._link.ready.is_set, deadline, timeout, what)
         transport = paramiko.Transport(self._link.connect())
-        # paramiko's own limits (15 and 30 s) are meant for real machines.
-        transport.banner_timeout = transport.auth_timeout = transport.handshake_timeout = timeout
+        # paramiko's own limits (15 and 30 s) are meant for real machines. Ours comes first.
+        longest = timeout + 60
+        transport.banner_timeout = transport.auth_timeout = transport.handshake_timeout = longest
         self._transport = transport
         try:
             done = threading.Event()
@@ -90,9 +96,10 @@ class Shell:
             transport.auth_publickey("root", _paramiko_key(self._keys.client), event=done)
             self._until(lambda: done.is_set() or not transport.is_alive(), deadline, timeout, what)
             if not transport.is_authenticated():
-                raise InfraError(
-                    f"the guest's ssh server ended the connection: {transport.get_exception()}"
-                )
+                raise _failure(transport, "the guest refuses our key")
+        except BROKEN as error:
+            self.close()
+            raise self._explained("connecting", what, error) from error
         except BaseException:
             self.close()
             raise
@@ -122,54 +129,34 @@ class Shell:
         self, command: str, stdin: bytes, timeout: float, *, with_stderr: bool
     ) -> tuple[int, bytes]:
         if self._transport is None or not self._transport.is_active():
-            self.connect()
+            self.connect(min(timeout, CONNECT_SECONDS))
         assert self._transport is not None
-        deadline = time.monotonic() + timeout
         what = f"the end of `{command}` in the guest"
-        output = bytearray()
+        exchange = _Exchange(self._transport, command, stdin, with_stderr)
+        exchange.start()
         try:
-            channel = self._transport.open_session(timeout=timeout)
-            channel.set_combine_stderr(with_stderr)
-            # The outer shell reports the status of the inner one even if a signal kills that.
-            channel.exec_command(f"sh -c {shlex.quote(command)}; exit $?")
-            sent = 0
-            while not (
-                channel.exit_status_ready() and not channel.recv_ready() and channel.eof_received
+            if not until(
+                lambda: exchange.done.wait(POLL), timeout, lambda: self._check(what), pause=0
             ):
-                busy = False
-                if sent < len(stdin) and channel.send_ready():
-                    sent += channel.send(stdin[sent : sent + CHUNK])
-                    busy = True
-                if sent == len(stdin) and not channel.eof_sent:
-                    channel.shutdown_write()
-                if channel.recv_ready():
-                    output += channel.recv(CHUNK)
-                    busy = True
-                if channel.closed and not channel.recv_ready():
-                    break
-                if not busy:
-                    self._check(what)
-                    channel.status_event.wait(POLL)
-                if time.monotonic() > deadline:
-                    channel.close()
-                    raise TimedOut(what, timeout)
-            status = channel.recv_exit_status()
-            # paramiko's value for "no status": the outer shell would have reported one.
-            if status == -1:
-                raise EOFError("the connection was lost")
-            return status, bytes(output)
-        except (paramiko.SSHException, OSError, EOFError) as error:
-            # If QEMU has died, that explains the error better. Its sockets close before the process
-            # has ended, and the console's last lines may not have been read yet.
-            end = time.monotonic() + SETTLE_SECONDS
-            while time.monotonic() < end:
-                self._check(what)
-                time.sleep(POLL)
-            raise InfraError(f"`{command}`: ssh to the guest failed: {error}") from error
+                raise TimedOut(what, timeout)
+        finally:
+            exchange.abandoned = True
+        if exchange.error is not None:
+            raise self._explained(f"`{command}`", what, exchange.error) from exchange.error
+        return exchange.status, bytes(exchange.output)
+
+    def _explained(self, action: str, what: str, error: Exception) -> InfraError:
+        """The error for a broken connection. Raises what explains it better, if there is something.
+
+        If QEMU has died, its sockets close before the process has ended, and the console's last
+        lines may not have been read yet.
+        """
+        until(lambda: False, SETTLE_SECONDS, lambda: self._check(what))
+        return InfraError(f"{action}: ssh to the guest failed: {error}")
 
     def _check_host_key(self, transport: paramiko.Transport) -> None:
         if not transport.is_active():
-            raise InfraError(f"no ssh handshake with the guest: {transport.get_exception()}")
+            raise _failure(transport, "no ssh handshake with the guest")
         expected = self._keys.host.public_key().public_bytes(
             serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
         )
@@ -180,11 +167,73 @@ class Shell:
     def _until(
         self, predicate: Callable[[], bool], deadline: float, timeout: float, what: str
     ) -> None:
-        while not predicate():
-            self._check(what)
-            if time.monotonic() > deadline:
-                raise TimedOut(what, timeout)
-            time.sleep(POLL)
+        if not until(predicate, deadline - time.monotonic(), lambda: self._check(what)):
+            raise TimedOut(what, timeout)
+
+
+class _Exchange(threading.Thread):
+    """One command in the guest. In a thread of its own, because most calls of paramiko wait for the
+    guest, some of them for ever. Such a thread ends with the connection."""
+
+    def __init__(
+        self, transport: paramiko.Transport, command: str, stdin: bytes, with_stderr: bool
+    ) -> None:
+        super().__init__(name="ssh", daemon=True)
+        self.done = threading.Event()
+        self.status = -1
+        """The command's exit status."""
+        self.output = bytearray()
+        self.error: Exception | None = None
+        """Why there is no status; None if there is one."""
+        self.abandoned = False
+        """Set when nobody waits for the result any more."""
+        self._transport = transport
+        self._command = command
+        self._stdin = stdin
+        self._with_stderr = with_stderr
+
+    def run(self) -> None:
+        try:
+            self._exchange()
+        except Exception as error:  # the guest's bytes make paramiko raise all sorts of errors
+            self.error = error
+        finally:
+            self.done.set()
+
+    def _exchange(self) -> None:
+        with self._transport.open_session(timeout=OPEN_SECONDS) as channel:
+            if self.abandoned:  # a guest that was stuck may open the session late
+                return
+            channel.set_combine_stderr(self._with_stderr)
+            # The outer shell reports the status of the inner one even if a signal kills that.
+            channel.exec_command(f"sh -c {shlex.quote(self._command)}; exit $?")
+            sent = 0
+            while not self.abandoned:
+                busy = False
+                if sent < len(self._stdin) and channel.send_ready():
+                    sent += channel.send(self._stdin[sent : sent + CHUNK])
+                    busy = True
+                if sent == len(self._stdin) and not channel.eof_sent:
+                    channel.shutdown_write()
+                if channel.recv_ready():
+                    self.output += channel.recv(CHUNK)
+                    busy = True
+                    if len(self.output) > MAX_OUTPUT:
+                        raise EOFError(f"it prints more than {MAX_OUTPUT >> 20} MiB")
+                ended = channel.exit_status_ready() and channel.eof_received
+                if (ended or channel.closed) and not channel.recv_ready():
+                    break
+                if not busy:
+                    channel.status_event.wait(POLL)
+            # -1 stands for "no status", which the outer shell would have reported.
+            self.status = channel.exit_status
+            if self.status == -1:
+                raise EOFError("the connection was lost")
+
+
+def _failure(transport: paramiko.Transport, otherwise: str) -> EOFError:
+    """Why the connection has ended. paramiko's thread may have ended by any kind of exception."""
+    return EOFError(str(transport.get_exception() or otherwise))
 
 
 def _paramiko_key(key: Ed25519PrivateKey) -> paramiko.Ed25519Key:

@@ -139,3 +139,64 @@ def test_a_broken_line_is_an_end_of_file(ttylink: Path) -> None:
         connection = link.connect()
         wire._end.shutdown(socket.SHUT_RDWR)
         assert read(connection, 1) == b""
+
+
+@contextlib.contextmanager
+def hostile() -> Iterator[tuple[Link, socket.socket]]:
+    """A link whose other end says what the test says."""
+    host, guest = socket.socketpair()
+    link = Link(host)
+    try:
+        yield link, guest
+    finally:
+        link.close()
+        guest.close()
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"H\x00\x00" + bytes(8),  # too short for its number
+        b"A\x03\x00abc",
+        b"H\x05\x00abcde",
+        b"D\x01\x10" + bytes(4097),  # longer than any frame
+        b"C\x01\x00x",
+        b"O\x04\x00abcd",  # only the host sends this
+        bytes(100),
+        b"login: \r\n",
+    ],
+)
+def test_what_is_no_frame_ends_the_line_with_a_sentence(garbage: bytes) -> None:
+    with hostile() as (link, guest):
+        guest.sendall(b"H\x04\x00" + bytes(4))
+        assert link.ready.wait(5)
+        connection = link.connect()
+        guest.sendall(garbage)
+        assert read(connection, 1) == b""
+        deadline = time.monotonic() + 5
+        while not link.lost and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert link.lost.startswith("the guest sent something else than ssh on its second serial")
+        assert read(link.connect(), 1) == b""  # at once, and not never
+
+
+def test_a_guest_that_sends_faster_than_we_read_has_to_wait() -> None:
+    with hostile() as (link, guest):
+        guest.sendall(b"H\x04\x00" + bytes(4))
+        connection = link.connect()
+        guest.recv(100)
+        guest.sendall(b"H\x04\x00\x01\x00\x00\x00")
+        guest.settimeout(0.5)
+        sent = 0
+        with contextlib.suppress(TimeoutError):
+            while sent < 64 << 20:
+                sent += guest.send(b"D\x00\x10" + bytes(4096))
+        assert sent < 8 << 20
+        connection.close()
+
+
+def test_the_end_of_qemu_is_no_loss_of_the_line(ttylink: Path) -> None:
+    with linked(ttylink, "/bin/cat") as (link, wire):
+        wire._end.shutdown(socket.SHUT_RDWR)
+        assert read(link.connect(), 1) == b""
+        assert link.lost == ""

@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,61 @@ def test_events_are_kept_and_logged_as_they_arrive(
     event = qmp.find("SHUTDOWN")
     assert event and event.time == 1000.5 and event.data["reason"] == "guest-reset"
     assert json.loads((tmp_path / "qmp.jsonl").read_text())["event"] == "SHUTDOWN"
+
+
+def wait_for(predicate: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 5
+    while not predicate() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert predicate()
+
+
+def test_an_event_that_makes_no_sense_is_a_loss(qmp: Qmp, server: Server) -> None:
+    server.send({"event": "STOP", "timestamp": {"seconds": "yesterday", "microseconds": 0}})
+    wait_for(lambda: qmp.lost)
+    assert qmp.lost.startswith("QEMU's events are no longer read: TypeError")
+
+
+def test_a_full_disk_does_not_end_the_events(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "qmp.jsonl").symlink_to("/dev/full")
+    session = Qmp(server.ours, tmp_path / "qmp.jsonl")
+    session.connect()
+    for name in ("RESUME", "SHUTDOWN"):
+        server.event(name)
+    wait_for(lambda: session.find("SHUTDOWN"))
+    assert session.lost == "" and "No space left" in session.log.lost
+    session.close()
+
+
+def test_how_long_the_guest_has_been_stopped_is_known(qmp: Qmp, server: Server) -> None:
+    assert qmp.stopped_since is None
+    server.event("STOP")
+    wait_for(lambda: qmp.stopped_since)
+    server.event("RESUME")
+    wait_for(lambda: qmp.stopped_since is None)
+
+
+def test_a_connection_that_ends_between_commands_is_noticed(qmp: Qmp, server: Server) -> None:
+    server.end.shutdown(socket.SHUT_RDWR)
+    wait_for(lambda: qmp.gone)
+
+
+def test_an_observer_ends_the_wait_for_an_answer(server: Server, tmp_path: Path) -> None:
+    dead: list[bool] = []
+
+    def check() -> None:
+        if dead:
+            raise LostVM("QEMU was killed")
+
+    session = Qmp(server.ours, tmp_path / "qmp.jsonl", check)
+    session.connect()
+    server.silent = True
+    dead.append(True)
+    start = time.monotonic()
+    with pytest.raises(LostVM, match="was killed"):
+        session.execute("query-status")
+    assert time.monotonic() - start < 2
+    session.close()
 
 
 def test_a_refusal_is_explained(qmp: Qmp) -> None:
