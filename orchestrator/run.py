@@ -162,7 +162,7 @@ def _guest(cell: _Cell, *, attachable: bool) -> Iterator[Observer]:
         image = _guest_image(kernel, keys, scenarios, cell.directory, without_module)
 
     with ui.step("choosing the accelerator"):
-        machine_spec, ledger = _machine_spec(spec, kernel, image, scenarios, cell.directory)
+        machine_spec, ledger = _machine_spec(spec, kernel, image, scenarios)
     cell.machine_spec = machine_spec
     cell.evidence.untrusted = machine_spec.accel.untrusted
     ui.say(f"accelerator: {machine_spec.accel.option} ({machine_spec.accel.why})")
@@ -226,11 +226,11 @@ def _guest_image(
 
 
 def _machine_spec(
-    spec: RunSpec, kernel: Kernel, image: Path, scenarios: Sequence[Scenario], directory: Path
+    spec: RunSpec, kernel: Kernel, image: Path, scenarios: Sequence[Scenario]
 ) -> tuple[MachineSpec, Ledger]:
     qemu = tools.qemu(spec.qemu)
     chosen = accel.choose(spec.accel, qemu)
-    ledger = Ledger(qemu, chosen, directory)
+    ledger = Ledger(qemu, chosen)
     parameters = [parameter for scenario in scenarios for parameter in scenario.append]
     machine_spec = MachineSpec(
         qemu=qemu,

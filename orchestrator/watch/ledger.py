@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from orchestrator.errors import InfraError
+from orchestrator.host.logs import Log, MemoryFile
 from orchestrator.host.tools import QEMU_GOOD, Qemu
 from orchestrator.machine.accel import PROBE_CPUS, PROBE_INT3, Accel
+from orchestrator.machine.qemu import escaped
 from orchestrator.text.keys import SiteCpu
 from orchestrator.watch import plugin
 
 SOURCE = Path(__file__).with_name("ledger.c")
 CPUS = 64
+SLOTS = 1024
 RECORD = struct.Struct(f"<Q{CPUS}Q")  # struct slot in ledger.c
 
 
@@ -28,10 +32,13 @@ Counts = Counter[SiteCpu]
 
 
 class Ledger:
-    """The ledger of one machine, in the file int3.ledger of `directory`."""
+    """The ledger of one machine.
 
-    def __init__(self, qemu: Qemu, accel: Accel, directory: Path) -> None:
-        self.path = directory / "int3.ledger"
+    The plugin writes it to a file that is on no disk, so that nobody can remove or truncate it.
+    """
+
+    def __init__(self, qemu: Qemu, accel: Accel) -> None:
+        self._file = MemoryFile("int3.ledger")
         self.plugin: Path | None = None
         self.why_not: str | None = None
         """Why there is no ledger; None if there is one."""
@@ -53,11 +60,28 @@ class Ledger:
     @property
     def options(self) -> tuple[str, ...]:
         """Arguments for QEMU's command line."""
-        return ("-plugin", f"file={self.plugin},ledger={self.path}") if self.plugin else ()
+        if not self.plugin:
+            return ()
+        return ("-plugin", f"file={escaped(self.plugin)},ledger={self._file.path}")
+
+    @property
+    def lost(self) -> str:
+        """Why int3 may be missing in the counts, as a sentence; empty if none are."""
+        if not self.plugin:
+            return ""
+        if self._file.size() != SLOTS * RECORD.size:
+            return "QEMU's plugin did not begin to count int3"
+        if len({site for site, *_ in _records(self._file.read())}) == SLOTS:
+            return f"QEMU's plugin counts int3 at {SLOTS} addresses only, and there may be more"
+        return ""
 
     def read(self) -> Counts:
         """The counts so far. They are exact while the guest is stopped."""
-        return _counts(self.path) if self.plugin and self.path.exists() else Counter()
+        return _counts(self._file.read())
+
+    def save(self, log: Log) -> None:
+        """Write a copy for people; nothing if there is no ledger."""
+        log.write(self._file.read())
 
 
 def plugin_for(qemu: Qemu) -> Path:
@@ -73,16 +97,22 @@ def plugin_for(qemu: Qemu) -> Path:
 
 def _miscount(file: Path) -> str:
     """What is wrong with the ledger of a probe; empty if nothing is."""
-    counted, executed = _counts(file).total(), PROBE_CPUS * PROBE_INT3
+    counted, executed = _counts(file.read_bytes()).total(), PROBE_CPUS * PROBE_INT3
     return (
         "" if counted == executed else f"it counted {counted} int3 where {executed} were executed"
     )
 
 
-def _counts(file: Path) -> Counts:
+def _counts(content: bytes) -> Counts:
     counts: Counts = Counter()
-    for site, *by_cpu in RECORD.iter_unpack(file.read_bytes()):
-        if not site:
-            break
+    for site, *by_cpu in _records(content):
         counts.update({SiteCpu(site, cpu): count for cpu, count in enumerate(by_cpu) if count})
     return counts
+
+
+def _records(content: bytes) -> Iterator[tuple[int, ...]]:
+    """Address and count by CPU, of each address in the plugin's file so far."""
+    for record in RECORD.iter_unpack(content[: len(content) // RECORD.size * RECORD.size]):
+        if not record[0]:
+            return
+        yield record
