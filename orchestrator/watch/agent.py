@@ -15,9 +15,9 @@ handler's return address by a stub in the test module (guest/module/gate.c), whi
 result. The `return` event is therefore written at the next stop, whichever that is. Without the
 module there is a second breakpoint where the handler returns to, and no poke is announced.
 
-The events file has one JSON object per line, and every line is flushed at once:
+The events file has one JSON object per line, and every line is written at once:
 
-    n      number of the event, from 1
+    n      number of the event, from 1 in each window of observation
     t      seconds since the epoch, by the host's clock
     kind   window | hold | write | sync | int3 | return | stopper | end | cpus | error | again
     step   number of the step that the test module is running
@@ -50,6 +50,7 @@ The agent does not judge what is right and what is wrong. orchestrator/verdict/m
 from __future__ import annotations
 
 import json
+import os
 import re
 import struct
 import time
@@ -208,14 +209,17 @@ class Agent:
     limit: number of hardware breakpoints that the machine has.
     regs: where the int3 handler gets its pt_regs. `rdi`, or `die_args` for a die notifier: the
         first member of struct die_args, its third argument.
-    events: path of the events file.
+    events: path of the events file, to which the agent appends. Whoever reads it also empties it.
+        It is on no disk, so nobody can remove it, and it is not full when a disk is.
     """
 
     def __init__(self, config):
         self.symbols = config["symbols"]
         self.regs = config["regs"]
         self.limit = config["limit"]
-        self.events = Path(config["events"])
+        self.file = os.open(config["events"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        self.unwritten = b""  # complete events that the file did not take yet
+        self.write_error = ""  # the last one
         self.breakpoints = []
         self.has_module = "orch_window" in self.symbols
         self.pending = {}  # cpu -> (address of pt_regs, ip of the int3), until its handler returns
@@ -243,9 +247,8 @@ class Agent:
 
     def emit(self, kind, cpu, **fields):
         """Write one event."""
-        self.count += 1
         event = {
-            "n": self.count,
+            "n": self.count + 1,
             "t": round(time.time(), 6),
             "step": self.step,
             "kind": kind,
@@ -254,17 +257,27 @@ class Agent:
         if self.window and kind not in ("window", "error"):
             event["bytes"] = memory(self.window["site"], self.window["len"]).hex()
         event.update(fields)
-        self.file.write(json.dumps(event) + "\n")
+        line = json.dumps(event) + "\n"
+        self.count += 1
+        self.unwritten += line.encode()
+        self.flush()
+
+    def flush(self):
+        """Write what is not written yet; what the file does not take now is tried again later."""
+        try:
+            while self.unwritten:
+                self.unwritten = self.unwritten[os.write(self.file, self.unwritten) :]
+        except OSError as error:
+            self.write_error = str(error)
 
     # -- called from watch.py while the guest is stopped
 
     def open(self, step=0):
         """Set the breakpoints, as many as the machine has, and return their names.
 
-        The most informative come first. The events file is truncated: a run that goes on for hours
-        keeps the events of its last cycle.
+        The most informative come first.
         """
-        self.file = self.events.open("w", buffering=1)
+        self.count, self.unwritten = 0, b""
         handlers = {
             "write": self.on_write,
             "sync": self.on_sync,
@@ -288,6 +301,11 @@ class Agent:
         self.breakpoints, self.return_breakpoint = [], None
         self.emit_returns()
         self.end_window()
+
+    def status(self):
+        """How many events there were, and why some are not in the file (empty if all are)."""
+        self.flush()
+        return {"count": self.count, "error": self.write_error if self.unwritten else ""}
 
     def survey(self):
         """Replace the breakpoints by one that only counts int3 by CPU and address, in `surveyed`.
@@ -332,6 +350,8 @@ class Agent:
             return
         fields = WINDOW.unpack(memory(self.symbols["orch_window"], WINDOW.size))
         site, length, gated, seq, step, task, old, new, *targets = fields
+        if length > len(new):
+            raise ValueError(f"orch_window announces an instruction of {length} bytes")
         if site and seq == self.seq:
             return
         self.end_window()

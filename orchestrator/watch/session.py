@@ -9,9 +9,11 @@ returns as soon as the result with that token has arrived.
 from __future__ import annotations
 
 import contextlib
+import shlex
 import signal
 import subprocess
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,9 @@ from typing import Any
 from pygdbmi.gdbcontroller import GdbController
 
 from orchestrator.errors import InfraError
+from orchestrator.host.logs import Log
 from orchestrator.host.proc import mortal, need
+from orchestrator.machine.waiting import POLL, until
 
 Record = dict[str, Any]
 """One record of GDB's output, as pygdbmi parses it."""
@@ -36,6 +40,11 @@ SETTINGS = (
 )
 
 
+INTERRUPT_SECONDS = 0.1
+"""Interval between two attempts to stop the guest. A single one is lost now and then, when it
+arrives at QEMU while a CPU is stopping at a breakpoint."""
+
+
 class Refused(InfraError):
     """GDB answered a command with an error."""
 
@@ -44,18 +53,24 @@ class Gdb:
     """One GDB session. Use it as a context manager: no process is left when the block ends.
 
     log: gets every line that is sent and received.
-    alive: called between reads. It raises when the machine has died, which ends the wait.
+    check: called in every wait. It raises when the machine has died, which ends the wait.
     """
 
-    def __init__(self, log: Path, alive: Callable[[], None]) -> None:
-        self._alive = alive
+    def __init__(self, log: Path, check: Callable[[], None]) -> None:
+        self.log = Log(log)
+        self.busy = False
+        """Whether a command is in progress: what GDB writes meanwhile is read by execute()."""
+        self._check = check
         self._token = 0
-        self._log = log.open("a", buffering=1)
-        self._stops: list[Record] = []
+        self._errors: deque[str] = deque(maxlen=5)  # what GDB said about errors of late
+        self._stop: Record | None = None
+        self._running = False
+        self._resumed = 0  # token of the last -exec-continue
+        self._not_resumed: Record | None = None  # its error, if it came after its first answer
         # A session of its own keeps Ctrl-C from GDB: we handle it.
         gdb = ["setsid", need("gdb", "gdb"), "-nx", "-quiet", "--interpreter=mi3"]
         self.command = mortal([*gdb, "-iex", "set auto-load off"])
-        self._log.write("$ " + " ".join(self.command) + "\n")
+        self.log.write(f"$ {shlex.join(self.command)}\n")
         self._controller = GdbController(
             command=self.command, time_to_check_for_additional_output_sec=1e-6
         )
@@ -85,7 +100,7 @@ class Gdb:
                 if pipe is not None:
                     with contextlib.suppress(OSError):
                         pipe.close()
-        self._log.close()
+        self.log.close()
 
     # -- MI
 
@@ -93,21 +108,36 @@ class Gdb:
         process = self._controller.gdb_process
         if process is None or process.poll() is not None:
             status = process.returncode if process else "?"
-            raise InfraError(f"GDB ended with status {status}: see {self._log.name}")
+            raise InfraError(f"GDB ended with status {status}: see {self.log.path.name}")
         records: list[Record] = self._controller.get_gdb_response(
             timeout, raise_error_on_timeout=False
         )
         for record in records:
             kind, message = record["type"], record["message"]
             if message not in ("running", "thread-created", "library-loaded"):
-                self._log.write(f"{kind} {record.get('token')} {message} {record['payload']!r}\n")
+                self.log.write(f"{kind} {record.get('token')} {message} {record['payload']!r}\n")
+            if kind == "log":
+                self._errors.append((record["payload"] or "").strip())
+            if message == "error" and record.get("token") == self._resumed:
+                self._running, self._not_resumed = False, record
+            if kind == "notify" and message == "running":
+                self._running, self._stop = True, None
             if kind == "notify" and message == "stopped":
-                self._stops.append(record)
+                self._running, self._stop = False, record
         return records
 
     def poll(self) -> None:
         """Read what GDB has written, so that its pipe never fills. Does not wait."""
         self._read(0)
+
+    def _send(self, command: str) -> int:
+        """Send one MI command. Returns its token."""
+        self._token += 1
+        self.log.write(f"> {self._token}{command}\n")
+        # A broken pipe means that GDB has ended: _read() reports its status.
+        with contextlib.suppress(OSError):
+            self._controller.io_manager.write(f"{self._token}{command}", read_response=False)
+        return self._token
 
     def execute(self, command: str, timeout: float = 30.0) -> tuple[Record, str]:
         """Run one MI command. Returns its result record, and GDB's console output until then.
@@ -115,68 +145,103 @@ class Gdb:
         Raises Refused if GDB answers with an error, InfraError if it does not answer within
         `timeout` seconds or has ended.
         """
-        self._token += 1
-        token = self._token
-        self._log.write(f"> {token}{command}\n")
-        # A broken pipe means that GDB has ended: _read() reports its status.
-        with contextlib.suppress(OSError):
-            self._controller.io_manager.write(f"{token}{command}", read_response=False)
         console: list[str] = []
-        errors: list[str] = []
-        end = time.monotonic() + timeout
-        while True:
-            for record in self._read(0.2):
+        results: list[Record] = []
+        self._errors.clear()
+        token = self._send(command)
+
+        def answered() -> bool:
+            for record in self._read(POLL):
                 if record["type"] == "console":
                     console.append(record["payload"] or "")
-                if record["type"] == "log":
-                    errors.append((record["payload"] or "").strip())
                 if record["type"] == "result" and record.get("token") == token:
-                    if record["message"] == "error":
-                        reason = record["payload"].get("msg", "error")
-                        text = " ".join([*filter(None, errors[-3:]), reason])
-                        raise Refused(f"GDB: {text} (after {command!r})")
-                    return record, "".join(console)
-            self._alive()
-            if time.monotonic() > end:
+                    results.append(record)
+            return bool(results)
+
+        busy, self.busy = self.busy, True
+        try:
+            if not until(answered, timeout, self._check, pause=0):
                 raise InfraError(f"GDB did not answer {command!r} within {timeout:.0f} s")
+        finally:
+            self.busy = busy
+        if results[0]["message"] == "error":
+            raise self._refused(results[0], command)
+        return results[0], "".join(console)
+
+    def _refused(self, record: Record, command: str) -> Refused:
+        reason = record["payload"].get("msg", "error")
+        return Refused(
+            f"GDB: {' '.join([*filter(None, self._errors), reason])} (after {command!r})"
+        )
 
     def console(self, line: str, timeout: float = 30.0) -> str:
         """Run one line of GDB's command language, and return what it printed. Raises as execute."""
-        escaped = line.replace("\\", "\\\\").replace('"', '\\"')
-        return self.execute(f'-interpreter-exec console "{escaped}"', timeout)[1]
+        return self.execute(f"-interpreter-exec console {_quoted(line)}", timeout)[1]
+
+    def call(self, function: str, *arguments: str, timeout: float = 30.0) -> str:
+        """Call a function of GDB's Python with strings. Returns what it printed.
+
+        The strings reach it as they are, whatever characters they have. Raises as execute().
+        """
+        return self.console(f"python {function}({', '.join(map(ascii, arguments))})", timeout)
 
     # -- the guest
 
     def attach(self, target: Path) -> None:
         """Connect to QEMU's gdbstub on the unix socket `target`, which stops the guest."""
         self.execute(f"-target-select remote {target}")
+        self._running, self._stop = False, None
 
     def resume(self) -> None:
-        self._stops.clear()
+        """Let the guest run. Raises Refused if GDB cannot insert a breakpoint."""
+        self._stop = self._not_resumed = None
+        self._resumed = self._token + 1
         self.execute("-exec-continue")
+        self._running = self._stop is None
+        # GDB answers before it inserts the breakpoints. By the next answer it has, or says why not.
+        if not self._not_resumed:
+            self.execute("-gdb-show confirm")
+        if failed := self._not_resumed:
+            raise self._refused(failed, "-exec-continue")
 
     def interrupt(self, timeout: float = 30.0) -> None:
-        """Stop every CPU of the guest. Raises InfraError if that takes over `timeout` seconds."""
+        """Stop every CPU of the guest, if it runs.
+
+        Raises InfraError if that takes over `timeout` seconds.
+        """
+        last = 0.0
+
+        def stopped() -> bool:
+            nonlocal last
+            if self._running and time.monotonic() - last > INTERRUPT_SECONDS:
+                # The answer does not matter: an error says that the guest has just stopped.
+                self._send("-exec-interrupt")
+                last = time.monotonic()
+            self._read(POLL / 2 if self._running else 0)
+            return not self._running
+
         self.poll()
-        if not self._stops:
-            # Refused means that the guest has just stopped by itself. The loop below sees that.
-            with contextlib.suppress(Refused):
-                self.execute("-exec-interrupt")
-        end = time.monotonic() + timeout
-        while not self._stops:
-            self._read(0.2)
-            self._alive()
-            if time.monotonic() > end:
+        busy, self.busy = self.busy, True
+        try:
+            if not until(stopped, timeout, self._check, pause=0):
                 raise InfraError(f"GDB did not stop the guest within {timeout:.0f} s")
-        self._stops.clear()
+        finally:
+            self.busy = busy
+        self._stop = None
 
     @property
     def stopped_by_itself(self) -> bool:
         """Whether the guest stopped without interrupt(): at a breakpoint, or by a signal."""
-        return bool(self._stops)
+        return self._stop is not None
 
     @property
     def signal(self) -> str | None:
         """The signal of the last such stop; None if it was not by a signal."""
-        payload = self._stops[-1]["payload"] if self._stops else None
+        payload = self._stop["payload"] if self._stop else None
         return payload.get("signal-name") if isinstance(payload, dict) else None
+
+
+def _quoted(text: str) -> str:
+    """`text` as a string of MI."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'

@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import BootError, InfraError
+from orchestrator.errors import BootError, InfraError, OrchestratorError
+from orchestrator.host.logs import MemoryFile
 from orchestrator.machine.machine import Machine
+from orchestrator.machine.waiting import until
 from orchestrator.text.functions import HANDLERS, LOCK, STOPPERS, SYNC, WRITERS
+from orchestrator.watch import events
 from orchestrator.watch.session import Gdb
 
 AGENT = Path(__file__).with_name("agent.py")
@@ -30,7 +33,10 @@ MODULE = (
 )
 """Symbols of the test module that the agent uses."""
 
-SYMBOLS = (*HANDLERS, *WRITERS, SYNC, *STOPPERS, LOCK, *MODULE)
+STOP_MACHINE = "stop_machine"
+"""The function that uses STOPPERS. A kernel for one CPU has neither."""
+
+SYMBOLS = (*HANDLERS, *WRITERS, SYNC, *STOPPERS, STOP_MACHINE, LOCK, *MODULE)
 """All symbols whose addresses the watch takes, if they exist."""
 
 
@@ -47,7 +53,7 @@ class Watch:
     """GDB attached to one machine, with the agent loaded. Use it as a context manager.
 
     symbols: addresses by name, of those in SYMBOLS that exist.
-    directory: gets gdb.log, watch.json and events.jsonl.
+    directory: gets gdb.log, watch.json and events.jsonl, which are copies for people.
     module: whether the test module is loaded, which announces pokes and has room for the agent's
         copies of instructions.
 
@@ -64,6 +70,10 @@ class Watch:
         roles = {"write": self.writer, "sync": SYNC, "int3": self.handler}
         stopper = next((name for name in STOPPERS if name in symbols), None)
         roles |= {"stopper": stopper} if stopper else {}
+        self.impossible: dict[str, str] = {}
+        """Breakpoints that make no sense in this kernel, and why."""
+        if not stopper and STOP_MACHINE not in symbols:
+            self.impossible["stopper"] = f"this kernel has no {STOP_MACHINE}()"
         addresses = {role: symbols[name] for role, name in roles.items()}
         addresses[LOCK] = symbols[_first(symbols, (LOCK,), "lock for text pokes")]
         if module:
@@ -72,34 +82,45 @@ class Watch:
                 for name in MODULE
             }
         kvm = machine.spec.accel.kind == "kvm"
+        self._events = MemoryFile("events.jsonl")
+        self._copied = 0
         config = {
             "symbols": addresses,
             "regs": HANDLERS[self.handler],
-            "events": str(directory / "events.jsonl"),
+            "events": str(self._events.path),
             "limit": KVM_BREAKPOINTS if kvm else TCG_BREAKPOINTS,
         }
-        self.config = directory / "watch.json"
-        self.config.write_text(json.dumps(config, indent=1))
+        text = json.dumps(config, indent=1)
+        self._config = MemoryFile("watch.json", text.encode())
+        machine.log("watch.json").write(text)
         self.points: list[str] = []
         """Names of the breakpoints of the last window, as in the agent's open()."""
-        self._gdb = Gdb(directory / "gdb.log", machine.poll)
+        self._copy = machine.log("events.jsonl")
+        self._gdb = Gdb(directory / "gdb.log", machine.check)
+        machine.logs.append(self._gdb.log)
 
     def __enter__(self) -> Watch:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._gdb)
             self._gdb.attach(self._machine.gdb_path)
             self._machine.gdb_connected()
-            self._gdb.console(f"source {AGENT}")
-            self._gdb.console(f"python start({str(self.config)!r})")
+            # Not with `source`, which has no way to quote a name.
+            self._gdb.console(f"python exec(open({str(AGENT)!a}, encoding='utf-8').read())")
+            self._gdb.call("start", str(self._config.path))
             self._gdb.resume()
             self._machine.on_poll.append(self.on_poll)
+            self._machine.silence.signs.append(self._events.size)
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.on_poll in self._machine.on_poll:
             self._machine.on_poll.remove(self.on_poll)
+        self._machine.silence.signs.remove(self._events.size)
+        self._copy_events()
         self._stack.close()
+        self._events.close()
+        self._config.close()
 
     @contextlib.contextmanager
     def window(self, step: int = 0) -> Iterator[None]:
@@ -108,10 +129,29 @@ class Watch:
         step: number of the current step, until the test module reports its own.
         """
         with self._stopped():
+            self._events.clear()
+            self._copy.start_over()
+            self._copied = 0
             self.points = self._evaluate(f"AGENT.open({step})")
         yield
         with self._stopped():
             self._gdb.console("python AGENT.close()")
+
+    def recording(self) -> events.Recording:
+        """What GDB has seen since the beginning of the last window."""
+        count, why = None, ""
+        try:
+            status = self._evaluate("AGENT.status()")
+            count, why = status["count"], status["error"]
+        except OrchestratorError as error:
+            why = str(error)
+        self._copy_events()
+        recording = events.read(self._events.read(), count)
+        if count is None and not recording.lost:
+            recording = replace(recording, lost=f"GDB cannot be asked what it saw: {why}")
+        elif recording.lost and why:
+            recording = replace(recording, lost=f"{recording.lost} ({why})")
+        return recording
 
     @contextlib.contextmanager
     def memory(self) -> Iterator[tuple[Callable[[int, int], bytes], Callable[[int, bytes], None]]]:
@@ -138,6 +178,9 @@ class Watch:
 
     def on_poll(self) -> None:
         """Resume a guest that GDB stopped without being asked. Called while a run waits for it."""
+        self._copy_events()
+        if self._gdb.busy:  # the wait is one for GDB
+            return
         self._gdb.poll()
         if not self._gdb.stopped_by_itself:
             return
@@ -164,10 +207,7 @@ class Watch:
         """
         with self._stopped():
             self._gdb.console("python AGENT.survey()")
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            self._gdb.poll()
-            time.sleep(0.05)
+        until(lambda: False, seconds, self._machine.check)
         with self._stopped():
             self._gdb.console("python AGENT.close()")
             return list(self._evaluate("list(AGENT.surveyed.values())"))
@@ -176,8 +216,15 @@ class Watch:
         """The value of a Python expression inside GDB, carried over as JSON."""
         return json.loads(self._gdb.console(f"python print(json.dumps({expression}))"))
 
+    def _copy_events(self) -> None:
+        """Append the new events to events.jsonl, so that even a killed run shows what it saw."""
+        if new := self._events.read(self._copied):
+            self._copied += len(new)
+            self._copy.write(new)
+
     @contextlib.contextmanager
     def _stopped(self) -> Iterator[None]:
-        self._gdb.interrupt()
-        yield
-        self._gdb.resume()
+        with self._machine.silence.limit(None):  # a guest that GDB stops is silent
+            self._gdb.interrupt()
+            yield
+            self._gdb.resume()

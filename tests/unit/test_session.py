@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_stub import FakeStub
 
 from orchestrator.errors import InfraError, LostVM
 from orchestrator.watch.session import Gdb, Refused
@@ -192,3 +193,140 @@ def test_this_gdb_can_load_the_agent(gdb: Gdb, tmp_path: Path) -> None:
     gdb.console("python AGENT.emit('error', -1, what='x')")
     assert '"kind": "error"' in events.read_text()
     gdb.console("python AGENT.close()")
+
+
+@pytest.fixture
+def stub(tmp_path: Path) -> Iterator[FakeStub]:
+    stub = FakeStub(tmp_path / "stub")
+    yield stub
+    stub.close()
+
+
+def attach(gdb: Gdb, stub: FakeStub, tmp_path: Path) -> None:
+    gdb.attach(tmp_path / "stub")
+    gdb.resume()
+    deadline = time.monotonic() + 5
+    while not stub.running and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("lost", [0, 1, 7, 30])
+def test_an_interrupt_is_sent_until_the_guest_has_stopped(
+    gdb: Gdb, stub: FakeStub, tmp_path: Path, lost: int
+) -> None:
+    stub.deaf_to = lost
+    attach(gdb, stub, tmp_path)
+    start = time.monotonic()
+    gdb.interrupt()
+    assert not stub.running and stub.interrupts == lost + 1
+    assert time.monotonic() - start < 2 + 0.3 * lost
+    gdb.resume()
+    gdb.interrupt()
+    gdb.interrupt()  # a guest that is stopped already
+    assert not stub.running
+
+
+def test_a_guest_that_cannot_be_stopped_is_no_fault_of_the_kernel(
+    gdb: Gdb, stub: FakeStub, tmp_path: Path
+) -> None:
+    stub.deaf_to = 1000
+    attach(gdb, stub, tmp_path)
+    with pytest.raises(InfraError, match="GDB did not stop the guest within 1 s"):
+        gdb.interrupt(timeout=1)
+
+
+def test_a_machine_that_dies_ends_the_wait_for_a_stop(tmp_path: Path, stub: FakeStub) -> None:
+    dead: list[bool] = []
+
+    def check() -> None:
+        if dead:
+            raise LostVM("QEMU was killed")
+
+    stub.deaf_to = 1000
+    with Gdb(tmp_path / "gdb.log", check) as gdb:
+        attach(gdb, stub, tmp_path)
+        dead.append(True)
+        start = time.monotonic()
+        with pytest.raises(LostVM):
+            gdb.interrupt()
+        assert time.monotonic() - start < 2
+
+
+def test_a_guest_that_stops_by_itself_is_noticed_and_not_interrupted(
+    gdb: Gdb, stub: FakeStub, tmp_path: Path
+) -> None:
+    attach(gdb, stub, tmp_path)
+    assert not gdb.stopped_by_itself
+    stub.stop_by_itself(11)
+    deadline = time.monotonic() + 5
+    while not gdb.stopped_by_itself and time.monotonic() < deadline:
+        gdb.poll()
+    assert gdb.signal == "SIGSEGV"
+    gdb.interrupt()
+    assert stub.interrupts == 0 and not gdb.stopped_by_itself
+
+
+def test_a_breakpoint_that_cannot_be_inserted_is_an_error(
+    gdb: Gdb, stub: FakeStub, tmp_path: Path
+) -> None:
+    stub.breakpoints = False
+    gdb.attach(tmp_path / "stub")
+    gdb.console("hbreak *0x3000")
+    with pytest.raises(InfraError, match="ould not insert hardware breakpoints"):
+        gdb.resume()
+
+
+def test_a_log_on_a_full_disk_does_not_end_the_session(tmp_path: Path) -> None:
+    (tmp_path / "gdb.log").symlink_to("/dev/full")
+    with Gdb(tmp_path / "gdb.log", lambda: None) as gdb:
+        assert gdb.console("python print(6 * 7)").strip() == "42"
+        assert "No space left" in gdb.log.lost
+
+
+@pytest.mark.parametrize("name", ["plain", "a b,c%d'e\"f\n-g\\h$i", "\u00fc\u2026"])
+def test_strings_reach_gdbs_python_unchanged(gdb: Gdb, tmp_path: Path, name: str) -> None:
+    directory = tmp_path / name
+    directory.mkdir()
+    (directory / "file").write_text("print('loaded')")
+    gdb.call("exec", f"from pathlib import Path; path = Path({str(directory / 'file')!a})")
+    assert gdb.console("python exec(path.read_text())").strip() == "loaded"
+    assert gdb.call("ascii", name) == ""  # nothing is printed
+    assert gdb.call("print", name).rstrip("\n") == name
+
+
+def test_the_agent_counts_what_it_wrote(gdb: Gdb, tmp_path: Path) -> None:
+    from orchestrator.watch.watch import AGENT
+
+    config = tmp_path / "watch.json"
+    config.write_text('{"symbols": {}, "regs": "rdi", "limit": 4, "events": "/dev/full"}')
+    gdb.console(f"source {AGENT}")
+    gdb.call("start", str(config))
+    gdb.console("python AGENT.open()")
+    gdb.console("python AGENT.emit('sync', 0)")
+    gdb.console("python AGENT.emit('sync', 1)")
+    assert gdb.console("python print(AGENT.status())").strip() == (
+        "{'count': 2, 'error': '[Errno 28] No space left on device'}"
+    )
+    gdb.console(
+        f"python AGENT.file = os.open({str(tmp_path / 'events')!r}, os.O_WRONLY|os.O_CREAT)"
+    )
+    assert "'error': ''" in gdb.console("python print(AGENT.status())")
+    assert (tmp_path / "events").read_text().count("\n") == 2
+
+
+def test_a_breakpoint_that_cannot_be_inserted_again_is_an_error_too(
+    gdb: Gdb, stub: FakeStub, tmp_path: Path
+) -> None:
+    """GDB removes and inserts them at every stop, and only prints a warning when it fails then."""
+    attach(gdb, stub, tmp_path)
+    gdb.interrupt()
+    gdb.console("hbreak *0x2000 if 0")
+    gdb.resume()
+    stub.breakpoints, stub.pc = False, 0x2000
+    stub.stop_by_itself()
+    deadline = time.monotonic() + 5
+    while not gdb.stopped_by_itself and time.monotonic() < deadline:
+        gdb.poll()
+    assert gdb.stopped_by_itself and gdb.signal is None  # so Watch.on_poll() lets it go on
+    with pytest.raises(InfraError, match="ould not insert hardware breakpoints"):
+        gdb.resume()
