@@ -6,6 +6,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import re
+import secrets
 import sys
 import time
 from collections import Counter
@@ -18,9 +20,11 @@ from typing import Any
 from orchestrator import ui
 from orchestrator.errors import BootError, GuestRefused, InfraError, OrchestratorError
 from orchestrator.guest import klog, ktap, module
+from orchestrator.host.logs import Log
 from orchestrator.machine import cpus
 from orchestrator.machine.faults import KernelFault, TimedOut
 from orchestrator.machine.machine import Machine
+from orchestrator.machine.waiting import until
 from orchestrator.scenarios.scenario import Scenario
 from orchestrator.scenarios.steps import PlanStep, plan_steps
 from orchestrator.text import emulation, symbols
@@ -40,6 +44,8 @@ SILENCE_SECONDS = 60
 than a second, and the guest's own gate gives up after 30 seconds of guest time."""
 LOG_SECONDS = 5
 """Limit for reading the kernel's log, with which a guest whose kernel has failed may not answer."""
+MARK_SECONDS = 60
+"""Limit for the time until the console shows a line that the guest has just written."""
 MIN_TRAPS = 20
 """A CPU that traps more often than this at an address without int3 is stuck there."""
 
@@ -57,7 +63,8 @@ class Observer:
     seed: int
     """Seed of every random choice."""
     directory: Path
-    """Receives guest.ktap, events.jsonl and, when the guest stops making progress, cpus.json."""
+    """Receives copies for people: guest.ktap, events.jsonl, int3.ledger and, when the guest stops
+    making progress, cpus.json."""
     evidence: Evidence
     vmlinux: Path | None = None
     """Names the kernel's functions."""
@@ -79,15 +86,18 @@ class Observer:
         """
         booted = False
         try:
-            with ui.step("booting"), self._not_silent(SILENCE_SECONDS):
-                self.machine.cont()
-                self.machine.wait_ready(BOOT_SECONDS)
-                booted = True
-                self.evidence.cpus = self._online()
-            loading = "reading kernel symbols" if self.without_module else "loading the test module"
-            with ui.step(loading):
-                symbols_found = self._load_module()
-                self.on_loaded()
+            with self.machine.silence.limit(SILENCE_SECONDS):
+                with ui.step("booting"):
+                    self.machine.cont()
+                    self.machine.wait_ready(BOOT_SECONDS)
+                    booted = True
+                    self.evidence.cpus = self._online()
+                loading = (
+                    "reading kernel symbols" if self.without_module else "loading the test module"
+                )
+                with ui.step(loading):
+                    symbols_found = self._load_module()
+                    self.on_loaded()
         except BootError:
             if not booted:
                 self._locate_cpus()
@@ -103,9 +113,11 @@ class Observer:
         Raises BootError when nothing could be poked, otherwise the error that ended the run early.
         """
         addresses, module_symbols = self.prepare()
-        with Watch(
-            self.machine, addresses, self.directory, module=not self.without_module
-        ) as watch:
+        silence = self.machine.silence
+        silence.signs.append(lambda: self.ledger.read().total())
+        watch = Watch(self.machine, addresses, self.directory, module=not self.without_module)
+        self.evidence.impossible_breakpoints = watch.impossible
+        with silence.limit(SILENCE_SECONDS), watch:
             self.on_attached(watch)
             for number in itertools.count():
                 self._observe_round(watch, module_symbols, self.seed + number)
@@ -115,25 +127,36 @@ class Observer:
     def _observe_round(self, watch: Watch, module_symbols: list[str], seed: int) -> None:
         try:
             self._poke_everything(watch, seed)
+            self._prove_console()
         except (TimedOut, KernelFault) as error:
-            self._explain(watch, module_symbols, error)
+            with self.machine.post_mortem():
+                self._explain(watch, module_symbols, error)
         finally:
             # Ctrl-C means to stop now, not to wait for an answer of the guest.
             if not isinstance(cause := sys.exc_info()[1], KeyboardInterrupt):
-                if not isinstance(cause, KernelFault):  # _explain() has asked
+                answers = getattr(cause, "outcome", "") != "hang"
+                if answers and not isinstance(cause, KernelFault):  # _explain() has asked
                     self._excuse_programs()
-                self._collect()
+                self._collect(watch, answers)
                 self._resolve_names(module_symbols)
 
     # -- the guest before the first poke
 
     def _online(self) -> tuple[int, ...]:
-        text = self.machine.ssh.get("/sys/devices/system/cpu/online").decode().strip()
-        cpus: list[int] = []
-        for part in text.split(","):
-            first, _, last = part.partition("-")
-            cpus += range(int(first), int(last or first) + 1)
-        return tuple(cpus)
+        text = self._text("/sys/devices/system/cpu/online").strip()
+        cpus: set[int] = set()
+        # Not more than the machine has, whatever the guest says.
+        if re.fullmatch(r"\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*", text, re.ASCII):
+            for part in text.split(","):
+                first, _, last = part.partition("-")
+                cpus |= {*range(int(first), int(last or first) + 1)}
+        if not cpus or max(cpus) >= self.machine.spec.smp:
+            raise InfraError(f"the guest does not say which CPUs are online, but {text[:100]!r}")
+        return tuple(sorted(cpus))
+
+    def _text(self, path: str, timeout: float = 300) -> str:
+        """The content of a file in the guest, whatever bytes there are in it."""
+        return self.machine.ssh.get(path, timeout).decode(errors="replace")
 
     def _symbols(self, names: Sequence[str]) -> dict[str, int]:
         """Addresses by name from the guest's symbol table; names that it lacks are left out."""
@@ -174,11 +197,11 @@ class Observer:
             f"insmod /{module.NAME} symbols={parameter} {emulates}"
         )
         if status:
-            raise BootError(f"the guest cannot load the test module: {output.strip()}")
+            raise BootError(f"the guest cannot load the test module: {_short(output)}")
         _, output = self.machine.ssh.run(
             f"grep -F '[{module.NAME.removesuffix('.ko')}]' /proc/kallsyms"
         )
-        module_symbols = output.splitlines()
+        module_symbols = [line for line in output.splitlines() if KALLSYMS.match(line)]
         return kernel_symbols | _addresses(module_symbols), module_symbols
 
     def _emulates(self, kernel_symbols: dict[str, int]) -> str:
@@ -249,19 +272,19 @@ class Observer:
         )
         output = self._send(lines, PART_SECONDS + 4 * self.duration) if lines else ""
         for line in output.splitlines():
-            word, _, rest = line.partition(" ")
-            if word == "companion":
-                name, status, *message = rest.split(" ", 2)
-                self.evidence.companions[name] = Companion(int(status), " ".join(message))
+            if line.startswith("companion "):
+                if not (words := re.fullmatch(r"companion (\S+) (\d{1,3})(?: (.*))?", line)):
+                    raise InfraError(f"the guest reports nonsense about a script: {line[:200]!r}")
+                self.evidence.companions[words[1]] = Companion(int(words[2]), words[3] or "")
 
     def _send(self, lines: str, timeout: float) -> str:
         """Send lines to guest/init/steps and return its output."""
         # Without QEMU's ledger nothing is seen of a free-running step until it ends.
         patience = SILENCE_SECONDS + (self.duration if self.ledger.why_not else 0)
-        with self._not_silent(patience):
+        with self.machine.silence.limit(patience):
             status, output = self.machine.ssh.run("steps", timeout, stdin=lines.encode())
         if status:
-            raise GuestRefused(f"the test module refused a command: {' '.join(output.split())}")
+            raise GuestRefused(f"the test module refused a command: {_short(output)}")
         return output
 
     @contextlib.contextmanager
@@ -284,65 +307,69 @@ class Observer:
         finally:
             self.machine.on_poll.remove(inject)
 
-    @contextlib.contextmanager
-    def _not_silent(self, seconds: float) -> Iterator[None]:
-        """Raise TimedOut from any wait in the block after `seconds` in which no observer saw
-        anything new."""
-        activity: tuple[int, int, int] = (-1, -1, -1)
-        last_change = last_poll = time.monotonic()
-
-        def listen() -> None:
-            nonlocal activity, last_change, last_poll
-            if time.monotonic() - last_poll < 1:
-                return
-            last_poll = time.monotonic()
-            now = self._activity()
-            if now != activity:
-                activity, last_change = now, last_poll
-            elif last_poll - last_change > seconds:
-                raise TimedOut("a sign of life from the guest", seconds)
-
-        self.machine.on_poll.append(listen)
-        try:
-            yield
-        finally:
-            self.machine.on_poll.remove(listen)
-
-    def _activity(self) -> tuple[int, int, int]:
-        """How much each observer has seen so far: console lines, bytes of GDB events, int3."""
-        events = self._events
-        size = events.stat().st_size if events.exists() else 0
-        return self.machine.console.scanner.lines, size, self.ledger.read().total()
-
-    @property
-    def _events(self) -> Path:
-        return self.directory / "events.jsonl"
-
     # -- the results
 
-    def _collect(self) -> None:
-        """Merge what the guest and GDB saw into each step.
+    def _prove_console(self) -> None:
+        """Have the guest write a line, and find it on the console.
 
-        The report of a guest that is gone is taken from the console.
+        This shows that whatever the kernel reported before has been seen. Raises InfraError if it
+        does not arrive.
         """
-        try:
-            self.machine.check()  # a guest that went down gives no answer; paramiko would wait
-            text = self.machine.ssh.get(
-                "/run/flips" if self.without_module else "/dev/orchestrator", timeout=30
-            ).decode()
-        except OrchestratorError:
-            text = "\n".join(self.machine.console.lines)
-        (self.directory / "guest.ktap").write_text(text)
-        report = self.evidence.report = ktap.parse(text.splitlines())
-        lines = self._events.read_text().splitlines() if self._events.exists() else []
-        events = model.by_step(json.loads(line) for line in lines)
-        for index, seen in enumerate(self.evidence.steps):
+        mark = f"orchestrator: end of the scenarios {secrets.token_hex(8)}"
+        self.machine.ssh.run(f"echo '{mark}' >/dev/kmsg")
+        shown = until(lambda: self.machine.console.shows(mark), MARK_SECONDS, self.machine.check)
+        if not shown:
+            raise InfraError(
+                "the console does not show what the guest writes to it, so a fault that the kernel "
+                "reported may have been overlooked"
+            )
+
+    def _collect(self, watch: Watch, answers: bool) -> None:
+        """Merge what the observers saw into the evidence.
+
+        answers: whether the guest still runs commands. The report of a guest that is gone is taken
+        from the console.
+        """
+        evidence = self.evidence
+        text, lost = self._report(answers)
+        report = ktap.parse(text.splitlines())
+        evidence.take_report(report, lost)
+        with self.machine.post_mortem():
+            recording = watch.recording()
+        evidence.lost["gdb"] = recording.lost
+        events = model.by_step(recording.events)
+        for index, seen in enumerate(evidence.steps):
             number = seen.step.number
             guest = report.step(number)
             watched = None
             if seen.step.is_watched and not (guest and guest.skip):
-                watched = model.follow(events.get(number, []), self.evidence.cpus)
-            self.evidence.steps[index] = replace(seen, guest=guest, watched=watched)
+                watched = model.follow(events.get(number, []), evidence.cpus)
+            evidence.steps[index] = replace(seen, guest=guest, watched=watched)
+        evidence.lost["ledger"] = self.ledger.lost
+        evidence.lost["qmp"] = self.machine.qmp.lost
+        self._log("guest.ktap").write(text)
+        self.ledger.save(self._log("int3.ledger"))
+        evidence.damaged_logs = tuple(log.lost for log in self.machine.logs if log.lost)
+
+    def _report(self, answers: bool) -> tuple[str, str]:
+        """The test module's report, and why it may be incomplete; empty if it is not."""
+        path = "/run/flips" if self.without_module else "/dev/orchestrator"
+        lost = "the guest does not answer any more, so its report was read off the console"
+        try:
+            if answers:
+                self.machine.check()  # a guest that went down gives no answer
+                return self._text(path, timeout=30), ""
+        except OrchestratorError as error:
+            lost = f"the guest's report was read off the console: {error}"
+        return "\n".join(self.machine.console.lines), lost
+
+    def _log(self, name: str) -> Log:
+        """A file for people, empty."""
+        path = self.directory / name
+        log = next((log for log in self.machine.logs if log.path == path), None)
+        log = log or self.machine.log(name)
+        log.start_over()
+        return log
 
     def _resolve_names(self, module_symbols: list[str]) -> None:
         """Find names for the addresses that the report shows and for the kernel's own pokers."""
@@ -378,7 +405,7 @@ class Observer:
             self.machine.check()
             pattern = "|".join(symbols.prefixes(addresses))
             _, output = self.machine.ssh.run(f"grep -E '^({pattern})' /proc/kallsyms")
-            return output.splitlines()
+            return [line for line in output.splitlines() if KALLSYMS.match(line)]
         return []
 
     def _excuse_programs(self) -> None:
@@ -387,14 +414,10 @@ class Observer:
         known = list(scanner.findings)
         if not known:
             return
-        ignored, self.machine.ignore_faults = self.machine.ignore_faults, True
-        try:
+        # A guest that does not answer: its kernel did what the console says.
+        with contextlib.suppress(OrchestratorError), self.machine.post_mortem():
             _, log = self.machine.ssh.run("dmesg -r", LOG_SECONDS)
             klog.excuse_programs(scanner, known, log.splitlines())
-        except OrchestratorError:
-            pass  # a guest that does not answer: its kernel did what the console says
-        finally:
-            self.machine.ignore_faults = ignored
 
     def _locate_cpus(self) -> None:
         """Record where the CPUs of a guest are that does not boot. GDB is not attached yet."""
@@ -402,7 +425,7 @@ class Observer:
             self._record_cpus(cpus.snapshot(self.machine.qmp, self.machine.spec.smp), [])
 
     def _record_cpus(self, snapshot: list[dict[str, Any]], module_symbols: list[str]) -> None:
-        (self.directory / "cpus.json").write_text(json.dumps(snapshot, indent=1) + "\n")
+        self._log("cpus.json").write(json.dumps(snapshot, indent=1) + "\n")
         names = symbols.Symbols(symbols.of_vmlinux(self.vmlinux) + module_symbols)
         self.evidence.hang_report = tuple(symbols.where(cpu, names) for cpu in snapshot)
 
@@ -431,6 +454,16 @@ class Observer:
         raise error
 
 
+KALLSYMS = re.compile(r"([0-9a-f]{16}) [a-zA-Z] (\S+)(\s|$)", re.ASCII)
+"""A line of /proc/kallsyms; whatever is no such line is left out."""
+
+
+def _short(text: str) -> str:
+    """The guest's output for a message."""
+    return " ".join(text.split())[:500]
+
+
 def _addresses(lines: Sequence[str]) -> dict[str, int]:
     """Addresses by name from lines of /proc/kallsyms."""
-    return {words[2]: int(words[0], 16) for words in map(str.split, lines) if len(words) >= 3}
+    matches = map(KALLSYMS.match, lines)
+    return {match[2]: int(match[1], 16) for match in matches if match}

@@ -263,7 +263,7 @@ def _collect_evidence(cell: _Cell, observer: Observer, edits: Sequence[Edit]) ->
     try:
         observer.observe()
     finally:
-        cell.evidence.take_console(machine.console.scanner)
+        cell.evidence.take_console(machine.console)
 
 
 def _edit_text(edits: Sequence[Edit], watch: Watch, cell: _Cell) -> None:

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator import ui
+from orchestrator.errors import InfraError
 from orchestrator.machine.machine import Machine
 from orchestrator.verdict.evidence import Evidence, Soak
 from orchestrator.verdict.outcome import judge
@@ -42,7 +44,7 @@ class Soaking:
         soak.int3 += (evidence.qemu_gated + evidence.qemu_free).total()
         for user, used in self._memory().items():
             soak.memory[user] = (soak.memory.get(user, (used, used))[0], used)
-        evidence.take_console(self.machine.console.scanner)
+        evidence.take_console(self.machine.console)
         if soak.seconds > self.seconds or judge(evidence).outcome != "pass":
             return False
         if time.monotonic() - self._reported > REPORT_SECONDS:
@@ -53,11 +55,14 @@ class Soaking:
 
     def _memory(self) -> dict[str, float]:
         """MiB in use by this process, by QEMU, and in the guest."""
-        free = self.machine.ssh.get("/proc/meminfo").decode().split("MemFree:")[1].split()[0]
+        text = self.machine.ssh.get("/proc/meminfo").decode(errors="replace")
+        free = re.search(r"^MemFree:\s+(\d{1,12}) kB", text, re.MULTILINE | re.ASCII)
+        if not free:
+            raise InfraError(f"the guest does not say how much memory it uses, but {text[:100]!r}")
         return {
             "orchestrator": _resident(os.getpid()),
             "QEMU": _resident(self.machine.process.pid),
-            "guest": self.machine.spec.memory - int(free) / 1024,
+            "guest": self.machine.spec.memory - int(free[1]) / 1024,
         }
 
 

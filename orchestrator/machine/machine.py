@@ -69,6 +69,7 @@ class Machine:
         """The files for people that this process has written so far."""
         self._cleanup = contextlib.ExitStack()
         self._polling = False
+        self._post_mortem = False
         self._ending = False
         self._asked = 0.0  # when QEMU was last asked why the guest is stopped
 
@@ -94,7 +95,7 @@ class Machine:
         self.command_line = qemu.command_line(self.spec, channels)
         shell_line = qemu.shell_line(self.command_line, self.spec, self.directory)
         self.log("qemu.cmd").write(shell_line + "\n")
-        self.qmp = Qmp(qmp, self.directory / "qmp.jsonl", self.check)
+        self.qmp = Qmp(qmp, self.directory / "qmp.jsonl", self._check_qemu)
         stack.callback(self.qmp.close)
         self._link = Link(line)
         stack.callback(self._link.close)
@@ -192,15 +193,17 @@ class Machine:
         Raises LostVM if the machine has gone, KernelFault if its kernel has failed, Silent if it
         has been silent for too long, InfraError if one of its channels is not read any more.
         """
-        if self._ending:
-            return
-        self.poll()
+        if self._post_mortem:
+            self._check_qemu()
+        else:
+            self.poll()
         if not self._polling:  # a callback may itself have to wait
             self._polling = True
             try:
                 for on_poll in [*self.on_poll]:
                     on_poll()
-                self._check_run_state()
+                if not self._post_mortem:
+                    self._check_run_state()
                 self.silence.listen()
             finally:
                 self._polling = False
@@ -211,22 +214,39 @@ class Machine:
 
     @contextlib.contextmanager
     def post_mortem(self) -> Iterator[None]:
-        """Let waits in the block go on although the kernel has failed or is silent."""
-        before = self.ignore_faults
-        self.ignore_faults = True
+        """Let waits in the block go on although the kernel has failed, as long as QEMU is there."""
+        before = self.ignore_faults, self._post_mortem
+        self.ignore_faults = self._post_mortem = True
         try:
             with self.silence.limit(None):
                 yield
         finally:
-            self.ignore_faults = before
+            self.ignore_faults, self._post_mortem = before
 
     def poll(self) -> None:
         """Raise LostVM if QEMU has ended, or if the guest has reset or powered off.
 
         Raises BootError if the guest did that while it was booting.
         """
-        shutdown = self.qmp.find("SHUTDOWN")
-        reason = f" ({shutdown.data.get('reason')})" if shutdown else ""
+        self._check_qemu()
+        if shutdown := self.qmp.find("SHUTDOWN"):
+            reason = shutdown.data.get("reason")
+            reset = reason == "guest-reset"
+            if not self.console.ready and shutdown.data.get("guest"):
+                how = (
+                    "reset itself while booting (triple fault)" if reset else "ended while booting"
+                )
+                raise BootError(f"the guest {how}; {self._last_line()}")
+            lost = GuestReset if reset else LostVM
+            raise lost(
+                f"the guest is no longer running ({reason}): "
+                "qemu.log has the registers if it was a triple fault"
+            )
+
+    def _check_qemu(self) -> None:
+        """Raise LostVM if QEMU has ended. It may have reported why the guest has."""
+        if self._ending:
+            return
         channel_closed = self.qmp.gone or self.console.ended
         if channel_closed:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -238,21 +258,11 @@ class Machine:
                 if status < 0
                 else f"ended with status {status}"
             )
+            shutdown = self.qmp.find("SHUTDOWN")
+            reason = f" ({shutdown.data.get('reason')})" if shutdown else ""
             raise LostVM(f"QEMU {how}{reason}: {self._last_errors()}")
         if channel_closed:
             raise LostVM(f"QEMU has closed its channels to us: {self._last_errors()}")
-        if shutdown:
-            reset = shutdown.data.get("reason") == "guest-reset"
-            if not self.console.ready and shutdown.data.get("guest"):
-                how = (
-                    "reset itself while booting (triple fault)" if reset else "ended while booting"
-                )
-                raise BootError(f"the guest {how}; {self._last_line()}")
-            lost = GuestReset if reset else LostVM
-            raise lost(
-                f"the guest is no longer running{reason}: "
-                "qemu.log has the registers if it was a triple fault"
-            )
 
     def _last_line(self) -> str:
         last = next((line for line in reversed(self.console.lines) if line.strip()), "(none)")

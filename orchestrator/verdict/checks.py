@@ -4,6 +4,9 @@
 `run_checks(evidence)` is what the verdict is made of. A check may `fail` (the kernel broke a
 promise), `pass`, `skip` (it does not apply, and says why), or be `blind`: what it needs was not
 observed, so it proves nothing either way.
+
+Each check declares the observers that it rests on. If one of them may not have seen everything,
+`run_checks` makes the check blind, whatever it would have said.
 """
 
 from __future__ import annotations
@@ -11,11 +14,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from orchestrator.guest.klog import Finding
 from orchestrator.text.keys import PhaseCpu, SiteCpu
-from orchestrator.verdict.evidence import BROKEN, Evidence, StepEvidence
+from orchestrator.verdict.evidence import BROKEN, OBSERVERS, Evidence, StepEvidence
 from orchestrator.verdict.model import CLAIMS, Poke, cpu_names
 
 KERNEL_FAILED = ("panic", "oops", "hang", "fail", "warn", "timeout")
@@ -38,21 +42,48 @@ class CheckResult:
     """What the result rests on, one line each."""
 
 
-Check = Callable[[Evidence], CheckResult]
+Judgement = Callable[[Evidence], CheckResult]
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    judge: Judgement
+    rests_on: tuple[str, ...]
+    """Names of the observers, keys of OBSERVERS. The check may look at no other observer."""
+    faults_stand: bool = False
+    """Whether a `fail` is sound although an observer missed something: it shows what was seen, and
+    not that something else was not."""
+
+
 CHECKS: list[Check] = []
 
 
-def check(function: Check) -> Check:
-    CHECKS.append(function)
-    return function
+def check(*rests_on: str, faults_stand: bool = False) -> Callable[[Judgement], Judgement]:
+    def declare(function: Judgement) -> Judgement:
+        CHECKS.append(Check(function.__name__, function, rests_on, faults_stand))
+        return function
+
+    return declare
 
 
 def run_checks(evidence: Evidence) -> list[CheckResult]:
     """The results of all checks in a fixed order: those that name a fault most exactly first."""
-    claims = [claim for claim in CLAIMS if claim != "lock" or _has_lock_owners(evidence)]
-    return [_claim(evidence, claim) for claim in claims] + [
-        function(evidence) for function in CHECKS
+    # A violation shows what GDB saw up to then; Evidence has no event after one that is lost.
+    claims = [
+        Check(claim, partial(_claim, claim=claim), ("gdb",), faults_stand=True)
+        for claim in CLAIMS
+        if claim != "lock" or _has_lock_owners(evidence)
     ]
+    return [_result(check, evidence) for check in [*claims, *CHECKS]]
+
+
+def _result(check: Check, evidence: Evidence) -> CheckResult:
+    result = check.judge(evidence)
+    losses = tuple(why for name in check.rests_on if (why := evidence.lost[name]))
+    if not losses or (result.status == "fail" and check.faults_stand):
+        return result
+    return CheckResult(check.name, "blind", losses[0], losses)
 
 
 def _has_lock_owners(evidence: Evidence) -> bool:
@@ -79,7 +110,7 @@ def kernel_faults(evidence: Evidence) -> list[Finding]:
     ]
 
 
-@check
+@check("console", faults_stand=True)
 def console(evidence: Evidence) -> CheckResult:
     """The kernel reports no fault of its own.
 
@@ -101,8 +132,6 @@ def console(evidence: Evidence) -> CheckResult:
             f"the kernel reports something that the host may have caused: {lines[0]}",
             lines,
         )
-    if evidence.unscanned:
-        return CheckResult("console", "blind", evidence.unscanned)
     excused = "".join(
         f", except line {finding.line}, {finding.excuse}" for finding in evidence.excused[:1]
     )
@@ -113,7 +142,7 @@ def console(evidence: Evidence) -> CheckResult:
     )
 
 
-@check
+@check("guest", faults_stand=True)
 def guest(evidence: Evidence) -> CheckResult:
     """The assertions of the test module and of the scripts that ran alongside it hold.
 
@@ -193,8 +222,28 @@ def _assertions_held(reported: Sequence[StepEvidence]) -> str:
     return text
 
 
+BREAKPOINTS = {
+    "writes": ("write",),
+    "bytes": ("write", "sync"),
+    "sync": ("write", "sync"),
+    "int3": ("write", "int3"),
+    "consumed": ("write", "int3"),
+    "irqs": ("write",),
+    "lock": ("write",),
+    "stopper": ("write", "stopper"),
+}
+"""The breakpoints without which a claim can be neither shown nor refuted."""
+
+
 def _claim(evidence: Evidence, claim: str) -> CheckResult:
     """One claim of the phase model, over all watched pokes."""
+    for name in BREAKPOINTS[claim]:
+        if name in evidence.impossible_breakpoints:
+            return CheckResult(claim, "skip", evidence.impossible_breakpoints[name])
+        if evidence.watched_steps and name not in evidence.breakpoints:
+            return CheckResult(
+                claim, "blind", f"nothing proves that {CLAIMS[claim]}: GDB had no breakpoint for it"
+            )
     broken = [
         (step, violation)
         for step, _, violation in evidence.violations()
@@ -259,7 +308,7 @@ def _lost_returns(traps: Counter[int], returns: Counter[int]) -> str:
     )
 
 
-@check
+@check("guest")
 def progress(evidence: Evidence) -> CheckResult:
     """The free-running part did poke."""
     if not evidence.free_steps:
@@ -315,7 +364,7 @@ def seen_coverage(step: StepEvidence) -> Counter[PhaseCpu]:
     return seen
 
 
-@check
+@check("gdb", "guest")
 def coverage(evidence: Evidence) -> CheckResult:
     """Every CPU was observed in every phase of every gated poke."""
     total, missing = 0, []
@@ -346,7 +395,7 @@ def coverage(evidence: Evidence) -> CheckResult:
     )
 
 
-@check
+@check("gdb", "guest", "ledger")
 def ledgers(evidence: Evidence) -> CheckResult:
     """Guest, GDB and QEMU count the same int3: all three in the gated part, guest and QEMU free."""
     missing = _missing_ledgers(evidence)
@@ -499,18 +548,9 @@ def _select(counts: Mapping[SiteCpu, int], sites: set[int], by_cpu: bool) -> Cou
     return selected
 
 
-@check
+@check(*OBSERVERS)
 def watch(evidence: Evidence) -> CheckResult:
     """The observers themselves worked to the end."""
-    errors = [error for step in evidence.steps if step.watched for error in step.watched.errors]
-    if errors:
-        return CheckResult("watch", "blind", f"the agent in GDB failed: {errors[0]}", tuple(errors))
-    if evidence.report is None or not evidence.report.whole:
-        return CheckResult(
-            "watch",
-            "blind",
-            "the guest's report is incomplete: results are missing or out of order",
-        )
     watched = [step.watched for step in evidence.watched_steps if step.watched]
     announced = sum(len(one.announced) for one in watched)
     unannounced = sum(len(one.unannounced) for one in watched)
@@ -523,10 +563,12 @@ def watch(evidence: Evidence) -> CheckResult:
         )
         text += f", {unannounced} from the kernel itself{f' ({pokers})' if pokers else ''}"
         text += f", plus {writes} unrelated writes and {int3} unrelated int3"
-    return CheckResult("watch", "pass", text)
+    if evidence.damaged_logs:
+        text += f"; of the files for people, {evidence.damaged_logs[0]}"
+    return CheckResult("watch", "pass", text, evidence.damaged_logs)
 
 
-@check
+@check()
 def cpus(evidence: Evidence) -> CheckResult:
     """The guest runs on all CPUs of the machine."""
     online, requested = len(evidence.cpus), evidence.requested_cpus

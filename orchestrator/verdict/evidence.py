@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, fields
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.guest import ktap
-from orchestrator.guest.klog import FaultScanner, Finding
+from orchestrator.guest.klog import Finding
+from orchestrator.machine.console import GuestConsole
 from orchestrator.scenarios.scenario import Part, Scenario
 from orchestrator.scenarios.steps import PlanStep
 from orchestrator.text.keys import PhaseCpu, SiteCpu
@@ -20,6 +21,16 @@ HOLDS, BROKEN, SKIP = 0, 1, 4
 """Exit statuses of a companion: all is well; a promise was broken; the kernel lacks something, as
 in the kernel's own selftests (KSFT_SKIP in tools/testing/selftests/kselftest.h). With any other it
 could not do its work, and shows nothing: it was killed, or the guest is out of memory."""
+
+
+OBSERVERS = {
+    "console": "the console",
+    "qmp": "QEMU's events",
+    "gdb": "what GDB saw",
+    "ledger": "QEMU's count of int3",
+    "guest": "the guest's report",
+}
+"""The observers of a run."""
 
 
 @dataclass(frozen=True)
@@ -132,8 +143,17 @@ class Evidence:
     """Number of CPUs that the machine has."""
     cpus: tuple[int, ...] = ()
     """CPUs that are online in the guest."""
+    lost: dict[str, str] = field(
+        default_factory=lambda: {name: f"{what} was not read" for name, what in OBSERVERS.items()}
+    )
+    """Why each of OBSERVERS may not have seen everything, as a sentence without a full stop; empty
+    if it has. What an observer did see before is sound, and the other fields have it."""
+    damaged_logs: tuple[str, ...] = ()
+    """What is wrong with the files of the run's directory, which no check rests on."""
     breakpoints: tuple[str, ...] = ()
     """Names of the agent's breakpoints."""
+    impossible_breakpoints: dict[str, str] = field(default_factory=dict)
+    """Breakpoints that make no sense in this kernel, and why."""
     steps: list[StepEvidence] = field(default_factory=list)
     """All planned steps, in the order of the run."""
     companions: dict[str, Companion] = field(default_factory=dict)
@@ -142,8 +162,6 @@ class Evidence:
     """Faults found by the console scan."""
     excused: list[Finding] = field(default_factory=list)
     """Reports on the console that the host caused."""
-    unscanned: str = "the console was not read"
-    """Why the absence of findings proves nothing; empty when it does prove something."""
     report: ktap.GuestReport | None = None
     error: OrchestratorError | None = None
     """The error that ended the run early, None for a run that was completed."""
@@ -168,18 +186,30 @@ class Evidence:
     edited: list[str] = field(default_factory=list)
     """Changes that --edit-text made to the kernel's code before the first poke, one line each."""
 
-    def take_console(self, scanner: FaultScanner) -> None:
+    def take_console(self, console: GuestConsole) -> None:
         """Take what the console scan has found so far."""
-        self.findings, self.unscanned = list(scanner.findings), scanner.blind
-        self.excused = list(scanner.excused)
+        self.findings = list(console.scanner.findings)
+        self.excused = list(console.scanner.excused)
+        self.lost["console"] = console.lost or console.scanner.blind
+
+    def take_report(self, report: ktap.GuestReport, lost: str = "") -> None:
+        """Take the guest's report. lost: why it may be incomplete; empty if it was read in full."""
+        self.report = report
+        if not lost and not report.whole:
+            lost = "the guest's report is incomplete: results are missing or out of order"
+        self.lost["guest"] = lost
 
     def start_round(self) -> None:
         """Forget the results of the scenarios, to run all of them once more."""
-        per_round = ("steps", "companions", "report", "qemu_gated", "qemu_free", "kernel_pokers")
+        per_round = (
+            *("steps", "companions", "report", "qemu_gated", "qemu_free", "kernel_pokers"),
+            *("lost", "breakpoints"),
+        )
         for declared in fields(self):
             if declared.name in per_round:
                 factory = declared.default_factory
-                setattr(self, declared.name, factory() if callable(factory) else None)
+                value = factory() if callable(factory) else declared.default
+                setattr(self, declared.name, value)
 
     def skipped(self, seen: StepEvidence) -> str | None:
         """What the kernel lacks for a step, None when the step was not skipped."""

@@ -419,8 +419,6 @@ class WatchedStep:
     """int3 at no site of a poke under way."""
     cpu_snapshots: list[Event] = field(default_factory=list)
     """Events of the kind `cpus`: where each CPU was when a violation was seen."""
-    errors: list[str] = field(default_factory=list)
-    """Failures of the agent itself."""
     int3: Counter[SiteCpu] = field(default_factory=Counter)
     """All int3, foreign ones included."""
     has_lock_owners: bool = False
@@ -444,9 +442,7 @@ class Follower:
         """Take the next event."""
         kind = event["kind"]
         self.watched.has_lock_owners |= "owner" in event
-        if kind == "error":
-            self.watched.errors.append(event["what"])
-        elif kind == "cpus":
+        if kind == "cpus":
             self.watched.cpu_snapshots.append(event)
         elif kind == "window":
             self._poke = Poke(

@@ -21,7 +21,7 @@ from orchestrator.guest.klog import Finding
 from orchestrator.scenarios.scenario import select
 from orchestrator.scenarios.steps import plan_steps
 from orchestrator.verdict import model
-from orchestrator.verdict.evidence import Companion, Evidence, StepEvidence
+from orchestrator.verdict.evidence import OBSERVERS, Companion, Evidence, StepEvidence
 
 GOLDEN = Path(__file__).with_name("golden")
 Event = dict[str, Any]
@@ -58,7 +58,8 @@ class Run:
         self.findings: list[Finding] = []
         self.error: OrchestratorError | None = None
         self.no_qemu_ledger: str | None = None
-        self.unscanned = ""
+        self.lost = dict.fromkeys(OBSERVERS, "")
+        """Why an observer missed something."""
         self.qemu: Counter[tuple[int, int]] = Counter()
         """Added to what QEMU counted in the gated part."""
 
@@ -158,20 +159,21 @@ class Run:
             }
         )
         gated_part = _qemu_gated()
-        return Evidence(
+        evidence = Evidence(
             requested_cpus=self.requested_cpus,
             cpus=self.cpus,
             breakpoints=self.breakpoints,
             steps=seen,
             companions=self.companions,
             findings=self.findings,
-            report=report,
+            lost=dict(self.lost),
             error=self.error,
             qemu_gated=gated_part + self.qemu,
             qemu_free=total - gated_part,
             no_qemu_ledger=self.no_qemu_ledger,
-            unscanned=self.unscanned,
         )
+        evidence.take_report(report, self.lost["guest"])
+        return evidence
 
 
 def targets_of(seq: int) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -18,12 +19,19 @@ from orchestrator.report.terminal import _code_result
 from orchestrator.scenarios.scenario import select
 from orchestrator.scenarios.steps import plan_steps
 from orchestrator.verdict.cases import scenario_case
-from orchestrator.verdict.checks import CHECKS, CheckResult, run_checks
-from orchestrator.verdict.evidence import BROKEN, SKIP, Companion, Evidence, StepEvidence
+from orchestrator.verdict.checks import BREAKPOINTS, CHECKS, CheckResult, run_checks
+from orchestrator.verdict.evidence import (
+    BROKEN,
+    OBSERVERS,
+    SKIP,
+    Companion,
+    Evidence,
+    StepEvidence,
+)
 from orchestrator.verdict.model import CLAIMS, follow
 from orchestrator.verdict.outcome import judge
 
-NAMES = [*CLAIMS, *(function.__name__ for function in CHECKS)]
+NAMES = [*CLAIMS, *(check.name for check in CHECKS)]
 
 
 def statuses(evidence: Evidence) -> dict[str, str]:
@@ -157,6 +165,15 @@ def _unread(run: Run) -> None:
             del event["bytes"]
 
 
+RESTS = {
+    observer: [
+        *(CLAIMS if observer == "gdb" else ()),
+        *(check.name for check in CHECKS if observer in check.rests_on),
+    ]
+    for observer in OBSERVERS
+}
+"""The checks that rest on each observer."""
+
 UNSEEN: dict[str, tuple[Callable[[Run], object], Iterable[str]]] = {
     "the site was never read in a phase": (_unread, ["bytes"]),
     "the return of a handler": (lambda run: run.drop(run.find(NOP5_ON, "return", 2)), ["consumed"]),
@@ -169,7 +186,7 @@ UNSEEN: dict[str, tuple[Callable[[Run], object], Iterable[str]]] = {
     "a CPU before the poke": (lambda run: run.say(1, "cpu=1 phase=0", None), ["coverage"]),
     "a CPU after the poke": (lambda run: run.say(4, "cpu=0 phase=3", None), ["coverage"]),
     "a log that overflowed": (lambda run: setattr(run, "findings", _find("lost")), ["console"]),
-    "the console": (lambda run: setattr(run, "unscanned", "no first line"), ["console"]),
+    "the console": (lambda run: run.lost.update(console="no first line"), ["console", "watch"]),
     "a step that could not be done": (
         lambda run: run.say(
             9,
@@ -180,12 +197,17 @@ UNSEEN: dict[str, tuple[Callable[[Run], object], Iterable[str]]] = {
     ),
     "the last step": (
         lambda run: run.report.__setitem__(run.report.index("1..9"), "1..10"),
-        ["watch"],
+        RESTS["guest"],
     ),
-    "the plan": (lambda run: run.report.remove("1..9"), ["watch"]),
+    "the plan": (lambda run: run.report.remove("1..9"), RESTS["guest"]),
     "an event that the agent failed at": (
-        lambda run: run.insert(run.find(NOP5_ON, "end"), kind="error", cpu=-1, what="MemoryError"),
-        ["watch"],
+        lambda run: run.lost.update(gdb="the agent in GDB failed at event 9: MemoryError"),
+        RESTS["gdb"],
+    ),
+    "an event of QEMU": (lambda run: run.lost.update(qmp="no longer read"), ["watch"]),
+    "a count of QEMU": (
+        lambda run: run.lost.update(ledger="the plugin did not begin"),
+        ["ledgers", "watch"],
     ),
     "a CPU of the machine": (lambda run: setattr(run, "requested_cpus", 3), ["cpus"]),
     "the counters of a step": (
@@ -247,6 +269,116 @@ def test_a_companion_that_lacks_something_skips_its_scenario() -> None:
         None, None, "no CPU of this guest can be taken offline"
     ]  # fmt: skip
     assert judge(evidence).outcome == "pass"
+
+
+# -- an observer that may not have seen everything
+
+
+@pytest.mark.parametrize("observer", OBSERVERS)
+def test_what_a_lost_observer_would_have_shown_is_not_known(observer: str) -> None:
+    """Nothing that rests on it passes, and all else does."""
+    run = Run()
+    run.lost[observer] = "it was struck by lightning"
+    results = {result.check: result for result in run_checks(run.evidence())}
+    blind = {name for name, result in results.items() if result.status == "blind"}
+    assert blind == set(RESTS[observer])
+    assert {results[name].text for name in blind} == {"it was struck by lightning"}
+    verdict = judge(run.evidence())
+    assert (verdict.outcome, verdict.exit_status) == ("infra", 125)
+    assert verdict.reason == "no verdict: it was struck by lightning"
+
+
+@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("observer", OBSERVERS)
+def test_a_fault_that_was_seen_stands_and_a_difference_does_not(observer: str, name: str) -> None:
+    """A difference between the counts may be what the lost observer did not count."""
+    run = Run()
+    damage, checks = FAULTS[name]
+    damage(run)
+    run.lost[observer] = "it was struck by lightning"
+    stands = "ledgers" not in checks or observer in ("console", "qmp")
+    assert judge(run.evidence()).exit_status == (1 if stands else 125)
+
+
+FIELDS = {
+    "findings": "console",
+    "excused": "console",
+    "companions": "guest",
+    "report": "guest",
+    "guest": "guest",
+    "watched": "gdb",
+    "breakpoints": "gdb",
+    "qemu_gated": "ledger",
+    "qemu_free": "ledger",
+}
+"""Which observer each field of Evidence and StepEvidence is from."""
+
+
+def test_a_check_looks_at_no_observer_but_those_that_it_declares() -> None:
+    """Apart from what the guest could not run, which makes a step say nothing at all."""
+    for check in CHECKS:
+        looked_at: set[str] = set()
+        evidence = Run().evidence()
+
+        def spied(base: type, seen: set[str]) -> type:
+            def get(self: object, name: str) -> object:
+                caller = inspect.currentframe()
+                assert caller and caller.f_back
+                if name in FIELDS and caller.f_back.f_code.co_name != "skipped":
+                    seen.add(FIELDS[name])
+                return base.__getattribute__(self, name)
+
+            return type(f"Spied{base.__name__}", (base,), {"__getattribute__": get})
+
+        step, whole = spied(StepEvidence, looked_at), spied(Evidence, looked_at)
+        steps = [step(**vars(seen)) for seen in evidence.steps]
+        check.judge(whole(**{**vars(evidence), "steps": steps}))
+        assert looked_at <= set(check.rests_on), check.name
+
+
+@pytest.mark.parametrize("name", ["write", "sync", "int3", "stopper"])
+def test_a_claim_is_not_shown_without_its_breakpoint(name: str) -> None:
+    run = Run()
+    run.breakpoints = tuple(point for point in run.breakpoints if point != name)
+    blind = [claim for claim, points in BREAKPOINTS.items() if name in points]
+    assert blind and not_passed(run) == dict.fromkeys(blind, "blind")
+    texts = {result.check: result.text for result in run_checks(run.evidence())}
+    assert all(texts[claim].endswith("GDB had no breakpoint for it") for claim in blind)
+    assert judge(run.evidence()).outcome == "infra"
+
+
+def test_without_its_breakpoint_a_claim_is_not_refuted_either() -> None:
+    run = Run()
+    run.breakpoints = ("write", "int3", "stopper")
+    for event in [event for event in run.events if event["kind"] == "sync"]:
+        run.drop(event)
+    assert statuses(run.evidence())["sync"] == "blind"
+
+
+def test_a_kernel_that_has_no_stop_machine_cannot_use_it() -> None:
+    run = Run()
+    run.breakpoints = ("write", "sync", "int3")
+    evidence = run.evidence()
+    evidence.impossible_breakpoints = {"stopper": "this kernel has no stop_machine()"}
+    assert statuses(evidence)["stopper"] == "skip"
+    assert judge(evidence).outcome == "pass"
+
+
+def test_a_damaged_file_for_people_is_mentioned_and_costs_nothing() -> None:
+    evidence = Run().evidence()
+    evidence.damaged_logs = ("console.jsonl was removed during the run",)
+    (result,) = [result for result in run_checks(evidence) if result.check == "watch"]
+    assert result.status == "pass" and result.details == evidence.damaged_logs
+    assert result.text.endswith("of the files for people, console.jsonl was removed during the run")
+    assert judge(evidence).outcome == "pass"
+
+
+def test_another_round_begins_with_observers_that_saw_nothing() -> None:
+    evidence = Run().evidence()
+    evidence.start_round()
+    assert all(evidence.lost.values()) and not evidence.breakpoints
+    assert {result.status for result in run_checks(evidence)} <= {"blind", "pass"}
+    assert judge(evidence).outcome == "infra"
 
 
 def guest(run: Run) -> CheckResult:
@@ -537,8 +669,8 @@ def without_module(
     evidence = Evidence(
         requested_cpus=2,
         cpus=(0, 1),
-        breakpoints=("write", "sync", "int3"),
-        unscanned="",
+        breakpoints=("write", "sync", "int3", "stopper"),
+        lost=dict.fromkeys(OBSERVERS, ""),
         no_qemu_ledger=ledger,
     )
     lines = ["KTAP version 1", "1..2", "# pokes=2 elapsed_ns=1000", "ok 1 sysctl.watched"]

@@ -261,12 +261,6 @@ def test_unknown_targets_and_bytes_are_no_violation() -> None:
     assert not poke.read_phases
 
 
-def test_an_agent_error_is_kept() -> None:
-    run = Run()
-    run.insert(run.find(NOP5_ON, "end"), kind="error", cpu=-1, what="MemoryError: no")
-    assert run.watched(NOP5_ON).errors == ["MemoryError: no"]
-
-
 def test_a_cpu_snapshot_is_kept() -> None:
     run = Run()
     run.insert(

@@ -27,7 +27,7 @@ ALL = mutants.select()
 def test_each_mutant_says_what_is_broken_and_which_check_sees_it(mutant: Mutant) -> None:
     assert mutant.base in definition.names() or mutant.base.startswith("debian:")
     assert mutant.title and mutant.violates
-    known = {*CLAIMS, *(function.__name__ for function in CHECKS)}
+    known = {*CLAIMS, *(check.name for check in CHECKS)}
     known |= {
         f"{check}/{entry.name}" for check in ("guest", "console") for entry in scenario.load_all()
     }
