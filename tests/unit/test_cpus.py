@@ -74,6 +74,7 @@ def machine(ready: bool, reason: str) -> Machine:
     one.qmp = SimpleNamespace(find=lambda _: event, lost="", gone=False)  # type: ignore[assignment]
     lines = ["[    0.1] Linux version 6.1", "[    0.2] the last", ""]
     one.console = SimpleNamespace(ready=ready, lines=lines, ended=False)  # type: ignore[assignment]
+    one._ending = False
     return one
 
 

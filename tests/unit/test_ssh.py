@@ -62,7 +62,7 @@ class Server(paramiko.ServerInterface):
         return True
 
     def _run(self, channel: Any, command: bytes) -> None:
-        with contextlib.suppress(OSError):  # the client has gone
+        with contextlib.suppress(OSError, EOFError):  # the client has gone
             while b"flood" in command and not self.over.is_set():
                 channel.sendall(b"x" * 65536)
             channel.sendall(b"hello\n")
