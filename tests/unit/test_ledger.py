@@ -20,7 +20,7 @@ TCG = Accel("tcg", "single", "")
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> Ledger:
-    monkeypatch.setattr(ledger, "_plugin", lambda qemu: Path("/cache/a,b/ledger.so"))
+    monkeypatch.setattr(ledger, "plugin_for", lambda qemu: Path("/cache/a,b/ledger.so"))
     return Ledger(QEMU, TCG)
 
 

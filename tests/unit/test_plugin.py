@@ -64,20 +64,18 @@ def test_there_is_more_than_one_interface() -> None:
 
 
 @pytest.mark.parametrize("interface", plugin.INTERFACES)
-def test_the_plugin_of_the_interface_that_qemu_has_is_taken(
-    tmp_path: Path, fake: FakeQemu, interface: int
-) -> None:
+def test_the_plugin_of_the_interface_that_qemu_has_is_taken(fake: FakeQemu, interface: int) -> None:
     fake.supports = interface
-    counts = ledger.Ledger(fake.qemu, accel.choose("tcg", fake.qemu), tmp_path)
+    counts = ledger.Ledger(fake.qemu, accel.choose("tcg", fake.qemu))
     assert counts.why_not is None and counts.plugin
     assert interface_of(counts.plugin) == interface
 
 
 def test_a_qemu_in_which_no_plugin_works_has_no_ledger_and_the_reason_is_given(
-    tmp_path: Path, fake: FakeQemu
+    fake: FakeQemu,
 ) -> None:
     fake.supports = 12
-    counts = ledger.Ledger(fake.qemu, accel.choose("tcg", fake.qemu), tmp_path)
+    counts = ledger.Ledger(fake.qemu, accel.choose("tcg", fake.qemu))
     assert counts.plugin is None and counts.options == ()
     assert counts.why_not == (
         "our plugin does not work in this QEMU: "
