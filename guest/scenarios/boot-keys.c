@@ -2,7 +2,7 @@
 /*
  * title: jump labels since early boot
  * promise: >-
- *   Whenever and however often keys were flipped, beginning with the kernel's parameters: each
+ *   However often keys have been flipped since early boot, by kernel parameters or later, each
  *   branch in the kernel's table is a NOP or a jump to its target, as its key demands.
  * order: 340
  * append: [schedstats=enable]

@@ -3,7 +3,7 @@
  * title: a site executed by threads, softirqs, hard interrupts and NMIs
  * promise: >-
  *   In every context, including an NMI in the middle of the poke handler, a CPU executes the site
- *   as the phase demands, and with no poke under way the bytes last written.
+ *   as the phase demands, and the bytes last written when no poke is under way.
  * order: 250
  * weight: 2
  * nmi: 50

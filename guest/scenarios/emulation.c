@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * title: each instruction that is emulated at int3
+ * title: each instruction that the kernel emulates at int3
  * promise: >-
  *   A CPU that hits int3 goes on as if it had executed the new instruction (JMP, NOP, CALL, RET, or
- *   each conditional jump with each combination of flags). All other registers and the stack are as
- *   they must be.
+ *   each conditional jump with each combination of flags). No other register changes, and the stack
+ *   is as that instruction leaves it.
  * order: 210
  * symbols: [ideal_nops]
  */

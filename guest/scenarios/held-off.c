@@ -3,7 +3,7 @@
  * title: a CPU keeps its interrupts off through each sync round
  * promise: >-
  *   Each sync round, the last one included, waits for every CPU. A CPU that keeps its interrupts
- *   off holds the poke, and meanwhile executes the site as the phase demands.
+ *   off holds the poke; meanwhile, it executes the site as the phase demands.
  * order: 200
  */
 #include <linux/cpumask.h>

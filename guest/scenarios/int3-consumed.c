@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * title: nobody else is told about the int3 of a site
+ * title: no other handler sees the int3 of a site
  * promise: >-
- *   The poke handler comes before everybody else and takes every int3 of the site: no die notifier
- *   is called for one. Meanwhile a kprobe still gets its own int3.
+ *   The poke handler runs before all others and consumes every int3 of the site: no die notifier is
+ *   called for any of them. Meanwhile, a kprobe still gets its own int3.
  * order: 220
  */
 #include <linux/delay.h>

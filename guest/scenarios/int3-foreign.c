@@ -2,8 +2,9 @@
 /*
  * title: foreign int3 during pokes
  * promise: >-
- *   The poke handler takes the int3 of the site that is poked and no other: not one right before or
- *   right behind it, nor one that stays where an earlier poke was. Each is delivered exactly once.
+ *   The poke handler consumes the int3 of the site that is poked and no other: not one right before
+ *   or right after it, nor one that remains at the site of an earlier poke. Each of these is
+ *   delivered exactly once.
  * order: 230
  */
 #include <linux/delay.h>

@@ -2,7 +2,7 @@
 /*
  * title: user programs execute int3 during pokes
  * promise: >-
- *   The poke handler never takes an int3 of user mode, whatever its address. A program on each CPU
+ *   The poke handler never consumes an int3 of user mode, whatever its address. A program on each CPU
  *   gets a SIGTRAP for every int3 that it executes while the kernel is poked.
  * order: 240
  * symbols: [poke_int3_handler, smp_text_poke_int3_handler, int3_notify]
@@ -88,7 +88,7 @@ static void in_phase(struct orch_run *run, enum orch_phase phase, void *arg)
 	regs.ip = ip;
 	took = call_handler(&regs);
 	orch_expect(run, !took && regs.ip == ip,
-		    "in phase %d the poke handler took an int3 of user mode at %s on CPU %d",
+		    "in phase %d the poke handler consumed a user-mode int3 at %s on CPU %d",
 		    phase, site->name, raw_smp_processor_id());
 	/* The same for kernel mode, to show that this was the handler at all. */
 	regs.cs = __KERNEL_CS;
@@ -96,7 +96,7 @@ static void in_phase(struct orch_run *run, enum orch_phase phase, void *arg)
 	regs.ip = ip;
 	took = call_handler(&regs);
 	orch_expect(run, took && regs.ip == (unsigned long)site->target,
-		    "in phase %d the poke handler missed an int3 of kernel mode at %s on CPU %d",
+		    "in phase %d the poke handler missed a kernel-mode int3 at %s on CPU %d",
 		    phase, site->name, raw_smp_processor_id());
 }
 

@@ -2,8 +2,8 @@
 /*
  * title: static keys with 1, 2, 255, 256, 257 and 600 branches
  * promise: >-
- *   Flipping a static key flips all of its branches, however many there are: when it returns, every
- *   CPU takes all of them the new way.
+ *   Flipping a static key flips all of its branches, however many there are: once the flip has
+ *   returned, every CPU takes each of them in the new direction.
  * order: 300
  * watched: true
  * weight: 3

@@ -2,8 +2,8 @@
 /*
  * title: static keys changed by all CPUs at once
  * promise: >-
- *   However many CPUs change a static key at once, its branches are on exactly while somebody holds
- *   it on.
+ *   However many CPUs change a static key at once, its branches are enabled exactly as long as at
+ *   least one of them holds the key enabled.
  * order: 310
  */
 #include <linux/delay.h>

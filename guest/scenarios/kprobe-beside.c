@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * title: a kprobe next to a site, and refused on a site
+ * title: a kprobe next to a site; kprobes on a site are refused
  * promise: >-
- *   A kprobe next to a site that is poked is hit as often as its instruction runs. A kprobe on a
+ *   A kprobe next to a site being poked is hit as often as its instruction runs. A kprobe on a
  *   jump label, on a static call or inside an instruction is refused.
  * order: 400
  * weight: 2

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * title: kprobes that become jumps, and int3 again
+ * title: kprobes that become jumps, and then int3 again
  * promise: >-
  *   A kprobe is hit exactly as often as its instruction runs: while it is an int3, while it is
  *   turned into a jump and back, and while another kprobe is put inside that jump.

@@ -3,7 +3,7 @@
  * title: batches out of order, and batches that overflow
  * promise: >-
  *   A batch may be queued in any order of addresses, with single pokes in between, and may be of
- *   any length: each site ends up with its new bytes, and each of its int3 is taken.
+ *   any length: each site ends up with its new bytes, and every int3 on the way is consumed.
  * order: 320
  * symbols: [text_poke_queue, text_poke_finish, smp_text_poke_batch_add, smp_text_poke_batch_finish]
  */

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * title: the text after each site was changed and changed back
+ * title: the text is intact after each site was poked and poked back
  * promise: >-
- *   After that all text, the kernel's and the module's, is as it was: nothing around the sites was
- *   touched.
+ *   After all sites were poked and poked back, all text, the kernel's and the module's, is as it
+ *   was: nothing around the sites was touched.
  * order: 350
  * symbols: [_stext, _etext]
  */

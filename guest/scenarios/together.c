@@ -2,7 +2,7 @@
 /*
  * title: ftrace, kprobes and static keys at the same time
  * promise: >-
- *   Everybody who patches text gets what they asked for, however many patch at the same time: the
+ *   All users of text patching get what they asked for, however many patch at the same time: the
  *   probe is hit at each pass, the key stays as it was set, and the tracer can be switched on and
  *   off.
  * order: 610
