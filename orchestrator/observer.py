@@ -104,7 +104,7 @@ class Observer:
             raise
         except (TimedOut, KernelFault) as error:
             self._locate_cpus()
-            raise BootError(f"{error}, before anything was poked") from error
+            raise BootError(f"{error}; nothing had been poked yet") from error
         return symbols_found
 
     def observe(self) -> None:

@@ -113,7 +113,8 @@ def _build(name: str, source: Source, plan: BuildPlan, partial: Path) -> list[co
         # The first build also needs room for the source: a user's tree is copied (1.5 GB), Debian's
         # is hard-linked. Later builds need room only for changed objects and the result.
         need_space(work.root, 500 if work.used else 3000, f"building {name}")
-        with ui.step(f"source of {name}, {len(plan.patches)} patches"):
+        count = len(plan.patches)
+        with ui.step(f"source of {name}, {count} patch{'' if count == 1 else 'es'}"):
             scratch = work.root / "patched"
             shutil.rmtree(scratch, ignore_errors=True)
             work.sync(source, patches.apply(plan.patches, original, scratch))

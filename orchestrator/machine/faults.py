@@ -16,7 +16,8 @@ class KernelFault(OrchestratorError):
 
     def __init__(self, what: str, fatal: Finding, findings: Sequence[Finding]) -> None:
         super().__init__(
-            f"the kernel failed while waiting for {what}: {fatal.text} (console line {fatal.line})"
+            f"the kernel failed during the wait for {what}: {fatal.text} "
+            f"(console line {fatal.line})"
         )
         self.outcome = fatal.outcome
         self.fault = fatal
@@ -41,7 +42,7 @@ class TimedOut(OrchestratorError):
     outcome = "timeout"
 
     def __init__(self, what: str, seconds: float) -> None:
-        super().__init__(f"{what} did not happen within {seconds:.0f} s")
+        super().__init__(f"timed out after {seconds:.0f} s waiting for {what}")
 
 
 class Silent(TimedOut):

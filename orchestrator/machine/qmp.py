@@ -154,6 +154,6 @@ class Qmp:
             raise InfraError(f"QEMU refuses {what}: {error}") from error
         except (QMPError, OSError, EOFError) as error:
             self.gone = True
-            raise LostVM(f"QEMU ended before it could do {what}") from error
+            raise LostVM(f"QEMU ended before it answered on QMP ({what})") from error
         finally:
             future.cancel()

@@ -51,7 +51,7 @@ def _explain_violation(
             yield f"  {label + ':':<10}{code.hex(' '):<24}{meaning}"
     snapshots = step.watched.cpu_snapshots if step.watched else []
     if snapshot := next((one for one in snapshots if one["n"] >= violation.event - 1), None):
-        yield "  Where each CPU was at that moment < possible callers on its stack:"
+        yield "  Where each CPU was at that moment (function < possible callers on its stack):"
         for state in snapshot["cpus"]:
             yield f"    {where_is(state, names)}"
     lines = [

@@ -96,7 +96,7 @@ def _markdown(pairs: Pairs, sentence: str) -> str:
     lines = [
         sentence,
         "",
-        *tables.markdown(("kernel", "mutant", "fault", "caught by", "s"), rows),
+        *tables.markdown(("kernel", "mutant", "fault", "caught by", "seconds"), rows),
         "",
         *(
             f"{base}, healthy: {count} x {result}"

@@ -102,7 +102,9 @@ def _origin(origin: dict[str, str]) -> str:
         origin.get("version", ""),
     ]
     patches = [name for name in origin.get("patches", "none").split(", ") if name != "none"]
-    return " ".join(filter(None, words)) + (f", {len(patches)} patches" if patches else "")
+    return " ".join(filter(None, words)) + (
+        f", {len(patches)} patch{'' if len(patches) == 1 else 'es'}" if patches else ""
+    )
 
 
 # -- tables
@@ -257,7 +259,10 @@ def _show_check(check: CheckResult, console: Console) -> None:
 
 def _hang_report(evidence: Evidence) -> Iterator[str]:
     if evidence.hang_report:
-        yield "Where each CPU was when the guest stopped making progress < possible callers:"
+        yield (
+            "Where each CPU was when the guest stopped making progress "
+            "(function < possible callers):"
+        )
         for line in evidence.hang_report:
             yield f"  {line}"
 

@@ -312,7 +312,7 @@ def _lost_returns(traps: Counter[int], returns: Counter[int]) -> str:
 def progress(evidence: Evidence) -> CheckResult:
     """The free-running part did poke."""
     if not evidence.free_steps:
-        return CheckResult("progress", "blind", "no step ran free")
+        return CheckResult("progress", "blind", "no free-running step ran")
     # This is not the kernel's fault: a host that does not run the poker in time looks the same. A
     # poke that never returns is a hang, and is found as one.
     idle = [
@@ -322,7 +322,7 @@ def progress(evidence: Evidence) -> CheckResult:
     ]
     if idle:
         return CheckResult(
-            "progress", "blind", f"the free-running part of {', '.join(idle)} did not poke"
+            "progress", "blind", f"nothing was poked in the free-running part of {', '.join(idle)}"
         )
     pokes, seconds = rate(evidence)
     return CheckResult(
@@ -437,7 +437,7 @@ def ledgers(evidence: Evidence) -> CheckResult:
         )
     else:
         others = gdb.total() - gated
-        also = f" (GDB and QEMU also the same {others} others)" if others > 0 else ""
+        also = f" (GDB and QEMU also count the same {others} others)" if others > 0 else ""
         text = (
             f"guest, GDB and QEMU count the same {gated} gated int3{also}; "
             f"guest and QEMU count the same {free.total():,} free-running int3"
@@ -574,4 +574,5 @@ def cpus(evidence: Evidence) -> CheckResult:
     online, requested = len(evidence.cpus), evidence.requested_cpus
     if online != requested:
         return CheckResult("cpus", "blind", f"{online} of the machine's {requested} CPUs came up")
-    return CheckResult("cpus", "pass", f"all {requested} CPUs are online")
+    text = f"all {requested} CPUs are online" if requested > 1 else "the guest's one CPU is online"
+    return CheckResult("cpus", "pass", text)

@@ -98,7 +98,7 @@ def _judge_boot(evidence: Evidence, error: BootError, results: tuple[CheckResult
     faults = [one for one in kernel_faults(evidence) if one.patching and one.outcome != "hang"]
     if fault := _gravest(faults):
         reason = (
-            "the kernel failed at patching its own text before anything was poked "
+            "the kernel failed while patching its own text, before anything was poked "
             f"({fault.patching}): {fault.text}"
         )
         return Verdict(fault.outcome, reason, results)

@@ -527,7 +527,10 @@ def test_int3_of_a_watched_code_scenario_are_in_gdbs_ledger() -> None:
     run.qemu.update(run.watched(NOP5_ON).int3)
     results = {result.check: result for result in run_checks(_with_watched_code(run))}
     assert results["ledgers"].status == "pass"
-    assert "the same 20 gated int3 (GDB and QEMU also the same 4 others)" in results["ledgers"].text
+    assert (
+        "the same 20 gated int3 (GDB and QEMU also count the same 4 others)"
+        in results["ledgers"].text
+    )
 
 
 @pytest.mark.parametrize("meanwhile", [{"companion": "true"}, {"nmi": 10}])
