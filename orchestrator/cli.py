@@ -93,7 +93,8 @@ def parser() -> Parser:
         title="commands", required=True, metavar="COMMAND", parser_class=Parser
     )
     for command in COMMANDS:
-        subparser = commands.add_parser(command.NAME, help=command.HELP)
+        description = f"{command.HELP[0].upper()}{command.HELP[1:]}."
+        subparser = commands.add_parser(command.NAME, help=command.HELP, description=description)
         command.add_options(subparser)
         subparser.set_defaults(command=command.main)
     return top

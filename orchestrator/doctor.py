@@ -277,7 +277,7 @@ class HostProbes:
         else:
             trouble = accel.kvm_trouble(self.qemu)
             text = (
-                f"{trouble}: TCG is used"
+                f"{trouble}; TCG is used"
                 if trouble
                 else "runs two CPUs with timers, int3 and hardware breakpoints"
             )
@@ -417,9 +417,9 @@ def examine(probe: Callable[[], Iterable[Diagnosis]]) -> list[Diagnosis]:
     except OrchestratorError as error:
         diagnoses.append(Diagnosis("warn", name, str(error)))
     except subprocess.TimeoutExpired as error:
-        command = " ".join(error.cmd)
+        command = " ".join(error.cmd).rpartition(" -- ")[2]  # without proc.mortal()
         diagnoses.append(
-            Diagnosis("warn", name, f"`{command}` did not answer within {error.timeout:.0f} s")
+            Diagnosis("warn", name, f"`{command}` did not finish within {error.timeout:.0f} s")
         )
     except Exception as error:
         diagnoses.append(

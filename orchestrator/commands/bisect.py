@@ -167,7 +167,7 @@ def main(options: argparse.Namespace) -> int:
         answer = bisection.run()
         text = explained(bisection, answer)
         (directory / "answer.txt").write_text(text)
-    ui.show(f"{text}\nkept in: {directory}")
+    ui.show(f"{text}\nresults: {directory}")
     return EXIT_PASS if answer.probability >= options.confidence else EXIT_UNTESTABLE
 
 

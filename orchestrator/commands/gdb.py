@@ -10,7 +10,7 @@ from orchestrator.options import add_options as add_declared
 from orchestrator.spec import MACHINE, RunSpec
 
 NAME = "gdb"
-HELP = "debug a guest with GDB and symbols, a kept one or a new one"
+HELP = "open GDB, with symbols, on a kept guest, a new guest or a finished run"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

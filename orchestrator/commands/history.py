@@ -19,12 +19,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--failed",
         metavar="GLOB",
-        help="show only runs in which a matching scenario or claim failed",
+        help="show only runs in which a matching scenario or check failed",
     )
     parser.add_argument(
         "--flaky",
         action="store_true",
-        help="show scenarios and claims that both passed and failed on the same kernel",
+        help="show scenarios and checks that both passed and failed on the same kernel",
     )
     parser.add_argument(
         "--count", type=int, default=20, metavar="N", help="show the newest N runs (default: 20)"
@@ -39,7 +39,8 @@ def main(options: argparse.Namespace) -> int:
         for result in history.flaky(kernel=options.kernel):
             cell = f"{result.kernel} ({result.digest[:12]}) smp{result.smp} {result.accel}"
             counts = f"passed {result.passed} times, failed {result.failed}"
-            ui.show(f"{cell}: {result.kind} {result.name} {counts}")
+            kind = "check" if result.kind == "claim" else result.kind
+            ui.show(f"{cell}: {kind} {result.name} {counts}")
         return 0
     runs = history.past(kernel=options.kernel, scenario=options.failed, count=options.count)
     for line in history.table(runs):

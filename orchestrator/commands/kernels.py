@@ -22,13 +22,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     build = actions.add_parser("build", help="fetch and build a kernel and print its location")
     add_kernel(build)
     build.set_defaults(action=_build)
-    show = actions.add_parser("show", help="show how a kernel patches its own code")
+    show = actions.add_parser(
+        "show", help="boot a kernel once and show how it patches its own code"
+    )
     add_kernel(show)
     show.set_defaults(action=_show)
     fetch = actions.add_parser("fetch", help="download packages and sources without building")
-    fetch.add_argument("kernels", nargs="+", metavar="KERNEL", help="name, as for run --kernel")
+    fetch.add_argument(
+        "kernels",
+        nargs="+",
+        metavar="KERNEL",
+        help="name of a kernel, as for `orchestrator run --kernel`",
+    )
     fetch.set_defaults(action=_fetch)
-    clean = actions.add_parser("clean", help="show cache usage; remove entries not used recently")
+    clean = actions.add_parser(
+        "clean",
+        help="show cache usage; remove entries not used recently",
+        description="Without --older-than and --keep, only shows how much the cache holds.",
+    )
     clean.add_argument(
         "--older-than",
         type=seconds,
@@ -73,10 +84,12 @@ def _list(options: argparse.Namespace) -> int:
     if others:
         print("\nin the cache, from elsewhere:")
     for kernel in others:
-        print(f"  {kernel.name:<24} {kernel.release:<16} {len(kernel.patches)} patches")
+        count = len(kernel.patches)
+        patched = f"{count} patch{'' if count == 1 else 'es'}"
+        print(f"  {kernel.name:<24} {kernel.release:<16} {patched}")
     print(
         "\nalso: --tree PATH, --kernel git:WHERE@REF, --bzimage FILE; "
-        "`orchestrator kernels show` describes one"
+        "`orchestrator kernels show` describes a kernel"
     )
     return 0
 

@@ -40,7 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--again",
         action="store_true",
-        help="rerun mutants that already have a result for this content",
+        help="rerun mutants even if nothing that they depend on has changed",
     )
     add_output(
         parser,
@@ -81,6 +81,6 @@ def main(options: argparse.Namespace) -> int:
     output = options.output or state_dir() / "mutants"
     output.mkdir(parents=True, exist_ok=True)
     report.write(pairs, seconds, output)
-    print(f"kept in: {output}/mutants.html, {output}/mutants.json")
+    print(f"results: {output}/mutants.html, {output}/mutants.json")
     counted = [result.result for mutant, result in pairs if not mutant.unseen]
     return EXIT_PASS if set(counted) <= set(report.GOOD) else EXIT_KERNEL_FAILED

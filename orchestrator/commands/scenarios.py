@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 
 NAME = "scenarios"
 HELP = "list the scenarios of a run and what the kernel promises in each"
@@ -17,5 +18,7 @@ def main(options: argparse.Namespace) -> int:
     from orchestrator.scenarios import scenario
 
     for entry in scenario.load_all():
-        print(f"{entry.name:<12} {entry.title}\n{'':<12} {entry.promise}")
+        indent = " " * 15
+        print(f"{entry.name:<14} {entry.title}")
+        print(textwrap.fill(entry.promise, 100, initial_indent=indent, subsequent_indent=indent))
     return 0

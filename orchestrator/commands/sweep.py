@@ -40,12 +40,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--again",
         action="store_true",
-        help="rerun cells that already have a result for this content",
+        help="rerun cells even if nothing that they depend on has changed",
     )
     parser.add_argument(
         "--scheduler", metavar="ADDRESS", help="run on the workers of this dask scheduler"
     )
-    add_output(parser, "directory for the results (default: one in the state directory, by matrix)")
+    add_output(parser, "directory for the results (default: one per matrix in the state directory)")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -53,7 +53,7 @@ def main(options: argparse.Namespace) -> int:
     from orchestrator.many.sweep.sweep import exit_status
 
     directory, results = perform(options, state_dir() / "sweeps")
-    print(f"kept in: {directory}/sweep.html, sweep.json, junit.xml")
+    print(f"results: {directory}/sweep.html, sweep.json, junit.xml")
     return exit_status(results)
 
 
