@@ -49,6 +49,10 @@ class BootError(OrchestratorError):
     outcome = "boot-error"
 
 
+class ModuleRefused(BootError):
+    """The kernel takes no test module, however it is built: it demands a signature, say."""
+
+
 class InfraError(OrchestratorError):
     """The host, the emulator, the debugger or the network failed. Says nothing about the kernel."""
 

@@ -21,7 +21,7 @@ from orchestrator import ui
 from orchestrator.errors import BootError, GuestRefused, InfraError, OrchestratorError
 from orchestrator.guest import klog, ktap, module
 from orchestrator.host.logs import Log
-from orchestrator.machine import cpus
+from orchestrator.machine import cpus, qemu
 from orchestrator.machine.faults import KernelFault, TimedOut
 from orchestrator.machine.machine import Machine
 from orchestrator.machine.waiting import until
@@ -92,6 +92,7 @@ class Observer:
                     self.machine.wait_ready(BOOT_SECONDS)
                     booted = True
                     self.evidence.cpus = self._online()
+                    self._look_up_parameters()
                 loading = (
                     "reading kernel symbols" if self.without_module else "loading the test module"
                 )
@@ -158,6 +159,35 @@ class Observer:
         """The content of a file in the guest, whatever bytes there are in it."""
         return self.machine.ssh.get(path, timeout).decode(errors="replace")
 
+    def _look_up_parameters(self) -> None:
+        """Find out which of our kernel parameters did not arrive, and say what that means."""
+        command_line = self._text("/proc/cmdline")
+        wanted = qemu.parameters(self.machine.spec)
+        missing = self.evidence.not_taken = qemu.not_taken(wanted, command_line)
+        if not missing:
+            return
+        ui.say(f"the kernel did not take {len(missing)} of our parameters: {' '.join(missing)}")
+        for parameter in missing:
+            if meaning := qemu.WITHOUT.get(parameter):
+                ui.say(f"without {parameter}: {meaning}")
+
+    def _lacking(self) -> dict[str, str]:
+        """What the kernel lacks for scenarios that need a parameter that it did not take."""
+        missing = self.evidence.not_taken
+        ignored = set(qemu.PARAMETERS[1:]) <= set(missing)  # its own line may have rdinit, too
+        return {
+            scenario.name: "the kernel ignores its command line (CONFIG_CMDLINE_OVERRIDE)"
+            if ignored
+            else f"the kernel did not take the parameter {parameter}"
+            for scenario in self.scenarios
+            for parameter in scenario.append
+            if parameter in missing
+        }
+
+    def _kernel_lines(self) -> list[str]:
+        """The lines of the vmlinux's symbol table, with the guest's addresses."""
+        return symbols.shifted(symbols.of_vmlinux(self.vmlinux), self.evidence.kernel_offset)
+
     def _symbols(self, names: Sequence[str]) -> dict[str, int]:
         """Addresses by name from the guest's symbol table; names that it lacks are left out."""
         pattern = "|".join(names)
@@ -183,6 +213,9 @@ class Observer:
                 f"this kernel has no {' or '.join(POKE_ONE)}, or no {LOCK}: "
                 "there is nothing to test"
             )
+        if "nokaslr" in self.evidence.not_taken:
+            lines = symbols.of_vmlinux(self.vmlinux)
+            self.evidence.kernel_offset = symbols.offset(lines, {poke: kernel_symbols[poke]})
         if self.without_module:
             return kernel_symbols, []
         # Hexadecimal without 0x: the module parses with the kernel's sscanf(), and a parameter has
@@ -220,7 +253,7 @@ class Observer:
     def _poke_everything(self, watch: Watch, seed: int) -> None:
         """First what GDB watches, each scenario there and back; then free, with no breakpoint."""
         evidence = self.evidence
-        steps = plan_steps(self.scenarios, evidence.cpus, self.duration, seed)
+        steps = plan_steps(self.scenarios, evidence.cpus, self.duration, seed, self._lacking())
         evidence.steps = [StepEvidence(step=step, guest=None) for step in steps]
         evidence.no_qemu_ledger = self.ledger.why_not
         evidence.qemu_by_cpu = self.ledger.by_cpu
@@ -252,7 +285,7 @@ class Observer:
         if exclusive:
             with ui.step("free-running: poking with other activity in the guest"):
                 for step in exclusive:
-                    with self._nmis(step.scenario.nmi):
+                    with self._nmis(0 if step.lacks else step.scenario.nmi):
                         self._run_steps([step])
 
     def _int3(self) -> Counter[SiteCpu]:
@@ -262,7 +295,11 @@ class Observer:
     def _run_steps(self, steps: Sequence[PlanStep]) -> None:
         """Have the test module run the steps one after the other."""
         commands = [
-            (step.scenario.name if step.scenario.companion else "-", step.command) for step in steps
+            (
+                step.scenario.name if step.scenario.companion and not step.lacks else "-",
+                step.command,
+            )
+            for step in steps
         ]
         # Steps without a companion go in one write: returning to the shell in between takes longer
         # than a gated step.
@@ -387,7 +424,7 @@ class Observer:
             }
         if not addresses:
             return
-        lines = symbols.of_vmlinux(self.vmlinux) or self._kallsyms(addresses)
+        lines = self._kernel_lines() or self._kallsyms(addresses)
         evidence.names = symbols.Symbols(lines + module_symbols)
         for poke in pokes:
             callers = [
@@ -426,7 +463,7 @@ class Observer:
 
     def _record_cpus(self, snapshot: list[dict[str, Any]], module_symbols: list[str]) -> None:
         self._log("cpus.json").write(json.dumps(snapshot, indent=1) + "\n")
-        names = symbols.Symbols(symbols.of_vmlinux(self.vmlinux) + module_symbols)
+        names = symbols.Symbols(self._kernel_lines() + module_symbols)
         self.evidence.hang_report = tuple(symbols.where(cpu, names) for cpu in snapshot)
 
     def _explain(

@@ -181,7 +181,11 @@ def _guest(cell: _Cell, *, attachable: bool) -> Iterator[Observer]:
             vmlinux=kernel.vmlinux,
             without_module=without_module,
             on_loaded=lambda: notes.note_symbols(
-                machine, kernel, cell.directory, fetch=attachable or bool(spec.edits)
+                machine,
+                kernel,
+                cell.directory,
+                fetch=attachable or bool(spec.edits),
+                moved="nokaslr" in cell.evidence.not_taken,
             ),
         )
 

@@ -8,10 +8,12 @@
  *	step site=nop5 how=direct gated=1 cpu=0 passes=2
  *	step site=key how=owner ms=500 burst=64 pause=200 gap=100
  *	scenario emulation ms=200 cpu=1 seed=7
+ *	skip boot-keys.free the kernel ignores its command line
  *
  * "plan" begins a new report of N results. The options of a step are the fields
  * of struct orch_step (gap and pause in us), those of a scenario the fields of
- * struct orch_run, and seed, which fixes its random choices.
+ * struct orch_run, and seed, which fixes its random choices. "skip" reports a step
+ * for which the host knows that the kernel or machine lacks something.
  */
 #include <linux/errno.h>
 #include <linux/fs.h>
@@ -87,7 +89,7 @@ static int run_command(char *line)
 		.run = { .ms = 100 },
 	};
 	struct orch_step *step = &command.step;
-	char *verb = strsep(&line, " "), *option;
+	char *verb = strsep(&line, " "), *option, *name;
 	bool scenario = !strcmp(verb, "scenario");
 	unsigned int plan;
 	int error;
@@ -96,6 +98,13 @@ static int run_command(char *line)
 		if (!line || kstrtouint(line, 10, &plan))
 			return -EINVAL;
 		orch_report_plan(plan);
+		return 0;
+	}
+	if (!strcmp(verb, "skip")) {
+		name = strsep(&line, " ");
+		if (!name || !line)
+			return -EINVAL;
+		orch_report_skip(orch_report_next(), name, line);
 		return 0;
 	}
 	if (scenario)

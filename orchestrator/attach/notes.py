@@ -56,17 +56,23 @@ class Sockets:
     """The owner of the guest."""
 
 
-def note_symbols(machine: Machine, kernel: Kernel, directory: Path, *, fetch: bool) -> None:
+def note_symbols(
+    machine: Machine, kernel: Kernel, directory: Path, *, fetch: bool, moved: bool = False
+) -> None:
     """Write symbols.json: the symbol files of the kernel and the test module, and load addresses.
 
     fetch: if there is no vmlinux and the cache does not have the symbols either, read the guest's
     symbol table, which takes seconds.
+    moved: whether the kernel may be elsewhere than its vmlinux and the cache have it (KASLR). Then
+    the symbols are the guest's own, and only good for this run.
     """
+    vmlinux = None if moved else kernel.vmlinux
+    cached = directory / "symbols" if moved else cache_dir() / "symbols" / kernel.digest
     status, output = machine.ssh.run("grep -r . /sys/module/orch/sections")
     sections = sections_of_guest(output if status == 0 else "")
     content = {
-        "kernel": str(kernel.vmlinux or _symbols_of_guest(machine, kernel, fetch=fetch)),
-        "code": kernel.vmlinux is not None,
+        "kernel": str(vmlinux or _symbols_of_guest(machine, cached, fetch=fetch)),
+        "code": vmlinux is not None,
         "module": str(module.build(kernel)) if sections else None,
         "sections": {name: f"{address:#x}" for name, address in sections.items()},
     }
@@ -186,12 +192,11 @@ def kernel_symbols(directory: Path) -> Path:
     return Path(str(read(directory / SYMBOLS)["kernel"]))
 
 
-def _symbols_of_guest(machine: Machine, kernel: Kernel, *, fetch: bool) -> Path:
+def _symbols_of_guest(machine: Machine, directory: Path, *, fetch: bool) -> Path:
     """An ELF file made from the guest's /proc/kallsyms.
 
     It is cached per kernel: guests boot with nokaslr, so addresses are the same at each boot.
     """
-    directory = cache_dir() / "symbols" / kernel.digest
 
     def make(partial: Path) -> None:
         with ui.step("reading the guest's symbol table"):

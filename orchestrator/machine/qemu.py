@@ -8,7 +8,9 @@ virtio works too. Such a kernel finds its CPUs through the MP table of SeaBIOS.
 
 from __future__ import annotations
 
+import re
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +42,7 @@ class MachineSpec:
     memory: int = 1024
     """Memory in MiB."""
     append: tuple[str, ...] = ()
-    """Kernel parameters. They come after ours, so that they win."""
+    """Kernel parameters of the scenarios."""
     options: tuple[str, ...] = ()
     """Further QEMU arguments, for example a plugin."""
     log: tuple[str, ...] = ("cpu_reset",)
@@ -69,38 +71,68 @@ class Channels:
     """The unix socket on which QEMU waits for GDB."""
 
 
+PARAMETERS = (
+    "rdinit=/init",
+    "console=ttyS0,115200",
+    # Shows a kernel that fails before it has set up its console. Ignored if it is not built in.
+    "earlyprintk=serial,ttyS0,115200",
+    "loglevel=8",
+    # Each line of the console begins with its time and, since 4.16, its facility, which tells
+    # the kernel's text from that of programs in the guest (guest/klog.py).
+    "printk.time=1",
+    "console_msg_format=syslog",
+    "log_buf_len=4M",  # dmesg keeps the whole boot
+    "8250.nr_uarts=4",  # ttyS1 carries ssh; some kernels are configured to use one UART only
+    "nokaslr",  # so that the addresses in the symbol table are those in memory
+    # With PTI, GDB cannot read kernel memory through a CPU that is in user mode.
+    "nopti",
+    # With IBT, kprobes place their int3 after the ENDBR, and a module whose compiler emitted no
+    # ENDBR would trap.
+    "ibt=off",
+    # Keep a panicked guest as it is, for backtraces: no reboot.
+    "panic=0",
+    # The kernel's self-tests of the timer interrupt and the TSC fail at random if the host does
+    # not schedule a virtual CPU in time.
+    "no_timer_check",
+    "tsc=reliable",
+    # 4.19 to 6.1: getrandom() does not wait for entropy, which no device here delivers.
+    "random.trust_cpu=on",
+    f"watchdog_thresh={WATCHDOG_SECONDS}",
+    f"rcupdate.rcu_cpu_stall_timeout={RCU_STALL_SECONDS}",
+)
+"""What every kernel gets. guest/init/init sets what can also be set later."""
+
+WITHOUT = {
+    "nokaslr": "where the kernel is was read from the guest",
+    "nopti": "GDB cannot read kernel memory through a CPU in user mode if PTI is on",
+    "ibt=off": "the test module may trap if IBT is on",
+    "no_timer_check": "booting may fail on a busy host",
+}
+"""What it means for a run that the kernel did not take a parameter, where it means anything."""
+
+WORD = re.compile(r'(?:[^\s"]|"[^"]*"?)+')
+"""A parameter as the kernel splits them (lib/cmdline.c, next_arg())."""
+
+
+def parameters(spec: MachineSpec) -> tuple[str, ...]:
+    """The kernel's parameters. Those of the scenarios come last, so that they win."""
+    return (*PARAMETERS, *spec.append)
+
+
 def kernel_command_line(spec: MachineSpec) -> str:
-    parameters = [
-        "rdinit=/init",
-        "console=ttyS0,115200",
-        # Shows a kernel that fails before it has set up its console. Ignored if it is not built in.
-        "earlyprintk=serial,ttyS0,115200",
-        "loglevel=8",
-        # Each line of the console begins with its time and, since 4.16, its facility, which tells
-        # the kernel's text from that of programs in the guest (guest/klog.py).
-        "printk.time=1",
-        "console_msg_format=syslog",
-        "log_buf_len=4M",  # dmesg keeps the whole boot
-        "8250.nr_uarts=4",  # ttyS1 carries ssh; some kernels are configured to use one UART only
-        "nokaslr",  # so that the addresses in the symbol table are those in memory
-        # With PTI, GDB cannot read kernel memory through a CPU that is in user mode.
-        "nopti",
-        # With IBT, kprobes place their int3 after the ENDBR, and a module whose compiler emitted no
-        # ENDBR would trap.
-        "ibt=off",
-        # Keep a panicked guest as it is, for backtraces: no reboot.
-        "panic=0",
-        # The kernel's self-tests of the timer interrupt and the TSC fail at random if the host does
-        # not schedule a virtual CPU in time.
-        "no_timer_check",
-        "tsc=reliable",
-        # 4.19 to 6.1: getrandom() does not wait for entropy, which no device here delivers.
-        "random.trust_cpu=on",
-        f"watchdog_thresh={WATCHDOG_SECONDS}",
-        f"rcupdate.rcu_cpu_stall_timeout={RCU_STALL_SECONDS}",
-        *spec.append,
-    ]
-    return " ".join(parameters)
+    return " ".join(parameters(spec))
+
+
+def not_taken(wanted: Iterable[str], command_line: str) -> tuple[str, ...]:
+    """Those of the parameters that the kernel did not take.
+
+    command_line: its /proc/cmdline. With CONFIG_CMDLINE_OVERRIDE it is another one; with
+    CONFIG_CMDLINE it begins with another one, and is cut where it gets too long.
+    """
+    words = WORD.findall(command_line)
+    if "--" in words:  # the rest is for init
+        words = words[: words.index("--")]
+    return tuple(parameter for parameter in wanted if parameter not in words)
 
 
 def command_line(spec: MachineSpec, channels: Channels) -> list[str]:

@@ -92,6 +92,8 @@ def _heading(result: RunResult) -> Iterator[str]:
             f"machine: {spec.smp} CPUs, {cpu}, {machine.accel.option}, QEMU {version}, "
             f"seed {spec.seed}"
         )
+    if missing := result.evidence.not_taken:
+        yield f"guest:   the kernel did not take these parameters: {' '.join(missing)}"
 
 
 def _origin(origin: dict[str, str]) -> str:

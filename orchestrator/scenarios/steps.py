@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.scenarios.scenario import Part, Scenario
@@ -28,6 +28,9 @@ class PlanStep:
     """CPU that the poking thread runs on."""
     command: str
     """A line for /dev/orchestrator, or for guest/init/flip when there is no module."""
+    lacks: str | None = None
+    """What the kernel or the machine lacks for it, None if nothing. Then `command` only reports
+    that, and nothing may run alongside."""
 
     @property
     def is_watched(self) -> bool:
@@ -36,7 +39,11 @@ class PlanStep:
 
 
 def plan_steps(
-    scenarios: Sequence[Scenario], cpus: Sequence[int], duration: float, seed: int
+    scenarios: Sequence[Scenario],
+    cpus: Sequence[int],
+    duration: float,
+    seed: int,
+    lacking: Mapping[str, str] | None = None,
 ) -> list[PlanStep]:
     """All steps of a run, in this order: gated, watched, free-running sites, free-running code, and
     free-running scenarios that need the guest to themselves.
@@ -44,6 +51,7 @@ def plan_steps(
     cpus: the CPUs that are online in the guest.
     duration: seconds for all free-running steps together.
     seed: seed of every random choice.
+    lacking: what is known to be lacking for a scenario, by its name.
     """
     rng = random.Random(seed)
     parts = [(part, scenario) for scenario in scenarios for part in scenario.parts]
@@ -64,7 +72,9 @@ def plan_steps(
         poker = rng.choice(cpus)
         ms = max(MIN_FREE_MS, round(ms_per_weight * scenario.weight))
         command = _command(scenario, part, poker, ms, rng)
-        steps.append(PlanStep(number, scenario, part, poker, command))
+        if lacks := (lacking or {}).get(scenario.name):
+            command = f"skip {scenario.name}.{part} {lacks}"
+        steps.append(PlanStep(number, scenario, part, poker, command, lacks))
     return steps
 
 

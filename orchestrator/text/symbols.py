@@ -60,6 +60,30 @@ def of_vmlinux(vmlinux: Path | None) -> list[str]:
         return []
 
 
+def offset(lines: Iterable[str], addresses: Mapping[str, int]) -> int:
+    """How far a kernel is from where its symbol table has it: 0 unless KASLR has moved it.
+
+    lines: of the symbol table. addresses: some of the guest's, by name.
+    """
+    for line in lines:
+        words = line.split()
+        if len(words) == 3 and words[2] in addresses:
+            return addresses[words[2]] - int(words[0], 16)
+    return 0
+
+
+def shifted(lines: Iterable[str], by: int) -> list[str]:
+    """The lines of a symbol table, with `by` added to each address of kernel code and data."""
+    if not by:
+        return list(lines)
+    rows = (line.split(maxsplit=1) for line in lines)
+    return [
+        f"{int(row[0], 16) + by:016x} {row[1]}"
+        for row in rows
+        if len(row) == 2 and len(row[0]) == 16 and row[0].startswith("ffffffff")
+    ]
+
+
 def prefixes(addresses: Iterable[int]) -> list[str]:
     """Prefixes of the lines of /proc/kallsyms that can name these addresses.
 

@@ -150,6 +150,10 @@ class Evidence:
     if it has. What an observer did see before is sound, and the other fields have it."""
     damaged_logs: tuple[str, ...] = ()
     """What is wrong with the files of the run's directory, which no check rests on."""
+    not_taken: tuple[str, ...] = ()
+    """Those of our kernel parameters that are not in the guest's /proc/cmdline."""
+    kernel_offset: int = 0
+    """How far the kernel is from where its vmlinux has it, in bytes."""
     breakpoints: tuple[str, ...] = ()
     """Names of the agent's breakpoints."""
     impossible_breakpoints: dict[str, str] = field(default_factory=dict)

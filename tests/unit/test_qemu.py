@@ -14,11 +14,15 @@ from orchestrator.errors import UsageError
 from orchestrator.host.tools import Qemu
 from orchestrator.machine.accel import Accel
 from orchestrator.machine.qemu import (
+    PARAMETERS,
+    WITHOUT,
     Channels,
     MachineSpec,
     command_line,
     escaped,
     kernel_command_line,
+    not_taken,
+    parameters,
     shell_line,
 )
 
@@ -103,3 +107,31 @@ def test_a_shell_runs_the_shell_line_in_the_right_directory(tmp_path: Path, name
 def test_an_impossible_machine_is_a_usage_error(change: dict[str, int]) -> None:
     with pytest.raises(UsageError):
         dataclasses.replace(SPEC, **change)
+
+
+OURS = kernel_command_line(SPEC)
+ALL_OURS = parameters(SPEC)
+
+
+@pytest.mark.parametrize(
+    ("command_line", "missing"),
+    [
+        (OURS, ()),
+        (f"tsc=reliable no_timer_check {OURS}", ()),  # CONFIG_CMDLINE
+        (f'root="a b" dyndbg="file x +p" {OURS}', ()),
+        ("rdinit=/init console=ttyS0", ALL_OURS[1:]),  # CONFIG_CMDLINE_OVERRIDE
+        (OURS.replace("nokaslr", "nokaslr=0"), ("nokaslr",)),
+        (OURS[: OURS.index(" rcupdate")], ALL_OURS[-2:]),  # cut, as it was too long
+        (OURS.replace(" panic=0", " -- panic=0"), ALL_OURS[ALL_OURS.index("panic=0") :]),
+        ('x="never ends ' + OURS, ALL_OURS),
+        ("", ALL_OURS),
+    ],
+)
+def test_parameters_that_the_kernel_did_not_take(
+    command_line: str, missing: tuple[str, ...]
+) -> None:
+    assert not_taken(ALL_OURS, command_line) == missing
+
+
+def test_only_our_own_parameters_have_a_meaning() -> None:
+    assert set(WITHOUT) <= set(PARAMETERS)

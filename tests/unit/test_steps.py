@@ -99,6 +99,17 @@ def test_commands_are_in_the_modules_syntax() -> None:
     assert by_part["code", "free"].startswith("scenario code cpu=2 ms=200 seed=")
 
 
+def test_what_is_known_to_be_lacking_is_reported_and_not_run() -> None:
+    """The numbers of the other steps, and so their seeds and CPUs, stay as they are."""
+    why = "the kernel ignores its command line (CONFIG_CMDLINE_OVERRIDE)"
+    steps = plan_steps(ALL, CPUS, 1.0, 7, {"hotplug": why})
+    others = [step for step in steps if step.scenario.name != "hotplug"]
+    assert [step.command for step in steps if step.lacks] == [f"skip hotplug.free {why}"]
+    assert others == [
+        step for step in plan_steps(ALL, CPUS, 1.0, 7) if step.scenario.name != "hotplug"
+    ]
+
+
 def test_sysctls_are_switched_while_watched_and_then_free_running() -> None:
     watched, free = plan_steps([scenario("knobs", sysctls=("kernel/a", "net/b"))], CPUS, 2.0, 1)
     assert watched.is_watched and not free.is_watched

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from orchestrator.text.symbols import Symbols, where
+from orchestrator.text.symbols import Symbols, offset, shifted, where
 
 TABLE = Symbols(
     [
@@ -31,6 +31,22 @@ def test_data_is_not_a_function() -> None:
 def test_an_address_far_from_any_function_stays_a_number() -> None:
     assert TABLE.name(0xFFFFFFFF81900000) == "ffffffff81900000"
     assert TABLE.name(0x1000) == "1000"
+
+
+LINES = ["ffffffff81000000 T _stext", "ffffffff81018803 T int3_notify", "0000000000000000 A x"]
+
+
+def test_a_kernel_that_kaslr_moved_is_named_by_its_vmlinux() -> None:
+    by = offset(LINES, {"int3_notify": 0xFFFFFFFF9AC18803})
+    assert by == 0x19C00000
+    assert Symbols(shifted(LINES, by)).name(0xFFFFFFFF9AC18804) == "int3_notify+0x1"
+    assert Symbols(shifted(LINES, by)).name(0xFFFFFFFF81018804) == "ffffffff81018804"
+
+
+def test_a_kernel_where_it_was_linked_is_not_shifted() -> None:
+    assert offset(LINES, {"int3_notify": 0xFFFFFFFF81018803}) == 0
+    assert offset(LINES, {"other": 1}) == 0
+    assert shifted(LINES, 0) == LINES
 
 
 def test_where_names_the_function_and_the_possible_callers() -> None:
