@@ -15,10 +15,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from orchestrator import ui
-from orchestrator.errors import BootError, GuestRefused, InfraError, OrchestratorError
+from orchestrator.errors import (
+    BootError,
+    GuestRefused,
+    InfraError,
+    ModuleRefused,
+    OrchestratorError,
+)
 from orchestrator.guest import klog, ktap, module
 from orchestrator.host.logs import Log
 from orchestrator.machine import cpus, qemu
@@ -46,6 +52,14 @@ LOG_SECONDS = 5
 """Limit for reading the kernel's log, with which a guest whose kernel has failed may not answer."""
 MARK_SECONDS = 60
 """Limit for the time until the console shows a line that the guest has just written."""
+REFUSALS = (
+    "Key was rejected",  # EKEYREJECTED: CONFIG_MODULE_SIG_FORCE, or module.sig_enforce
+    "Required key not available",  # ENOKEY: the same before 5.4
+    "not permitted",  # EPERM: lockdown, or the sysctl kernel.modules_disabled
+    "not support",  # ENOSYS: no CONFIG_MODULES
+    "not implemented",
+)
+"""What insmod says when the kernel takes no module of ours, however it is built."""
 MIN_TRAPS = 20
 """A CPU that traps more often than this at an address without int3 is stuck there."""
 
@@ -70,6 +84,8 @@ class Observer:
     """Names the kernel's functions."""
     without_module: bool = False
     """Whether to do without the test module; guest/init/flip then writes the guest's report."""
+    fallback: Sequence[Scenario] = ()
+    """The scenarios to run without the module, if the kernel refuses it."""
     another_round: Callable[[], bool] = lambda: False
     """Called when all scenarios have run and the evidence is complete. True repeats them, with
     another seed; the callee clears the evidence."""
@@ -84,36 +100,52 @@ class Observer:
         Returns the addresses that the watch needs, by name, and the module's lines of
         /proc/kallsyms. Raises BootError.
         """
-        booted = False
-        try:
-            with self.machine.silence.limit(SILENCE_SECONDS):
-                with ui.step("booting"):
-                    self.machine.cont()
-                    self.machine.wait_ready(BOOT_SECONDS)
-                    booted = True
-                    self.evidence.cpus = self._online()
-                    self._look_up_parameters()
-                loading = (
-                    "reading kernel symbols" if self.without_module else "loading the test module"
-                )
-                with ui.step(loading):
-                    symbols_found = self._load_module()
-                    self.on_loaded()
-        except BootError:
-            if not booted:
+        limit = self.machine.silence.limit
+        with ui.step("booting"), self._nothing_poked(), limit(SILENCE_SECONDS):
+            self.machine.cont()
+            try:
+                self.machine.wait_ready(BOOT_SECONDS)
+            except BootError:
                 self._locate_cpus()
-            raise
+                raise
+            self.evidence.cpus = self._online()
+            self._look_up_parameters()
+        return self._load()
+
+    def _load(self) -> tuple[dict[str, int], list[str]]:
+        loading = "reading kernel symbols" if self.without_module else "loading the test module"
+        limit = self.machine.silence.limit
+        with ui.step(loading), self._nothing_poked(), limit(SILENCE_SECONDS):
+            symbols_found = self._load_module()
+            self.on_loaded()
+        return symbols_found
+
+    @contextlib.contextmanager
+    def _nothing_poked(self) -> Iterator[None]:
+        """A guest that fails in this block fails before anything was poked: BootError."""
+        try:
+            yield
         except (TimedOut, KernelFault) as error:
             self._locate_cpus()
             raise BootError(f"{error}; nothing had been poked yet") from error
-        return symbols_found
 
     def observe(self) -> None:
         """Run everything.
 
         Raises BootError when nothing could be poked, otherwise the error that ended the run early.
         """
-        addresses, module_symbols = self.prepare()
+        try:
+            addresses, module_symbols = self.prepare()
+        except ModuleRefused as refusal:
+            if not self.fallback:
+                raise
+            ui.say(f"{refusal}: only what needs no test module is run")
+            observer = replace(self, scenarios=self.fallback, fallback=(), without_module=True)
+            observer._observe(*observer._load())
+        else:
+            self._observe(addresses, module_symbols)
+
+    def _observe(self, addresses: dict[str, int], module_symbols: list[str]) -> None:
         silence = self.machine.silence
         silence.signs.append(lambda: self.ledger.read().total())
         watch = Watch(self.machine, addresses, self.directory, module=not self.without_module)
@@ -174,7 +206,8 @@ class Observer:
     def _lacking(self) -> dict[str, str]:
         """What the kernel lacks for scenarios that need a parameter that it did not take."""
         missing = self.evidence.not_taken
-        ignored = set(qemu.PARAMETERS[1:]) <= set(missing)  # its own line may have rdinit, too
+        # Its own line may have some of the same.
+        ignored = len(missing) > len(qemu.PARAMETERS) / 2
         return {
             scenario.name: "the kernel ignores its command line (CONFIG_CMDLINE_OVERRIDE)"
             if ignored
@@ -230,12 +263,21 @@ class Observer:
             f"insmod /{module.NAME} symbols={parameter} {emulates}"
         )
         if status:
-            raise BootError(f"the guest cannot load the test module: {_short(output)}")
+            self._explain_refusal(_short(output))
         _, output = self.machine.ssh.run(
             f"grep -F '[{module.NAME.removesuffix('.ko')}]' /proc/kallsyms"
         )
         module_symbols = [line for line in output.splitlines() if KALLSYMS.match(line)]
         return kernel_symbols | _addresses(module_symbols), module_symbols
+
+    def _explain_refusal(self, output: str) -> NoReturn:
+        """Raise what insmod's output means, with what the kernel's log says about the module."""
+        name = module.NAME.removesuffix(".ko")
+        _, log = self.machine.ssh.run(f"dmesg | grep -E '\\b{name}: |Lockdown: insmod' | tail -n 1")
+        reason = f"{output}; {log.strip()}" if log.strip() else output
+        if any(refusal in output for refusal in REFUSALS):
+            raise ModuleRefused(f"the kernel does not take the test module ({reason})")
+        raise BootError(f"the guest cannot load the test module: {reason}")
 
     def _emulates(self, kernel_symbols: dict[str, int]) -> str:
         """The module's parameter that says what the kernel can emulate, empty if nobody knows."""

@@ -154,7 +154,7 @@ def _guest(cell: _Cell, *, attachable: bool) -> Iterator[Observer]:
     spec = cell.spec
     kernel = cell.kernel = obtain(spec.kernel)
     _check_cpus(spec, kernel)
-    scenarios = runnable(cell.scenarios, spec.scenarios, headers=kernel.kbuild is not None)
+    scenarios = runnable(cell.scenarios, spec.scenarios, headers=_takes_module(kernel))
     without_module = all(scenario.sysctls for scenario in scenarios)
 
     keys = Keys.fresh()
@@ -180,6 +180,7 @@ def _guest(cell: _Cell, *, attachable: bool) -> Iterator[Observer]:
             evidence=cell.evidence,
             vmlinux=kernel.vmlinux,
             without_module=without_module,
+            fallback=() if without_module else _fallback(cell),
             on_loaded=lambda: notes.note_symbols(
                 machine,
                 kernel,
@@ -188,6 +189,18 @@ def _guest(cell: _Cell, *, attachable: bool) -> Iterator[Observer]:
                 moved="nokaslr" in cell.evidence.not_taken,
             ),
         )
+
+
+def _takes_module(kernel: Kernel) -> bool:
+    """Whether a test module can be built and, as far as is known before boot, loaded."""
+    return kernel.kbuild is not None and (kernel.config is None or kernel.option("MODULES") == "y")
+
+
+def _fallback(cell: _Cell) -> Sequence[Scenario]:
+    """The scenarios to run if the kernel refuses the test module; none if only others will do."""
+    with contextlib.suppress(UsageError):
+        return runnable(cell.scenarios, cell.spec.scenarios, headers=False)
+    return ()
 
 
 # -- Kernel

@@ -143,8 +143,9 @@ def runnable(
     """The scenarios that can be run on a kernel.
 
     scenarios: those that `patterns` selected.
-    headers: whether the kernel has headers to build the test module with. Without them only sysctl
-    scenarios can run; with them these are left out unless a pattern is their exact name.
+    headers: whether the kernel has headers to build the test module with, and takes modules.
+    Without them only sysctl scenarios can run; with them these are left out unless a pattern is
+    their exact name.
 
     Raises UsageError when a scenario requested by name cannot be run, or none can.
     """
@@ -160,8 +161,7 @@ def runnable(
     ]
     if others and not headers:
         raise UsageError(
-            f"{others[0].name} needs the test module, "
-            "and the kernel has no headers to build it with"
+            f"{others[0].name} needs the test module, and it cannot be built for this kernel"
         )
     if others and without_module:
         raise UsageError(
@@ -171,7 +171,7 @@ def runnable(
     if not without_module and not others:
         raise UsageError(
             f"{', '.join(patterns)}: all of these need the test module, "
-            "and the kernel has no headers to build it with"
+            "and it cannot be built for this kernel"
         )
     return without_module or others
 
