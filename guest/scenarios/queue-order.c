@@ -22,7 +22,7 @@
 #define SPINS	300
 #define TRIES	20
 /* How often to do it all again for the sake of a hit. */
-#define ROUNDS	10
+#define ROUNDS	40
 
 /*
  * A function of SITES jumps of five bytes, each to the next one. A pass executes
