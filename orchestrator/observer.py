@@ -274,7 +274,7 @@ class Observer:
         """Raise what insmod's output means, with what the kernel's log says about the module."""
         name = module.NAME.removesuffix(".ko")
         _, log = self.machine.ssh.run(f"dmesg | grep -E '\\b{name}: |Lockdown: insmod' | tail -n 1")
-        reason = f"{output}; {log.strip()}" if log.strip() else output
+        reason = f"{output}; {_short(log)}" if log.strip() else output
         if any(refusal in output for refusal in REFUSALS):
             raise ModuleRefused(f"the kernel does not take the test module ({reason})")
         raise BootError(f"the guest cannot load the test module: {reason}")
