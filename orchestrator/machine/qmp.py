@@ -154,6 +154,7 @@ class Qmp:
             raise InfraError(f"QEMU refuses {what}: {error}") from error
         except (QMPError, OSError, EOFError) as error:
             self.gone = True
+            self._check()  # may know how it ended
             raise LostVM(f"QEMU ended before it answered on QMP ({what})") from error
         finally:
             future.cancel()
