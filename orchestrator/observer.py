@@ -228,8 +228,8 @@ class Observer:
             f"grep -E ' [a-zA-Z] ({pattern})([[:space:]]|$)' /proc/kallsyms"
         )
         addresses = _addresses(output.splitlines())
-        if addresses and not any(addresses.values()):
-            raise BootError("the guest's /proc/kallsyms shows no addresses")
+        if addresses and not any(address >> 63 for address in addresses.values()):
+            raise BootError("the guest's /proc/kallsyms shows no addresses of the kernel")
         return addresses
 
     def _load_module(self) -> tuple[dict[str, int], list[str]]:

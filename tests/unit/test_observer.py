@@ -1,144 +1,241 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the observer makes of a guest that has booted: its parameters, and whether it takes the
-test module."""
+"""What the observer makes of what a guest says, with a guest that says what the test wants."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_qemu import SPEC
 
-from orchestrator.errors import BootError, InfraError, ModuleRefused
-from orchestrator.machine.qemu import PARAMETERS
+from orchestrator import observer as module
+from orchestrator.errors import BootError, InfraError, LostVM, OrchestratorError
+from orchestrator.host.logs import Log
+from orchestrator.machine.faults import TimedOut
+from orchestrator.machine.waiting import Silence
 from orchestrator.observer import Observer
 from orchestrator.scenarios.scenario import select
+from orchestrator.soak import Soaking
+from orchestrator.text.functions import LOCK, POKE_ONE
 from orchestrator.verdict.evidence import Evidence
-
-KALLSYMS = """\
-ffffffff81016300 T text_poke_bp
-ffffffff810166a0 T __text_poke
-ffffffff81a2dd4c D text_mutex
-"""
-OVERRIDE = "the kernel ignores its command line (CONFIG_CMDLINE_OVERRIDE)"
+from orchestrator.watch.events import Recording
 
 
 class Guest:
-    """Answers in place of the guest."""
+    """In place of a Machine: each file and command has an answer, or an exception to raise."""
 
-    def __init__(self, command_line: str = " ".join(PARAMETERS), insmod: str = "", log: str = ""):
-        self.command_line = command_line
-        self.insmod = insmod
-        """What insmod prints; it succeeds if that is nothing."""
-        self.log = log
+    def __init__(self, directory: Path, answers: dict[str, bytes | Exception]) -> None:
+        self.answers = answers
+        self.spec = SimpleNamespace(smp=4, memory=1024)
+        self.ssh = self
+        self.qmp = SimpleNamespace(lost="")
+        self.console = SimpleNamespace(
+            lines=["[ 1.0] the last words"],
+            shows=lambda text: any(text in asked for asked in self.asked),
+            scanner=SimpleNamespace(findings=[], lines=0),
+        )
+        self.process = SimpleNamespace(pid=1)
+        self.silence = Silence()
+        self.logs: list[Log] = []
+        self.asked: list[str] = []
+        self.post_mortem = lambda: self.silence.limit(None)
+        self._directory = directory
 
-    def get(self, path: str) -> bytes:
-        return {"/proc/cmdline": self.command_line, "/sys/devices/system/cpu/online": "0-1"}[
-            path
-        ].encode()
+    def get(self, path: str, timeout: float = 0) -> bytes:
+        self.asked.append(path)
+        answer = next((a for name, a in self.answers.items() if name in path), b"")
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
-    def run(self, command: str) -> tuple[int, str]:
-        if command.startswith("insmod"):
-            return (1 if self.insmod else 0), self.insmod
-        return 0, self.log if command.startswith("dmesg") else KALLSYMS
+    def run(self, command: str, timeout: float = 0, stdin: bytes = b"") -> tuple[int, str]:
+        return 0, self.get(command).decode(errors="replace")
+
+    def check(self) -> None:
+        pass
+
+    def log(self, name: str) -> Log:
+        self.logs.append(Log(self._directory / name))
+        return self.logs[-1]
 
 
-def no_memory(address: int, size: int) -> bytes:
-    raise InfraError("no memory")
+class Ledger:
+    why_not, by_cpu, lost = None, True, ""
+
+    def save(self, log: Log) -> None:
+        pass
 
 
-def observer(guest: Guest, *, fallback: Iterable[str] = ("sysctl",), **fields: Any) -> Observer:
-    scenarios = fields.pop("scenarios", select(["boot-keys", "nop5"]))
-    append = tuple(parameter for scenario in scenarios for parameter in scenario.append)
-    machine: Any = SimpleNamespace(
-        ssh=guest,
-        spec=replace(SPEC, append=append),
-        on_poll=[],
-        cont=lambda: None,
-        wait_ready=lambda _: None,
-        read_memory=no_memory,
-    )
+def observer(tmp_path: Path, **answers: bytes | Exception) -> Any:
+    guest = Guest(tmp_path, {name.replace("_", "/"): text for name, text in answers.items()})
     return Observer(
-        machine=machine,
-        ledger=Any,  # type: ignore[arg-type]
-        scenarios=scenarios,
-        fallback=select([*fallback]) if fallback else (),
+        machine=guest,  # type: ignore[arg-type]
+        ledger=Ledger(),  # type: ignore[arg-type]
+        scenarios=select(["nop5"]),
         duration=1,
         seed=1,
-        directory=Path(),
-        evidence=Evidence(requested_cpus=2),
-        **fields,
+        directory=tmp_path,
+        evidence=Evidence(requested_cpus=4),
     )
 
 
 @pytest.mark.parametrize(
-    ("command_line", "lacking"),
-    [
-        (" ".join([*PARAMETERS, "schedstats=enable"]), {}),
-        ("rdinit=/init console=ttyS0,115200 panic=0", {"boot-keys": OVERRIDE}),
-        (
-            " ".join(PARAMETERS),
-            {"boot-keys": "the kernel did not take the parameter schedstats=enable"},
-        ),
-    ],
+    ("text", "online"),
+    [(b"0-3\n", (0, 1, 2, 3)), (b"0,2-3", (0, 2, 3)), (b"0", (0,))],
 )
-def test_nothing_is_concluded_from_a_parameter_that_did_not_arrive(
-    command_line: str, lacking: dict[str, str]
-) -> None:
-    seen = observer(Guest(command_line))
-    seen.prepare()
-    assert seen._lacking() == lacking
-    assert bool(seen.evidence.not_taken) == bool(lacking)
-
-
-def refusal(what: str) -> str:
-    return f"insmod: can't insert '/orch.ko': {what}"
+def test_the_cpus_that_are_online(tmp_path: Path, text: bytes, online: tuple[int, ...]) -> None:
+    assert observer(tmp_path, cpu_online=text)._online() == online
 
 
 @pytest.mark.parametrize(
-    "what",
+    "text",
     [
-        "Key was rejected by service", "Required key not available", "Operation not permitted",
-        "kernel does not support requested operation", "Function not implemented",
+        b"",
+        b"0-3000000000",
+        b"0-9999",
+        b"0-4",
+        b"3-0",
+        b"all of them",
+        b"\xff\xfe\x00",
+        b"0-" + b"9" * 5000,
+        b"0," * 100_000,
+        "\u0660-\u0663".encode(),  # digits, but not ours
     ],
-)  # fmt: skip
-def test_a_kernel_that_refuses_the_module_is_run_without_it(
-    what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+)
+def test_nonsense_about_cpus_is_an_error_with_a_sentence(tmp_path: Path, text: bytes) -> None:
+    with pytest.raises(InfraError, match="does not say which CPUs are online") as caught:
+        observer(tmp_path, cpu_online=text)._online()
+    assert len(str(caught.value)) < 1000
+
+
+KALLSYMS = f"ffffffff81000000 T {POKE_ONE[-1]}\nffffffff81900000 D {LOCK}\n".encode()
+
+
+def test_symbols_are_read_and_what_is_none_is_left_out(tmp_path: Path) -> None:
+    garbage = b"\xff\x00 T x\nzzzzzzzzzzzzzzzz T do_sync_core\nffff T\n\n" + b"f" * 10_000 + b"\n"
+    one = observer(tmp_path, kallsyms=garbage + KALLSYMS)
+    assert one._symbols([]) == {POKE_ONE[-1]: 0xFFFFFFFF81000000, LOCK: 0xFFFFFFFF81900000}
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"\x00" * 1000, b"garbage", KALLSYMS.replace(b"ffffffff81", b"0000000000")]
+)
+def test_a_symbol_table_of_nonsense_leaves_nothing_to_test(tmp_path: Path, text: bytes) -> None:
+    with pytest.raises(BootError):
+        observer(tmp_path, kallsyms=text)._load_module()
+
+
+@pytest.mark.parametrize(
+    "line", [b"companion ", b"companion nop5", b"companion nop5 x y", b"companion nop5 99999999999"]
+)
+def test_nonsense_about_a_companion_is_an_error_with_a_sentence(
+    tmp_path: Path, line: bytes
 ) -> None:
-    runs: list[Observer] = []
-    monkeypatch.setattr(Observer, "_observe", lambda self, *_: runs.append(self))
-    observer(Guest(insmod=refusal(what))).observe()
-    (run,) = runs
-    assert run.without_module
-    assert [scenario.name for scenario in run.scenarios] == ["sysctl"]
-    assert f"{what}): only what needs no test module is run" in capsys.readouterr().err
+    one = observer(tmp_path, steps=line + b"\n")
+    plan = module.plan_steps(one.scenarios, (0, 1), 1, 1)
+    with pytest.raises(InfraError, match="the guest reports nonsense about a script"):
+        one._run_steps(plan)
 
 
-def test_a_kernel_that_refuses_the_module_and_has_no_other_scenario_is_not_to_blame() -> None:
-    guest = Guest(insmod=refusal("Operation not permitted"), log="Lockdown: insmod: unsigned ...")
-    with pytest.raises(ModuleRefused) as caught:
-        observer(guest, fallback=()).observe()
-    assert (caught.value.outcome, caught.value.exit_status) == ("boot-error", 125)
-    assert "Operation not permitted; Lockdown: insmod: unsigned" in str(caught.value)
+def test_a_refusal_of_a_hundred_megabytes_is_quoted_in_part(tmp_path: Path) -> None:
+    one = observer(tmp_path)
+    one.machine.run = lambda *_, **__: (1, "x " * 1_000_000)
+    with pytest.raises(InfraError) as caught:
+        one._send("step", 1)
+    assert len(str(caught.value)) < 1000
 
 
-def test_a_module_for_another_kernel_is_nobodys_fault_and_not_left_out() -> None:
-    log = "orch: version magic '6.1.176 SMP ' should be '6.1.176 SMP preempt '"
-    with pytest.raises(BootError, match="version magic") as caught:
-        observer(Guest(insmod=refusal("invalid module format"), log=log)).observe()
-    assert not isinstance(caught.value, ModuleRefused)
-    assert caught.value.exit_status == 125
+@pytest.mark.parametrize("text", [b"", b"MemFree: lots", b"\xff" * 100, b"MemFree: 1" + b"0" * 99])
+def test_nonsense_about_memory_is_an_error_with_a_sentence(tmp_path: Path, text: bytes) -> None:
+    guest = Guest(tmp_path, {"meminfo": text})
+    with pytest.raises(InfraError, match="how much memory it uses"):
+        Soaking(1, guest, Evidence(requested_cpus=4))._memory()  # type: ignore[arg-type]
 
 
-def test_a_kernel_elsewhere_than_its_vmlinux_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = ["ffffffff81016000 T text_poke_bp", "ffffffff81017000 T x"]
-    monkeypatch.setattr("orchestrator.text.symbols.of_vmlinux", lambda _: lines)
-    without = " ".join(parameter for parameter in PARAMETERS if parameter != "nokaslr")
-    seen = observer(Guest(without), scenarios=select(["nop5"]))
-    seen.prepare()
-    assert seen.evidence.kernel_offset == 0x300
-    assert seen._kernel_lines() == ["ffffffff81016300 T text_poke_bp", "ffffffff81017300 T x"]
+def watch(recording: Recording) -> Any:
+    return SimpleNamespace(recording=lambda: recording)
+
+
+def test_a_report_that_was_not_read_over_ssh_is_a_loss(tmp_path: Path) -> None:
+    one = observer(tmp_path, dev_orchestrator=LostVM("QEMU was killed"))
+    one._collect(watch(Recording()), answers=True)
+    lost = one.evidence.lost
+    assert lost["guest"] == "the guest's report was read off the console: QEMU was killed"
+    assert (lost["gdb"], lost["ledger"], lost["qmp"]) == ("", "", "")
+    assert (tmp_path / "guest.ktap").read_text() == "[ 1.0] the last words"
+
+
+def test_a_guest_that_hangs_is_not_asked_once_more(tmp_path: Path) -> None:
+    one = observer(tmp_path)
+    one._collect(watch(Recording()), answers=False)
+    assert not one.machine.asked
+    assert "does not answer any more" in one.evidence.lost["guest"]
+
+
+@pytest.mark.parametrize("text", [b"\xff\xfe\x00", b"KTAP version 1\n1..2\nok 1 a\n", b""])
+def test_a_report_that_is_incomplete_is_a_loss(tmp_path: Path, text: bytes) -> None:
+    one = observer(tmp_path, dev_orchestrator=text)
+    one._collect(watch(Recording(lost="GDB died")), answers=True)
+    assert "incomplete" in one.evidence.lost["guest"]
+    assert one.evidence.lost["gdb"] == "GDB died"
+
+
+def test_each_loss_of_an_observer_reaches_the_evidence(tmp_path: Path) -> None:
+    one = observer(tmp_path, dev_orchestrator=b"KTAP version 1\n1..1\nok 1 a\n")
+    one.machine.qmp.lost, one.ledger.lost = "no events", "no count"
+    one._collect(watch(Recording()), answers=True)
+    lost = one.evidence.lost
+    assert (lost["guest"], lost["gdb"], lost["ledger"], lost["qmp"]) == (
+        ("", "", "no count", "no events")
+    )
+    assert lost["console"] == "the console was not read"
+
+
+def test_files_for_people_that_cannot_be_written_cost_nothing(tmp_path: Path) -> None:
+    for name in ("guest.ktap", "int3.ledger", "cpus.json"):
+        (tmp_path / name).mkdir()
+    one = observer(tmp_path, dev_orchestrator=b"KTAP version 1\n1..1\nok 1 a\n")
+    one._collect(watch(Recording()), answers=True)
+    one._record_cpus([], [])
+    assert one.evidence.damaged_logs == (
+        "guest.ktap could not be written: Is a directory",
+        "int3.ledger could not be written: Is a directory",
+    )
+
+
+def test_a_console_that_shows_what_the_guest_writes_was_read_to_the_end(tmp_path: Path) -> None:
+    one = observer(tmp_path)
+    one._prove_console()
+    assert "/dev/kmsg" in one.machine.asked[0]
+
+
+def test_a_console_that_does_not_is_no_basis_for_a_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MARK_SECONDS", 0.2)
+    one = observer(tmp_path)
+    one.machine.console.shows = lambda _: False
+    with pytest.raises(InfraError, match="does not show what the guest writes to it"):
+        one._prove_console()
+
+
+def test_a_silent_guest_is_explained_without_being_given_up_again(tmp_path: Path) -> None:
+    """While the observer finds out why, neither silence nor the fault ends a wait."""
+    one = observer(tmp_path)
+    hung = TimedOut("a sign of life from the guest", 60)
+    seen: list[str] = []
+
+    def poke(*_: object) -> None:
+        raise hung
+
+    def explain(watch: object, symbols: object, error: OrchestratorError) -> None:
+        seen.append("explained")
+        error.outcome = "hang"
+        raise error
+
+    object.__setattr__(one, "_poke_everything", poke)
+    object.__setattr__(one, "_explain", explain)
+    with pytest.raises(TimedOut):
+        one._observe_round(watch(Recording()), [], 1)
+    assert seen == ["explained"] and not one.machine.asked
