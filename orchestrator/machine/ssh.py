@@ -19,15 +19,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from orchestrator.errors import InfraError
 from orchestrator.machine.faults import TimedOut
 from orchestrator.machine.link import Link
-from orchestrator.machine.waiting import POLL, until
+from orchestrator.machine.waiting import POLL, settle, until
 
 # paramiko's thread logs what we raise as an error anyway.
 logging.getLogger("paramiko").setLevel(logging.CRITICAL + 1)
 
 CONNECT_SECONDS = 120.0
 """Timeout of connecting: the cryptography runs on a translated CPU that may be busy with a test."""
-SETTLE_SECONDS = 1.0
-"""Time within which the cause of a broken connection becomes known."""
 OPEN_SECONDS = 86400.0
 """More than any command may take; paramiko wants a limit."""
 CHUNK = 32768
@@ -146,12 +144,8 @@ class Shell:
         return exchange.status, bytes(exchange.output)
 
     def _explained(self, action: str, what: str, error: Exception) -> InfraError:
-        """The error for a broken connection. Raises what explains it better, if there is something.
-
-        If QEMU has died, its sockets close before the process has ended, and the console's last
-        lines may not have been read yet.
-        """
-        until(lambda: False, SETTLE_SECONDS, lambda: self._check(what))
+        """The error for a broken connection. Raises what explains it better, if anything does."""
+        settle(lambda: self._check(what))
         return InfraError(f"{action}: ssh to the guest failed: {error}")
 
     def _check_host_key(self, transport: paramiko.Transport) -> None:

@@ -16,6 +16,9 @@ from orchestrator.machine.faults import Silent
 
 POLL = 0.05
 """Interval between two checks of a condition, in seconds."""
+SETTLE_SECONDS = 1.0
+"""Time within which the cause of a broken channel becomes known. QEMU's sockets close before the
+process has ended, and the console's last lines may not have been read yet."""
 LONGEST_LAP = 1.0
 """Most seconds that may count between two polls. If more have passed, this process was stopped or
 did something else than wait."""
@@ -57,6 +60,11 @@ def until(
         if pause:
             time.sleep(pause)
     return True
+
+
+def settle(check: Callable[[], None]) -> None:
+    """Give `check` the time to raise what explains a broken channel better than its own error."""
+    until(lambda: False, SETTLE_SECONDS, check)
 
 
 class Silence:

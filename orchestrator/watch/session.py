@@ -23,7 +23,7 @@ from pygdbmi.gdbcontroller import GdbController
 from orchestrator.errors import InfraError
 from orchestrator.host.logs import Log
 from orchestrator.host.proc import mortal, need
-from orchestrator.machine.waiting import POLL, until
+from orchestrator.machine.waiting import POLL, settle, until
 
 Record = dict[str, Any]
 """One record of GDB's output, as pygdbmi parses it."""
@@ -165,6 +165,7 @@ class Gdb:
         finally:
             self.busy = busy
         if results[0]["message"] == "error":
+            settle(self._check)  # without a QEMU, GDB refuses almost everything
             raise self._refused(results[0], command)
         return results[0], "".join(console)
 

@@ -31,6 +31,10 @@ class FakeStub:
     def close(self) -> None:
         self._listener.close()
 
+    def hang_up(self) -> None:
+        """End the connection, as a QEMU does that is killed."""
+        self._gdb.shutdown(socket.SHUT_RDWR)
+
     def stop_by_itself(self, signal: int = 5) -> None:
         """Stop the CPU and tell GDB."""
         self.running = False

@@ -330,3 +330,22 @@ def test_a_breakpoint_that_cannot_be_inserted_again_is_an_error_too(
     assert gdb.stopped_by_itself and gdb.signal is None  # so Watch.on_poll() lets it go on
     with pytest.raises(InfraError, match="ould not insert hardware breakpoints"):
         gdb.resume()
+
+
+def test_a_connection_that_breaks_is_explained_by_the_death_of_qemu(
+    tmp_path: Path, stub: FakeStub
+) -> None:
+    """GDB knows it before the process has ended."""
+    died: list[float] = []
+
+    def check() -> None:
+        if died and time.monotonic() - died[0] > 0.3:
+            raise LostVM("QEMU was killed")
+
+    with Gdb(tmp_path / "gdb.log", check) as gdb:
+        gdb.attach(tmp_path / "stub")
+        died.append(time.monotonic())
+        stub.hang_up()
+        with pytest.raises(LostVM):
+            gdb.execute("-exec-continue")
+            gdb.console("x/1x 0")

@@ -16,7 +16,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from orchestrator.errors import InfraError, LostVM
-from orchestrator.machine import ssh
+from orchestrator.machine import ssh, waiting
 from orchestrator.machine.faults import TimedOut
 from orchestrator.machine.ssh import Keys, Shell
 
@@ -104,7 +104,7 @@ class World:
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    monkeypatch.setattr(ssh, "SETTLE_SECONDS", 0.1)
+    monkeypatch.setattr(waiting, "SETTLE_SECONDS", 0.1)
     world = World()
     yield world
     world.server.over.set()
@@ -170,7 +170,7 @@ NONSENSE = {
 def test_a_server_that_talks_nonsense_is_an_error_with_a_sentence(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(ssh, "SETTLE_SECONDS", 0.1)
+    monkeypatch.setattr(waiting, "SETTLE_SECONDS", 0.1)
 
     def serve(connection: socket.socket) -> None:
         with connection:
