@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import threading
 from pathlib import Path
 
@@ -95,7 +96,7 @@ class Log:
             return f"{self.path.name} was removed during the run ({error.strerror})"
         if (status.st_dev, status.st_ino) != (ours.st_dev, ours.st_ino):
             return f"{self.path.name} was replaced during the run"
-        if ours.st_size < self._size:
+        if stat.S_ISREG(ours.st_mode) and ours.st_size < self._size:
             return f"{self.path.name} was truncated during the run"
         return ""
 

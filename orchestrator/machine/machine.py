@@ -88,6 +88,7 @@ class Machine:
         self._cleanup.close()
 
     def _start(self, stack: contextlib.ExitStack) -> None:
+        stack.callback(self._close_logs)
         self._gdb_directory = stack.enter_context(_short_lived_directory())
         self.gdb_path = self._gdb_directory.path / "gdb"
         (qmp, qemu_qmp), (line, qemu_line) = socket.socketpair(), socket.socketpair()
@@ -277,6 +278,10 @@ class Machine:
         state = str(self.qmp.execute("query-status")["status"])
         if state not in RUN_STATES:
             raise LostVM(f"QEMU has stopped the guest ({state}): {self._last_errors()}")
+
+    def _close_logs(self) -> None:
+        for log in self.logs:
+            log.close()
 
     def _last_errors(self) -> str:
         lines = self._stderr.read().decode(errors="replace").strip().splitlines()

@@ -70,6 +70,12 @@ def test_a_device_that_is_always_full_ends_nobody() -> None:
     assert "No space left" in log.lost
 
 
+def test_a_device_is_not_taken_for_a_truncated_file() -> None:
+    log = Log(Path("/dev/null"))
+    log.write("x")
+    assert log.lost == ""
+
+
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "removed": lambda path: path.unlink(),
     "replaced": lambda path: [path.unlink(), path.write_text("foreign\n")],
