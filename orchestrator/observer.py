@@ -425,7 +425,11 @@ class Observer:
                 watched = model.follow(events.get(number, []), evidence.cpus)
             evidence.steps[index] = replace(seen, guest=guest, watched=watched)
         evidence.lost["ledger"] = self.ledger.lost
-        evidence.lost["qmp"] = self.machine.qmp.lost
+        qmp = self.machine.qmp
+        started = qmp.find("RESUME")
+        evidence.lost["qmp"] = qmp.lost or (
+            "" if started else "QEMU's events lack the guest's start"
+        )
         self._log("guest.ktap").write(text)
         self.ledger.save(self._log("int3.ledger"))
         evidence.damaged_logs = tuple(log.lost for log in self.machine.logs if log.lost)

@@ -29,7 +29,7 @@ class Guest:
         self.answers = answers
         self.spec = SimpleNamespace(smp=4, memory=1024)
         self.ssh = self
-        self.qmp = SimpleNamespace(lost="")
+        self.qmp = SimpleNamespace(lost="", find=lambda name: name)
         self.console = SimpleNamespace(
             lines=["[ 1.0] the last words"],
             shows=lambda text: any(text in asked for asked in self.asked),
@@ -190,6 +190,13 @@ def test_each_loss_of_an_observer_reaches_the_evidence(tmp_path: Path) -> None:
         ("", "", "no count", "no events")
     )
     assert lost["console"] == "the console was not read"
+
+
+def test_events_without_the_guests_start_were_not_read(tmp_path: Path) -> None:
+    one = observer(tmp_path)
+    one.machine.qmp.find = lambda _: None
+    one._collect(watch(Recording()), answers=True)
+    assert one.evidence.lost["qmp"] == "QEMU's events lack the guest's start"
 
 
 def test_files_for_people_that_cannot_be_written_cost_nothing(tmp_path: Path) -> None:
