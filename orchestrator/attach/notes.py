@@ -7,11 +7,11 @@ are read only here, and only names, numbers and paths of the right kind leave th
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import re
 import stat
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,8 @@ SYMBOLS = "symbols.json"
 LIVE = "live.json"
 LARGEST = 1 << 20
 """Bytes of either file. A module of a thousand sections needs a tenth of it."""
+LARGEST_KALLSYMS = 128 << 20
+"""Bytes of a guest's /proc/kallsyms. Debian's kernels have 11 MB."""
 SECTION = re.compile(r"[.\w][.\w-]*", re.ASCII)
 ADDRESS = re.compile(r"0x[0-9a-f]{1,16}", re.ASCII)
 
@@ -203,8 +205,20 @@ def _symbols_of_guest(machine: Machine, directory: Path, *, fetch: bool) -> Path
             status, output = machine.ssh.run("gzip -c /proc/kallsyms > /tmp/kallsyms.gz", 300)
             if status:
                 raise InfraError(f"cannot read the guest's symbol table: {output.strip()}")
-            lines = gzip.decompress(machine.ssh.get("/tmp/kallsyms.gz")).decode().splitlines()
+            packed = machine.ssh.get("/tmp/kallsyms.gz")
             machine.ssh.run("rm /tmp/kallsyms.gz")
-        (partial / "kernel.elf").write_bytes(symbolfile.from_kallsyms(lines))
+        (partial / "kernel.elf").write_bytes(_symbol_file(packed))
 
     return (cached_dir(directory, make) if fetch else directory) / "kernel.elf"
+
+
+def _symbol_file(packed: bytes) -> bytes:
+    """The ELF file for a /proc/kallsyms that the guest has packed with gzip."""
+    try:
+        unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+        listing = unpacker.decompress(packed, LARGEST_KALLSYMS)
+        if unpacker.unconsumed_tail:
+            raise ValueError(f"it has more than {LARGEST_KALLSYMS >> 20} MiB")
+        return symbolfile.from_kallsyms(listing.decode(errors="replace").splitlines())
+    except (zlib.error, ValueError) as error:
+        raise InfraError(f"the guest's symbol table is damaged: {error}") from None

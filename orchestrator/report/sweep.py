@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import urllib.parse
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -197,4 +198,4 @@ def _link(result: CellResult, directory: Path) -> str:
     run = Path(result.directory)
     candidates = (run / "report.html", run / "log")
     target = next((path for path in candidates if path.is_file()), run)
-    return os.path.relpath(target, directory)
+    return urllib.parse.quote(os.path.relpath(target, directory))

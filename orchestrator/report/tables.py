@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from rich import box
@@ -40,7 +41,8 @@ def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]
 
 def escape(text: str) -> str:
     """`text` for a cell of a Markdown table, in which it has no meaning as Markdown or HTML."""
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    escaped = re.sub(r"([\\|`*\[\]])", r"\\\1", " ".join(text.splitlines()))
+    return escaped.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ It takes the place of the vmlinux for kernels that come without one.
 from __future__ import annotations
 
 import itertools
+import re
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,8 +16,11 @@ from orchestrator.text.symbols import TEXT
 
 KERNEL_HALF = 1 << 63
 """Lower values in kallsyms are not addresses but offsets into per-CPU data."""
+LINE = re.compile(r"([0-9a-f]{1,16}) ([a-zA-Z]) ([!-~]+)", re.ASCII)
 LAST_SIZE = 1 << 12
 """Assumed size in bytes of the last symbol."""
+
+MOST_STRETCHES = 0xFF00 - 3
 
 EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
 SHDR = struct.Struct("<IIQQQQIIQQ")
@@ -41,6 +45,8 @@ def from_kallsyms(lines: Iterable[str]) -> bytes:
     GDB looks up the section of an address before it looks for a symbol, so absolute symbols would
     not work. Instead each stretch of code or data becomes a section without contents; GDB reads the
     contents from the guest.
+
+    Raises ValueError for more stretches than an ELF file has sections.
     """
     symbols = sorted(_symbols(lines), key=lambda symbol: symbol.address)
     strings = _Strings()
@@ -49,8 +55,10 @@ def from_kallsyms(lines: Iterable[str]) -> bytes:
     stretches = [
         list(group) for _, group in itertools.groupby(symbols, key=lambda symbol: symbol.code)
     ]
+    if len(stretches) > MOST_STRETCHES:
+        raise ValueError(f"code and data alternate {len(stretches)} times")
     ends = [stretch[0].address for stretch in stretches[1:]] + [
-        symbol.address + LAST_SIZE for symbol in symbols[-1:]
+        min(symbol.address + LAST_SIZE, (1 << 64) - 1) for symbol in symbols[-1:]
     ]
     for stretch, end in zip(stretches, ends, strict=True):
         code, start = stretch[0].code, stretch[0].address
@@ -87,11 +95,11 @@ def from_kallsyms(lines: Iterable[str]) -> bytes:
 
 
 def _symbols(lines: Iterable[str]) -> Iterable[Symbol]:
+    """The symbols in `lines`. Other lines are left out: the guest may be damaged."""
     for line in lines:
-        fields = line.split()
-        if len(fields) == 3 and int(fields[0], 16) >= KERNEL_HALF:
-            address, kind, name = int(fields[0], 16), fields[1], fields[2]
-            yield Symbol(address, kind in TEXT, name, kind.isupper())
+        match = LINE.fullmatch(line)
+        if match and int(match[1], 16) >= KERNEL_HALF:
+            yield Symbol(int(match[1], 16), match[2] in TEXT, match[3], match[2].isupper())
 
 
 class _Strings:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import socket
@@ -16,7 +17,7 @@ import pytest
 
 from orchestrator import cli
 from orchestrator.attach import client, notes
-from orchestrator.errors import EXIT_USAGE, UsageError
+from orchestrator.errors import EXIT_USAGE, InfraError, UsageError
 from orchestrator.text import symbolfile
 
 needs_gdb = pytest.mark.skipif(not shutil.which("gdb"), reason="GDB is not installed")
@@ -267,3 +268,26 @@ def test_a_guest_without_a_module_has_no_sections(
     notes.note_symbols(cast(Any, Guest("garbage\n")), kernel, run, fetch=False)
     found = notes.read_symbols(run)
     assert found.module is None and found.sections == {} and found.code
+
+
+def test_a_symbol_table_of_garbage_makes_an_empty_file() -> None:
+    garbage = (
+        "zzzz T x", "ffffffff81000000", "ffffffff81000000 T", f"{'f' * 5000} T x", "-1 T x",
+        "ffffffff81000000 T \x1b[2J", "٣ T x", "0xffffffff81000000 T x", "ffffffff81000000 ? x",
+    )  # fmt: skip
+    empty = symbolfile.from_kallsyms([])
+    assert symbolfile.from_kallsyms(garbage) == empty
+    assert notes._symbol_file(gzip.compress("\n".join(garbage).encode())) == empty
+    assert notes._symbol_file(gzip.compress(b"\xff\xfe")) == empty
+    assert len(symbolfile.from_kallsyms([f"{'f' * 16} T last"])) > len(empty)
+
+
+def test_a_symbol_table_without_measure_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notes, "LARGEST_KALLSYMS", 1 << 20)
+    alternating = "\n".join(f"ffffffff81{n:06x} {'TD'[n % 2]} x" for n in range(0, 70000))
+    for packed in (b"no gzip", gzip.compress(bytes(2 << 20))):
+        with pytest.raises(InfraError, match="the guest's symbol table is damaged: "):
+            notes._symbol_file(packed)
+    monkeypatch.setattr(notes, "LARGEST_KALLSYMS", 1 << 30)
+    with pytest.raises(InfraError, match="alternate 70000 times"):
+        notes._symbol_file(gzip.compress(alternating.encode()))

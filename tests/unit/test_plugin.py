@@ -59,8 +59,10 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeQemu:
     return fake
 
 
-def test_there_is_more_than_one_interface() -> None:
-    assert plugin.INTERFACES == (7, 3)
+@pytest.mark.parametrize("interface", plugin.INTERFACES)
+def test_the_plugin_compiles_without_warnings(tmp_path: Path, interface: int) -> None:
+    flags = [*plugin.CFLAGS, "-Wextra", "-Werror", f"-DAPI={interface}"]
+    subprocess.run(["gcc", *flags, "-o", tmp_path / "a.so", ledger.SOURCE], check=True)
 
 
 @pytest.mark.parametrize("interface", plugin.INTERFACES)
