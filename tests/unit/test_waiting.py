@@ -79,7 +79,9 @@ def test_a_guest_that_is_heard_from_may_take_its_time(clock: Clock) -> None:
 
 
 def test_a_silent_guest_is_given_up(clock: Clock) -> None:
-    with pytest.raises(Silent, match="timed out after 60 s waiting for a sign of life from the guest"):
+    with pytest.raises(
+        Silent, match="timed out after 60 s waiting for a sign of life from the guest"
+    ):
         silence(clock, iter([1] * 10_000), 600)
     assert 60 < clock.now - 1000 < 63
 
