@@ -7,6 +7,8 @@ make test             lint and all tests: unit tests take seconds, those with re
                       (ARGS="..." goes to pytest)
 make test-unit        only the tests that boot nothing
 make test-vm          only the tests that boot a guest
+make test-faults      300 faults: signals, full disks, damaged files, hostile guests and input;
+                      takes an hour (ARGS="--count 50 --seed 2 --only 'signal/*'" as you like)
 make lint             ruff check, ruff format --check, mypy --strict
 make doctor           check what this machine has, what is missing, and what that means
 make setup            install what is needed; every command above does this first
@@ -23,7 +25,7 @@ CLEAN_ENV := env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL -u MAKEOVERRIDES
 # Limit for one test, in seconds, against a hang. The first VM test has to fetch and build a kernel.
 TIMEOUT := 1800
 
-.PHONY: help run test test-unit test-vm lint doctor setup clean
+.PHONY: help run test test-unit test-vm test-faults lint doctor setup clean
 
 help:
 	$(info $(HELP))@:
@@ -54,6 +56,9 @@ test-unit: setup
 
 test-vm: setup
 	@$(CLEAN_ENV) $(BIN)/python -m pytest --timeout=$(TIMEOUT) tests/vm $(ARGS)
+
+test-faults: setup
+	@$(CLEAN_ENV) PYTHONPATH=tests $(BIN)/python -m faults --count 300 $(ARGS)
 
 lint: setup
 	@$(RUN_LINT); exit $$lint

@@ -4,11 +4,8 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 from faults import campaign
 from faults.kinds import FAULTS
@@ -26,8 +23,7 @@ def main() -> int:
     if not pairs:
         print("faults: nothing matches", file=sys.stderr)
         return 2
-    scratch = Path(tempfile.mkdtemp(prefix="orch-faults-", dir="/tmp"))  # a short path, for sockets
-    world = World(scratch)
+    world = World.fresh()
     start = time.monotonic()
     try:
         world.prepare()
@@ -35,7 +31,7 @@ def main() -> int:
         print(f"faults: {error}", file=sys.stderr)
         return 2
     mounts = " ".join(world.namespace) or "impossible here, so limits on file sizes stand in"
-    print(f"{len(pairs)} faults, seed {options.seed}, {options.jobs} at a time, in {scratch}")
+    print(f"{len(pairs)} faults, seed {options.seed}, {options.jobs} at a time, in {world.scratch}")
     print(f"limits times {world.scale:.1f} (by the speed of a normal run); small disks: {mounts}")
     results = []
     for result in campaign.run_all(pairs, options.seed, world, options.jobs):
@@ -47,7 +43,7 @@ def main() -> int:
         f"\n{len(results)} faults, {bad} with findings, {(time.monotonic() - start) / 60:.0f} min"
     )
     if not bad:
-        shutil.rmtree(scratch, ignore_errors=True)
+        world.remove()
     return int(bad > 0)
 
 
@@ -61,7 +57,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument(
         "--only", action="append", default=[], metavar="GLOB",
-        help="only faults whose name matches, such as 'signal/*' or 'signal/qemu-KILL#2' (repeatable)",
+        help="only faults whose name matches, such as 'signal/*' or 'gdb/slow#2' (repeatable)",
     )  # fmt: skip
     parser.add_argument("--short", action="store_true", help="only the part that `make test` runs")
     parser.add_argument("--jobs", type=int, default=2, help="faults at a time (default: 2)")

@@ -22,14 +22,17 @@ from faults.world import World
 
 @dataclass(frozen=True, kw_only=True)
 class TrialResult:
+    fault: str
+    """Name of the fault."""
     name: str
+    """The same with the number of the try."""
     kernel: str
     status: int | None
     """Exit status, negative if ended by a signal, None if it had to be killed."""
     outcome: str | None
     seconds: float
     after: float | None
-    """Seconds from the fault to the end; None if the command ended before the fault was due."""
+    """Seconds from the fault to the end; 0 if it was there at the start, None if it never came."""
     note: str
     command: str
     directory: Path
@@ -96,7 +99,7 @@ def run_one(fault: Fault, number: int, seed: int, world: World) -> TrialResult:
         fault.prepare(trial)
         trial.run()
         findings = judge(trial)
-        first = (trial.status, outcome(trial))
+        result = _result(trial, findings)
         if fault.again and trial.status is not None:
             status = trial.run_again()
             wanted = trial.truth if trial.truth is not None else int(trial.broken)
@@ -107,13 +110,19 @@ def run_one(fault: Fault, number: int, seed: int, world: World) -> TrialResult:
             undo()
     if not findings:
         shutil.rmtree(trial.directory, ignore_errors=True)
+    return result
+
+
+def _result(trial: Trial, findings: list[Finding]) -> TrialResult:
+    late = trial.over - trial.injected if trial.fault.injects else 0.0
     return TrialResult(
+        fault=trial.fault.name,
         name=trial.name,
         kernel=trial.kernel,
-        status=first[0],
-        outcome=first[1],
+        status=trial.status,
+        outcome=outcome(trial),
         seconds=trial.over - trial.started,
-        after=trial.over - trial.injected if trial.took_place else None,
+        after=late if trial.took_place else None,
         note=trial.note,
         command=shlex.join(trial.command()),
         directory=trial.directory,
@@ -124,7 +133,7 @@ def run_one(fault: Fault, number: int, seed: int, world: World) -> TrialResult:
 def line(result: TrialResult) -> str:
     """One line about one trial."""
     status = "killed" if result.status is None else str(result.status)
-    after = "missed" if result.after is None else f"{result.after:.1f} s"
+    after = "missed" if result.after is None else f"{result.after:.1f} s" if result.after else ""
     head = f"{result.name:<44} {result.kernel:<8} {status:>6} {result.outcome or '-':<12}"
     text = f"{head} {result.seconds:6.1f} s {after:>9}  {result.note}"
     return "\n".join([text.rstrip(), *(f"    {f.kind}: {f.text}" for f in result.findings)])
@@ -150,9 +159,14 @@ def table(results: Sequence[TrialResult], seed: int) -> str:
         bad, key=lambda result: (SEVERITIES.index(result.findings[0].kind), result.name)
     )
     for result in ranked:
-        lines += ["", line(result), f"    again: --seed {seed} --only '{result.name}'"]
-        lines += [f"    kept:  {result.directory}"]
+        lines += ["", described(result, seed)]
     return "\n".join(lines)
+
+
+def described(result: TrialResult, seed: int) -> str:
+    """A trial with findings, how to try it again, and where what it left is."""
+    again = f"    again: python -m faults --seed {seed} --only '{result.name}'"
+    return "\n".join([line(result), again, f"    kept:  {result.directory}"])
 
 
 def _count(results: Sequence[TrialResult], severity: str) -> int:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from faults.trial import Trial
 
 TRUTH = "truth"
-"""In `Fault.allowed`: the exit status of an undisturbed run, 0 for a healthy kernel, 1 for a broken."""
+"""In `Fault.allowed`: the status of an undisturbed run, 0 for a healthy kernel, 1 for a broken."""
 INFRA = 125
 USAGE = 129
 
@@ -55,7 +55,7 @@ class Fault:
     prints_result: bool = True
     """Whether the verdict and the run's directory must be on stdout."""
     traces: str = ""
-    """Reason why a traceback or a file left behind is not our program's doing; empty if it would be."""
+    """Why a traceback or a file left behind is not the program's doing; empty if it would be."""
     again: bool = False
     """Whether the same command, without the fault, must then do what it always does."""
     short: bool = False
@@ -74,5 +74,5 @@ class Fault:
 
 
 def killed_by(number: signal.Signals) -> frozenset[int | str]:
-    """Statuses of a process that was ended by a signal: as the shell reports it, or by the signal itself."""
+    """Statuses of a process ended by a signal: as the shell reports it, or by the signal itself."""
     return frozenset({128 + number, -number})

@@ -43,7 +43,7 @@ class Finding:
 
 
 def judge(trial: Trial) -> list[Finding]:
-    """Everything that is wrong, the most severe first. Waits for processes that are to end by themselves."""
+    """Everything that is wrong, the most severe first. Gives processes the time to end."""
     orphans = _orphans(trial)
     findings = [
         *_verdict(trial),

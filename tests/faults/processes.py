@@ -61,7 +61,7 @@ def marked(value: str) -> list[Process]:
         try:
             if wanted not in (entry / "environ").read_bytes().split(b"\0"):
                 continue
-            program = Path(os.readlink(entry / "exe").removesuffix(" (deleted)")).name
+            program = (entry / "exe").readlink().name.removesuffix(" (deleted)")
             words = (entry / "cmdline").read_bytes().split(b"\0")[:-1]
         except OSError:  # it has just ended
             continue
@@ -71,7 +71,7 @@ def marked(value: str) -> list[Process]:
 
 
 def _known_as(program: str, entry: Path) -> str:
-    """gcc's file is x86_64-linux-gnu-gcc-12 and as is ...-as: the short names are easier to ask for."""
+    """gcc's file is x86_64-linux-gnu-gcc-12 and as is ...-as; this gives the short names."""
     with contextlib.suppress(OSError):
         command = (entry / "comm").read_text().strip()
         if command in ("gcc", "cc1", "as", "ld", "make", "sh", "gdb", "ccache", "collect2"):

@@ -7,6 +7,7 @@ QEMU that has no guest (to ask its version, to try a plugin) is left alone, unle
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shlex
@@ -163,16 +164,12 @@ def _wait(mode: str, due: Callable[[], bool], process: subprocess.Popen[bytes]) 
 
 def _pump(source: socket.socket, target: socket.socket, change: Change) -> Callable[[], None]:
     def pump() -> None:
-        try:
+        with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 target.sendall(change(data))
-        except OSError:
-            pass
         for end in (source, target):
-            try:
+            with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
 
     return pump
 

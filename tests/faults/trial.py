@@ -77,7 +77,7 @@ class Trial:
         self.truth: int | None = None
         """Status of the undisturbed command where it is not that of a run."""
         self.happened: Callable[[], bool] = lambda: True
-        """Whether the fault really came to pass, asked at the end; else the verdict is to be TRUTH."""
+        """Whether the fault came to pass, asked at the end; else the verdict must be TRUTH."""
         self.ended = threading.Event()
         self.started = self.injected = self.over = 0.0
         self.status: int | None = None
@@ -97,7 +97,7 @@ class Trial:
 
     @property
     def broken(self) -> bool:
-        """Whether the kernel is a broken one; one that the fault breaks is healthy if it came too late."""
+        """Whether the kernel is broken; one that the fault breaks is not if the fault came late."""
         return self.kernel == BROKEN and (self.edited or self.took_place)
 
     @property

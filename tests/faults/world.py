@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What all trials of one campaign share: a cache of their own, what a normal run leaves, helpers."""
+"""What all trials of a campaign share: a cache of their own, what a normal run leaves, helpers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -63,10 +64,18 @@ class World:
         self._lock = threading.Lock()
         self._provoke: Path | None = None
 
+    @classmethod
+    def fresh(cls) -> World:
+        """With a new directory in /tmp, whatever $TMPDIR says: a socket's path must be short."""
+        return cls(Path(tempfile.mkdtemp(prefix="orch-faults-", dir="/tmp")))
+
+    def remove(self) -> None:
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
     # -- before the trials
 
     def prepare(self) -> None:
-        """Build the kernel if needed, fill the cache, and do one undisturbed run. Raises Unusable."""
+        """Build the kernel if needed, fill the cache, do an undisturbed run. Raises Unusable."""
         self.broken_edit.write_text(BROKEN_EDIT)
         image = Path(self._ask("kernels", "build", "--kernel", KERNEL).splitlines()[-1])
         self._fill_cache(image.parent)
@@ -122,7 +131,7 @@ class World:
     # -- for the trials
 
     def private_cache(self, directory: Path) -> Path:
-        """A copy of the cache that a trial may damage: replace files in it, never write into them."""
+        """A copy of the cache that a trial may damage. Replace files, never write into them."""
         copy = directory / "cache"
         shutil.copytree(self.cache, copy, symlinks=True, copy_function=os.link)
         return copy
@@ -141,7 +150,7 @@ class World:
 
     @staticmethod
     def fake_tree(directory: Path, slow: bool = False) -> Path:
-        """A tree in `directory` that stands in for a kernel's and is "built" in a second, or in five."""
+        """A tree that stands in for a kernel's and is "built" in a second; if slow, in five."""
         tree = directory / "linux"
         shutil.copytree(ROOT / "tests" / "unit" / "fakekernel", tree, symlinks=True)
         if slow:
@@ -152,7 +161,7 @@ class World:
         return tree
 
     def provoke(self) -> bytes:
-        """provoke.ko, without symbols for debugging: a module that makes the kernel report a fault."""
+        """provoke.ko, a module that makes the kernel report a fault; without debug symbols."""
         with self._lock:
             if self._provoke is None:
                 directory = self.scratch / "provoke"

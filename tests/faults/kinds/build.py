@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Kernel builds that are interrupted, and trees that are odd: a tree that stands in for a kernel's."""
+"""Kernel builds that are interrupted, and odd trees; a small one stands in for a kernel's."""
 
 from __future__ import annotations
 

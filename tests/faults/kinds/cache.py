@@ -30,7 +30,7 @@ ENTRIES: dict[str, tuple[str, ...]] = {
     "firmware": ("tools/qemu-*/**/bios-256k.bin",),
     "sums": ("**/*.sha256", "**/*sums*", "**/*SUMS*"),
 }
-"""Files by what they are for; the patterns are tried in order, and those without a match are skipped."""
+"""Files by what they are for; the first pattern that matches a file counts."""
 
 REBUILT = ("bzImage", "vmlinux", "config", "kernel.json", "release", "symvers", "kbuild")
 """Making these again may take a kernel build."""

@@ -121,7 +121,7 @@ def _wait(trial: Trial) -> None:
 
 
 def _full(folder: str, *, seconds: float | None, leave: int = 0) -> Callable[[Trial], None]:
-    """At a random moment, fill the file system of `folder` but for `leave` bytes, for some seconds."""
+    """At a random moment, fill the file system of `folder` for some seconds, save `leave` bytes."""
 
     def inject(trial: Trial) -> None:
         if not trial.moment(*WHILE) or not trial.now():

@@ -30,8 +30,8 @@ class Script:
     allowed: frozenset[int | str] = NOTICED
     kernel: str = EITHER
     at: str = "module"
-    """When: `module` (up to 2 s after the test module was loaded), `ready` (up to 2 s after the guest was
-    ready), or `boot` (before the guest says that it is ready, in init itself)."""
+    """When: `module` (up to 2 s after the test module was loaded), `ready` (up to 2 s after the
+    guest was ready), or `boot` (before the guest says that it is ready, in init itself)."""
     silence: float = 100
     limit: float = 240
 
@@ -75,12 +75,36 @@ def _provoked(how: str, before: str = ":") -> str:
 
 FAKES = {"panic": PANIC, "oops": OOPS, "warn": WARN, "lockup": LOCKUP, "stall": STALL, "ktap": KTAP}
 
+
+def _healthy(text: str, at: str = "module") -> Script:
+    return Script(text=text, kernel=HEALTHY, at=at)
+
+
+def _ends(text: str) -> Script:
+    """A script that ends the guest. It runs early, so that there is no verdict yet."""
+    return Script(text=text, at="ready", allowed=INFRA_ONLY, kernel=HEALTHY)
+
+
+def _filtered(command: str) -> Script:
+    """What `cat` says goes through `command` first."""
+    return Script(text=_instead("/bin/cat", f'/bin/busybox cat "$@" | /bin/busybox {command}'))
+
+
+def _booting(path: str, content: str) -> Script:
+    """While booting, have a file of the kernel's say something else."""
+    return Script(text=_lie(path, content), at="boot")
+
+
+ONLINE = "/sys/devices/system/cpu/online"
+KALLSYMS = "/proc/kallsyms"
+ADDRESS = "s/^[0-9a-f]*"
+
 SCRIPTS: dict[str, Script] = {
     # -- prints what only the kernel may say
-    **{f"prints-{what}": Script(text=_print(text, "/dev/console")) for what, text in FAKES.items()},
-    **{f"kmsg-{what}": Script(text=_print(text, "/dev/kmsg")) for what, text in FAKES.items()},
-    "kmsg-panic-level-0": Script(text=f'echo "<0>{PANIC}" >/dev/kmsg'),
-    "prints-panic-while-booting": Script(text=_print(PANIC, "/dev/console"), at="boot"),
+    **{f"prints-{what}": _healthy(_print(text, "/dev/console")) for what, text in FAKES.items()},
+    **{f"kmsg-{what}": _healthy(_print(text, "/dev/kmsg")) for what, text in FAKES.items()},
+    "kmsg-panic-level-0": _healthy(f'echo "<0>{PANIC}" >/dev/kmsg'),
+    "prints-panic-while-booting": _healthy(_print(PANIC, "/dev/console"), at="boot"),
     "prints-ready-too-early": Script(text=_print(READY, "/dev/kmsg"), at="boot"),
     "prints-ready-again": Script(text=_print(READY, "/dev/console"), allowed=SURVIVED),
     # -- floods and garbage
@@ -96,16 +120,18 @@ SCRIPTS: dict[str, Script] = {
     "line-flood-without-end": Script(text="cat /dev/urandom >/dev/ttyS1"),
     "line-zeros": Script(text="cat /dev/zero >/dev/ttyS1 & sleep 2; kill $!"),
     "line-short-frames": Script(text=r"printf 'A\0\0H\001\0xA\001\0\0D\0\0C\0\0' >/dev/ttyS1"),
-    "line-huge-counts": Script(text=r"printf 'A\004\0\377\377\377\377H\004\0\377\377\377\377' >/dev/ttyS1"),
+    "line-huge-counts": Script(
+        text=r"printf 'A\004\0\377\377\377\377H\004\0\377\377\377\377' >/dev/ttyS1"
+    ),
     "line-long-frame": Script(text=r"printf 'D\377\377' >/dev/ttyS1"),
     "line-stolen": Script(text="cat /dev/ttyS1 >/dev/null"),
     "line-slow": Script(text="stty 300 <>/dev/ttyS1"),
     "line-cooked": Script(text="stty sane <>/dev/ttyS1"),
     # -- ends
-    "halt": Script(text="halt -f", at="ready", allowed=INFRA_ONLY, kernel=HEALTHY),
-    "poweroff": Script(text="poweroff -f", at="ready", allowed=INFRA_ONLY, kernel=HEALTHY),
-    "reboot": Script(text="reboot -f", at="ready", allowed=INFRA_ONLY, kernel=HEALTHY),
-    "sysrq-reset": Script(text="echo b >/proc/sysrq-trigger", at="ready", allowed=INFRA_ONLY, kernel=HEALTHY),
+    "halt": _ends("halt -f"),
+    "poweroff": _ends("poweroff -f"),
+    "reboot": _ends("reboot -f"),
+    "sysrq-reset": _ends("echo b >/proc/sysrq-trigger"),
     "sysrq-off": Script(text="echo o >/proc/sysrq-trigger"),
     "sysrq-kill-all": Script(text="echo i >/proc/sysrq-trigger"),
     "halt-while-booting": Script(text="halt -f", at="boot", allowed=INFRA_ONLY),
@@ -118,9 +144,11 @@ SCRIPTS: dict[str, Script] = {
     "ttylink-stopped": Script(text="killall -STOP ttylink"),
     "steps-killed": Script(text="while ! killall -9 steps; do sleep 0.1; done"),
     # -- resources
-    "tmp-full": Script(text="dd if=/dev/zero of=/tmp/filler bs=1M; dd if=/dev/zero of=/run/filler bs=1M"),
+    "tmp-full": Script(text="for d in tmp run; do dd if=/dev/zero of=/$d/filler bs=1M; done"),
     "out-of-memory": Script(text="tail /dev/zero"),
-    "processes": Script(text="for i in $(seq 60); do (while :; do :; done) & done; sleep 4; kill $(jobs -p)"),
+    "processes": Script(
+        text="for i in $(seq 60); do (while :; do :; done) & done; sleep 4; kill $(jobs -p)"
+    ),
     "cpu-offline": Script(text="echo 0 >/sys/devices/system/cpu/cpu1/online"),
     "clock-jumps": Script(text="date -s 2031-01-01", allowed=SURVIVED),
     "module-unloaded": Script(text="rmmod -f orch; rmmod orch"),
@@ -130,21 +158,12 @@ SCRIPTS: dict[str, Script] = {
     "cat-garbage": Script(text=_instead("/bin/cat", "/bin/busybox head -c 30000 /dev/urandom")),
     "cat-nothing": Script(text=_instead("/bin/cat", "exit 0")),
     "cat-fails": Script(text=_instead("/bin/cat", "exit 1")),
-    "cat-half": Script(text=_instead("/bin/cat", '/bin/busybox cat "$@" | /bin/busybox head -c 700')),
     "cat-hangs": Script(text=_instead("/bin/cat", "exec /bin/busybox sleep 1000")),
-    "cat-long-numbers": Script(
-        text=_instead(
-            "/bin/cat",
-            'N=$(/bin/busybox seq -s "" 1 1500)\n/bin/busybox cat "$@" | /bin/busybox sed "s/=[0-9]*/=$N/g"',
-        )
-    ),
-    "cat-negative-numbers": Script(
-        text=_instead("/bin/cat", '/bin/busybox cat "$@" | /bin/busybox sed "s/=\\([0-9]\\)/=-\\1/g"')
-    ),
-    "cat-huge": Script(
-        text=_instead("/bin/cat", '/bin/busybox cat "$@"; /bin/busybox yes "# x=1" | /bin/busybox head -n 400000')
-    ),
     "cat-twice": Script(text=_instead("/bin/cat", '/bin/busybox cat "$@" "$@"')),
+    "cat-half": _filtered("head -c 700"),
+    "cat-long-numbers": _filtered(f"sed s/=[0-9]*/={'9' * 5000}/g"),
+    "cat-negative-numbers": _filtered("sed 's/=\\([0-9]\\)/=-\\1/g'"),
+    "cat-huge": _filtered("awk '{ print; for (i = 0; i < 9999; i++) print \"# x=1\" }'"),
     "steps-refuses": Script(text=_instead("/sbin/steps", "echo refused; exit 1")),
     "steps-does-nothing": Script(text=_instead("/sbin/steps", "exit 0"), at="ready"),
     "steps-hangs": Script(text=_instead("/sbin/steps", "exec /bin/busybox sleep 1000"), at="ready"),
@@ -156,26 +175,19 @@ SCRIPTS: dict[str, Script] = {
     "grep-fails": Script(text=_instead("/bin/grep", "exit 2"), at="boot"),
     "no-shell": Script(text="rm /bin/sh"),
     # -- files that lie
-    "online-huge": Script(
-        text=_lie("/sys/devices/system/cpu/online", "echo 0-3000000000"), at="boot"
-    ),
-    "online-nonsense": Script(
-        text=_lie("/sys/devices/system/cpu/online", "echo 1-0,x,-,0-"), at="boot"
-    ),
-    "online-empty": Script(text=_lie("/sys/devices/system/cpu/online", "printf ''"), at="boot"),
-    "online-more": Script(text=_lie("/sys/devices/system/cpu/online", "echo 0-63"), at="boot"),
-    "online-fewer": Script(text=_lie("/sys/devices/system/cpu/online", "echo 0"), at="boot"),
-    "kallsyms-empty": Script(text=_lie("/proc/kallsyms", "printf ''"), at="boot"),
-    "kallsyms-garbage": Script(text=_lie("/proc/kallsyms", "head -c 90000 /dev/urandom"), at="boot"),
-    "kallsyms-zeros": Script(
-        text=_lie("/proc/kallsyms", "sed 's/^[0-9a-f]*/0000000000000000/' /proc/kallsyms"), at="boot"
-    ),
-    "kallsyms-odd": Script(
-        text=_lie("/proc/kallsyms", "sed 's/^[0-9a-f]*/zz$(id)%s;/' /proc/kallsyms"), at="boot"
-    ),
-    "cmdline-lies": Script(text=_lie("/proc/cmdline", "head -c 5000 /dev/urandom"), at="boot"),
+    "online-huge": _booting(ONLINE, "echo 0-3000000000"),
+    "online-nonsense": _booting(ONLINE, "echo 1-0,x,-,0-"),
+    "online-empty": _booting(ONLINE, "printf ''"),
+    "online-more": _booting(ONLINE, "echo 0-63"),
+    "online-fewer": _booting(ONLINE, "echo 0"),
+    "kallsyms-empty": _booting(KALLSYMS, "printf ''"),
+    "kallsyms-garbage": _booting(KALLSYMS, "head -c 90000 /dev/urandom"),
+    "kallsyms-zeros": _booting(KALLSYMS, f"sed '{ADDRESS}/0000000000000000/' {KALLSYMS}"),
+    "kallsyms-odd": _booting(KALLSYMS, f"sed '{ADDRESS}/zz$(id)%s;/' {KALLSYMS}"),
+    "cmdline-lies": _booting("/proc/cmdline", "head -c 5000 /dev/urandom"),
     "sections-lie": Script(
-        text="mkdir /run/s; for n in .text .data .bss .init.text; do echo '0x0 $(id); shell id' >/run/s/$n; done\n"
+        text="mkdir /run/s\n"
+        "for n in .text .data .bss .init.text; do echo '0x0 $(id); shell id' >/run/s/$n; done\n"
         "mount -o bind /run/s /sys/module/orch/sections",
     ),
     "device-is-a-file": Script(text=_lie("/dev/orchestrator", "echo KTAP version 1")),

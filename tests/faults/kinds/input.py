@@ -182,7 +182,7 @@ FILES: dict[str, tuple[Content, str]] = {
     "patch-encoded-subject": (
         _text("From: a\nSubject: " + "=?utf-8?b?" * 30_000 + "\n\n---\n"), PATCH,
     ),
-    "patch-many-headers": (_text("".join(f"X-{n}: y\n" for n in range(100_000)) + "\n---\n"), PATCH),
+    "patch-many-headers": (_text("X-a: y\n" * 100_000 + "\n---\n"), PATCH),
     "patch-mbox-of-nothing": (_text("From a@b Mon Sep 17 00:00:00 2001\n\n" * 20_000), PATCH),
     "patch-huge-hunk": (
         _text("--- a/Kconfig\n+++ b/Kconfig\n@@ -1,99999999999 +1,99999999999 @@\n x\n"), PATCH,
