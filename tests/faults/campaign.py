@@ -8,11 +8,13 @@ import fnmatch
 import random
 import shlex
 import shutil
+import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from faults import processes
 from faults.fault import Fault
 from faults.judge import SEVERITIES, Finding, judge, outcome
 from faults.kinds import SHARES
@@ -82,14 +84,25 @@ def _mixed(faults: Sequence[Fault], seed: str) -> list[Fault]:
 def run_all(
     pairs: Sequence[tuple[Fault, int]], seed: int, world: World, jobs: int
 ) -> Iterator[TrialResult]:
-    """The results, in the order in which they come."""
+    """The results, in the order in which they come. Call it in the main thread."""
+    _signals_as_usual()
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         running = [pool.submit(run_one, fault, number, seed, world) for fault, number in pairs]
         try:
             for done in concurrent.futures.as_completed(running):
                 yield done.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            processes.end_all(world.scratch.name)
+            raise
+
+
+def _signals_as_usual() -> None:
+    """What is ignored here is ignored by the commands, too: SIGINT in a shell's background job."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def run_one(fault: Fault, number: int, seed: int, world: World) -> TrialResult:

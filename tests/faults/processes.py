@@ -52,14 +52,15 @@ class Process:
 
 
 def marked(value: str) -> list[Process]:
-    """Living processes whose environment has MARKER=value. A zombie has no environment."""
+    """Living processes whose environment has MARKER=value or MARKER=value/…; not ourselves."""
     wanted = f"{MARKER}={value}".encode()
     found = []
     for entry in PROC.iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
-            if wanted not in (entry / "environ").read_bytes().split(b"\0"):
+            variables = (entry / "environ").read_bytes().split(b"\0")  # a zombie has none
+            if not any(one == wanted or one.startswith(wanted + b"/") for one in variables):
                 continue
             program = (entry / "exe").readlink().name.removesuffix(" (deleted)")
             words = (entry / "cmdline").read_bytes().split(b"\0")[:-1]
