@@ -108,16 +108,20 @@ def _signals_as_usual() -> None:
 def run_one(fault: Fault, number: int, seed: int, world: World) -> TrialResult:
     """Try one fault. Its directory is kept only if there are findings."""
     trial = Trial(fault, number, seed, world)
+    findings: list[Finding] = []
+    result = _result(trial, findings)
     try:
         fault.prepare(trial)
         trial.run()
-        findings = judge(trial)
+        findings += judge(trial)
         result = _result(trial, findings)
         if fault.again and trial.status is not None:
             status = trial.run_again()
             wanted = trial.truth if trial.truth is not None else int(trial.broken)
             if status != wanted:
                 findings.append(Finding("not healed", f"the next one ends with {status}"))
+    except Exception as error:
+        findings.append(Finding("harness", f"{type(error).__name__}: {error}"))
     finally:
         for undo in reversed(trial.undo):
             undo()

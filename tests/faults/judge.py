@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -25,6 +26,9 @@ SEVERITIES = (
     "left behind", "memory", "slow", "harness",
 )  # fmt: skip
 """Kinds of findings, the most severe first."""
+
+FOREIGN = ("ccache-tmp",)
+"""Files that other programs keep among temporary ones."""
 
 MEMORY = 1024
 """MiB that the program itself may take."""
@@ -112,7 +116,7 @@ def _end(trial: Trial) -> list[Finding]:
         findings.append(Finding("memory", f"{trial.memory} MiB"))
     if trial.status > 0 and trial.fault.prints_result and not (trial.stdout + trial.stderr).strip():
         findings.append(Finding("lost result", f"status {trial.status} without a word"))
-    if trial.arguments[:1] == ["run"] and not _excused(trial):
+    if trial.arguments[:1] == ["run"] and "--help" not in trial.arguments and not _excused(trial):
         findings += _result(trial)
     return findings
 
@@ -121,8 +125,15 @@ def _excused(trial: Trial) -> bool:
     """Whether there need be no result: the request was wrong, or the program had no chance."""
     killed = trial.status == -signal.SIGKILL
     usage = trial.status == USAGE and signal.SIGHUP not in trial.signalled
-    early = not trial.seen(trial.run_directory).exists() and trial.status not in (0, 1)
+    early = not _is_directory(trial.seen(trial.run_directory)) and trial.status not in (0, 1)
     return killed or usage or early
+
+
+def _is_directory(path: Path) -> bool:
+    """False also for a path that is too long to be one."""
+    with contextlib.suppress(OSError):
+        return path.is_dir()
+    return False
 
 
 def _result(trial: Trial) -> list[Finding]:
@@ -186,9 +197,11 @@ def _left(trial: Trial) -> list[Finding]:
     found: list[Path] = []
     for folder in ("tmp", "r"):
         top = trial.seen(trial.directory / folder)
-        found += top.iterdir() if top.is_dir() else []
+        found += (
+            [path for path in top.iterdir() if path.name not in FOREIGN] if top.is_dir() else []
+        )
     parent = trial.seen(trial.run_directory).parent
-    if parent.is_dir():
+    if parent == trial.seen(trial.directory / "out") and parent.is_dir():
         found += [path for path in parent.iterdir() if path.name != trial.run_directory.name]
     found += [path for path in _walk(parent) if stat.S_ISSOCK(path.lstat().st_mode)]
     names = [str(path.relative_to(trial.seen(trial.directory))) for path in found]

@@ -33,8 +33,8 @@ edits:
     put: nop
 """
 
-SHARED = ("apt", "debs", "sources", "work", "ccache", "checkouts")
-"""Folders of the cache that are used where they are: they are big, and no fault damages them."""
+LINKED = ("apt", "debs", "sources", "ccache")
+"""Folders of the cache that are big: their files are linked, so that removing one loses nothing."""
 
 USUAL_SECONDS = 13.0
 """What an undisturbed run takes on an idle machine of two cores."""
@@ -102,9 +102,9 @@ class World:
     def _fill_cache(self, kernel: Path) -> None:
         real, ours = kernel.parent.parent, self.cache / "orchestrator"
         ours.mkdir(parents=True)
-        for name in SHARED:
-            if (real / name).is_dir():
-                (ours / name).symlink_to(real / name)
+        for name in LINKED:
+            if (real / name).is_dir():  # cp, since Python takes much longer for 100,000 files
+                subprocess.run(["cp", "-al", str(real / name), str(ours / name)], check=True)
         (ours / "kernels").mkdir()
         for path in kernel.parent.glob(f"*{kernel.name}*"):  # and what is said about it beside it
             if "partial" not in path.name:
@@ -133,7 +133,13 @@ class World:
     def private_cache(self, directory: Path) -> Path:
         """A copy of the cache that a trial may damage. Replace files, never write into them."""
         copy = directory / "cache"
-        shutil.copytree(self.cache, copy, symlinks=True, copy_function=os.link)
+        (copy / "orchestrator").mkdir(parents=True)
+        for path in (self.cache / "orchestrator").iterdir():
+            target = copy / "orchestrator" / path.name
+            if path.name in LINKED:
+                target.symlink_to(path)
+            else:
+                subprocess.run(["cp", "-al", str(path), str(target)], check=True)
         return copy
 
     def private_program(self, directory: Path) -> Path:
@@ -149,15 +155,13 @@ class World:
         return copy
 
     @staticmethod
-    def fake_tree(directory: Path, slow: bool = False) -> Path:
-        """A tree that stands in for a kernel's and is "built" in a second; if slow, in five."""
+    def fake_tree(directory: Path) -> Path:
+        """A tree that stands in for a kernel's. Each object takes $FAULT_SLEEP seconds more."""
         tree = directory / "linux"
         shutil.copytree(ROOT / "tests" / "unit" / "fakekernel", tree, symlinks=True)
-        if slow:
-            makefile = tree / "Makefile"
-            compiles = "\t@$(CC) "
-            text = makefile.read_text()
-            makefile.write_text(text.replace(compiles, "\t@sleep 1; $(CC) -O2 "))
+        makefile = tree / "Makefile"
+        slower = '\t@sleep "$${FAULT_SLEEP:-0}"; $(CC) '
+        makefile.write_text(makefile.read_text().replace("\t@$(CC) ", slower))
         return tree
 
     def provoke(self) -> bytes:

@@ -22,6 +22,7 @@ def faults() -> Iterator[Fault]:
         yield _fault(
             f"main-{name}",
             inject=_sent("main", number),
+            sleep=20,
             allowed=killed_by(number),
             short=number is Signals.SIGTERM,
         )
@@ -44,14 +45,16 @@ def _fault(
     *,
     inject: Callable[[Trial], None] | None = None,
     allowed: frozenset[int | str] = BUILT_OR_NOT,
+    sleep: int = 1,
     again: bool = True,
     short: bool = False,
 ) -> Fault:
     def prepare(trial: Trial) -> None:
-        tree = trial.world.fake_tree(trial.directory, slow=inject is not None)
+        tree = trial.world.fake_tree(trial.directory)
         if change:
             change(tree)
         trial.env["XDG_CACHE_HOME"] = str(trial.directory / "cache")
+        trial.env["FAULT_SLEEP"] = str(sleep if inject else 0)
         trial.arguments = ["kernels", "build", "--tree", str(tree)]
         trial.truth = 0
 

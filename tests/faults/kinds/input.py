@@ -57,14 +57,15 @@ FINE: tuple[str, ...] = (
 
 def faults() -> Iterator[Fault]:
     for words in USAGES:
-        yield _command(words, WRONG, short=words in ("run --smp 65", "run --kernel nope"))
+        allowed = WRONG_OR_INFRA if "git:/" in words else WRONG  # it might have been a network's
+        yield _command(words, allowed, short=words in ("run --smp 65", "run --kernel nope"))
     for words in FINE:
         yield _command(words, frozenset({TRUTH}))
     for name, (content, words) in FILES.items():
         yield Fault(
             name=f"input/{name}",
             prepare=_with_file(content, words),
-            allowed=WRONG_OR_INFRA,
+            allowed=WRONG_OR_INFRA | ({TRUTH} if name == "patch-absolute" else set()),
             kernel=HEALTHY,
             keeps_result=False,
             prints_result=False,
@@ -98,6 +99,8 @@ def _command(words: str, allowed: frozenset[int | str], short: bool = False) -> 
     def prepare(trial: Trial) -> None:
         trial.arguments = words.split()
         trial.truth = 0
+        if words.startswith("kernels clean"):  # what is not refused would remove what others need
+            trial.env["XDG_CACHE_HOME"] = str(trial.directory / "cache")
 
     return Fault(
         name=f"input/{words[:50].replace(' ', '_') or 'empty'}",
@@ -202,6 +205,7 @@ def _with_file(content: Content, words: str) -> Callable[[Trial], None]:
         if tree:
             trial.env["XDG_CACHE_HOME"] = str(trial.directory / "cache")
         trial.arguments = [word.format(path, tree=tree) for word in words.split()]
+        trial.truth = 0
 
     return prepare
 
