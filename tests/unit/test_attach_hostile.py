@@ -251,7 +251,7 @@ def test_what_the_guest_calls_an_address_is_a_number_before_gdb_sees_it(
     )
     module = run / "kernel.elf"
     monkeypatch.setattr(notes.module, "build", lambda kernel: module)
-    kernel: Any = SimpleNamespace(vmlinux=module)
+    kernel: Any = SimpleNamespace(vmlinux=module, digest="d")
     notes.note_symbols(cast(Any, Guest(listing)), kernel, run, fetch=False)
     assert notes.read_symbols(run).sections == {
         ".text": 0xFFFFFFFFA0000000,
@@ -264,7 +264,7 @@ def test_a_guest_without_a_module_has_no_sections(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(notes.module, "build", lambda kernel: pytest.fail("there is no module"))
-    kernel: Any = SimpleNamespace(vmlinux=run / "kernel.elf")
+    kernel: Any = SimpleNamespace(vmlinux=run / "kernel.elf", digest="d")
     notes.note_symbols(cast(Any, Guest("garbage\n")), kernel, run, fetch=False)
     found = notes.read_symbols(run)
     assert found.module is None and found.sections == {} and found.code
