@@ -15,6 +15,7 @@ from test_qemu import SPEC
 
 from orchestrator.errors import BootError, InfraError, ModuleRefused
 from orchestrator.machine.qemu import PARAMETERS
+from orchestrator.machine.waiting import Silence
 from orchestrator.observer import Observer
 from orchestrator.scenarios.scenario import select
 from orchestrator.verdict.evidence import Evidence
@@ -36,7 +37,7 @@ class Guest:
         """What insmod prints; it succeeds if that is nothing."""
         self.log = log
 
-    def get(self, path: str) -> bytes:
+    def get(self, path: str, timeout: float = 0) -> bytes:
         return {"/proc/cmdline": self.command_line, "/sys/devices/system/cpu/online": "0-1"}[
             path
         ].encode()
@@ -56,6 +57,7 @@ def observer(guest: Guest, *, fallback: Iterable[str] = ("sysctl",), **fields: A
     append = tuple(parameter for scenario in scenarios for parameter in scenario.append)
     machine: Any = SimpleNamespace(
         ssh=guest,
+        silence=Silence(),
         spec=replace(SPEC, append=append),
         on_poll=[],
         cont=lambda: None,

@@ -22,7 +22,7 @@ REQUESTS = [
     ({"selector": "6.1-plain"}, "DefinitionKind"),
     ({"selector": "./mine.yaml"}, "DefinitionKind"),
     ({"selector": "debian:6.1"}, "DebianImageKind"),
-    ({"selector": "debian:6.1.192"}, "DebianImageKind"),
+    ({"selector": "debian:6.1.176"}, "DebianImageKind"),
     ({"selector": "debian:6.1-cloud"}, "DebianImageKind"),
     ({"selector": "debian-source:6.12"}, "DebianSourceKind"),
     ({"selector": "git:WHERE@REF"}, "GitKind"),
