@@ -21,8 +21,11 @@ LIBRARIES = ("libc6", "libelf1t64", "zlib1g", "libzstd1")
 libelf1t64 has this name since trixie, the first release whose headers needed this.
 """
 LOADER = "ld-linux-x86-64.so.2"
-OPTION = re.compile(r"(?<![\w-])(-[fm][a-z][a-z0-9-]*)(=?)")
-"""Options in makefiles that gcc may refuse. It never refuses an unknown warning option."""
+OPTION = re.compile(r"(?<![\w-])(-[fm][a-z][a-z0-9-]*)(=(?:[\w.,+-]+(?![\w.,+$-]))?)?")
+"""Options in makefiles that gcc may refuse. It never refuses an unknown warning option.
+
+`-fname`, `-fname=value`, or `-fname=` if the value is a variable of make.
+"""
 
 
 def adapt(prefix: Path, final: Path, suite: str) -> None:
@@ -54,7 +57,7 @@ def _wrap(program: Path, prefix: Path, final: Path) -> None:
 
 
 def _wrap_compiler(refused: list[str], prefix: Path, final: Path) -> None:
-    """Make the headers use a gcc that ignores the options `refused` (`-fname` or `-fname=`)."""
+    """Make the headers use a gcc that ignores the options `refused`, written like OPTION."""
     compiler = prefix / "runtime" / "gcc"
     compiler.parent.mkdir(exist_ok=True)
     patterns = "|".join(f"{option}*" if option.endswith("=") else option for option in refused)
@@ -101,9 +104,9 @@ def _add_libraries(prefix: Path, suite: str) -> None:
 
 
 def _refused_options(prefix: Path) -> set[str]:
-    """Options in the makefiles that this machine's gcc does not know, `-fname` or `-fname=`.
+    """Options in the makefiles that this machine's gcc does not know.
 
-    gcc may know one of the two and not the other.
+    It may know an option with a value and not without one, or with some values only.
     """
     options: set[str] = set()
     for common in prefix.glob("usr/src/linux-headers-*"):
@@ -114,8 +117,8 @@ def _refused_options(prefix: Path) -> set[str]:
         ):
             if makefile.is_file():
                 options |= {"".join(match) for match in OPTION.findall(makefile.read_text())}
-    arguments = sorted(f"{option}0" if option.endswith("=") else option for option in options)
-    command = [proc.need("gcc", "gcc"), "-c", "-o", "/dev/null", *arguments, "-x", "c", "/dev/null"]
-    output = proc.run(command, check=False).stdout
-    refused = re.findall(r"unrecognized command-line option .(-[\w-]+=?)", output)
-    return options & set(refused)
+    tried = {f"{option}0" if option.endswith("=") else option: option for option in options}
+    command = [proc.need("gcc", "gcc"), "-c", "-o", "/dev/null", *sorted(tried)]
+    output = proc.run([*command, "-x", "c", "/dev/null"], check=False).stdout
+    refused = re.findall(r"unrecognized command-line option .(-[\w.,+=-]+)", output)
+    return {tried[argument] for argument in refused if argument in tried}

@@ -13,7 +13,8 @@ from orchestrator.kernel import foreign_headers
 MAKEFILE = """\
 KBUILD_CFLAGS += -mpreferred-stack-boundary=3 -fsanitize=kernel-address -fno-such-option
 KBUILD_CFLAGS += $(filter-out -mpreferred-stack-boundary -fsanitize%,$(X)) -mcmodel=kernel
-KBUILD_CFLAGS += -fno-such-value=3 -fno-such-value-but-a-flag -fno-strict-aliasing
+KBUILD_CFLAGS += -fno-such-value=$(X) -fno-such-value-but-a-flag -fno-strict-aliasing
+KBUILD_CFLAGS += -fno-such=literal-$(X) -fuse-ld=bfd -fuse-ld=no-such
 """
 
 
@@ -29,12 +30,14 @@ def headers(tmp_path: Path) -> Path:
 
 
 def test_options_are_refused_as_they_are_written(headers: Path) -> None:
-    """gcc knows -mpreferred-stack-boundary=3, although not -mpreferred-stack-boundary."""
+    """gcc knows -mpreferred-stack-boundary=3 and -fuse-ld=bfd, but no other form of these two."""
     assert foreign_headers._refused_options(headers) == {
         "-mpreferred-stack-boundary",
         "-fsanitize",
         "-fno-such-option",
         "-fno-such-value=",
+        "-fno-such=",
+        "-fuse-ld=no-such",
         "-fno-such-value-but-a-flag",
     }
 
@@ -52,6 +55,7 @@ def test_the_compiler_gets_all_options_that_it_knows(
     gcc.chmod(0o755)
     arguments = [
         *("-mpreferred-stack-boundary=3", "-mpreferred-stack-boundary", "-fsanitize=undefined"),
+        *("-fuse-ld=bfd", "-fuse-ld=no-such", "-fno-such=literal-3"),
         *("-fno-such-value=3", "-fno-such-value=a b", "-fno-such-option", "-fno-such-option-2"),
         *("-DX=-fno-such-option", "a file.c"),
     ]
@@ -64,6 +68,7 @@ def test_the_compiler_gets_all_options_that_it_knows(
     assert done.stdout.splitlines() == [
         "-mpreferred-stack-boundary=3",
         "-fsanitize=undefined",
+        "-fuse-ld=bfd",
         "-fno-such-option-2",
         "-DX=-fno-such-option",
         "a file.c",
