@@ -277,7 +277,8 @@ void orch_sites_init(void)
 		NEEDS(CALL, "call", "CALL");
 		NEEDS(JCC, "jcc", "conditional jumps");
 	}
-#if !ORCH_EMULATES && defined(ORCH_POKES_5)
+	/* 6.1 has the limit still, and patches conditional jumps all the same */
+#if !ORCH_EMULATES && defined(ORCH_POKES_5) && !defined(ORCH_PATCHES_JCC)
 	orch_sites[ORCH_SITE_JCC].len = 0;
 	orch_sites[ORCH_SITE_JCC].why_not = "this kernel pokes at most five bytes";
 #endif
