@@ -47,7 +47,7 @@ class Finding:
 
 
 def judge(trial: Trial) -> list[Finding]:
-    """Everything that is wrong, the most severe first. Gives processes the time to end."""
+    """Everything that is wrong, the most severe first. Gives processes time to end."""
     orphans = _orphans(trial)
     findings = [
         *_verdict(trial),
@@ -160,11 +160,7 @@ def _result(trial: Trial) -> list[Finding]:
 def _traces(trial: Trial) -> list[Finding]:
     if trial.fault.traces:
         return []
-    for name, text in (
-        ("stdout", trial.stdout),
-        ("stderr", trial.stderr),
-        ("gdb.log", trial.text("gdb.log")),
-    ):
+    for name, text in (("stdout", trial.stdout), ("stderr", trial.stderr)):
         if found := TRACES.search(text):
             last = [line for line in text[found.start() :].splitlines() if line[:1].strip()]
             error = next(

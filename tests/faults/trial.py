@@ -178,6 +178,8 @@ class Trial:
         """The same command once more with nothing going wrong; its exit status."""
         for name in ("stdout", "stderr"):
             (self.directory / name).rename(self.directory / f"{name}.first")
+        if self.run_directory.exists():
+            self.run_directory.rename(self.directory / "first")
         self.env = {n: value for n, value in self.env.items() if not n.startswith("FAULT_")}
         self._run()
         try:

@@ -109,7 +109,11 @@ class World:
         for path in kernel.parent.glob(f"*{kernel.name}*"):  # and what is said about it beside it
             if "partial" not in path.name:
                 _copy(path, ours / "kernels" / path.name)
-        _copy(real / "tools", ours / "tools")
+        (ours / "tools").mkdir()
+        for link in (real / "tools").iterdir():
+            if link.is_symlink():  # the versions in use
+                for path in (link, link.resolve()):
+                    _copy(path, ours / "tools" / path.name)
 
     @staticmethod
     def environment(directory: Path) -> dict[str, str]:
