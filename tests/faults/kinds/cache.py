@@ -28,7 +28,7 @@ ENTRIES: dict[str, tuple[str, ...]] = {
     "library": ("tools/*/**/*.so.*",),
     "qemu": ("tools/qemu-*/**/qemu-system-x86_64",),
     "firmware": ("tools/qemu-*/**/bios-256k.bin",),
-    "sums": ("**/*.sha256", "**/*sums*", "**/*SUMS*"),
+    "sums": ("*/*/.sums",),
 }
 """Files by what they are for; the first pattern that matches a file counts."""
 
