@@ -1,100 +1,115 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The program's entry: finds the command, runs it, and turns exceptions into exit statuses."""
+"""The program's entry: runs the command, and turns exceptions into sentences and exit statuses.
+
+Everything that takes long to import is imported once signals are handled.
+"""
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
-import traceback
+import threading
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING
 
-from orchestrator import __version__
-from orchestrator.commands import (
-    bisect,
-    doctor,
-    export,
-    gdb,
-    history,
-    kernels,
-    mutants,
-    nightly,
-    run,
-    scenarios,
-    sweep,
-)
-from orchestrator.errors import (
-    EXIT_INTERRUPTED,
-    EXIT_PASS,
-    EXIT_UNTESTABLE,
-    EXIT_USAGE,
-    OrchestratorError,
-)
+from orchestrator.errors import EXIT_SIGNAL, EXIT_UNTESTABLE, OrchestratorError, printable, sentence
+from orchestrator.host import interrupts
 
-COMMANDS = (
-    run, gdb, kernels, scenarios, mutants, history, bisect, sweep, nightly, export, doctor,
-)  # fmt: skip
-"""In the order of `orchestrator --help`. See orchestrator/commands/__init__.py."""
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with our exit status for wrong usage: `git bisect run` takes 2 for a bad kernel."""
-
-    def __init__(self, **arguments: Any) -> None:
-        # An abbreviation in a script would break as soon as another option starts like it.
-        super().__init__(**{**arguments, "allow_abbrev": False})
-
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(EXIT_USAGE, f"orchestrator: {message}\n")
+if TYPE_CHECKING:
+    from orchestrator.commands.parser import Parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status. arguments: None for those of the process."""
-    options = parser().parse_args(arguments)
+    """Run a command and return its exit status.
+
+    arguments: None for those of the process, which then belongs to this function.
+    """
     try:
-        return int(options.command(options))
-    except OrchestratorError as error:
-        _complain(error)
-        return error.exit_status
-    except KeyboardInterrupt:
-        print("orchestrator: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader (`| head`) has all that it needs and is gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_PASS
-    except OSError as error:  # a full disk, a directory that cannot be written
-        _complain(error)
-        return EXIT_UNTESTABLE
-    except Exception:  # Python's own status would be 1, which means that the kernel failed
-        traceback.print_exc()
-        print(
-            "orchestrator: this is a bug in orchestrator and says nothing about the kernel",
-            file=sys.stderr,
-        )
-        return EXIT_UNTESTABLE
-
-
-def _complain(error: Exception) -> None:
-    """Show an error, whose text may quote what a stranger wrote."""
-    from orchestrator.ui import printable
-
-    print(f"orchestrator: {printable(str(error))}", file=sys.stderr)
+        if arguments is None:
+            threading.excepthook = _on_thread_failure
+            sys.unraisablehook = _on_hidden_failure
+            interrupts.install()
+        status = _main(arguments)
+        interrupts.hold()
+    except KeyboardInterrupt as error:
+        interrupts.hold()
+        if interrupts.received():
+            status = EXIT_UNTESTABLE
+        else:  # the handlers are not ours
+            _say(sentence(error))
+            status = EXIT_SIGNAL + 2
+    if interrupted := interrupts.received():
+        _say(str(interrupted))
+        return interrupted.exit_status
+    return status
 
 
 def parser() -> Parser:
     """The parser of the whole command line."""
-    top = Parser(
-        prog="orchestrator", description="Does this kernel patch its own code safely on every CPU?"
-    )
-    top.add_argument("--version", action="version", version=f"orchestrator {__version__}")
-    commands = top.add_subparsers(
-        title="commands", required=True, metavar="COMMAND", parser_class=Parser
-    )
-    for command in COMMANDS:
-        description = f"{command.HELP[0].upper()}{command.HELP[1:]}."
-        subparser = commands.add_parser(command.NAME, help=command.HELP, description=description)
-        command.add_options(subparser)
-        subparser.set_defaults(command=command.main)
-    return top
+    from orchestrator.commands.parser import parser
+
+    return parser()
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    from orchestrator.host import stdio
+
+    if arguments is None:
+        _use_utf8()
+    stdio.prepare()
+    try:
+        options = parser().parse_args(arguments)
+        _silence_libraries()
+        return int(options.command(options))
+    except Exception as error:
+        if interrupts.received():  # it came of the signal, for example of a broken import
+            return EXIT_UNTESTABLE
+        return _failed(error)
+
+
+def _failed(error: Exception) -> int:
+    """Print what is to be known about `error`. Returns the exit status."""
+    from orchestrator.host import failures
+
+    _say(failures.described(error).removeprefix("orchestrator "))
+    return error.exit_status if isinstance(error, OrchestratorError) else EXIT_UNTESTABLE
+
+
+def _say(text: str) -> None:
+    print(f"orchestrator: {printable(text)}", file=sys.stderr)
+
+
+def _use_utf8() -> None:
+    """Start again in Python's UTF-8 mode if the locale has another encoding.
+
+    All our files are in UTF-8. Python does this by itself in the locale C.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode:
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
+def _silence_libraries() -> None:
+    """Print no log messages of libraries: some are tracebacks of what we report ourselves."""
+    import logging
+
+    from orchestrator.host import failures
+
+    if not failures.debugging():
+        logging.getLogger().addHandler(logging.NullHandler())
+
+
+def _on_thread_failure(failure: threading.ExceptHookArgs) -> None:
+    _say_hidden(failure.thread.name if failure.thread else "a thread", failure.exc_value)
+
+
+def _on_hidden_failure(unraisable: sys.UnraisableHookArgs) -> None:
+    """Called for an exception in a destructor, which changes nothing."""
+    _say_hidden(f"ignored in {type(unraisable.object).__name__}", unraisable.exc_value)
+
+
+def _say_hidden(where: str, error: BaseException | None) -> None:
+    """Print what is to be known about an error that nobody can catch."""
+    if isinstance(error, Exception):
+        from orchestrator.host import failures
+
+        _say(f"{where}: {failures.described(error)}")

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.text import Text
 
 from orchestrator.errors import EXIT_PASS, EXIT_UNTESTABLE, InfraError, OrchestratorError
-from orchestrator.host import debian, proc, tools
+from orchestrator.host import debian, keeper, proc, tools
 from orchestrator.host.paths import cache_dir, state_dir
 from orchestrator.kernel.model import KernelRequest
 from orchestrator.machine import accel
@@ -138,7 +138,7 @@ class HostProbes:
             with tempfile.TemporaryFile(dir=cache):
                 pass
             free = shutil.disk_usage(cache).free >> 20
-        except OSError as error:
+        except (OSError, InfraError) as error:
             yield Diagnosis(
                 "miss",
                 "disk",
@@ -215,8 +215,8 @@ class HostProbes:
         if not helper.exists():
             return f"{helper} is missing, so the mirror cannot be checked"
         options = ["-o", f"Acquire::http::Timeout={MIRROR_SECONDS:.0f}", "-o", "Acquire::Retries=0"]
-        with tempfile.TemporaryDirectory(prefix="orchestrator-") as directory:
-            release = Path(directory) / "Release"
+        with keeper.temporary_directory() as directory:
+            release = directory / "Release"
             url = f"{mirror.rstrip('/')}/dists/{suite}/Release"
             try:
                 output = _output(

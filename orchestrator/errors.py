@@ -6,7 +6,6 @@ The user sees the message of each exception as it is, so it says what is wrong *
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 EXIT_PASS = 0
@@ -15,7 +14,15 @@ EXIT_KERNEL_FAILED = 1
 EXIT_UNTESTABLE = 125
 """Makes `git bisect run` skip the commit."""
 EXIT_USAGE = 129
-EXIT_INTERRUPTED = 130
+EXIT_SIGNAL = 128
+"""Plus the number of the signal that ended the program: 130 after Ctrl-C, 143 after SIGTERM.
+
+SIGHUP is number 1, so its status is that of wrong usage as well. The sentence on standard error
+tells them apart: only that of a signal begins with INTERRUPTED.
+"""
+INTERRUPTED = "interrupted by "
+SIGNALS = {1: "SIGHUP", 2: "SIGINT", 15: "SIGTERM"}
+"""The signals that end the program in order, by number."""
 
 
 class OrchestratorError(Exception):
@@ -69,7 +76,54 @@ class LostVM(OrchestratorError):
     outcome = "lost-vm"
 
 
+class InternalError(InfraError):
+    """This program failed, in a way that nobody has foreseen. Says nothing about the kernel."""
+
+
+class InterruptedRun(InfraError):
+    """A signal ended the run. What had been seen until then stands."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asks this program to end. host/interrupts.py raises it in the main thread."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"{INTERRUPTED}{SIGNALS[number]}")
+        self.exit_status = EXIT_SIGNAL + number
+
+
+def sentence(error: BaseException) -> str:
+    """What the user reads about `error`, in one sentence, whatever it is."""
+    if isinstance(error, OrchestratorError | Interrupted):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return f"{INTERRUPTED}SIGINT"
+    if isinstance(error, ValueError) and "embedded null byte" in str(error):
+        return "a name cannot contain a NUL character"
+    if isinstance(error, OSError):
+        what = error.strerror or str(error) or type(error).__name__
+        return f"{what}: {shortened(str(error.filename))}" if error.filename else what
+    text = shortened(" ".join(str(error).split()))
+    what = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"orchestrator itself failed, which says nothing about the kernel: {what}"
+
+
+def shortened(text: str, length: int = 200) -> str:
+    """`text`, with `…` in place of what exceeds `length` characters: it may come from anywhere."""
+    return text if len(text) <= length else f"{text[:length]}…"
+
+
+def printable(text: str) -> str:
+    """`text`, with `?` for each character that would do something to a terminal."""
+    return text.translate(_CONTROLS)
+
+
+_CONTROLS = {code: "?" for code in (*range(32), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"}
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """` (did you mean X?)` with the known name closest to `name`, or an empty string."""
+    import difflib  # rarely needed, and this module is the first that the program imports
+
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean {close[0]}?)" if close else ""

@@ -15,6 +15,7 @@ orchestrator/spec.py and orchestrator/kernel/model.py declare all options of a r
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,8 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from orchestrator.errors import UsageError, printable, shortened
+
 T = TypeVar("T")
 KEY = "option"
+LONGEST = 10 * 366 * 86400.0
+"""Longest time that an option takes, in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,12 +174,46 @@ def seconds(text: str) -> float:
     """Parse `90`, `90s`, `30m`, `8h` or `2d` into seconds."""
     units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
     number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
-    try:
-        return float(number) * units[unit]
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"write a time such as 90s, 30m or 8h, not {text}"
-        ) from None
+    with contextlib.suppress(ValueError):
+        if 0 <= float(number) * units[unit] <= LONGEST:
+            return float(number) * units[unit]
+    raise argparse.ArgumentTypeError(f"write a time such as 90s, 30m or 8h, not {shortened(text)}")
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """A parser of whole numbers from `low` to `high`."""
+
+    def parse(text: str) -> int:
+        with contextlib.suppress(ValueError):
+            if low <= int(text) <= high:
+                return int(text)
+        raise argparse.ArgumentTypeError(f"takes {low} to {high}, not {shortened(text)}")
+
+    return parse
+
+
+def number(low: float, high: float) -> Callable[[str], float]:
+    """A parser of numbers from `low` to `high`."""
+
+    def parse(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if low <= float(text) <= high:
+                return float(text)
+        raise argparse.ArgumentTypeError(f"takes {low:g} to {high:g}, not {shortened(text)}")
+
+    return parse
+
+
+def check_texts(instance: Any) -> None:
+    """Raise UsageError for an option of `instance` whose text has control characters.
+
+    Lists, logs and configurations have a line for each, and terminals do what they say.
+    """
+    for name, opt in declared(type(instance)).items():
+        value = getattr(instance, name)
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, str) and (clean := printable(item).replace("\n", "?")) != item:
+                raise UsageError(f"{opt.flag} takes no control characters: {shortened(clean)}")
 
 
 def _defaults(cls: Any) -> dict[str, Any]:

@@ -9,17 +9,22 @@ nothing below it; orchestrator/commands/run.py makes the reports from the RunRes
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator import rundir, ui
 from orchestrator.attach import notes, owner
-from orchestrator.errors import OrchestratorError, UsageError
+from orchestrator.errors import (
+    InternalError,
+    InterruptedRun,
+    OrchestratorError,
+    UsageError,
+    sentence,
+)
 from orchestrator.guest import initramfs, module
+from orchestrator.host import failures, interrupts, keeper, tools
 from orchestrator.host import files as host_files
-from orchestrator.host import tools
 from orchestrator.host.paths import cache_dir
 from orchestrator.kernel.model import Kernel, KernelRequest
 from orchestrator.kernel.obtain import obtain
@@ -36,7 +41,7 @@ from orchestrator.text.edit import Edit, locate_edits, read_edits
 from orchestrator.text.symbols import of_vmlinux
 from orchestrator.verdict import result as result_file
 from orchestrator.verdict.evidence import Evidence
-from orchestrator.verdict.outcome import judge
+from orchestrator.verdict.outcome import Verdict, judge
 from orchestrator.verdict.result import RunResult
 from orchestrator.watch.ledger import Ledger
 from orchestrator.watch.watch import Watch
@@ -63,8 +68,9 @@ def run(
     keep: called with the result and with the machine, if one was started. The machine ends when
     it returns.
 
-    Raises UsageError before anything is run when the request is wrong. Every other error of this
-    program becomes a verdict.
+    Raises UsageError before anything is run when the request is wrong, and InfraError when there
+    is no place for the results. Everything else that goes wrong becomes a verdict, and so does a
+    signal. From the verdict on signals are held (host/interrupts.py).
     """
     ui.durations.clear()
     edits = read_edits(spec.edits) if spec.edits else []
@@ -72,24 +78,24 @@ def run(
     with contextlib.ExitStack() as stack:
         machine: Machine | None = None
         try:
-            observer = stack.enter_context(_guest(cell, attachable=keep is not None))
-            machine = observer.machine
-            _collect_evidence(cell, observer, edits)
+            with _errors_as_evidence(cell):
+                observer = stack.enter_context(_guest(cell, attachable=keep is not None))
+                machine = observer.machine
+                _collect_evidence(cell, observer, edits)
         except UsageError:
             rundir.discard(cell.directory)
             raise
-        except OrchestratorError as error:
-            cell.evidence.error = error
         result = RunResult(
             spec=spec,
             directory=cell.directory,
             kernel=cell.kernel,
             machine=cell.machine_spec,
             evidence=cell.evidence,
-            verdict=judge(cell.evidence),
+            verdict=_verdict(cell),
             seconds=dict(ui.durations),
         )
-        result_file.write(result)
+        with ui.saying_what_fails("verdict.json"):
+            result_file.write(result)
         if keep:
             keep(result, machine)
     return result
@@ -116,8 +122,8 @@ def inspect_kernel(request: KernelRequest) -> tuple[Kernel, dict[str, str]]:
     cached = cache_dir() / "facts" / kernel.digest
     if known := host_files.load(cached):
         return kernel, dict(known)
-    with tempfile.TemporaryDirectory() as directory:
-        spec = RunSpec(kernel=request, smp=1, scenarios=("sysctl",), directory=Path(directory))
+    with keeper.temporary_directory() as directory:
+        spec = RunSpec(kernel=request, smp=1, scenarios=("sysctl",), directory=directory)
         cell = _new_cell(spec)
         with _guest(cell, attachable=True) as observer:
             addresses, _ = observer.prepare()
@@ -267,6 +273,32 @@ def _machine_spec(
 # -- Evidence
 
 
+@contextlib.contextmanager
+def _errors_as_evidence(cell: _Cell) -> Iterator[None]:
+    """Make whatever ends the block early, apart from a UsageError, the evidence's error.
+
+    Signals are held when the block has ended.
+    """
+    try:
+        try:
+            yield
+        except UsageError:
+            raise
+        except OrchestratorError as error:
+            cell.evidence.error = error
+        except Exception as error:
+            if failures.debugging() and not failures.expected(error):
+                raise
+            cell.evidence.error = InternalError(failures.described(error, cell.directory))
+        interrupts.hold()
+    except KeyboardInterrupt as interrupt:
+        interrupts.hold()
+        cell.evidence.error = InterruptedRun(sentence(interrupt))
+    if interrupted := interrupts.received():
+        # Also where the signal's exception was turned into another one on its way.
+        cell.evidence.error = InterruptedRun(str(interrupted))
+
+
 def _collect_evidence(cell: _Cell, observer: Observer, edits: Sequence[Edit]) -> None:
     """Boot the guest, poke it, and fill in the evidence. Raises what ended the run early."""
     machine = observer.machine
@@ -293,3 +325,16 @@ def _edit_text(edits: Sequence[Edit], watch: Watch, cell: _Cell) -> None:
                 f"{change.text} ({change.old.hex(' ')} -> {change.new.hex(' ')})"
             )
             ui.say(f"edited: {cell.evidence.edited[-1]}")
+
+
+# -- Verdict
+
+
+def _verdict(cell: _Cell) -> Verdict:
+    """The verdict on the evidence; `infra` if the evidence cannot even be judged."""
+    try:
+        return judge(cell.evidence)
+    except Exception as error:
+        if failures.debugging():
+            raise
+        return Verdict(InternalError.outcome, failures.described(error, cell.directory))

@@ -17,10 +17,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.errors import UsageError
-from orchestrator.host.paths import state_dir
+from orchestrator.errors import InfraError, sentence
+from orchestrator.host import paths
 from orchestrator.options import to_json
 from orchestrator.spec import RunSpec
+
+LONGEST = 60
+"""Most characters of a kernel's name in that of a directory."""
 
 
 def create(spec: RunSpec, command: Sequence[str] = ("run",)) -> Path:
@@ -28,18 +31,40 @@ def create(spec: RunSpec, command: Sequence[str] = ("run",)) -> Path:
 
     command: the command that was given, without its options, such as ("run",).
 
-    Raises UsageError when the requested directory is not empty.
+    Raises UsageError when the requested directory cannot be had, InfraError when it cannot be
+    written.
     """
+    directory = _new_directory(spec)
+    try:
+        _write_request(directory, spec, command)
+    except OSError as error:
+        discard(directory)
+        raise InfraError(
+            f"{directory} cannot be written ({sentence(error)}): "
+            "free some space, or put the results elsewhere with --output"
+        ) from error
+    return directory
+
+
+def _new_directory(spec: RunSpec) -> Path:
+    if spec.directory:
+        return paths.output_directory(spec.directory, "the results of a run", empty=True)
     path = spec.kernel.bzimage or spec.kernel.tree
-    name = re.sub(r"[^\w.]+", "-", path.resolve().name if path else spec.kernel.selector)
+    name = paths.real(path).name if path else spec.kernel.selector
+    name = re.sub(r"[^\w.]+", "-", name)[:LONGEST]
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    unique = f"{stamp}-{name}-smp{spec.smp}-{secrets.token_hex(2)}"
-    directory = spec.directory or state_dir() / "runs" / unique
-    if directory.exists() and any(directory.iterdir()):
-        raise UsageError(
-            f"{directory} is not empty: the results of a run need a directory of their own"
-        )
-    directory.mkdir(parents=True, exist_ok=True)
+    directory = paths.state_dir() / "runs" / f"{stamp}-{name}-smp{spec.smp}-{secrets.token_hex(2)}"
+    try:
+        directory.mkdir(parents=True)
+    except OSError as error:
+        raise InfraError(
+            f"{directory} cannot be made ({sentence(error)}): "
+            "put the results elsewhere with --output"
+        ) from error
+    return directory
+
+
+def _write_request(directory: Path, spec: RunSpec, command: Sequence[str]) -> None:
     (directory / "spec.json").write_text(json.dumps(to_json(spec), indent=1) + "\n")
     script = directory / "repeat.sh"
     argv = [sys.executable, "-m", "orchestrator", *command, *spec.argv()]
@@ -49,12 +74,11 @@ def create(spec: RunSpec, command: Sequence[str] = ("run",)) -> Path:
         f'exec {shlex.join(argv)} "$@"\n'
     )
     script.chmod(0o755)
-    return directory
 
 
 def discard(directory: Path) -> None:
     """Remove what was written for a wrong request. Anything else in the directory stays."""
-    for name in ("spec.json", "repeat.sh", "initramfs.cpio"):
-        (directory / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
+        for name in ("spec.json", "repeat.sh", "initramfs.cpio"):
+            (directory / name).unlink(missing_ok=True)
         directory.rmdir()

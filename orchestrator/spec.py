@@ -11,10 +11,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator.errors import UsageError
+from orchestrator.errors import UsageError, shortened
 from orchestrator.kernel.model import KernelRequest
-from orchestrator.machine.limits import CHOICES, MAX_SMP, MIN_MEMORY
-from orchestrator.options import argv, option, seconds
+from orchestrator.machine.limits import (
+    CHOICES,
+    MAX_DURATION,
+    MAX_MEMORY,
+    MAX_SEED,
+    MAX_SMP,
+    MIN_MEMORY,
+)
+from orchestrator.options import LONGEST, argv, check_texts, option, seconds
 
 MACHINE, POKING, RUN = "machine", "poking", "run"
 """Groups of options: the guest's machine, the work inside the guest, and the rest of `run`."""
@@ -114,17 +121,32 @@ class RunSpec:
     """Directory for the results; None for a new one in the state directory."""
 
     def __post_init__(self) -> None:
+        check_texts(self)
         if not 1 <= self.smp <= MAX_SMP:
-            raise UsageError(f"--smp takes 1 to {MAX_SMP}, not {self.smp}")
+            raise UsageError(f"--smp takes 1 to {MAX_SMP}, not {_short(self.smp)}")
         if self.memory < MIN_MEMORY:
-            raise UsageError(f"--memory takes {MIN_MEMORY} or more, not {self.memory}")
+            raise UsageError(f"--memory takes {MIN_MEMORY} or more, not {_short(self.memory)}")
+        if self.memory > MAX_MEMORY:
+            raise UsageError(f"--memory takes at most {MAX_MEMORY}, not {_short(self.memory)}")
         if self.seed < 0:
-            raise UsageError(f"--seed takes 0 or more, not {self.seed}")
-        if not 0 < self.duration < float("inf"):
+            raise UsageError(f"--seed takes 0 or more, not {_short(self.seed)}")
+        if self.seed > MAX_SEED:
+            raise UsageError(f"--seed takes at most {MAX_SEED}, not {_short(self.seed)}")
+        if not self.duration > 0:
             raise UsageError(f"--duration takes seconds greater than 0, not {self.duration:g}")
-        if not 0 <= self.soak < float("inf"):
+        if self.duration > MAX_DURATION:
+            raise UsageError(
+                f"--duration takes at most {MAX_DURATION:g} seconds, not {self.duration:g}: "
+                "--soak repeats a run for longer"
+            )
+        if not 0 <= self.soak <= LONGEST:
             raise UsageError(f"--soak takes a time such as 90s, 30m or 8h, not {self.soak:g}")
 
     def argv(self) -> list[str]:
         """The arguments of `orchestrator run` that ask for this run, without --output."""
         return [*self.kernel.argv(), *argv(self)]
+
+
+def _short(number: int) -> str:
+    """`number` for a message: people make mistakes of any length."""
+    return shortened(str(number), 30)

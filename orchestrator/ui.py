@@ -18,6 +18,8 @@ from rich.segment import Segment
 from rich.status import Status
 from rich.text import Text
 
+from orchestrator.errors import sentence
+
 UNPRINTABLE = re.compile(r"[^\n\t -~\xa0-\U0010ffff]|[\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Characters that a terminal may obey, that change the order of text, or that are not encodable."""
 
@@ -98,3 +100,15 @@ def step(name: str) -> Iterator[Progress]:
 def say(text: str) -> None:
     """Print one line between the steps."""
     console.print(f"           {text}", markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def saying_what_fails(what: str) -> Iterator[None]:
+    """Make a file that the block cannot write a line on the screen, and no failure.
+
+    For results that are known, and shown elsewhere as well: a full disk does not change them.
+    """
+    try:
+        yield
+    except OSError as error:
+        say(f"{what} could not be written: {sentence(error)}")

@@ -22,6 +22,8 @@ from orchestrator.machine.machine import Machine
 
 POLL = 0.2
 """Interval between two checks that the guest and GDB still run, in seconds."""
+GDB_SECONDS = 2.0
+"""Time for GDB to end by itself."""
 COMMAND_SECONDS = 86400.0
 """Timeout of a command in the guest. It may sit at a breakpoint for as long as the user thinks."""
 
@@ -147,6 +149,9 @@ def run_gdb(machine: Machine, directory: Path) -> int:
         finally:
             if gdb.poll() is None:
                 gdb.terminate()  # SIGTERM: GDB then restores the terminal, unlike on SIGKILL
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    gdb.wait(GDB_SECONDS)
+                gdb.kill()
                 gdb.wait()
 
 

@@ -13,10 +13,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.errors import EXIT_PASS, EXIT_UNTESTABLE, OrchestratorError, UsageError
+from orchestrator.commands.options import MAX_JOBS
+from orchestrator.errors import (
+    EXIT_PASS,
+    EXIT_UNTESTABLE,
+    OrchestratorError,
+    UsageError,
+    shortened,
+)
 from orchestrator.kernel.model import CHANGES, KernelRequest
+from orchestrator.machine.limits import MAX_SEED
 from orchestrator.options import add_options as add_declared
-from orchestrator.options import argv, from_namespace
+from orchestrator.options import argv, from_namespace, number, whole
 from orchestrator.spec import MACHINE, POKING, RunSpec
 
 if TYPE_CHECKING:
@@ -72,11 +80,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="probability of being right at which to stop (default: 0.95)",
     )
     parser.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="parallel runs (default: 1)"
+        "--jobs", type=whole(1, MAX_JOBS), default=1, metavar="N", help="parallel runs (default: 1)"
     )
     parser.add_argument(
         "--build-cost",
-        type=float,
+        type=number(0, 1e6),
         metavar="RUNS",
         help="cost of one build, in runs (default: as measured, starting from 10)",
     )
@@ -86,7 +94,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_declared(parser, RunSpec, MACHINE, POKING)
     parser.add_argument(
         "--seed",
-        type=int,
+        type=whole(0, MAX_SEED),
         default=1,
         metavar="N",
         help="seed of the first run of each kernel (default: 1)",
@@ -97,14 +105,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     simulation.add_argument(
         "--commits",
-        type=int,
+        type=whole(2, 100_000),
         default=1024,
         metavar="N",
         help="length of the made-up history (default: 1024)",
     )
     simulation.add_argument(
         "--times",
-        type=int,
+        type=whole(1, 100_000),
         default=200,
         metavar="N",
         help="bisections per line of the table (default: 200)",
@@ -120,27 +128,27 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     from orchestrator import ui
-    from orchestrator.host.paths import locked, state_dir
+    from orchestrator.host.files import locked, write_report
+    from orchestrator.host.paths import real, state_dir
+    from orchestrator.kernel import config, patches
     from orchestrator.many.bisect.bisection import Bisection, explained
     from orchestrator.many.bisect.search import Search
     from orchestrator.many.bisect.tester import ChildTester, property_signature
 
     if options.simulate:
         return _simulate(options)
-    if options.jobs < 1:
-        raise UsageError(f"--jobs takes 1 or more, not {options.jobs}")
     try:
         re.compile(options.shows or "")
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise UsageError(
-            f"--shows takes a regular expression, not {options.shows}: {error}"
+            f"--shows takes a regular expression, not {shortened(options.shows)}: {error}"
         ) from error
     spec = from_namespace(RunSpec, options)
-    spec = replace(spec, qemu=spec.qemu and spec.qemu.resolve())
+    spec = replace(spec, qemu=spec.qemu and real(spec.qemu))
     candidates = _candidates(options)
     # Reports a wrong --confidence before anything is done.
     Search(len(candidates.candidates), confidence=options.confidence)
-    files = [path.read_bytes() for path in (*options.patches, *options.fragments) if path.is_file()]
+    files = [patches.read(options.patches), config.read_files(options.fragments)]
     # The seed is not part of the identity: any seed continues the same bisection.
     versions = _settle(options)
     identity = repr(
@@ -166,8 +174,9 @@ def main(options: argparse.Namespace) -> int:
         )
         answer = bisection.run()
         text = explained(bisection, answer)
-        (directory / "answer.txt").write_text(text)
-    ui.show(f"{text}\nresults: {directory}")
+        ui.show(f"{text}\nresults: {directory}")
+        with ui.saying_what_fails("answer.txt"):
+            write_report(directory / "answer.txt", text)
     return EXIT_PASS if answer.probability >= options.confidence else EXIT_UNTESTABLE
 
 
@@ -187,6 +196,7 @@ def _settle(options: argparse.Namespace) -> list[list[Package]]:
 
 
 def _candidates(options: argparse.Namespace) -> Candidates:
+    from orchestrator.host.paths import real
     from orchestrator.many.bisect.candidates import Commits, Ready, Series
 
     ways = [
@@ -202,8 +212,8 @@ def _candidates(options: argparse.Namespace) -> Candidates:
     base = KernelRequest(
         selector=options.kernel or BASE,
         tree=options.tree,
-        patches=tuple(path.resolve() for path in options.patches),
-        fragments=tuple(path.resolve() for path in options.fragments),
+        patches=tuple(map(real, options.patches)),
+        fragments=tuple(map(real, options.fragments)),
         settings=tuple(options.settings),
     )
     if options.kernels:

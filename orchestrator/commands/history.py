@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import argparse
 
+from orchestrator.options import whole
+
 NAME = "history"
 HELP = "show earlier runs on this machine, and flaky results"
 
@@ -27,7 +29,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="show scenarios and checks that both passed and failed on the same kernel",
     )
     parser.add_argument(
-        "--count", type=int, default=20, metavar="N", help="show the newest N runs (default: 20)"
+        "--count",
+        type=whole(1, 1_000_000),
+        default=20,
+        metavar="N",
+        help="show the newest N runs (default: 20)",
     )
 
 

@@ -7,7 +7,7 @@ import argparse
 
 from orchestrator.commands.options import add_kernel, kernel_request
 from orchestrator.errors import EXIT_PASS, EXIT_UNTESTABLE
-from orchestrator.options import seconds
+from orchestrator.options import number, seconds
 
 NAME = "kernels"
 HELP = "list, show, fetch or build kernels; clean or verify the cache"
@@ -48,7 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     clean.add_argument(
         "--keep",
-        type=float,
+        type=number(0, 1e9),
         metavar="GIB",
         help="remove the least recently used entries until GIB remain",
     )

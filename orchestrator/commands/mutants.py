@@ -6,7 +6,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from orchestrator.commands.options import add_output
+from orchestrator.commands.options import MAX_JOBS, add_output
+from orchestrator.options import whole
 
 if TYPE_CHECKING:
     from orchestrator.many.mutants import Mutant, MutantResult
@@ -25,10 +26,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--kernel", metavar="NAME", help="run only the mutants of this kernel")
     parser.add_argument(
-        "--jobs", type=int, default=2, metavar="N", help="parallel runs (default: 2)"
+        "--jobs", type=whole(1, MAX_JOBS), default=2, metavar="N", help="parallel runs (default: 2)"
     )
     parser.add_argument(
-        "--healthy", type=int, default=0, metavar="N", help="also run each unbroken kernel N times"
+        "--healthy",
+        type=whole(0, 1000),
+        default=0,
+        metavar="N",
+        help="also run each unbroken kernel N times",
     )
     parser.add_argument(
         "--stock",
@@ -53,12 +58,14 @@ def main(options: argparse.Namespace) -> int:
 
     from orchestrator import ui
     from orchestrator.errors import EXIT_KERNEL_FAILED, EXIT_PASS
-    from orchestrator.host.paths import state_dir
+    from orchestrator.host.paths import output_directory, state_dir
     from orchestrator.kernel.model import KernelRequest
     from orchestrator.kernel.obtain import settle
     from orchestrator.many import mutants
     from orchestrator.report import mutants as report
 
+    output = options.output or state_dir() / "mutants"
+    output_directory(output, "the results")
     chosen = mutants.select(options.only, options.kernel)
     if options.healthy:
         kernels = list(dict.fromkeys([*(mutant.base for mutant in chosen), *options.stock]))
@@ -74,13 +81,12 @@ def main(options: argparse.Namespace) -> int:
         ui.say(f"{progress}  {mutant.base} {mutant.name}: {result.result} ({result.seconds:.0f} s)")
 
     start = time.monotonic()
-    results = mutants.run_all(chosen, max(1, options.jobs), options.again, on_result)
+    results = mutants.run_all(chosen, options.jobs, options.again, on_result)
     pairs = list(zip(chosen, results, strict=True))
     seconds = time.monotonic() - start
     report.show(pairs, seconds, ui.SafeConsole())
-    output = options.output or state_dir() / "mutants"
-    output.mkdir(parents=True, exist_ok=True)
-    report.write(pairs, seconds, output)
-    print(f"results: {output}/mutants.html, {output}/mutants.json")
+    with ui.saying_what_fails("the results"):
+        report.write(pairs, seconds, output)
+        print(f"results: {output}/mutants.html, {output}/mutants.json")
     counted = [result.result for mutant, result in pairs if not mutant.unseen]
     return EXIT_PASS if set(counted) <= set(report.GOOD) else EXIT_KERNEL_FAILED

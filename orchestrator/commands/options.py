@@ -13,6 +13,9 @@ from orchestrator.kernel.model import CHANGES, SOURCE, KernelRequest
 from orchestrator.options import add_options, from_namespace
 from orchestrator.spec import RunSpec
 
+MAX_JOBS = 256
+"""Most runs at a time."""
+
 
 def add_kernel(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose a kernel and change its source or configuration."""

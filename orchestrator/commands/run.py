@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import argparse
-import os
+import io
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from orchestrator.commands.options import add_kernel, add_output, run_spec
@@ -36,14 +37,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     from orchestrator.attach import owner
+    from orchestrator.host import interrupts
     from orchestrator.run import run
 
     spec = run_spec(options)
 
     def keep(result: RunResult, machine: Machine | None) -> None:
         _report(result)
-        if options.keep == "always" or result.verdict.exit_status:
-            owner.keep(machine, result.directory)
+        wanted = options.keep == "always" or result.verdict.exit_status
+        if wanted and not interrupts.received():
+            with interrupts.ending_with_ctrl_c():
+                owner.keep(machine, result.directory)
 
     if options.keep:
         return run(spec, keep).verdict.exit_status
@@ -53,36 +57,48 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _report(result: RunResult) -> None:
-    """Write every report. A report that cannot be written is a line on stderr, and no failure."""
-    import sqlite3
+    """Write every report. One that cannot be written costs a line, and never changes the verdict.
 
+    The history comes last: it may have to wait for other processes.
+    """
+    from orchestrator.host import failures
+    from orchestrator.host.files import write_report
     from orchestrator.many import history
     from orchestrator.report import files, page, terminal
     from orchestrator.ui import SafeConsole, show
 
     def text(result: RunResult) -> None:
-        with (result.directory / "report.txt").open("w") as file:
-            terminal.show(result, SafeConsole(file=file, width=120))
+        content = io.StringIO()
+        terminal.show(result, SafeConsole(file=content, width=120))
+        write_report(result.directory / "report.txt", content.getvalue())
 
     def annotations(result: RunResult) -> None:
         for annotation in files.github(result):
             show(annotation)
 
-    reports = {
+    def screen(result: RunResult) -> None:
+        try:
+            terminal.show(result, SafeConsole())
+        except Exception:
+            print(f"{result.verdict.outcome.upper()}  {result.verdict.reason}")
+            print(f"results: {result.directory}")
+            raise
+        finally:
+            sys.stdout.flush()
+
+    reports: dict[str, Callable[[RunResult], None]] = {
         "junit.xml and results.ktap": files.write,
         "report.html": page.write,
-        "the history": history.record,
         "report.txt": text,
         "GitHub's summary": annotations,
+        "the report": screen,
+        "the history": history.record,
     }
     for name, write in reports.items():
         try:
             write(result)
-        except (OSError, sqlite3.Error) as error:  # a full disk does not change the verdict
-            print(f"orchestrator: {name} could not be written: {error}", file=sys.stderr)
-    try:
-        terminal.show(result, SafeConsole())
-        sys.stdout.flush()
-    except (BrokenPipeError, SystemExit):
-        # The reader (`| head`) is gone. rich would exit with 1, which means that the kernel failed.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except Exception as error:
+            if failures.debugging() and not failures.expected(error):
+                raise
+            described = failures.described(error, result.directory)
+            print(f"orchestrator: {name} could not be written: {described}", file=sys.stderr)

@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.commands.options import add_output
+from orchestrator.commands.options import MAX_JOBS, add_output
 from orchestrator.errors import UsageError
+from orchestrator.options import whole
 
 if TYPE_CHECKING:
     from orchestrator.many.sweep.matrix import Cell
@@ -33,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--jobs",
-        type=int,
+        type=whole(1, MAX_JOBS),
         metavar="N",
         help="parallel runs (default: as many as cores and free memory hold)",
     )
@@ -63,24 +64,23 @@ def perform(options: argparse.Namespace, home: Path) -> tuple[Path, dict[Cell, C
     home: where its directory is without --output. Returns the directory and the results.
     """
 
-    from orchestrator.host.paths import locked
+    from orchestrator.host.paths import locked, output_directory, real
     from orchestrator.many.sweep.matrix import read
     from orchestrator.many.sweep.place import Cluster, LocalHost, Place
     from orchestrator.many.sweep.sweep import Sweep
     from orchestrator.report import sweep as report
     from orchestrator.ui import SafeConsole
 
-    if options.jobs is not None and options.jobs < 1:
-        raise UsageError(f"--jobs takes 1 or more, not {options.jobs}")
     if options.jobs and options.scheduler:
         raise UsageError(
             "--jobs is for this host: `dask worker --nthreads` sets how many runs a worker takes"
         )
     plan = read(options.matrix)
-    file = options.matrix.resolve()
+    file = real(options.matrix)
     key = hashlib.sha256(str(file).encode(errors="surrogateescape")).hexdigest()[:8]
-    directory: Path = (options.output or home / f"{file.stem}-{key}").resolve()
-    if directory.exists() and any(directory.iterdir()) and not (directory / "cells").is_dir():
+    directory = real(options.output or home / f"{file.stem[:100]}-{key}")
+    output_directory(directory, "the results of a sweep")
+    if any(directory.iterdir()) and not (directory / "cells").is_dir():
         raise UsageError(f"{directory} is not empty and belongs to no sweep: name another one")
 
     def refuse() -> None:

@@ -25,6 +25,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from orchestrator.host import keeper
+
 PARTIAL = ".partial-"
 _LEFTOVER = re.compile(rf"\.(?P<name>.+){re.escape(PARTIAL)}\w+")
 
@@ -53,6 +55,7 @@ def lock_of(path: Path) -> Path:
 def partial_dir(final: Path) -> Path:
     """Make a temporary directory that may become `final`. The caller holds lock_of(final)."""
     partial = Path(tempfile.mkdtemp(prefix=f".{final.name}{PARTIAL}", dir=final.parent))
+    keeper.watch(partial)
     partial.chmod(0o755)
     return partial
 
@@ -72,6 +75,16 @@ def write_whole(path: Path, text: str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_report(path: Path, text: str) -> None:
+    """As write_whole(), for text that may have names of files in it."""
+    write_whole(path, unicode(text))
+
+
+def unicode(text: str) -> str:
+    """`text` with an escape for each byte that is not UTF-8. Names of files may have any bytes."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _partial_file(path: Path) -> tuple[int, Path]:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import platformdirs
 
-from orchestrator.errors import InfraError
+from orchestrator.errors import InfraError, UsageError, sentence
 from orchestrator.host import files, notices, seal
 from orchestrator.host.files import lock_of, locked, write_whole
 
 __all__ = ["PROJECT", "cache_dir", "cached_dir", "check", "is_intact", "locked", "need_space"]
-__all__ += ["state_dir", "write_whole"]
+__all__ += ["output_directory", "real", "state_dir", "write_whole"]
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
 """The checkout. kernels/ (definitions, patches, fragments) and guest/ are read from here."""
@@ -27,19 +27,59 @@ CACHE_DEPTH, STATE_DEPTH = 3, 2
 The files of a run are one level below: what a killed run leaves there is part of its record.
 """
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What a full disk answers."""
+
 
 def cache_dir() -> Path:
     """$XDG_CACHE_HOME/orchestrator. All of its content can be downloaded or built again."""
-    return _made(Path(platformdirs.user_cache_dir("orchestrator")))
+    return _made(platformdirs.user_cache_dir, "XDG_CACHE_HOME")
 
 
 def state_dir() -> Path:
     """$XDG_STATE_HOME/orchestrator: run directories, and what was found out about this host."""
-    return _made(Path(platformdirs.user_state_dir("orchestrator")))
+    return _made(platformdirs.user_state_dir, "XDG_STATE_HOME")
 
 
-def _made(path: Path) -> Path:
-    path.mkdir(parents=True, exist_ok=True)
+def _made(place: Callable[[str], str], variable: str) -> Path:
+    """The directory, made if it does not exist. Raises InfraError if that is not possible."""
+    path = Path(place("orchestrator"))
+    if not path.is_absolute():
+        # Either the variable, or `~` where nobody knows the user's home.
+        raise InfraError(f"{path} depends on the current directory: set {variable} to a full path")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InfraError(
+            f"{path} cannot be made ({sentence(error)}): set {variable} to a directory that you "
+            "may write to"
+        ) from error
+    return path
+
+
+def real(path: Path) -> Path:
+    """`path` from the root, without symbolic links. Unlike resolve() it never raises."""
+    return Path(os.path.realpath(path))
+
+
+def output_directory(path: Path, what: str, *, empty: bool = False) -> Path:
+    """The directory that the user names for `what`, made if it does not exist.
+
+    empty: whether it must be empty.
+
+    Raises UsageError if it cannot be had, InfraError if the disk is full.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if empty and any(path.iterdir()):
+            raise UsageError(f"{path} is not empty: {what} need a directory of their own")
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise UsageError(f"{path} is not writable: {what} need a directory that is")
+    except FileExistsError as error:
+        raise UsageError(f"{path} is a file: {what} need a directory") from error
+    except (OSError, ValueError) as error:
+        kind = InfraError if getattr(error, "errno", 0) in FULL else UsageError
+        raise kind(f"{path} cannot be a directory for {what}: {sentence(error)}") from error
     return path
 
 
@@ -79,7 +119,7 @@ def cached_dir(
             seal.seal(partial)
             _replace(final, partial)
         except OSError as error:
-            if error.errno == errno.ENOSPC:
+            if error.errno in FULL:
                 raise InfraError(
                     f"no space left for {final.name} in {final.parent}: "
                     "free some space and try again"

@@ -11,15 +11,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.errors import InfraError
+from orchestrator.host import keeper
 
 
 def mortal(command: Sequence[str | Path]) -> list[str]:
-    """`command`, wrapped so that the kernel kills it when the thread that starts it ends.
+    """`command`, wrapped so that it does not outlive the thread that starts it, nor this process.
 
-    setpriv(1) sets PR_SET_PDEATHSIG after the fork, and then execs the command. It is part of
-    util-linux, which every Debian has. A preexec_fn would be unsafe in a process with threads.
-    Start the process from a thread that lives as long as the process should.
+    setpriv(1) sets PR_SET_PDEATHSIG after the fork, and then execs the command, which the kernel
+    kills when that thread ends. It is part of util-linux, which every Debian has. A preexec_fn
+    would be unsafe in a process with threads. What the command starts itself is the keeper's
+    (host/keeper.py); its environment must contain ours.
     """
+    keeper.start()
     return ["setpriv", "--pdeathsig", "KILL", "--", *map(str, command)]
 
 

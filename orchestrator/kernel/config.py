@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.errors import UsageError
+from orchestrator.errors import UsageError, shortened
+from orchestrator.host import userfile
 
 _SET = re.compile(r"^(CONFIG_\w+)=(.*)$")
 _UNSET = re.compile(r"^# (CONFIG_\w+) is not set$")
@@ -45,7 +46,8 @@ def parse(text: str, where: str) -> Options:
             options[match[1]] = "n"
         elif line and not line.startswith("#"):
             raise UsageError(
-                f"{where}:{number}: `{line}` is neither CONFIG_X=value nor `# CONFIG_X is not set`"
+                f"{where}:{number}: `{shortened(line, 80)}` is neither CONFIG_X=value "
+                "nor `# CONFIG_X is not set`"
             )
     return options
 
@@ -54,9 +56,7 @@ def read_files(fragments: Iterable[Path]) -> tuple[tuple[str, str], ...]:
     """(file name, text) of each fragment. Raises UsageError if one is missing or does not parse."""
     texts = []
     for fragment in fragments:
-        if not fragment.is_file():
-            raise UsageError(f"there is no config fragment {fragment}")
-        text = fragment.read_text()
+        text = userfile.read_text(fragment, "config fragment")
         parse(text, str(fragment))
         texts.append((fragment.name, text))
     return tuple(texts)
@@ -68,7 +68,9 @@ def settings(lines: Iterable[str]) -> Options:
     for line in lines:
         name, equals, value = line.partition("=")
         if not equals or not re.fullmatch(r"\w+", name) or not value:
-            raise UsageError(f"{line}: a setting is CONFIG_X=y, CONFIG_X=n or CONFIG_X=value")
+            raise UsageError(
+                f"{shortened(line)}: a setting is CONFIG_X=y, CONFIG_X=n or CONFIG_X=value"
+            )
         options[name if name.startswith("CONFIG_") else f"CONFIG_{name}"] = value
     return options
 

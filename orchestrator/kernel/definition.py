@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pydantic
 
-from orchestrator.errors import UsageError, nearest
+from orchestrator.errors import UsageError, nearest, shortened
 from orchestrator.host import yamlfile
 from orchestrator.host.paths import PROJECT
 from orchestrator.host.yamlfile import Strict
@@ -91,14 +91,12 @@ def load(selector: str) -> Definition:
     """
     if selector.endswith((".yaml", ".yml")):
         file = Path(selector)
-        if not file.is_file():
-            raise UsageError(f"{selector}: there is no such kernel definition")
     else:
         file = DEFINITIONS / f"{selector}.yaml"
-        if "/" in selector or not file.is_file():
+        if "/" in selector or selector not in names():
             known = [*names(), "debian:6.1"]
             raise UsageError(
-                f"unknown kernel {selector}{nearest(selector, known)}: "
+                f"unknown kernel {shortened(selector)}{nearest(selector, known)}: "
                 "`orchestrator kernels list` shows them"
             )
     return read(file)
@@ -109,7 +107,9 @@ def read(file: Path) -> Definition:
 
     Raises UsageError if a type or name is wrong or a file that it mentions is missing.
     """
-    data = yamlfile.mapping(file, "a kernel definition is a mapping (name: ..., source: ...)")
+    data = yamlfile.mapping(
+        file, "kernel definition", "a kernel definition is a mapping (name: ..., source: ...)"
+    )
     try:
         definition = Definition.model_validate(data)
     except pydantic.ValidationError as error:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator.options import argv, option
+from orchestrator.options import argv, check_texts, option
 
 SOURCE, CHANGES = "kernel", "changes"
 """Option groups: which kernel, and changes to its source or configuration."""
@@ -14,7 +14,10 @@ SOURCE, CHANGES = "kernel", "changes"
 
 @dataclass(frozen=True, kw_only=True)
 class KernelRequest:
-    """Which kernel the user requests. `bzimage` and `tree` override `selector`."""
+    """Which kernel the user requests. `bzimage` and `tree` override `selector`.
+
+    Raises UsageError for text with control characters.
+    """
 
     selector: str = option(
         "--kernel",
@@ -74,6 +77,9 @@ class KernelRequest:
         key="set",
         help="set one config option (repeatable)",
     )
+
+    def __post_init__(self) -> None:
+        check_texts(self)
 
     def argv(self) -> list[str]:
         """The options of `orchestrator run` that request this kernel."""

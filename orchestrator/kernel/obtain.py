@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrator.errors import UsageError
+from orchestrator.errors import UsageError, sentence
 from orchestrator.kernel import config, kinds, patches
 from orchestrator.kernel.from_source import place
 from orchestrator.kernel.kinds.built import PREFIX as BUILT
@@ -55,6 +55,13 @@ def identify(request: KernelRequest) -> tuple[str, Path]:
 
 def _checked_kind(request: KernelRequest) -> Kind:
     """The kind of `request`, after all checks that need nothing fetched or built."""
+    try:
+        return _unchecked_kind(request)
+    except (OSError, ValueError) as error:  # a name that is too long, a directory that is not ours
+        raise UsageError(sentence(error)) from error
+
+
+def _unchecked_kind(request: KernelRequest) -> Kind:
     patches.read(request.patches)
     config.read_files(request.fragments)
     config.settings(request.settings)

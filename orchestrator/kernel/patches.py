@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from orchestrator.errors import BuildError, UsageError
-from orchestrator.host import proc
+from orchestrator.errors import BuildError, UsageError, shortened
+from orchestrator.host import proc, userfile
 from orchestrator.kernel import mails
 
 
@@ -18,15 +19,15 @@ def listed(series: Path) -> list[Path]:
 
     Patches are beside the file or in patches/ beside it. Raises UsageError if one is missing.
     """
-    if not series.is_file():
-        raise UsageError(f"there is no series {series}")
     patches: list[Path] = []
-    for number, line in enumerate(series.read_text().splitlines(), 1):
+    for number, line in enumerate(userfile.read_text(series, "series").splitlines(), 1):
         if name := line.partition("#")[0].strip():
             places = (series.parent / name, series.parent / "patches" / name)
-            patch = next((place for place in places if place.is_file()), None)
+            patch = next((place for place in places if os.path.isfile(place)), None)  # noqa: PTH113
             if not patch:
-                raise UsageError(f"{series}:{number}: there is no patch {name}")
+                raise UsageError(f"{series}:{number}: there is no patch {shortened(name)}")
+            if len(patches) == mails.MOST:
+                raise UsageError(f"{series} lists more than {mails.MOST} patches")
             patches.append(patch)
     return patches
 
@@ -38,11 +39,10 @@ def read(files: Iterable[Path]) -> list[tuple[str, str]]:
     """
     texts: list[tuple[str, str]] = []
     for file in files:
-        if not file.is_file():
-            raise UsageError(f"there is no patch {file}")
-        patches = mails.diffs(file)
+        raw = userfile.read_bytes(file, "patch", userfile.PATCH)
+        patches = mails.diffs(raw, file)
         if patches is None:
-            text = file.read_text(errors="surrogateescape")
+            text = raw.decode(errors="surrogateescape").replace("\r\n", "\n")
             patches = [("", text)] if mails.DIFF.search(text) else []
         if not patches:
             raise UsageError(f"{file} is not a patch: it has no `+++ b/FILE` line")

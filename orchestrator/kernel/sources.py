@@ -9,7 +9,6 @@ import re
 import shutil
 import stat
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -18,10 +17,10 @@ from pathlib import Path
 
 from orchestrator import ui
 from orchestrator.errors import BuildError, InfraError, UsageError
-from orchestrator.host import archive, debian, files, proc, seal
+from orchestrator.host import archive, debian, files, keeper, proc, seal
 from orchestrator.host.archive import ArchiveError
 from orchestrator.host.notices import waiting_for, warn
-from orchestrator.host.paths import cache_dir, cached_dir, need_space
+from orchestrator.host.paths import cache_dir, cached_dir, need_space, real
 from orchestrator.host.seal import fingerprint
 from orchestrator.kernel import debian_mirror, versions
 from orchestrator.kernel.checkout import View, git, view
@@ -142,7 +141,7 @@ def from_tree(tree: Path) -> Source:
 
     Uncommitted changes and new files are included, build products are left out.
     """
-    tree = tree.resolve()
+    tree = real(tree)
     check_tree(tree)
     if tree.is_file():
         return _from_tarball(tree)
@@ -268,9 +267,9 @@ def _listed(tree: Path) -> list[str]:
             exclude = [
                 token for pattern in (*IGNORED_AT_TOP, *products) for token in ("-x", pattern)
             ]
-            with tempfile.TemporaryDirectory(prefix="orchestrator-") as empty:
-                git(tree, "init", "-q", "--bare", empty)
-                names = View(Path(empty), tree, tree).git(*listing, *exclude).stdout
+            with keeper.temporary_directory() as empty:
+                git(tree, "init", "-q", "--bare", str(empty))
+                names = View(empty, tree, tree).git(*listing, *exclude).stdout
     except subprocess.CalledProcessError as error:
         reason = " / ".join(error.output.strip().splitlines()[-2:])
         raise BuildError(f"git cannot list the files of {tree}: {reason}") from error

@@ -14,3 +14,12 @@ MAX_SMP = 64
 
 MIN_MEMORY = 128
 """Least memory of a guest, in MiB."""
+
+MAX_MEMORY = 1 << 20
+"""Most memory of a guest, in MiB. A host with less of it ends the run as `infra`."""
+
+MAX_SEED = (1 << 63) - 1
+"""Largest seed: QEMU and SQLite take 64 bits."""
+
+MAX_DURATION = 86400.0
+"""Longest free-running part, in seconds."""

@@ -9,14 +9,13 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
 from orchestrator.errors import BootError, InfraError, LostVM, OrchestratorError
-from orchestrator.host import proc
+from orchestrator.host import interrupts, keeper, proc
 from orchestrator.host.logs import Log, MemoryFile
 from orchestrator.machine import qemu
 from orchestrator.machine.console import GuestConsole
@@ -32,6 +31,8 @@ STOP_SECONDS = 1.0
 """After this time a guest whose CPUs are stopped is asked why. GDB stops it for milliseconds."""
 RUN_STATES = ("running", "debug", "paused", "prelaunch")
 """QEMU's run states in which nothing is wrong; GDB's stops are `debug`."""
+LONGEST_DIRECTORY = 60
+"""Longest name of a directory for sockets, in bytes."""
 
 
 class Machine:
@@ -89,8 +90,8 @@ class Machine:
 
     def _start(self, stack: contextlib.ExitStack) -> None:
         stack.callback(self._close_logs)
-        self._gdb_directory = stack.enter_context(_short_lived_directory())
-        self.gdb_path = self._gdb_directory.path / "gdb"
+        directory = stack.enter_context(keeper.temporary_directory(*_socket_directories()))
+        self.gdb_path = directory / "gdb"
         (qmp, qemu_qmp), (line, qemu_line) = socket.socketpair(), socket.socketpair()
         channels = qemu.Channels(qmp=qemu_qmp.fileno(), ssh=qemu_line.fileno(), gdb=self.gdb_path)
         self.command_line = qemu.command_line(self.spec, channels)
@@ -107,26 +108,28 @@ class Machine:
         self.silence.signs += [lambda: self.console.scanner.lines, lambda: self._link.frames]
         self._stderr = MemoryFile("qemu.stderr")
         stack.callback(self._stderr.close)
-        try:
-            self.process = subprocess.Popen(
-                proc.mortal(self.command_line),
-                cwd=self.directory,
-                env={**os.environ, **self.spec.qemu.env},
-                stdin=subprocess.DEVNULL,
-                stdout=self.console.output,
-                stderr=self._stderr.fileno(),
-                pass_fds=[qemu_qmp.fileno(), qemu_line.fileno()],
-                # Keeps Ctrl-C from QEMU: the user should not read of a lost VM after it.
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise InfraError(f"QEMU did not start: {error}") from error
-        stack.callback(self._end)
-        # QEMU must have the only copies, so that we see an end of file when it dies.
-        qemu_qmp.close()
-        qemu_line.close()
-        self.console.start()
-        stack.callback(self.console.close)
+        # A signal in between would leave us with one of QEMU's ends.
+        with interrupts.held():
+            try:
+                self.process = subprocess.Popen(
+                    proc.mortal(self.command_line),
+                    cwd=self.directory,
+                    env={**os.environ, **self.spec.qemu.env},
+                    stdin=subprocess.DEVNULL,
+                    stdout=self.console.output,
+                    stderr=self._stderr.fileno(),
+                    pass_fds=[qemu_qmp.fileno(), qemu_line.fileno()],
+                    # Keeps Ctrl-C from QEMU: the user should not read of a lost VM after it.
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise InfraError(f"QEMU did not start: {error}") from error
+            stack.callback(self._end)
+            # QEMU must have the only copies, so that we see an end of file when it dies.
+            qemu_qmp.close()
+            qemu_line.close()
+            self.console.start()
+            stack.callback(self.console.close)
         try:
             self.qmp.connect()
         except LostVM:
@@ -160,7 +163,7 @@ class Machine:
     def gdb_connected(self) -> None:
         """Remove the path of GDB's socket, which is not needed any more; unless attachable."""
         if not self._attachable:
-            self._gdb_directory.remove()
+            shutil.rmtree(self.gdb_path.parent, ignore_errors=True)
 
     def wait_ready(self, timeout: float) -> None:
         """Wait until the guest has booted and ssh is connected.
@@ -302,35 +305,11 @@ class Machine:
             self._stderr.clear()
 
 
-class _ShortLived:
-    """A private directory that does not outlive this process.
+def _socket_directories() -> Iterator[Path]:
+    """Where to put a socket, in order of preference.
 
-    Its path is short, because the path of a unix socket has at most 107 bytes.
+    The path of a unix socket has at most 107 bytes, so a directory with a long name is left out.
     """
-
-    def __init__(self) -> None:
-        base = os.environ.get("XDG_RUNTIME_DIR", "/tmp")
-        self.path = Path(
-            tempfile.mkdtemp(prefix="orchestrator-", dir=base if len(base) < 60 else "/tmp")
-        )
-        # When we end, even by SIGKILL, the shell reads end of file and removes the directory.
-        self._keeper = subprocess.Popen(
-            ["sh", "-c", 'read -r _; rm -rf -- "$1"', "sh", str(self.path)],
-            stdin=subprocess.PIPE,
-            start_new_session=True,
-        )
-
-    def remove(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
-        if self._keeper.stdin and not self._keeper.stdin.closed:
-            self._keeper.stdin.close()
-            self._keeper.wait()
-
-
-@contextlib.contextmanager
-def _short_lived_directory() -> Iterator[_ShortLived]:
-    directory = _ShortLived()
-    try:
-        yield directory
-    finally:
-        directory.remove()
+    for name in (os.environ.get("XDG_RUNTIME_DIR", ""), "/tmp", "/var/tmp", "/dev/shm"):
+        if name.startswith("/") and len(os.fsencode(name)) <= LONGEST_DIRECTORY:
+            yield Path(name)

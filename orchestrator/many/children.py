@@ -19,13 +19,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import EXIT_USAGE, INTERRUPTED, OrchestratorError
 from orchestrator.host import proc
 from orchestrator.spec import RunSpec
 from orchestrator.verdict import result
 from orchestrator.verdict.result import VerdictRecord
 
 PROGRAM = (sys.executable, "-m", "orchestrator")
+LAST_BYTES = 65536
+"""Bytes at the end of a log that its last line is taken from."""
 GRACE = 20.0
 """Seconds that an interrupted child has to end its guest, or make, before it is killed."""
 
@@ -45,6 +47,11 @@ class ChildResult:
     last_line: str
     """The last line of its log."""
     seconds: float
+
+    @property
+    def wrong_request(self) -> bool:
+        """Whether it refused to run what was requested. SIGHUP has the same exit status."""
+        return self.status == EXIT_USAGE and not self.last_line.startswith(INTERRUPTED)
 
     @property
     def why(self) -> str:
@@ -87,9 +94,7 @@ class Children:
         verdict: VerdictRecord | None = None
         with contextlib.suppress(OSError, ValueError):
             verdict = result.read(directory)
-        lines = log.read_text(errors="replace").strip().splitlines()
-        last_line = lines[-1].removeprefix("orchestrator: ") if lines else ""
-        return ChildResult(status, verdict, last_line, seconds)
+        return ChildResult(status, verdict, _last_line(log), seconds)
 
     def call(
         self,
@@ -131,14 +136,14 @@ class Children:
                     self._running.discard(child)
 
     def stop(self) -> None:
-        """Interrupt all children, as Ctrl-C does, and start no others.
+        """Ask all children to end, and start no others.
 
         Calls of run() that are under way return, or raise, soon after.
         """
         with self._lock:
             self._stopped = True
             for child in self._running:
-                _signal(child, signal.SIGINT)
+                _signal(child, signal.SIGTERM)
 
     def _wait(
         self,
@@ -147,7 +152,8 @@ class Children:
         unwanted: Callable[[], bool] | None,
     ) -> int | None:
         end = None if longest is None else time.monotonic() + longest
-        interrupted: float | None = None  # when the child got SIGINT
+        # When the child got SIGTERM. Not SIGINT, which a shell makes its background jobs ignore.
+        interrupted: float | None = None
         while True:
             try:
                 status = child.wait(timeout=0.5)
@@ -158,7 +164,7 @@ class Children:
                     return None
                 if interrupted is None and (self._stopped or (unwanted and unwanted())):
                     interrupted = now
-                    _signal(child, signal.SIGINT)
+                    _signal(child, signal.SIGTERM)
                 if interrupted is not None and now > interrupted + GRACE:
                     _kill(child)
                     raise Stopped("stopped") from None
@@ -169,6 +175,15 @@ class Children:
             if interrupted is not None or self._stopped:
                 raise Stopped("stopped")
             return status
+
+
+def _last_line(log: Path) -> str:
+    """The last line of a log, without our name in front of it."""
+    with contextlib.suppress(OSError), log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_BYTES))
+        if lines := file.read().decode(errors="replace").strip().splitlines():
+            return lines[-1].removeprefix("orchestrator: ")
+    return ""
 
 
 def _signal(child: subprocess.Popen[bytes], number: int) -> None:

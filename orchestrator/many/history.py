@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Earlier runs on this machine, in an SQLite file in the state directory."""
+"""Earlier runs on this machine, in an SQLite file in the state directory.
+
+What is wrong with that file never changes a run.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,15 @@ import platform
 import sqlite3
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote
 
 from orchestrator import ui
+from orchestrator.errors import InfraError, OrchestratorError, sentence
+from orchestrator.host.files import lock_of, locked, unicode
 from orchestrator.host.paths import state_dir
 from orchestrator.verdict.cases import cases
 from orchestrator.verdict.outcome import KERNEL_FAILED
@@ -21,7 +28,13 @@ from orchestrator.verdict.result import RunResult
 
 FILE = "history.sqlite"
 WAIT = 30.0
-"""Seconds that a writer waits for others. Many runs may end at once."""
+"""Seconds to wait while others write. Many runs may end at once."""
+POLL = 0.05
+"""Seconds between two attempts. SQLite can wait by itself, but then no signal is noticed."""
+LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+"""SQLITE_ERROR: our tables are not there, or not as we made them."""
+UNWRITABLE = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
 SCHEMA = 1
 TABLES = """
 CREATE TABLE run (
@@ -43,6 +56,12 @@ CREATE TABLE entry (
 CREATE INDEX run_by_kernel ON run(kernel, ended);
 CREATE INDEX entry_by_run ON entry(run);
 """
+
+T = TypeVar("T")
+
+
+class HistoryError(InfraError):
+    """The history cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -79,30 +98,35 @@ class Flaky:
 
 def record(result: RunResult, path: Path | None = None) -> None:
     """Add a run. A failure to do so is a message on stderr, and never changes the run."""
-    try:
-        with _opened(path) as connection, connection:
+
+    def insert(connection: sqlite3.Connection) -> None:
+        with connection:
             machine, kernel = result.machine, result.kernel
             cursor = connection.execute(
                 "INSERT INTO run VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
-                    time.time(), str(result.directory.resolve()),
-                    kernel.name if kernel else result.spec.kernel.selector,
+                    time.time(), unicode(str(result.directory.resolve())),
+                    unicode(kernel.name if kernel else result.spec.kernel.selector),
                     kernel.release if kernel else "", kernel.digest if kernel else "",
                     result.spec.smp, machine.accel.option if machine else result.spec.accel,
                     ".".join(map(str, machine.qemu.version)) if machine else "",
                     result.spec.seed, len(result.evidence.edited),
-                    result.verdict.outcome, result.verdict.reason, result.verdict.exit_status,
+                    result.verdict.outcome, unicode(result.verdict.reason),
+                    result.verdict.exit_status,
                     sum(result.seconds.values()), platform.node(), os.getloadavg()[0],
                 ),
             )  # fmt: skip
             connection.executemany(
                 "INSERT INTO entry VALUES (?, ?, ?, ?, ?)",
                 [
-                    (cursor.lastrowid, case.group, case.name, case.status, case.text)
+                    (cursor.lastrowid, case.group, case.name, case.status, unicode(case.text))
                     for case in cases(result)
                 ],
             )
-    except (sqlite3.Error, OSError) as error:
+
+    try:
+        _use(path, insert, write=True)
+    except OrchestratorError as error:
         ui.say(f"this run is not in the history: {error}")
 
 
@@ -118,7 +142,8 @@ def past(
     query = "SELECT * FROM run WHERE (kernel GLOB ? OR release GLOB ?)"
     query += f" AND id IN ({failing})" if scenario else ""
     values: list[str | int] = [kernel, kernel, *([scenario] if scenario else []), count]
-    with _opened(path) as connection:
+
+    def select(connection: sqlite3.Connection) -> list[PastRun]:
         rows = connection.execute(
             f"{query} ORDER BY ended DESC, id DESC LIMIT ?", values
         ).fetchall()
@@ -137,6 +162,8 @@ def past(
             for row in rows
         ]
 
+    return _use(path, select)
+
 
 def expected(
     digest: str, kernel: str, smp: int, path: Path | None = None
@@ -148,7 +175,8 @@ def expected(
     """
     query = "SELECT seconds, outcome FROM run WHERE {} = ? AND smp = ?"
     query += " AND exit_status IN (0, 1) AND NOT edited"
-    with _opened(path) as connection:
+
+    def select(connection: sqlite3.Connection) -> tuple[float | None, bool]:
         for column, value in (("digest", digest), ("kernel", kernel)):
             rows = connection.execute(
                 f"{query.format(column)} ORDER BY ended DESC LIMIT 5", (value, smp)
@@ -156,7 +184,9 @@ def expected(
             if rows:
                 failed = column == "digest" and rows[0]["outcome"] in KERNEL_FAILED
                 return statistics.median(row["seconds"] for row in rows), failed
-    return None, False
+        return None, False
+
+    return _use(path, select)
 
 
 def flaky(*, kernel: str = "*", path: Path | None = None) -> list[Flaky]:
@@ -164,8 +194,9 @@ def flaky(*, kernel: str = "*", path: Path | None = None) -> list[Flaky]:
 
     The kernel and the machine shape were the same in both runs, and the seed may have differed.
     """
-    with _opened(path) as connection:
-        rows = connection.execute(
+
+    def select(connection: sqlite3.Connection) -> list[sqlite3.Row]:
+        return connection.execute(
             """
             SELECT kernel, digest, smp, accel, kind, name,
                 SUM(status = 'pass') AS passed, SUM(status = 'fail') AS failed
@@ -176,7 +207,8 @@ def flaky(*, kernel: str = "*", path: Path | None = None) -> list[Flaky]:
             """,
             (kernel,),
         ).fetchall()
-    return [Flaky(**dict(row)) for row in rows]
+
+    return [Flaky(**dict(row)) for row in _use(path, select)]
 
 
 def table(runs: Sequence[PastRun]) -> Iterator[str]:
@@ -190,23 +222,90 @@ def table(runs: Sequence[PastRun]) -> Iterator[str]:
         yield f"{when}  {run.outcome:<11} {machine} {why[:100]}".rstrip()
 
 
+# -- the file
+
+
+def _use(path: Path | None, use: Callable[[sqlite3.Connection], T], *, write: bool = False) -> T:
+    """What `use` returns, which gets a connection to the database, and may be called repeatedly.
+
+    Creates the database if it is missing, waits while other processes write, and puts a damaged
+    one aside. Raises HistoryError if none of that helps.
+    """
+    path = path or state_dir() / FILE
+    deadline = time.monotonic() + WAIT
+    read_only = put_aside = False
+    while True:
+        inode = _inode(path)
+        try:
+            with _opened(path, read_only=read_only) as connection:
+                return use(connection)
+        except sqlite3.Error as error:
+            code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+            if code in LOCKED and time.monotonic() < deadline:
+                time.sleep(POLL)
+            elif code in UNWRITABLE and path.is_file() and not (write or read_only):
+                read_only = True
+            elif (code in DAMAGED or not _is_file(path)) and not put_aside:
+                put_aside = True
+                _put_aside(path, inode)
+            else:
+                raise HistoryError(f"{path}: {error}") from error
+
+
 @contextlib.contextmanager
-def _opened(path: Path | None) -> Iterator[sqlite3.Connection]:
-    """Open the database, and create it if it is missing. Waits while other processes write."""
+def _opened(path: Path, *, read_only: bool = False) -> Iterator[sqlite3.Connection]:
+    """A connection to the database, which has our tables. Raises sqlite3.Error or HistoryError."""
+    if not _is_file(path):
+        raise sqlite3.DatabaseError("not a file")
+    options = "mode=ro&immutable=1" if read_only else "mode=rwc"
     connection = sqlite3.connect(
-        path or state_dir() / FILE, timeout=WAIT, isolation_level="IMMEDIATE"
+        f"file:{quote(str(path))}?{options}", uri=True, timeout=1.0, isolation_level="IMMEDIATE"
     )
     try:
         connection.row_factory = sqlite3.Row
-        connection.execute("PRAGMA journal_mode = WAL")
-        if not connection.execute("PRAGMA user_version").fetchone()[0]:
+        if not read_only:
+            connection.execute("PRAGMA journal_mode = WAL")
+        version = _version(connection)
+        if version > SCHEMA:
+            raise HistoryError(f"{path} was written by a newer version of this program")
+        if not version:
             with connection:
                 connection.execute("BEGIN IMMEDIATE")
                 # Another process may have created the tables meanwhile.
-                if not connection.execute("PRAGMA user_version").fetchone()[0]:
+                if not _version(connection):
                     for statement in TABLES.split(";\n"):
                         connection.execute(statement)
                     connection.execute(f"PRAGMA user_version = {SCHEMA}")
         yield connection
     finally:
         connection.close()
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _put_aside(path: Path, inode: int) -> None:
+    """Rename a damaged database, unless another process has done so and made a new one."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    try:
+        with locked(lock_of(path)):
+            if _inode(path) != inode:
+                return
+            # SQLite would take what the others hold for a part of the new database.
+            for suffix in ("", "-wal", "-shm"):
+                file = path.with_name(f"{path.name}{suffix}")
+                if file.exists():
+                    file.rename(path.with_name(f"{path.name}.damaged-{stamp}{suffix}"))
+    except OSError as error:
+        raise HistoryError(f"{path} is damaged and stays: {sentence(error)}") from error
+    ui.say(f"{path} was damaged: it is now called {path.name}.damaged-{stamp}, a new one begins")
+
+
+def _is_file(path: Path) -> bool:
+    """Whether the path is that of a file, or free for one."""
+    return path.is_file() or not path.exists()
+
+
+def _inode(path: Path) -> int:
+    return path.stat().st_ino if path.exists() else 0

@@ -36,13 +36,21 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
-from orchestrator.errors import EXIT_KERNEL_FAILED, EXIT_PASS, EXIT_UNTESTABLE, UsageError, nearest
+from orchestrator import ui
+from orchestrator.errors import (
+    EXIT_KERNEL_FAILED,
+    EXIT_PASS,
+    EXIT_UNTESTABLE,
+    UsageError,
+    nearest,
+    sentence,
+)
 from orchestrator.host import proc
 from orchestrator.host.paths import PROJECT, state_dir, write_whole
 from orchestrator.kernel import definition, versions
 from orchestrator.kernel.model import KernelRequest
 from orchestrator.many import program
-from orchestrator.many.children import Children
+from orchestrator.many.children import Children, ChildResult
 from orchestrator.spec import RunSpec
 from orchestrator.text import edit as textedit
 from orchestrator.verdict.result import VerdictRecord
@@ -198,13 +206,12 @@ def run_all(
 
     def result_of(mutant: Mutant) -> MutantResult:
         file = state_dir() / "mutants" / f"{_identity(mutant)}.json"
-        if file.exists() and not again:
-            content = json.loads(file.read_text())
-            result = MutantResult(**{**content, "checks": tuple(content["checks"])})
-        else:
+        result = None if again else _kept(file)
+        if result is None:
             result = _run(mutant, file.with_suffix(""), children)
-            if result.result != "untested":
-                write_whole(file, json.dumps(asdict(result), indent=1) + "\n")
+            with ui.saying_what_fails(f"the result of {mutant.name}"):
+                if result.result != "untested":
+                    write_whole(file, json.dumps(asdict(result), indent=1) + "\n")
         on_result(mutant, result)
         return result
 
@@ -218,6 +225,15 @@ def run_all(
             pool.shutdown(wait=False, cancel_futures=True)
             children.stop()
             raise
+
+
+def _kept(file: Path) -> MutantResult | None:
+    """The result that an earlier call kept in `file`, None if there is none."""
+    try:
+        content = json.loads(file.read_text())
+        return MutantResult(**{**content, "checks": tuple(content["checks"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def _identity(mutant: Mutant) -> str:
@@ -236,7 +252,10 @@ def _identity(mutant: Mutant) -> str:
 def _run(mutant: Mutant, directory: Path, children: Children) -> MutantResult:
     log = directory.with_name(f"{directory.name}.log")
     proc.run(["rm", "-rf", directory])
-    ended = children.run(mutant.spec(), directory, log, cwd=PROJECT, longest=LONGEST)
+    try:
+        ended = children.run(mutant.spec(), directory, log, cwd=PROJECT, longest=LONGEST)
+    except OSError as error:
+        ended = ChildResult(EXIT_UNTESTABLE, None, sentence(error), 0.0)
     verdict = ended.verdict or VerdictRecord(
         outcome="infra", reason=f"no verdict: {ended.why}", exit_status=EXIT_UNTESTABLE
     )

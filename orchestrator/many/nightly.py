@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator import ui
 from orchestrator.errors import EXIT_KERNEL_FAILED, EXIT_PASS, EXIT_UNTESTABLE
-from orchestrator.host.paths import write_whole
+from orchestrator.host.files import write_report, write_whole
+from orchestrator.kernel.model import CHANGES
 from orchestrator.options import argv
 from orchestrator.spec import MACHINE, POKING
 from orchestrator.verdict import result
@@ -191,9 +192,10 @@ def finish(directory: Path, results: Mapping[Cell, CellResult], *, strict: bool)
         "news": [{"kind": item.kind, "cell": item.cell} for item in news],
         "cells": {cell: asdict(record) for cell, record in now.items()},
     }
-    write_whole(nights / f"{stamp}.json", json.dumps(content, indent=1) + "\n")
-    write_whole(directory / "news.txt", "\n".join(text) + "\n")
-    _clean(directory, nights, {one.directory for one in (*before.values(), *now.values())})
+    with ui.saying_what_fails("the record of this night"):
+        write_whole(nights / f"{stamp}.json", json.dumps(content, indent=1) + "\n")
+        write_report(directory / "news.txt", "\n".join(text) + "\n")
+        _clean(directory, nights, {one.directory for one in (*before.values(), *now.values())})
     return exit_status(news, now, strict=strict)
 
 
@@ -222,7 +224,7 @@ def _record(cell: Cell, cell_result: CellResult) -> CellRecord:
         exit_status=cell_result.exit_status,
         reason=cell_result.reason,
         directory=cell_result.directory,
-        arguments=tuple(argv(cell.spec, MACHINE, POKING)),
+        arguments=(*argv(kernel, CHANGES), *argv(cell.spec, MACHINE, POKING)),
     )
     try:
         verdict = result.read(Path(cell_result.directory))

@@ -17,7 +17,7 @@ from typing import Any
 
 import junitparser
 
-from orchestrator.host.paths import write_whole
+from orchestrator.host.files import write_report
 from orchestrator.report import tables
 from orchestrator.verdict.cases import Case, cases
 from orchestrator.verdict.result import RunResult
@@ -32,8 +32,8 @@ def write(result: RunResult) -> None:
     """Write the files into the run's directory."""
     all_cases, title = cases(result), name(result)
     seconds = sum(result.seconds.values())
-    write_whole(result.directory / "junit.xml", junit(title, all_cases, seconds))
-    write_whole(result.directory / "results.ktap", ktap(title, all_cases))
+    write_report(result.directory / "junit.xml", junit(title, all_cases, seconds))
+    write_report(result.directory / "results.ktap", ktap(title, all_cases))
 
 
 def name(result: RunResult) -> str:

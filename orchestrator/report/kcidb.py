@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import UsageError
+from orchestrator.errors import UsageError, sentence, shortened
 from orchestrator.options import declared, from_json, to_json
 from orchestrator.spec import RunSpec
 from orchestrator.verdict import result as result_file
@@ -127,7 +127,7 @@ def _tests(run: _Run, build: str, origin: str) -> Iterator[dict[str, Any]]:
         whole["log_excerpt"] = console.read_text(errors="replace").replace("\0", "?")[-EXCERPT:]
     yield whole
     results = run.directory / "results.ktap"
-    for line in results.read_text().splitlines() if results.is_file() else []:
+    for line in results.read_text(errors="replace").splitlines() if results.is_file() else []:
         if not (match := RESULT.match(line)) or match[2] == "run":
             continue
         result, group, name, directive, reason = match.groups()
@@ -150,9 +150,10 @@ def _read(directory: Path) -> _Run:
             spec=from_json(RunSpec, json.loads(spec_file.read_text())),
             verdict=result_file.read(directory),
         )
-    except (OSError, ValueError, TypeError, AttributeError, UsageError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, UsageError) as error:
         raise UsageError(
-            f"{directory} is not the directory of a run with a verdict: {error}"
+            f"{directory} is not the directory of a run with a verdict: "
+            f"{shortened(sentence(error) if isinstance(error, OSError) else str(error))}"
         ) from error
 
 

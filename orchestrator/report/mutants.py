@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from orchestrator.host.files import write_report
 from orchestrator.many.mutants import Mutant, MutantResult
 from orchestrator.report import html, tables
 
@@ -66,8 +67,8 @@ def write(pairs: Pairs, seconds: float, directory: Path) -> None:
         for mutant, result in pairs
     ]
     content = {"score": sentence, "seconds": round(seconds), "results": rows}
-    (directory / "mutants.json").write_text(json.dumps(content, indent=1) + "\n")
-    (directory / "mutants.md").write_text(_markdown(pairs, sentence))
+    write_report(directory / "mutants.json", json.dumps(content, indent=1) + "\n")
+    write_report(directory / "mutants.md", _markdown(pairs, sentence))
     page = html.render(
         TEMPLATE,
         score=sentence,
@@ -76,7 +77,7 @@ def write(pairs: Pairs, seconds: float, directory: Path) -> None:
         ),
         rows=[(mutant, result, result.result in GOOD) for mutant, result in pairs],
     )  # fmt: skip
-    (directory / "mutants.html").write_text(page)
+    write_report(directory / "mutants.html", page)
 
 
 def _markdown(pairs: Pairs, sentence: str) -> str:

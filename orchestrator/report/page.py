@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.host.paths import write_whole
+from orchestrator.host.files import write_report
 from orchestrator.report import html
 from orchestrator.report.failure import explain
 from orchestrator.report.files import name
@@ -39,7 +39,7 @@ class Bar:
 
 def write(result: RunResult) -> None:
     """Write report.html into the run's directory."""
-    write_whole(result.directory / "report.html", render(result))
+    write_report(result.directory / "report.html", render(result))
 
 
 def render(result: RunResult) -> str:

@@ -15,8 +15,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from orchestrator import ui
 from orchestrator.errors import EXIT_KERNEL_FAILED, EXIT_PASS
-from orchestrator.host.paths import write_whole
+from orchestrator.host.files import write_report
 from orchestrator.many.sweep.matrix import Cell
 from orchestrator.many.sweep.sweep import CellResult
 from orchestrator.report import html, tables
@@ -60,7 +61,7 @@ def show(results: Results, seconds: float, console: Console) -> None:
 
 
 def write(results: Results, seconds: float, directory: Path) -> None:
-    """Write the files into `directory`, each whole or not at all."""
+    """Write the files into `directory`, each whole or not at all. One that fails costs a line."""
     columns = shapes(results)
     sentence = score(results, seconds)
     content = {
@@ -71,8 +72,6 @@ def write(results: Results, seconds: float, directory: Path) -> None:
             for cell, result in results.items()
         ],
     }
-    write_whole(directory / "sweep.json", json.dumps(content, indent=1) + "\n")
-    write_whole(directory / "junit.xml", suites("orchestrator sweep", _cases(results)))
 
     def with_links(cells: Sequence[tuple[Cell, CellResult]]) -> list[tuple[object, ...]]:
         return [(cell, result, status(result), _link(result, directory)) for cell, result in cells]
@@ -87,8 +86,15 @@ def write(results: Results, seconds: float, directory: Path) -> None:
         },
         not_passed=with_links(not_passed(results)),
     )
-    write_whole(directory / "sweep.html", page)
-    write_whole(directory / "sweep.md", markdown(results, sentence))
+    files = {
+        "sweep.json": json.dumps(content, indent=1) + "\n",
+        "junit.xml": suites("orchestrator sweep", _cases(results)),
+        "sweep.html": page,
+        "sweep.md": markdown(results, sentence),
+    }
+    for name, text in files.items():
+        with ui.saying_what_fails(name):
+            write_report(directory / name, text)
 
 
 def markdown(results: Results, sentence: str) -> str:

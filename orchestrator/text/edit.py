@@ -32,9 +32,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from orchestrator.errors import UsageError
+from orchestrator.errors import UsageError, shortened
+from orchestrator.host import yamlfile
 from orchestrator.text import disasm
 from orchestrator.text.symbols import TEXT, Symbols
 
@@ -77,16 +76,10 @@ class Change:
 
 def load(path: Path) -> dict[str, Any]:
     """The content of a file of edits. Raises UsageError when it has no list of edits."""
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: {' '.join(str(error).split())}") from error
-    if (
-        not isinstance(content, dict)
-        or not isinstance(content.get("edits"), list)
-        or not content["edits"]
-    ):
-        raise UsageError(f"{path}: a file of edits needs a list called edits")
+    what = "a file of edits needs a list called edits"
+    content = yamlfile.mapping(path, "file of edits", what)
+    if not isinstance(content.get("edits"), list) or not content["edits"]:
+        raise UsageError(f"{path}: {what}")
     return content
 
 
@@ -99,14 +92,14 @@ def _edit(path: Path, entry: Any) -> Edit:
     if not isinstance(entry, dict) or not {"function", "find", "put"} <= set(entry) <= FIELDS:
         raise UsageError(
             f"{path}: an edit has function, find and put, and optionally after and number, "
-            f"not {entry!r}"
+            f"not {shortened(repr(entry))}"
         )
     functions = entry["function"] if isinstance(entry["function"], list) else [entry["function"]]
     strings = [*functions, entry["find"], entry["put"], entry.get("after", "")]
     if not functions or not all(isinstance(string, str) for string in strings):
         raise UsageError(
             f"{path}: function, find, after and put are strings "
-            f"(in quotes where YAML needs them): {entry!r}"
+            f"(in quotes where YAML needs them): {shortened(repr(entry))}"
         )
     number = entry.get("number")
     if number is not None and (type(number) is not int or number < 1):
@@ -114,8 +107,10 @@ def _edit(path: Path, entry: Any) -> Edit:
     for pattern in (entry["find"], entry.get("after", "")):
         try:
             re.compile(pattern)
-        except re.error as error:
-            raise UsageError(f"{path}: {pattern!r} is not a regular expression: {error}") from error
+        except (re.error, OverflowError, RecursionError) as error:
+            raise UsageError(
+                f"{path}: {shortened(pattern)!r} is not a regular expression: {error}"
+            ) from error
     if not re.fullmatch(PUT, entry["put"]):
         raise UsageError(
             f"{path}: put is nop, always, call NAME or bytes such as '.. 00', not {entry['put']!r}"

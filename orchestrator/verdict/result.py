@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
+import pydantic
+
+from orchestrator.errors import shortened
 from orchestrator.host.paths import write_whole
 from orchestrator.kernel.model import Kernel
 from orchestrator.machine.qemu import MachineSpec
@@ -103,22 +105,15 @@ def read(directory: Path) -> VerdictRecord:
 
     Raises OSError when there is none, ValueError when it is damaged or has another schema.
     """
-    content = json.loads((directory / FILE).read_text())
+    file = directory / FILE
     try:
-        if content.pop("schema") != SCHEMA:
-            raise ValueError(f"{directory / FILE} was written by another version of this program")
-        return _record(content)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{directory / FILE} is damaged: {error!r}") from error
+        content = json.loads(file.read_bytes())
+        if content["schema"] != SCHEMA:
+            raise ValueError(f"{file} was written by another version of this program")
+        return RECORD.validate_python(content)
+    except (KeyError, TypeError, RecursionError, pydantic.ValidationError) as error:
+        raise ValueError(f"{file} is damaged: {shortened(' '.join(str(error).split()))}") from error
 
 
-def _record(content: dict[str, Any]) -> VerdictRecord:
-    checks = [{**check, "details": tuple(check["details"])} for check in content["checks"]]
-    content |= {
-        "kernel": KernelRecord(**content["kernel"]) if content["kernel"] else None,
-        "edited": tuple(content["edited"]),
-        "hang_report": tuple(content["hang_report"]),
-        "soak": Soak(**content["soak"]) if content["soak"] else None,
-        "checks": tuple(CheckResult(**check) for check in checks),
-    }
-    return VerdictRecord(**content)
+RECORD = pydantic.TypeAdapter(VerdictRecord)
+"""Checks what it reads: the file may be a stranger's."""

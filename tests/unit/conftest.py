@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What holds for all unit tests."""
+"""What unit tests share."""
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Iterator
+
 import pytest
+from processes import SECONDS, marked, within
 
 from orchestrator.host import files
 from orchestrator.kernel import versions
@@ -19,3 +24,12 @@ def no_chosen_versions(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test writes need not survive a loss of power, and other programs' data even less."""
     monkeypatch.setattr(files, "flush", lambda directory: None)
+
+
+@pytest.fixture
+def mark(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A mark that all processes of the test inherit. None of them may be left at its end."""
+    text = f"LEFT_BY={os.getpid()}-{time.monotonic_ns()}"
+    monkeypatch.setenv(*text.split("="))
+    yield text
+    assert within(SECONDS, lambda: not marked(text)), "processes are left"

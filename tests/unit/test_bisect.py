@@ -231,6 +231,12 @@ def test_a_property_can_be_bisected_like_a_fault(tmp_path: Path) -> None:
     assert "# pokes by=new_name" in explained(bisection, answer)
 
 
+def test_a_full_disk_is_infra(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    summary = ChildTester(ready(2), RunSpec(), tmp_path / "file").test(0, 0)
+    assert summary.outcome == "infra" and summary.reason.startswith("Not a directory: ")
+
+
 def test_a_child_that_dies_or_is_stopped_is_infra(tmp_path: Path) -> None:
     candidates = ready(3)
     dying = ChildTester(candidates, RunSpec(), tmp_path / "a", program=("sh", "-c", "kill -9 $$"))

@@ -32,7 +32,7 @@ verdict = {"schema": 2, "outcome": "pass", "reason": "r", "exit_status": 0, "ker
 DEAF = (
     sys.executable,
     "-c",
-    "import signal, time; signal.signal(2, signal.SIG_IGN); time.sleep(60)",
+    "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)",
 )
 
 
@@ -59,6 +59,13 @@ def test_the_verdict_is_read_back_or_the_last_line_says_why_there_is_none(tmp_pa
         RunSpec(), tmp_path / "other", tmp_path / "log", program=("sh", "-c", "kill -9 $$")
     )
     assert (ended.status, ended.why) == (-9, "it ended with status -9")
+
+
+def test_the_status_of_wrong_usage_is_not_mistaken_for_that_of_sighup(tmp_path: Path) -> None:
+    for sentence, wrong in (("there is no such kernel", True), ("interrupted by SIGHUP", False)):
+        program = ("sh", "-c", f"echo orchestrator: {sentence} >&2; exit 129")
+        ended = Children().run(RunSpec(), tmp_path / "run", tmp_path / "log", program=program)
+        assert (ended.status, ended.wrong_request, ended.why) == (129, wrong, sentence)
 
 
 def test_a_child_that_takes_too_long_is_killed(tmp_path: Path) -> None:

@@ -123,5 +123,5 @@ def test_an_invalid_file_is_refused_with_the_reason(tmp_path: Path, text: str, r
 
 
 def test_a_missing_file_is_wrong_usage(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="No such file"):
+    with pytest.raises(UsageError, match="there is no"):
         textedit.read_edits(tmp_path / "none.yaml")

@@ -141,6 +141,35 @@ def test_a_mutant_with_a_kept_result_is_not_run_again(
     assert ran[-1] == "a", "again=True"
 
 
+@pytest.mark.parametrize("content", ["{", "[]", '{"base": 1}', ""])
+def test_a_damaged_result_is_made_again(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mutants, "state_dir", lambda: tmp_path)
+    (tmp_path / "mutants").mkdir()
+    (tmp_path / "mutants" / f"{mutants._identity(WHOLE)}.json").write_text(content)
+    fresh = MutantResult("k", "healthy-1", "healthy", (), "r", 1.0, "")
+    monkeypatch.setattr(mutants, "_run", lambda *_: fresh)
+    assert mutants.run_all([WHOLE], 1, False, lambda *_: None) == [fresh]
+
+
+def test_a_full_disk_makes_a_mutant_untested_and_loses_no_other_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(mutants, "state_dir", lambda: tmp_path)
+    monkeypatch.setattr(mutants, "write_whole", full)
+    monkeypatch.setattr(Children, "run", full)
+    (result,) = mutants.run_all([WHOLE], 1, False, lambda *_: None)
+    assert (result.result, result.reason) == ("untested", "no verdict: No space left on device")
+    fresh = MutantResult("k", "healthy-1", "healthy", (), "r", 1.0, "")
+    monkeypatch.setattr(mutants, "_run", lambda *_: fresh)
+    assert mutants.run_all([WHOLE], 1, False, lambda *_: None) == [fresh]
+    assert "could not be written: No space left" in capsys.readouterr().err
+
+
 def test_the_score_counts_the_mutants_that_can_be_seen(tmp_path: Path) -> None:
     unseen = Mutant(base="k", name="barrier", fault=Path("b"), title="t", unseen="strong <order>")
     pairs = [

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from dataclasses import asdict, replace
@@ -18,12 +19,15 @@ from orchestrator import cli
 from orchestrator.commands import nightly as nightly_command
 from orchestrator.commands import sweep as sweep_command
 from orchestrator.host.paths import PROJECT
+from orchestrator.kernel.model import KernelRequest
 from orchestrator.many.nightly import (
     SCHEMA,
     CellRecord,
+    News,
     bisection,
     compare,
     exit_status,
+    finish,
     last,
     report,
 )
@@ -116,6 +120,28 @@ def test_a_bisection_is_offered_if_both_ends_have_names(tmp_path: Path) -> None:
         broken, before=replace(PASS, version="abc"), now=replace(FAIL, kernel=git, version="def")
     )
     assert bisection(tree) == f"orchestrator bisect --tree {tmp_path} --good abc --bad def --smp 8"
+
+
+def test_the_offered_bisection_is_of_the_kernel_as_the_row_changes_it(tmp_path: Path) -> None:
+    kernel = KernelRequest(
+        selector=f"git:{tmp_path}@main",
+        patches=(Path("/a fix.patch"), Path("/b.patch")),
+        fragments=(Path("/c.config"),),
+        settings=("CONFIG_KASAN=y",),
+    )
+    spec = RunSpec(kernel=kernel, smp=2, scenarios=("nop*",))
+    results = {Cell(kernel="mine", spec=spec): CellResult("fail", 1, "sync: no")}
+    finish(tmp_path, results, strict=False)
+    (now,) = last(tmp_path / "nights").values()
+    before = replace(PASS, version="abc")
+    command = bisection(News("broken", "mine", before, replace(now, version="def")))
+    assert command
+    options = cli.parser().parse_args(shlex.split(command)[1:])
+    assert options.tree == tmp_path and (options.good, options.bad) == ("abc", "def")
+    assert tuple(options.patches) == kernel.patches
+    assert tuple(options.fragments) == kernel.fragments
+    assert tuple(options.settings) == kernel.settings
+    assert (options.smp, options.scenarios) == (2, ["nop*"])
 
 
 def cell(seed: int = 1) -> Cell:

@@ -4,11 +4,16 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sqlite3
+import threading
+import time
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from good_run import NOP5_ON, Run
@@ -226,13 +231,148 @@ def test_a_case_that_passed_and_failed_on_the_same_kernel_is_flaky(tmp_path: Pat
     }
 
 
-def test_a_history_that_cannot_be_written_does_no_harm(
+GARBAGE = b"no database, but long enough that it is taken for one that is damaged"
+
+
+def _garbage(path: Path) -> None:
+    path.write_bytes(GARBAGE)
+
+
+def _directory(path: Path) -> None:
+    path.mkdir()
+    (path / "file").touch()
+
+
+def _fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _recorded(path: Path) -> bytes:
+    """A history of many runs."""
+    result = result_of(Run(), path.parent)
+    for _ in range(5):
+        history.record(result, path)
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
+    return path.read_bytes()
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(_recorded(path)[:5000])
+
+
+def _flipped(path: Path) -> None:
+    content = _recorded(path)
+    path.write_bytes(content[:4096] + os.urandom(len(content) - 4096))
+
+
+def _of_another_program(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE run (name TEXT)")
+
+
+@pytest.mark.parametrize(
+    "damage", [_garbage, _directory, _fifo, _cut, _flipped, _of_another_program]
+)
+@pytest.mark.timeout(20)
+def test_a_damaged_history_is_put_aside_and_a_new_one_begins(
+    damage: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "history.sqlite"
+    damage(path)
+    capsys.readouterr()
+    history.record(result_of(Run(), tmp_path), path)
+    (aside,) = tmp_path.glob("history.sqlite.damaged-*")
+    assert aside.name in "".join(capsys.readouterr())
+    assert len(history.past(path=path)) == 1
+    if damage is _garbage:
+        assert aside.read_bytes() == GARBAGE
+
+
+@pytest.mark.timeout(20)
+def test_reading_a_damaged_history_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "history.sqlite"
-    path.write_text("no database, but long enough that it is taken for one that is damaged")
+    _garbage(path)
+    assert history.past(path=path) == [] and history.flaky(path=path) == []
+    assert "was damaged" in "".join(capsys.readouterr())
+
+
+def test_an_empty_file_is_an_empty_history(tmp_path: Path) -> None:
+    path = tmp_path / "history.sqlite"
+    path.touch()
     history.record(result_of(Run(), tmp_path), path)
-    assert "this run is not in the history" in "".join(capsys.readouterr())
+    assert len(history.past(path=path)) == 1
+    assert not list(tmp_path.glob("*damaged*"))
+
+
+def _newer(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"PRAGMA user_version = {history.SCHEMA + 1}")
+
+
+def _locked(path: Path) -> sqlite3.Connection:
+    history.record(result_of(Run(), path.parent), path)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    return other
+
+
+@pytest.mark.parametrize(("hinder", "why"), [(_newer, "newer version"), (_locked, "locked")])
+def test_a_history_that_cannot_be_written_stays_and_does_no_harm(
+    hinder: Callable[[Path], object],
+    why: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "history.sqlite"
+    monkeypatch.setattr(history, "WAIT", 1.2)
+    other = hinder(path)
+    history.record(result_of(Run(), tmp_path), path)
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert "this run is not in the history" in said and why in said
+    if hinder is _newer:
+        with pytest.raises(InfraError, match=why):
+            history.past(path=path)
+    assert not list(tmp_path.glob("*damaged*"))
+    del other
+
+
+def test_a_history_that_is_unlocked_in_time_gets_the_run(tmp_path: Path) -> None:
+    path = tmp_path / "history.sqlite"
+    other = _locked(path)
+    writer = threading.Thread(
+        target=history.record, args=(result_of(Run(), tmp_path), path), daemon=True
+    )
+    writer.start()
+    time.sleep(1.5)
+    other.execute("COMMIT")
+    writer.join()
+    assert len(history.past(path=path)) == 2
+
+
+def test_a_history_that_may_not_be_written_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "history.sqlite"
+    _recorded(path)
+    connect = sqlite3.connect
+
+    def refuse(name: str, **options: Any) -> sqlite3.Connection:
+        """As for a file of another user. The tests may run as root, who may write it."""
+        if "mode=ro" not in name:
+            error = sqlite3.OperationalError("attempt to write a readonly database")
+            error.sqlite_errorcode = sqlite3.SQLITE_READONLY
+            raise error
+        return connect(name, **options)
+
+    monkeypatch.setattr(sqlite3, "connect", refuse)
+    assert len(history.past(path=path)) == 5
+    history.record(result_of(Run(), tmp_path), path)
+    assert "readonly" in "".join(capsys.readouterr())
+    assert len(history.past(path=path)) == 5
 
 
 def _record_many(directory: Path, count: int) -> None:

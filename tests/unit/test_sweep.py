@@ -521,6 +521,57 @@ def test_a_failed_lookup_gives_no_verdict_and_an_unknown_kernel_is_wrong_usage(
         Sweep(cells(2), world / "out", LocalHost(1))
 
 
+def full(*_: Any, **__: Any) -> Any:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_loses_no_verdict(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rule(world, plain_smp2="fail")
+    monkeypatch.setattr(sweep, "write_whole", full)
+    monkeypatch.setattr(report, "write_report", full)
+    results = Sweep(cells(2), world / "out", LocalHost(1)).run()
+    assert outcomes(results) == {"6.1-int3 smp2": "pass", "6.1-plain smp2": "fail"}
+    report.write(results, 1.0, world / "out")
+    said = capsys.readouterr().err
+    names = ("the result of 6.1-plain smp2 tcg seed1", "sweep.json", "sweep.html", "junit.xml")
+    for name in names:
+        assert f"{name} could not be written: No space left on device" in said
+
+
+def test_a_cell_without_a_directory_is_infra(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = Sweep(cells(2), world / "out", LocalHost(1))
+    (world / "out").mkdir()
+    (world / "out" / "cells").write_text("a file in place of the directory")
+    results = running.run()
+    assert set(outcomes(results).values()) == {"infra"} and exit_status(results) == 125
+    assert "run: Not a directory: /" in next(iter(results.values())).reason
+
+
+def test_a_build_that_cannot_be_logged_is_reported(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "identify", lambda request: ("digest", world / "missing"))
+    monkeypatch.setattr(Children, "call", full)
+    results = Sweep(cells(2), world / "out", LocalHost(1)).run()
+    assert {result.reason for result in results.values()} == {"No space left on device"}
+
+
+def test_a_history_that_cannot_be_read_only_changes_the_order(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = []
+
+    def expected(*_: Any) -> Any:
+        calls.append(1)
+        raise history.HistoryError("it is locked")
+
+    monkeypatch.setattr(history, "expected", expected)
+    Sweep(cells(2, 4), world / "out", LocalHost(1))
+    assert len(calls) == 1 and "it is locked" in capsys.readouterr().err
+
+
 def test_ctrl_c_ends_running_cells(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rule(world, int3_smp2="sleep", plain_smp2="sleep")
     running = Sweep(cells(2), world / "out", LocalHost(2))
@@ -588,7 +639,9 @@ def test_the_files_of_a_worker_come_back(world: Path, monkeypatch: pytest.Monkey
     for result in results.values():
         files = {path.name for path in Path(result.directory).iterdir()}
         assert files == {"verdict.json", "report.html"}, "the guest image is not sent"
-    assert not list((world / "state" / "orchestrator").glob("cell-*")), "the worker keeps nothing"
+    assert not list((world / "state" / "orchestrator").glob("orchestrator-*")), (
+        "the worker keeps nothing"
+    )
 
 
 def test_a_cell_whose_worker_dies_is_run_again_a_limited_number_of_times(world: Path) -> None:

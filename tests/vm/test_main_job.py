@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -217,21 +218,33 @@ def test_two_concurrent_runs_do_not_interfere(tmp_path: Path) -> None:
     assert [child.wait(900) for child in both] == [0, 0]
 
 
-@pytest.mark.parametrize(
-    ("number", "expected"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)]
-)
-def test_nothing_survives_the_end_of_a_run(
-    tmp_path: Path, number: signal.Signals, expected: int
-) -> None:
-    directory = tmp_path / "run"
-    child = subprocess.Popen(command(directory, "--duration", "60"), stderr=subprocess.DEVNULL)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_nothing_survives_the_end_of_a_run(tmp_path: Path, number: signal.Signals) -> None:
+    directory, private = tmp_path / "run", tmp_path / "private"
+    private.mkdir()
+    mark = f"LEFT_BY={tmp_path}"
+    child = subprocess.Popen(
+        command(directory, "--smp", "2", "--duration", "60"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "LEFT_BY": str(tmp_path), "XDG_RUNTIME_DIR": str(private)},
+    )
     wait_for(lambda: (directory / "events.jsonl").exists(), 900)
-    ours = [pid for pid in processes() if str(directory) in cmdline(pid) and pid != child.pid]
-    assert ours, "QEMU is not running"
+    time.sleep(1)
+    assert len(marked(mark)) > 2
     os.kill(child.pid, number)
-    assert child.wait(60) == expected
-    wait_for(lambda: not [pid for pid in processes() if str(directory) in cmdline(pid)], 20)
-    assert not list(directory.glob("**/*.sock"))
+    output, errors = child.communicate(timeout=60)
+    wait_for(lambda: not marked(mark) and not list(private.iterdir()), 4)
+    if number == signal.SIGKILL:
+        assert child.returncode == -signal.SIGKILL
+        return
+    assert child.returncode == 128 + number and "Traceback" not in errors
+    reason = f"interrupted by {number.name}"
+    assert output.splitlines()[-1] == f"INFRA  {reason}"
+    verdict = json.loads((directory / "verdict.json").read_text())
+    assert (verdict["outcome"], verdict["reason"]) == ("infra", reason)
+    assert "Linux version" in (directory / "report.html").read_text()
 
 
 def test_a_killed_qemu_is_no_fault_of_the_kernel(tmp_path: Path) -> None:
@@ -248,6 +261,16 @@ def test_a_killed_qemu_is_no_fault_of_the_kernel(tmp_path: Path) -> None:
     assert child.wait(30) == 125
     verdict = json.loads((directory / "verdict.json").read_text())
     assert verdict["outcome"] == "lost-vm"
+
+
+def marked(text: str) -> list[int]:
+    """The processes with `text` in their environment."""
+    found = []
+    for pid in processes():
+        with contextlib.suppress(OSError):
+            if text.encode() in Path(f"/proc/{pid}/environ").read_bytes():
+                found.append(pid)
+    return found
 
 
 def processes() -> list[int]:

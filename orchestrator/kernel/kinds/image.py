@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 
 from orchestrator.errors import UsageError
+from orchestrator.host import userfile
+from orchestrator.host.paths import real
 from orchestrator.kernel.kinds.kind import Kind, refuse_changes, register
 from orchestrator.kernel.model import Kernel, KernelRequest
 
@@ -15,6 +17,8 @@ from orchestrator.kernel.model import Kernel, KernelRequest
 MAGIC, MAGIC_OFFSET = b"HdrS", 0x202
 VERSION_OFFSET = 0x20E
 """16 bits: where the version string begins (`uname -r`, then the builder), relative to 0x200."""
+HEADER = 0x200 + 0xFFFF + 256
+"""Bytes at the beginning of the file that contain all of that."""
 
 
 @register
@@ -33,18 +37,18 @@ class ImageKind(Kind):
     def obtain(self, request: KernelRequest) -> Kernel:
         """The kernel in the bzImage; no file is copied or changed."""
         assert request.bzimage is not None
-        image, headers = request.bzimage.resolve(), request.headers
-        if not image.is_file():
-            raise UsageError(f"there is no bzImage {image}")
-        content = image.read_bytes()
-        release = _release(image, content)
-        digest = hashlib.sha256(content)
+        image, headers = real(request.bzimage), request.headers
+        with userfile.opened(image, "bzImage") as file:
+            release = _release(image, file.read(HEADER))
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256")
+        content = digest.hexdigest()
         # Beside the image as in /boot or in our cache, or at the top of its build tree
         # (arch/x86/boot/bzImage).
         configs = [image.with_name(f"config-{release}"), image.with_name("config")]
         configs += [image.parents[3] / ".config"] if len(image.parents) > 3 else []
         if headers is not None:
-            headers = headers.resolve()
+            headers = real(headers)
             _check_headers(headers, release)
             configs.insert(0, headers / ".config")
             files = (file for file in _identifying_files(headers) if file.is_file())
@@ -60,13 +64,16 @@ class ImageKind(Kind):
                 "kind": "image",
                 "tree": str(image),
                 "headers": str(headers or "none"),
-                "content": hashlib.sha256(content).hexdigest(),
+                "content": content,
             },
         )
 
 
 def _release(image: Path, content: bytes) -> str:
-    """The release that the header of the bzImage names."""
+    """The release that the header of the bzImage names.
+
+    content: the first HEADER bytes of the file.
+    """
     if content[MAGIC_OFFSET : MAGIC_OFFSET + 4] != MAGIC:
         elf = content[:4] == b"\x7fELF"
         hint = ": it is an ELF file, and QEMU boots arch/x86/boot/bzImage" if elf else ""

@@ -15,7 +15,7 @@ from typing import Protocol
 from orchestrator.errors import UsageError
 from orchestrator.host import proc
 from orchestrator.host.files import lock_of, locked
-from orchestrator.host.paths import cache_dir
+from orchestrator.host.paths import cache_dir, real
 from orchestrator.kernel import patches
 from orchestrator.kernel.checkout import borrow, mending, resolve, switch, view
 from orchestrator.kernel.model import KernelRequest
@@ -86,13 +86,13 @@ class Series:
     identity: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self._patches = [patch.resolve() for patch in patches.listed(self.series)]
+        self._patches = [real(patch) for patch in patches.listed(self.series)]
         if not self._patches:
             raise UsageError(f"{self.series} lists no patch")
         self.candidates = [Candidate("0", "no patch")] + [
             Candidate(f"{number}", patch.name) for number, patch in enumerate(self._patches, 1)
         ]
-        texts = [patch.read_text(errors="surrogateescape") for patch in self._patches]
+        texts = [text for _, text in patches.read(self._patches)]
         self.identity = repr((self.request_base, texts))
 
     @contextlib.contextmanager
@@ -126,7 +126,7 @@ class Commits:
     identity: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self.tree = self.tree.resolve()
+        self.tree = real(self.tree)
         good, bad = resolve(self.tree, self.good), resolve(self.tree, self.bad)
         with view(self.tree) as ours:
             if ours.git("merge-base", "--is-ancestor", good, bad, check=False).returncode:

@@ -8,13 +8,15 @@ differ in what they know beforehand, which their docstrings state.
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import math
+import multiprocessing
 import os
 import random
+import signal
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -28,6 +30,8 @@ from orchestrator.many.bisect.search import RunOutcome, Search
 CONFIDENCE = 0.95
 LIMIT = 20_000
 """Runs after which a bisection counts as failed."""
+PR_SET_PDEATHSIG = 1
+"""Of prctl(2): the signal that this process gets when its parent ends."""
 
 RunCandidate = Callable[[int], bool]
 """Runs a candidate, numbered from 0 (good) to N (bad). Returns whether the fault showed."""
@@ -166,12 +170,21 @@ def simulate(
             "a simulation takes at least 2 commits, at least 1 bisection, p in (0, 1], "
             "and no negative cost"
         )
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with multiprocessing.Pool(len(os.sched_getaffinity(0)), _belong_to, (os.getpid(),)) as pool:
         for p in ps:
             seeds = [f"{seed} {p} {number}" for number in range(times)]
             for name in available():
-                bisections = pool.map(partial(play, name, commits, p, build), seeds, chunksize=5)
+                bisections = pool.imap(partial(play, name, commits, p, build), seeds, chunksize=5)
                 yield SimulationRow(name, p, tuple(bisections), build)
+
+
+def _belong_to(parent: int) -> None:
+    """Make this process end with its parent, which alone handles signals."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of the terminal
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # how the pool ends us
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def table(rows: Sequence[SimulationRow]) -> Table:

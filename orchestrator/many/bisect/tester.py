@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from orchestrator.errors import EXIT_USAGE
+from orchestrator.errors import sentence
 from orchestrator.many.bisect.candidates import Candidates
 from orchestrator.many.children import PROGRAM, Children, Stopped
 from orchestrator.spec import RunSpec
@@ -65,6 +65,12 @@ class ChildTester:
     _children: Children = field(default_factory=Children)
 
     def test(self, number: int, attempt: int) -> RunSummary:
+        try:
+            return self._test(number, attempt)
+        except OSError as error:  # a full disk says nothing about the candidate
+            return RunSummary("infra", reason=sentence(error), directory=str(self.directory))
+
+    def _test(self, number: int, attempt: int) -> RunSummary:
         directory = self._new_directory(number)
         with self.candidates.request(number) as kernel:
             spec = replace(self.spec, kernel=kernel, seed=self.spec.seed + attempt)
@@ -78,9 +84,9 @@ class ChildTester:
                 )
         seconds, verdict = round(ended.seconds, 1), ended.verdict
         if verdict is None:
-            # EXIT_USAGE: the request is wrong for this candidate alone. Its kernel may be built for
-            # fewer CPUs, or missing from the mirror.
-            outcome = "build-error" if ended.status == EXIT_USAGE else "infra"
+            # The request is wrong for this candidate alone. Its kernel may be built for fewer CPUs,
+            # or missing from the mirror.
+            outcome = "build-error" if ended.wrong_request else "infra"
             return RunSummary(outcome, reason=ended.why, seconds=seconds, directory=str(directory))
         summary = RunSummary(
             outcome=verdict.outcome,
@@ -99,7 +105,7 @@ class ChildTester:
 
     def _new_directory(self, number: int) -> Path:
         """Make a directory that no earlier run has used, not even one that was cut short."""
-        name = re.sub(r"[^\w.]+", "-", self.candidates.candidates[number].name)
+        name = re.sub(r"[^\w.]+", "-", self.candidates.candidates[number].name)[:100]
         for attempt in range(100_000):
             directory = self.directory / f"{number}-{name}.{attempt}"
             with contextlib.suppress(FileExistsError):

@@ -30,6 +30,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import math
+import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -48,6 +51,9 @@ from orchestrator.options import declared, to_json
 from orchestrator.scenarios import scenario
 from orchestrator.spec import RunSpec
 
+MOST = 10_000
+"""Most cells of a sweep. They take a day on two cores."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
@@ -62,11 +68,15 @@ class Cell:
         return self.spec.seed
 
     @property
+    def words(self) -> dict[str, Any]:
+        """The value on each axis, as the file spells it."""
+        return {name: matrixfile.word_of(getattr(self.spec, name)) for name in AXES}
+
+    @property
     def shape(self) -> tuple[str, ...]:
         """The value on each axis. Repeats share it, and each shape is a column of the table."""
-        words = {name: matrixfile.word_of(getattr(self.spec, name)) for name in AXES}
         return tuple(
-            f"{name}{word}" if isinstance(word, int) else word for name, word in words.items()
+            f"{name}{word}" if isinstance(word, int) else word for name, word in self.words.items()
         )
 
     @property
@@ -97,11 +107,9 @@ class SweepPlan:
 
 def read(file: Path) -> SweepPlan:
     """Read the matrix in `file`. Raises UsageError, which names file, key and problem."""
-    if not file.is_file():
-        raise UsageError(f"there is no matrix {file}")
     try:
         matrix = matrixfile.Matrix.model_validate(
-            yamlfile.mapping(file, "a matrix is a mapping (kernels: [...], smp: [2, 8])")
+            yamlfile.mapping(file, "matrix", "a matrix is a mapping (kernels: [...], smp: [2, 8])")
         )
     except pydantic.ValidationError as error:
         sentence = yamlfile.explained(error, matrixfile.Matrix, matrixfile.INNER)
@@ -118,18 +126,35 @@ class _Reader:
 
     def cells(self) -> list[Cell]:
         """All cells that are not excluded."""
+        self._check_size()
         cells = list(self._combinations())
-        exclusions = [vars(exclusion) for exclusion in self._matrix["exclude"]]
-        for number, exclusion in enumerate(exclusions):
-            if not any(_matches(exclusion, cell) for cell in cells):
+        words = [cell.words for cell in cells]
+        excluded: set[int] = set()
+        for number, exclusion in enumerate(map(vars, self._matrix["exclude"])):
+            matching = {
+                index
+                for index, cell in enumerate(cells)
+                if _matches(exclusion, cell.kernel, words[index])
+            }
+            if not matching:
                 raise self._error(f"exclude.{number}", "matches no cell")
-        kept = [cell for cell in cells if not any(_matches(one, cell) for one in exclusions)]
+            excluded |= matching
+        kept = [cell for index, cell in enumerate(cells) if index not in excluded]
         if not kept:
             raise self._error("exclude", "leaves no cell")
-        if len(set(kept)) < len(kept):
-            twice = next(cell for cell in kept if kept.count(cell) > 1)
+        twice = next((cell for cell, count in Counter(kept).items() if count > 1), None)
+        if twice:
             raise UsageError(f"{self._file}: asks twice for {twice.name}")
         return kept
+
+    def _check_size(self) -> None:
+        """Raise UsageError for more than MOST cells, before there are any."""
+        axes = {matrixfile.key_of(name, opt): len(self._matrix[name]) for name, opt in AXES.items()}
+        sizes = {"kernels": len(self._matrix["kernels"]), **axes}
+        sizes["repeats"] = self._matrix["repeats"]
+        if math.prod(sizes.values()) > MOST:
+            factors = " x ".join(f"{size} {key}" for key, size in sizes.items() if size > 1)
+            raise UsageError(f"{self._file}: {factors} are more than {MOST} cells")
 
     def _combinations(self) -> Iterator[Cell]:
         rows, single = self._rows(), self._single_values()
@@ -224,8 +249,8 @@ class _Reader:
         return text
 
     def _path(self, text: str, key: str) -> Path:
-        path = self._directory / Path(text).expanduser()
-        if not path.exists():
+        path = self._directory / os.path.expanduser(text)  # noqa: PTH111 (never raises)
+        if not os.path.exists(path):  # noqa: PTH110 (never raises)
             raise self._error(key, f"there is no {path}")
         return path
 
@@ -241,8 +266,8 @@ class _Reader:
         return UsageError(f"{self._file}: {key}: {sentence}")
 
 
-def _matches(exclusion: Mapping[str, Any], cell: Cell) -> bool:
-    if exclusion["kernel"] is not None and not fnmatchcase(cell.kernel, exclusion["kernel"]):
+def _matches(exclusion: Mapping[str, Any], kernel: str, words: Mapping[str, Any]) -> bool:
+    """words: those of the cell."""
+    if exclusion["kernel"] is not None and not fnmatchcase(kernel, exclusion["kernel"]):
         return False
-    words = {name: matrixfile.word_of(getattr(cell.spec, name)) for name in AXES}
     return all(exclusion[name] in (None, word) for name, word in words.items())

@@ -21,7 +21,7 @@ from orchestrator.kernel.model import KernelRequest
 from orchestrator.options import Option, declared
 from orchestrator.spec import RunSpec
 
-Word = Annotated[str, pydantic.Field(min_length=1)]
+Word = Annotated[str, pydantic.Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f\x7f]+$")]
 KINDS: Mapping[Any, Any] = {str: Word, Path: Word, int: int, float: float}
 """The type in the file for each type of an option."""
 DEFAULT, ALL = "default", "*"
@@ -128,7 +128,7 @@ class _Matrix(Strict):
 
     kernels: list[KernelRow] = pydantic.Field(min_length=1)  # type: ignore[valid-type]
     repeats: int = pydantic.Field(default=1, ge=1)
-    exclude: list[Exclusion] = pydantic.Field(default=[])  # type: ignore[valid-type]
+    exclude: list[Exclusion] = pydantic.Field(default=[], max_length=1000)  # type: ignore[valid-type]
 
 
 Matrix = pydantic.create_model(

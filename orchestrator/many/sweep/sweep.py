@@ -25,9 +25,9 @@ from orchestrator.errors import (
     EXIT_KERNEL_FAILED,
     EXIT_PASS,
     EXIT_UNTESTABLE,
-    EXIT_USAGE,
     InfraError,
     UsageError,
+    sentence,
 )
 from orchestrator.host.paths import PROJECT, is_intact, write_whole
 from orchestrator.kernel import bundle, definition, versions
@@ -166,14 +166,19 @@ class Sweep:
     # -- kernels
 
     def _prepare(self, label: str, builds: Children) -> None:
-        """Build or fetch a kernel, in a child process."""
+        """Build or fetch a kernel, in a child process. Its row says what came of it."""
+        try:
+            self._build(label, builds)
+        except Stopped:
+            return
+        except Exception as error:
+            self._rows[label].broken = sentence(error)
+
+    def _build(self, label: str, builds: Children) -> None:
         row, log = self._rows[label], self._log(label)
         ui.say(f"{label} has to be built or fetched first ({log})")
         command = [*PROGRAM, "kernels", "build", *row.request.argv()]
-        try:
-            status = builds.call(command, log, cwd=PROJECT, longest=BUILD)
-        except Stopped:
-            return
+        status = builds.call(command, log, cwd=PROJECT, longest=BUILD)
         if status == EXIT_PASS and row.place.is_dir():
             row.ready = True
             return
@@ -203,7 +208,12 @@ class Sweep:
     def _start(self, cell: Cell, *, with_bundle: bool = False) -> Future[CellAnswer]:
         row, directory = self._rows[cell.kernel], self._directory(cell)
         shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True)
+        try:
+            directory.mkdir(parents=True)
+        except OSError as error:
+            failed: Future[CellAnswer] = Future()
+            failed.set_exception(error)
+            return failed
         cell_task = CellTask(
             spec=cell.spec,
             built=None if row.named or row.request.bzimage else row.digest,
@@ -229,6 +239,8 @@ class Sweep:
         except (Exception, CancelledError) as error:
             self._attempts[cell] = self._attempts.get(cell, 0) + 1
             why = f"{type(error).__name__}: {error}"
+            if isinstance(error, OSError) and error.errno:
+                why = sentence(error)
             # KilledWorker: dask has already tried other workers.
             if self._attempts[cell] < ATTEMPTS and type(error).__name__ != "KilledWorker":
                 ui.say(f"{cell.name}: will be run again: {why}")
@@ -250,6 +262,15 @@ class Sweep:
                 why = "its kernel in the cache is damaged whenever it has been built"
                 self._record(cell, CellResult("infra", EXIT_UNTESTABLE, why), others)
             return None
+        result = _result(answer, self._directory(cell))
+        with ui.saying_what_fails(f"the result of {cell.name}"):
+            self._keep(cell, answer, result)
+        self._took[cell] = result.seconds
+        self._record(cell, result, others)
+        return None
+
+    def _keep(self, cell: Cell, answer: CellAnswer, result: CellResult) -> None:
+        """Write down what the worker sent, and the result for the next call."""
         directory = self._directory(cell)
         for name, content in answer.files.items():
             path = directory / name
@@ -257,16 +278,12 @@ class Sweep:
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-        result = _result(answer, directory)
         if result.exit_status == EXIT_PASS:
             # 12 MB that nobody will look at, and that repeat.sh makes again.
             (directory / task.RUN / "initramfs.cpio").unlink(missing_ok=True)
         conclusive = result.exit_status in (EXIT_PASS, EXIT_KERNEL_FAILED)
         if conclusive and result.kernel == self._rows[cell.kernel].digest:
             write_whole(directory / "result.json", json.dumps(asdict(result), indent=1) + "\n")
-        self._took[cell] = result.seconds
-        self._record(cell, result, others)
-        return None
 
     def _record(self, cell: Cell, result: CellResult, others: Collection[_RunningCell]) -> None:
         self.results[cell] = result
@@ -302,17 +319,27 @@ class Sweep:
         that no long cell is left running alone at the end."""
         last = _last_statuses(self.directory)
         failed: dict[Cell, bool] = {}
-        for cell in cells:
-            row = self._rows[cell.kernel]
-            path = row.request.tree or (row.request.bzimage and row.request.bzimage.name)
-            name = str(path or row.request.selector)
-            self._expected[cell], in_history = history.expected(row.digest, name, cell.spec.smp)
+        for cell, (seconds, in_history) in self._earlier(cells).items():
+            self._expected[cell] = seconds
             failed[cell] = last.get(cell.name) == EXIT_KERNEL_FAILED
             if cell.name not in last:
                 failed[cell] = in_history
         return sorted(
             cells, key=lambda cell: (not failed[cell], -(self._expected[cell] or float("inf")))
         )
+
+    def _earlier(self, cells: Sequence[Cell]) -> dict[Cell, tuple[float | None, bool]]:
+        """What the history knows about each cell, as history.expected() returns it."""
+        earlier: dict[Cell, tuple[float | None, bool]] = dict.fromkeys(cells, (None, False))
+        try:
+            for cell in cells:
+                row = self._rows[cell.kernel]
+                path = row.request.tree or (row.request.bzimage and row.request.bzimage.name)
+                name = str(path or row.request.selector)
+                earlier[cell] = history.expected(row.digest, name, cell.spec.smp)
+        except history.HistoryError as error:
+            ui.say(f"the order of the cells is not the best: {error}")
+        return earlier
 
     def _show_progress(self, running: Collection[_RunningCell]) -> None:
         if time.monotonic() - self._last_line > PROGRESS:
@@ -406,9 +433,9 @@ def _row(request: KernelRequest, *, remote: bool) -> KernelRow:
 def _result(answer: CellAnswer, directory: Path) -> CellResult:
     verdict = answer.verdict
     if verdict is None:
-        # 129: the request is wrong for this cell alone, such as a kernel built for fewer CPUs.
+        # Wrong for this cell alone, such as a kernel built for fewer CPUs.
         return CellResult(
-            outcome="build-error" if answer.status == EXIT_USAGE else "infra",
+            outcome="build-error" if answer.wrong_request else "infra",
             exit_status=EXIT_UNTESTABLE,
             reason=answer.why,
             seconds=answer.seconds,
@@ -438,4 +465,4 @@ def _last_statuses(directory: Path) -> dict[str, int]:
 
 
 def _file_name(text: str) -> str:
-    return re.sub(r"[^\w.]+", "-", text)
+    return re.sub(r"[^\w.]+", "-", text)[:100]

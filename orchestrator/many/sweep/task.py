@@ -8,12 +8,11 @@ plain data and knows nothing of the sweep.
 from __future__ import annotations
 
 import platform
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from orchestrator.host import keeper
 from orchestrator.host.paths import PROJECT, is_intact, state_dir
 from orchestrator.kernel import bundle
 from orchestrator.kernel.from_source import VITAL
@@ -65,6 +64,8 @@ class CellAnswer:
     """Exit status of the child; None if it reached the time limit or was not started."""
     why: str = ""
     """Why there is no verdict."""
+    wrong_request: bool = False
+    """Whether that is because the kernel cannot be run as requested."""
     seconds: float = 0.0
     host: str = field(default_factory=platform.node)
     """The machine that ran the cell."""
@@ -93,13 +94,10 @@ def perform(task: CellTask, packed: bytes | None = None) -> CellAnswer:
     if task.directory:
         return _run(task, spec, Path(task.directory), None)
     base, cancelled = _worker()
-    directory = Path(tempfile.mkdtemp(prefix="cell-", dir=base))
-    try:
+    with keeper.temporary_directory(base) as directory:
         answer = _run(task, spec, directory, cancelled)
         answer.files.update(_files(directory))
         return answer
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _run(
@@ -115,7 +113,11 @@ def _run(
         env=task.env,
     )
     return CellAnswer(
-        verdict=ended.verdict, status=ended.status, why=ended.why, seconds=ended.seconds
+        verdict=ended.verdict,
+        status=ended.status,
+        why=ended.why,
+        wrong_request=ended.wrong_request,
+        seconds=ended.seconds,
     )
 
 

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""SIGINT, SIGTERM and SIGHUP: each ends the program in order, with status 128 plus its number.
+
+The first one raises Interrupted in the main thread, and the program unwinds: guests, GDB and make
+are ended, and a run writes its verdict. Where the program ends anyway, or must not stop half-way,
+the signal is held: only noted. Others are then ignored for PATIENCE seconds, because many who send
+a signal send it twice: timeout(1), a terminal that goes away, an impatient user. The next one after
+that ends the program at once, and host/keeper.py removes what is left.
+
+cli.py imports this before anything heavy, so it imports next to nothing.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from orchestrator.errors import EXIT_SIGNAL, INTERRUPTED, SIGNALS, Interrupted
+
+PATIENCE = 5.0
+"""Seconds that the program has to end in order."""
+REPEAT = 0.05
+"""Seconds until a signal whose exception got lost is raised again."""
+
+_received: int | None = None
+"""The number of the first signal."""
+_raised = False
+"""Whether it was raised, and not only noted."""
+_since = 0.0
+"""When it came."""
+_held = 0
+"""How many sections that hold signals we are in."""
+
+
+def install() -> None:
+    """Handle the signals, apart from those that whoever started us ignores (nohup)."""
+    global _unraisable
+    # Registered first and so called last: after it Python takes our handlers away.
+    atexit.register(_ignore)
+    _unraisable, sys.unraisablehook = sys.unraisablehook, _on_unraisable
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _on_signal)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # bin/orchestrator blocks them
+
+
+def hold() -> None:
+    """From now on only note signals: the program is about to end."""
+    global _held
+    _held += 1
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Only note signals while the block runs. One that came is raised at its end.
+
+    Does nothing in other threads than the main one, where no signal is ever raised.
+    """
+    global _held
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _held += 1
+    try:
+        yield
+    finally:
+        _held -= 1
+        _raise_noted()
+
+
+@contextlib.contextmanager
+def ending_with_ctrl_c() -> Iterator[None]:
+    """Raise signals although they are held. Ctrl-C ends the block, and not the program."""
+    global _held, _received, _raised
+    before, _held = _held, 0
+    try:
+        _raise_noted()
+        yield
+    except Interrupted:
+        if _received != signal.SIGINT:
+            raise
+    finally:
+        _held = before
+        if _received == signal.SIGINT:
+            _received, _raised = None, False
+
+
+def received() -> Interrupted | None:
+    """The signal that the program has to end with, if there was one."""
+    return None if _received is None else Interrupted(_received)
+
+
+def _ignore() -> None:
+    for number in SIGNALS:
+        if signal.getsignal(number) is _on_signal:
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _raise_noted() -> None:
+    global _raised
+    if _received is not None and not _raised and not _held:
+        _raised = True
+        raise Interrupted(_received)
+
+
+def _on_signal(number: int, frame: object) -> None:
+    global _received, _since
+    if _received is None:
+        _received, _since = number, time.monotonic()
+        _raise_noted()
+    elif time.monotonic() - _since > PATIENCE:
+        with contextlib.suppress(OSError):
+            name = SIGNALS[number]
+            os.write(2, f"orchestrator: {INTERRUPTED}{name} while it was ending\n".encode())
+        os._exit(EXIT_SIGNAL + _received)
+
+
+_unraisable: Callable[[Any], object] = sys.__unraisablehook__
+
+
+def _on_unraisable(unraisable: Any) -> None:
+    """Python drops an exception that is raised in a destructor. Raise ours again a bit later."""
+    global _received, _raised
+    if not isinstance(unraisable.exc_value, Interrupted):
+        _unraisable(unraisable)
+        return
+    number, _received, _raised = _received, None, False
+    repeat = threading.Timer(REPEAT, os.kill, (os.getpid(), number))
+    repeat.daemon = True
+    repeat.start()
