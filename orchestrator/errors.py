@@ -6,6 +6,7 @@ The user sees the message of each exception as it is, so it says what is wrong *
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 EXIT_PASS = 0
@@ -113,12 +114,16 @@ def shortened(text: str, length: int = 200) -> str:
     return text if len(text) <= length else f"{text[:length]}…"
 
 
+UNPRINTABLE = re.compile(r"[^\n\t -~\xa0-\U0010ffff]|[\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that a terminal may obey, that change the order of text, or that are not encodable."""
+
+
 def printable(text: str) -> str:
-    """`text`, with `?` for each character that would do something to a terminal."""
-    return text.translate(_CONTROLS)
+    """`text` with all UNPRINTABLE characters as in Python: \\x1b for an escape.
 
-
-_CONTROLS = {code: "?" for code in (*range(32), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"}
+    What a guest, a repository or a file of somebody else says may contain commands for a terminal.
+    """
+    return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

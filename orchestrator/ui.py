@@ -18,22 +18,10 @@ from rich.segment import Segment
 from rich.status import Status
 from rich.text import Text
 
-from orchestrator.errors import sentence
-
-UNPRINTABLE = re.compile(r"[^\n\t -~\xa0-\U0010ffff]|[\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Characters that a terminal may obey, that change the order of text, or that are not encodable."""
-
+from orchestrator.errors import printable, sentence
 
 WORKFLOW_COMMAND = re.compile(r"(?m)^\s*::|##\[")
 """What GitHub Actions obeys in the output of a step, such as `::add-mask::` or `##[error]`."""
-
-
-def printable(text: str) -> str:
-    """`text` with all UNPRINTABLE characters as in Python: \\x1b for an escape.
-
-    What a guest, a repository or a file of somebody else says may contain commands for a terminal.
-    """
-    return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def _harmless(text: str) -> str:

@@ -8,10 +8,9 @@ import difflib
 import os
 from pathlib import Path
 
-from orchestrator import ui
 from orchestrator.attach import notes
 from orchestrator.attach.notes import LIVE, SYMBOLS
-from orchestrator.errors import UsageError
+from orchestrator.errors import UsageError, printable
 from orchestrator.host import proc
 from orchestrator.host.paths import state_dir
 
@@ -39,7 +38,7 @@ def gdb_command(directory: Path) -> list[str]:
     """
     symbols, sockets = notes.read_symbols(directory), notes.read_sockets(directory)
     run = {
-        "directory": ui.printable(str(directory.resolve())),
+        "directory": printable(str(directory.resolve())),
         "kernel": str(symbols.kernel) if symbols.kernel else None,
         "code": symbols.code,
         "module": str(symbols.module) if symbols.module else None,

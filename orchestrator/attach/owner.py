@@ -15,7 +15,7 @@ from pathlib import Path
 from orchestrator import ui
 from orchestrator.attach.client import gdb_command
 from orchestrator.attach.notes import LIVE, SYMBOLS
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import OrchestratorError, printable
 from orchestrator.host import proc
 from orchestrator.host.paths import state_dir
 from orchestrator.machine.machine import Machine
@@ -107,7 +107,7 @@ class GdbConnection:
         for line in lines:
             try:
                 status, output = self._machine.ssh.run(json.loads(line)["run"], COMMAND_SECONDS)
-                _send(self._gdb, status=status, said=ui.printable(output))
+                _send(self._gdb, status=status, said=printable(output))
             except OrchestratorError as error:
                 _send(self._gdb, error=str(error))
             except OSError:

@@ -17,6 +17,7 @@ from test_results import broken, result_of
 from orchestrator import rundir
 from orchestrator.errors import InfraError
 from orchestrator.guest.klog import Finding
+from orchestrator.host import keeper
 from orchestrator.host.paths import PROJECT
 from orchestrator.kernel.model import KernelRequest
 from orchestrator.machine import machine
@@ -116,7 +117,7 @@ def test_repeat_sh_runs_nothing_but_the_run(
     program.write_text('#!/bin/sh\nprintf "%s\\0" "$PWD" "$@" > "$OUTPUT"\n')
     program.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(program))
-    evil = "x'\"; touch PWNED\n$(touch PWNED) `touch PWNED` \\"
+    evil = "x'\"; touch PWNED; $(touch PWNED) `touch PWNED` \\"
     kernel = KernelRequest(selector=evil, patches=(Path(evil),), settings=(evil,))
     spec = RunSpec(kernel=kernel, cpu=evil, scenarios=(evil,), directory=tmp_path / "run")
     directory = rundir.create(spec)
@@ -138,12 +139,12 @@ def test_the_sockets_are_in_a_directory_that_nobody_else_can_enter(
     before = os.umask(0)
     try:
         with (
-            machine._short_lived_directory() as first,
-            machine._short_lived_directory() as second,
+            keeper.temporary_directory(*machine._socket_directories()) as first,
+            keeper.temporary_directory(*machine._socket_directories()) as second,
         ):
-            assert first.path != second.path
-            for directory in (first.path, second.path):
+            assert first != second
+            for directory in (first, second):
                 assert directory.stat().st_mode & 0o777 == 0o700
     finally:
         os.umask(before)
-    assert not first.path.exists()
+    assert not first.exists()

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator import cli, ui
-from orchestrator.errors import InfraError
+from orchestrator.errors import InfraError, printable
 
 CASES = {
     "\x1b[2J\x1b]0;title\x07": "\\x1b[2J\\x1b]0;title\\x07",
@@ -25,7 +25,7 @@ CASES = {
 
 @pytest.mark.parametrize("text", CASES)
 def test_only_printable_text_reaches_a_terminal(text: str) -> None:
-    assert ui.printable(text) == CASES[text]
+    assert printable(text) == CASES[text]
 
 
 @pytest.mark.parametrize("wrap", [str, Text, lambda text: Text(text, style="red")])
@@ -70,6 +70,6 @@ def test_an_error_that_quotes_a_stranger_is_printable(
     def main(options: object) -> int:
         raise InfraError("git says \x1b[2J")
 
-    monkeypatch.setattr(cli.COMMANDS[0], "main", main)
+    monkeypatch.setattr("orchestrator.commands.run.main", main)
     assert cli.main(["run"]) == 125
     assert capsys.readouterr().err == "orchestrator: git says \\x1b[2J\n"
