@@ -61,7 +61,7 @@ def boot(machine: Machine, kernel: Kernel, directory: Path) -> tuple[Evidence, V
     with pytest.raises(BootError) as caught:
         observer.prepare()
     evidence.error = caught.value
-    evidence.take_console(machine.console.scanner)
+    evidence.take_console(machine.console)
     return evidence, judge(evidence)
 
 
