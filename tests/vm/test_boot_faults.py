@@ -90,7 +90,7 @@ def test_a_hang_while_booting(
         evidence, verdict = boot(machine, kernel, tmp_path)
     assert (verdict.outcome, verdict.exit_status) == ("boot-error", 125)
     assert evidence.hang_report[0].startswith("CPU 0: smp_init+0x0, interrupts on < kernel_init")
-    assert (tmp_path / "cpus.json").exists()
+    assert (machine.directory / "cpus.json").exists()
 
 
 def test_a_crash_of_jump_labels_while_booting(guest: Guest, kernel: Kernel, tmp_path: Path) -> None:
