@@ -153,12 +153,10 @@ class Machine:
 
         Raises InfraError where there is none.
         """
-        file = self.directory / "memory"
-        try:
-            self.qmp.execute("memsave", val=address, size=size, filename=str(file))
-            return file.read_bytes()
-        finally:
-            file.unlink(missing_ok=True)
+        # Not a file in the run's directory: its disk may be full, and its name is not QEMU's.
+        with contextlib.closing(MemoryFile("memory")) as file:
+            self.qmp.execute("memsave", val=address, size=size, filename=str(file.path))
+            return file.read()
 
     def gdb_connected(self) -> None:
         """Remove the path of GDB's socket, which is not needed any more; unless attachable."""
