@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,10 @@ def test_no_part_imports_one_above_it(file: Path) -> None:
         return
     below = LAYERS[: LAYERS.index(part) + 1]
     assert imported(file) <= set(below), f"{part} stands below what it imports"
+
+
+def test_no_two_files_of_tests_have_one_name() -> None:
+    # pytest imports them by their names alone, so `make test` would stop before the first test,
+    # while `make test-unit` and `make test-vm` still ran.
+    names = Counter(file.name for file in (PROJECT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
