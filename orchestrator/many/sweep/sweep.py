@@ -176,6 +176,7 @@ class Sweep:
 
     def _build(self, label: str, builds: Children) -> None:
         row, log = self._rows[label], self._log(label)
+        log.parent.mkdir(parents=True, exist_ok=True)
         ui.say(f"{label} has to be built or fetched first ({log})")
         command = [*PROGRAM, "kernels", "build", *row.request.argv()]
         status = builds.call(command, log, cwd=PROJECT, longest=BUILD)
