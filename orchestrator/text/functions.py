@@ -25,6 +25,10 @@ HANDLERS = {
 the struct die_args of a die notifier (the v3 series of 2013)."""
 SYNC = "do_sync_core"
 """Serialises one CPU. Runs on every CPU in a sync round."""
+KPROBE_SYNC = ("smp_text_poke_sync_each_cpu", "text_poke_sync")
+"""Does a sync round. There since kprobes wait for one, in 5.5 (5c02ece81848); renamed in 6.16."""
+FTRACE = "ftrace_replace_code"
+"""Patches the calls of the function tracer. It uses text_poke_bp() since kprobes sync."""
 STOPPERS = ("multi_cpu_stop", "stop_machine_cpu_stop")
 """Runs on every CPU that stop_machine() stops. The second name was used up to 3.12."""
 LOCK = "text_mutex"

@@ -1,0 +1,705 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Judges every write to kernel text in the recorder's log, whoever made it.
+
+The log has, in the order of execution, each write, each core that syncs, each int3 and how its CPU
+went on (orchestrator/watch/recorder.c). Here the writes to one site are followed until they are
+done. docs/phase-model.md draws the protocols:
+
+    a poke        cc, tail, first byte; alone or in a batch with others; a sync round after each
+    a kprobe      cc, later the old first byte; a round after each
+    an optprobe   a kprobe that becomes a jump like a poke, and is taken back: cc, the old tail
+
+A write that belongs to none of these, and changes text that is live, is a violation. Writes are
+compared to what memory held before, so that only bytes that change count: it does not matter in
+how many pieces a tail is written, as long as no CPU can execute a mixture.
+
+Nothing here does I/O. What was not recorded, or cannot be decided, is counted as not judged, and
+is neither a pass nor a violation.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.text import semantics
+from orchestrator.text.functions import STOPPERS
+from orchestrator.verdict.model import Event
+
+WRITE, WRITER, CALLERS, SYNC, SERIALISE, TRAP, RESUME, CODE, PASS, STOPPER, UNLOCK = range(1, 12)
+"""enum kind in recorder.c."""
+F_IRQS, F_EARLY, F_MEMSET, F_UNREADABLE = 1, 2, 4, 8
+"""Flags of WRITE."""
+S_IN_SYNC = 0x100
+"""Flag of SERIALISE: within do_sync_core()."""
+H_POKE, H_KPROBE = 2, 4
+"""Flags of RESUME: handlers that were entered."""
+INLINE = 16
+"""Bytes that WRITE has of a write."""
+INT3 = 0xCC
+LONGEST = 8
+"""No instruction that is poked is longer."""
+THREAD_SIZE = 0x4000
+RESUME_FLAG = 0x10000
+"""rflags.RF, which the CPU sets and clears by itself."""
+KEPT = 50
+"""Violations of one claim that are kept with their text; the others are counted."""
+
+Records = NDArray[np.void]
+
+OWNERS = (
+    ("jump_label", "jump labels"),
+    ("static_key", "jump labels"),
+    ("static_call", "static calls"),
+    ("kprobe", "kprobes"),
+    ("ftrace", "ftrace"),
+    ("bpf", "BPF"),
+)
+"""Part of a function's name -> whose pokes it makes."""
+TEST_MODULE, OTHERS = "test module", "others"
+BEFORE_SMP = "writes while only one CPU was online"
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the judge must know besides the log."""
+
+    name: Callable[[int], str | None]
+    """The function that an address belongs to; None for none."""
+    text: tuple[int, int] = (0, 0)
+    """Where the kernel's own text begins and ends. It is live from the second CPU on."""
+    sites: Mapping[int, frozenset[int]] = field(default_factory=dict)
+    """The test module's sites, and where a CPU that traps on one may be sent by the test."""
+    module: tuple[int, int] = (0, 0)
+    """Where the test module begins and ends."""
+    syncs: bool = True
+    """Whether the kernel has do_sync_core(), so that sync rounds can be seen."""
+    kprobe_syncs: bool = True
+    """Whether its kprobes are to sync: since 5.5 (5c02ece81848)."""
+    only_writers: bool = True
+    """Whether text changes by recorded functions only: ftrace has others before 5.6."""
+
+
+@dataclass(frozen=True)
+class RecordViolation:
+    """One thing that was wrong."""
+
+    claim: str
+    """A key of CLAIMS (orchestrator/verdict/model.py)."""
+    text: str
+    record: int
+    """Number of the record that showed it."""
+    site: int
+
+
+@dataclass
+class Site:
+    """What is known of the text at one address, by the writes to it."""
+
+    address: int
+    original: bytes
+    """Eight bytes, before the int3 that a kprobe or poke began with."""
+    begun: int = -1
+    """Number of the WRITE that began the poke under way; -1 if none is."""
+    last: int = -1
+    """Number of the last WRITE of it."""
+    tailed: bool = False
+    """Whether a tail was written."""
+    memory: bytearray = field(default_factory=bytearray)
+    """Eight bytes, by all writes so far."""
+    kprobe: bytes = b""
+    """Eight bytes, as they were before a kprobe was armed; empty if there is none. It may be a jump
+    by now."""
+
+    @property
+    def is_armed(self) -> bool:
+        """Whether it has a kprobe's int3."""
+        return bool(self.kprobe) and self.memory[0] == INT3
+
+
+@dataclass
+class Finished:
+    """A poke that was judged, for the int3 that were met meanwhile."""
+
+    begun: int
+    """Record that it began with."""
+    old: bytes
+    new: bytes
+    kprobe: bool
+    """Whether int3 is the kprobe's own, for it to handle."""
+    owner: str
+
+
+@dataclass
+class Judgement:
+    """What the log shows."""
+
+    violations: list[RecordViolation] = field(default_factory=list)
+    broken: Counter[str] = field(default_factory=Counter)
+    """Number of violations by claim."""
+    judged: Counter[str] = field(default_factory=Counter)
+    """Pokes that were judged, by their owner."""
+    not_judged: Counter[str] = field(default_factory=Counter)
+    """Writes and int3 that were not, by the reason."""
+    int3: int = 0
+    """int3 of judged pokes and kprobes that were judged."""
+    rounds: int = 0
+    """Sync rounds that were judged."""
+    disagreements: list[str] = field(default_factory=list)
+    """Where the log and what GDB saw differ, of the last window."""
+    sites: dict[int, Site] = field(default_factory=dict)
+    """All sites with int3 at some time, as the log leaves them."""
+
+    def violations_of(self, claim: str) -> list[RecordViolation]:
+        return [violation for violation in self.violations if violation.claim == claim]
+
+    def blame(self, claim: str, text: str, record: int, site: int) -> None:
+        self.broken[claim] += 1
+        if self.broken[claim] <= KEPT:
+            self.violations.append(RecordViolation(claim, text, record, site))
+
+
+def judge(records: Records, around: Surroundings, previous: Judgement | None = None) -> Judgement:
+    """Judge a log.
+
+    previous: of the log that this one goes on with. It is added to, and returned.
+    """
+    return _Judge(records, around, previous or Judgement()).judge()
+
+
+class _Judge:
+    def __init__(self, records: Records, around: Surroundings, result: Judgement) -> None:
+        self.records = records
+        self.around = around
+        self.result = result
+        self.kinds = records["kind"]
+        self.words = records["word"]
+        self.writes = np.flatnonzero(self.kinds == WRITE)
+        self.sites = result.sites
+        self.open: dict[int, Site] = {}
+        """Those of a poke that is under way, by address."""
+        self.ending: list[tuple[Site, int]] = []
+        """Sites whose last round is not judged yet, and the record of the last write."""
+        self.finished = {
+            site.address: [Finished(-1, site.kprobe, site.kprobe, True, "kprobes")]
+            for site in self.sites.values()
+            if site.kprobe
+        }
+        self.has_unlock = bool(np.any(self.kinds == UNLOCK))
+        cpus = records["cpu"]
+        used = cpus[(self.kinds == SYNC) & (cpus < 64)]
+        self.cpus = int(used.max()) + 1 if len(used) else 1
+        self.moments = np.flatnonzero(np.isin(self.kinds, (WRITE, UNLOCK, STOPPER)))
+        self.synced = self._last_before(self.kinds == SYNC)
+        inside = (self.kinds == SERIALISE) & (records["flags"] & S_IN_SYNC != 0)
+        self.serialised = self._last_before(inside)
+        self.owner_at = self._owner_word()
+
+    def _last_before(self, wanted: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """For each moment and CPU, the last such record before it; -1 for none."""
+        last = np.full((len(self.moments), self.cpus), -1, np.int64)
+        cpus = self.records["cpu"]
+        for cpu in range(self.cpus):
+            at = np.flatnonzero(wanted & (cpus == cpu))
+            if len(at):
+                index = np.searchsorted(at, self.moments) - 1
+                last[:, cpu] = np.where(index >= 0, at[np.maximum(index, 0)], -1)
+        return last
+
+    def _owner_word(self) -> int | None:
+        """Which of text_mutex' words has its owner: that which is most often the current task."""
+        if not len(self.writes):
+            return None
+        after = self.writes[:-1] + 1
+        writers = self.words[after[self.kinds[after] == WRITER]]
+        current = writers[:, 4]
+        hits = [
+            int(np.count_nonzero((writers[:, at] & ~np.uint64(7) == current) & (current != 0)))
+            for at in range(4)
+        ]
+        best = max(range(4), key=hits.__getitem__)
+        return best if hits[best] else None
+
+    # -- the writes, in their order
+
+    def judge(self) -> Judgement:
+        for number, at in enumerate(self.moments.tolist()):
+            kind = self.kinds[at]
+            if kind == WRITE:
+                self._on_write(number, at)
+            elif kind == UNLOCK:
+                self._on_unlock(number, at)
+            else:
+                self._on_stopper(at)
+        self._judge_code()
+        self._judge_int3()
+        return self.result
+
+    def _on_write(self, number: int, at: int) -> None:
+        record = self.records[at]
+        words = record["word"]
+        address, length, flags = int(words[0]), int(record["number"]), int(record["flags"])
+        before = words[3:5].tobytes()
+        if flags & F_UNREADABLE:
+            self.result.not_judged["writes whose bytes could not be read"] += 1
+            return
+        if length > INLINE or flags & F_MEMSET:
+            self._on_long_write(at, address, length)
+            return
+        new = words[1:3].tobytes()[:length]
+        site = self._site_of(at, address, new)
+        online = int(words[6])
+        if site is None and new[:1] == b"\xcc" and length == 1:
+            known = self.sites.get(address)
+            if known is None or known.memory[:1] != before[:1]:
+                known = self.sites[address] = Site(address, before[:LONGEST])
+            self._begin(known, number, at, before)
+            self._check_writer(at, address)
+        elif site is not None:
+            self._go_on(site, number, at, address, new, before)
+            self._check_writer(at, address)
+        elif before[:length] == new:
+            pass  # nothing changes
+        elif online & (online - 1) == 0:
+            self.result.not_judged[BEFORE_SMP] += 1
+        elif not self._is_live(address) or (flags & F_EARLY and self._in_module(address)):
+            self.result.not_judged["writes to text that is not known to be live"] += 1
+        elif self._in_stop_machine(at):
+            self.result.not_judged["writes while the machine was stopped"] += 1
+        elif (known := self.sites.get(address)) and known.is_armed and length == 1:
+            self._disarm(known, number, at, new)
+            self._check_writer(at, address)
+        else:
+            text = f"{before[:length].hex()} became {new.hex()} without int3"
+            self._blame("writes", text, at, address)
+
+    def _is_live(self, address: int) -> bool:
+        """Whether CPUs may execute this address, as far as we know.
+
+        The text of other modules may be in place of one that was unloaded, and not live yet.
+        """
+        begin, end = self.around.text
+        if begin <= address < end:
+            return True
+        near = range(address, address - LONGEST, -1)
+        return any(at in self.around.sites for at in near) or (
+            self._in_module(address) and any(at in self.sites for at in near)
+        )
+
+    def _on_long_write(self, at: int, address: int, length: int) -> None:
+        for site in [site for site in self.sites if address <= site < address + length]:
+            del self.sites[site]
+            self.open.pop(site, None)
+        online = int(self.words[at][6])
+        if online & (online - 1) == 0:
+            what = BEFORE_SMP
+        else:
+            what = "long writes to live text" if self._is_live(address) else "new text"
+        self.result.not_judged[what] += 1
+
+    def _site_of(self, at: int, address: int, new: bytes) -> Site | None:
+        """The open site that a write belongs to."""
+        for start in range(address, address - LONGEST, -1):
+            if site := self.open.get(start):
+                break
+        else:
+            return None
+        # A probe may begin where another one's jump has just been taken back.
+        if new == b"\xcc" and (address > start + 1 or (address > start and self._by_kprobes(at))):
+            return None
+        return site
+
+    def _begin(self, site: Site, number: int, at: int, before: bytes) -> None:
+        """int3 is written where no poke is under way."""
+        if not self.has_unlock:
+            self._end_round(number, at)
+        site.original = before[:LONGEST]
+        site.memory = bytearray(b"\xcc" + before[1:LONGEST])
+        site.begun = site.last = at
+        site.tailed = False
+        self.open[site.address] = site
+
+    def _go_on(
+        self, site: Site, number: int, at: int, address: int, new: bytes, before: bytes
+    ) -> None:
+        """A write to a site that has int3."""
+        offset = address - site.address
+        if offset == 0 and new == b"\xcc":
+            self._finish_with_int3(site, at)
+            return
+        expected = bytes(site.memory[offset : offset + len(new)])
+        seen = before[: len(expected)]
+        if seen != expected:
+            self._blame(
+                "bytes", f"memory held {seen.hex()}, not {expected.hex()}", at, site.address
+            )
+        first = offset == 0 and new[0] != INT3
+        changes = new[1:] != before[1 : len(new)] if offset == 0 else new != seen
+        if changes and first:
+            text = f"{new.hex()} was written over int3 at once"
+            self._blame("writes", text, at, site.address)
+        if (changes and not first and not site.tailed) or first:
+            self._check_round(site, number, at, "the next write")
+        site.memory[offset : offset + len(new)] = new
+        del site.memory[LONGEST:]
+        site.tailed |= bool(changes)
+        site.last = at
+        if first:
+            self._finish(site, at)
+
+    def _finish(self, site: Site, at: int) -> None:
+        """The first byte was written."""
+        new = bytes(site.memory)
+        self._close(site, at, kprobe=bool(site.kprobe))
+        if site.kprobe and new[0] != site.kprobe[0] and not site.tailed:
+            self._blame_disarm(site, at, new)
+        if not site.tailed or new[:5] == site.kprobe[:5]:
+            site.kprobe = b""
+
+    def _finish_with_int3(self, site: Site, at: int) -> None:
+        """int3 was written as the first byte of the new instruction."""
+        self._close(site, at, kprobe=True)
+        if not site.kprobe:
+            site.kprobe = site.original
+
+    def _close(self, site: Site, at: int, *, kprobe: bool) -> None:
+        """The last write of a poke was done."""
+        del self.open[site.address]
+        owner = self._owner(site.begun)
+        poke = Finished(site.begun, site.original, bytes(site.memory), kprobe, owner)
+        self.finished.setdefault(site.address, []).append(poke)
+        self.result.judged[owner] += 1
+        site.begun = -1
+        self.ending.append((site, at))
+
+    def _disarm(self, site: Site, number: int, at: int, new: bytes) -> None:
+        """The first byte of a kprobe's site is written."""
+        if not self.has_unlock:
+            self._end_round(number, at)
+        if new[0] != site.kprobe[0]:
+            self._blame_disarm(site, at, new)
+        site.memory[:1] = new
+        site.original, site.begun = bytes(site.memory), at
+        self.open[site.address] = site
+        self._close(site, at, kprobe=False)
+        site.kprobe = b""
+
+    def _blame_disarm(self, site: Site, at: int, new: bytes) -> None:
+        text = f"a kprobe's int3 became {new[:1].hex()}, not {site.kprobe[:1].hex()}"
+        self._blame("writes", text, at, site.address)
+
+    # -- the end of a poke
+
+    def _on_unlock(self, number: int, at: int) -> None:
+        for site in list(self.open.values()):
+            self._left_with_int3(site, at)
+        self._end_round(number, at)
+
+    def _left_with_int3(self, site: Site, at: int) -> None:
+        """text_mutex is released while a site has int3: a kprobe's, or a poke was not finished."""
+        if site.kprobe:
+            fine = not site.tailed or bytes(site.memory[1:5]) == site.kprobe[1:5]
+        else:
+            # The test module has int3 of its own, which it pokes into its own text.
+            own = self._in_module(site.address) and site.address not in self.around.sites
+            fine = not site.tailed and (own or self._by_kprobes(site.begun))
+            fine |= not self._is_live(site.address) or not self._callers(site.begun)
+        if not fine:
+            left = bytes(site.memory).hex()
+            text = f"the poke ended with int3 in place ({left})"
+            self._blame("writes", text, at, site.address, site.begun)
+        self._close(site, site.last, kprobe=True)
+        if not site.kprobe:
+            site.kprobe = site.original
+
+    def _end_round(self, number: int, at: int) -> None:
+        """The last rounds of all pokes so far must be over."""
+        for site, last in self.ending:
+            if self.around.kprobe_syncs or not self._by_kprobes(last):
+                self._check_round(site, number, at, "the release of text_mutex", last)
+        self.ending.clear()
+
+    # -- what must hold at a write
+
+    def _check_round(
+        self, site: Site, number: int, at: int, until: str, since: int | None = None
+    ) -> None:
+        """Every CPU that was online must have run do_sync_core() since the last write."""
+        since = site.last if since is None else since
+        if not self.around.syncs:
+            self.result.not_judged["sync rounds of a kernel without do_sync_core()"] += 1
+            return
+        self.result.rounds += 1
+        online = int(self.words[since][6])
+        online &= int(self.words[at][6 if self.kinds[at] == WRITE else 1])
+        cpus = [cpu for cpu in range(64) if online >> cpu & 1]
+        synced, serialised = self.synced[number], self.serialised[number]
+        missing = [cpu for cpu in cpus if cpu >= self.cpus or synced[cpu] < since]
+        if missing:
+            who = "no CPU" if missing == cpus else f"CPU {', '.join(map(str, missing))} had not"
+            ran = "had run" if missing == cpus else "run"
+            text = f"between the write of {self._written(since, site)} and {until}"
+            self._blame("sync", f"{text} {who} {ran} do_sync_core", at, site.address, since)
+            return
+        quiet = [cpu for cpu in cpus if serialised[cpu] < since]
+        if quiet:
+            who = ", ".join(map(str, quiet))
+            text = f"do_sync_core on CPU {who} executed no instruction that serialises"
+            self._blame("sync", text, at, site.address, since)
+
+    def _written(self, at: int, site: Site) -> str:
+        words = self.words[at]
+        data = words[1:3].tobytes()[: int(self.records[at]["number"])]
+        offset = int(words[0]) - site.address
+        return f"{data.hex()} at +{offset}"
+
+    def _check_writer(self, at: int, site: int) -> None:
+        """Interrupts and text_mutex, at a write of a poke."""
+        if self.kinds[at + 1 : at + 2].tolist() != [WRITER]:
+            return
+        record, writer = self.records[at], self.words[at + 1]
+        if not record["flags"] & F_IRQS and not self._in_stop_machine(at):
+            self._blame("irqs", "text was written with interrupts disabled", at, site)
+        if self.owner_at is None:
+            return
+        owner, current = int(writer[self.owner_at]) & ~7, int(writer[4])
+        if not owner:
+            self._blame("lock", "text was written while nobody held text_mutex", at, site)
+        elif current and owner != current and not self._in_stop_machine(at):
+            text = "text was written by a task that does not hold text_mutex"
+            self._blame("lock", text, at, site)
+
+    def _on_stopper(self, at: int) -> None:
+        data = int(self.words[at][0])
+        for site in self.open.values():
+            if abs(data - int(self.words[site.last][5])) < THREAD_SIZE:
+                text = "stop_machine() ran for a poke"
+                self._blame("stopper", text, at, site.address)
+                return
+
+    # -- text that nobody has written
+
+    def _judge_code(self) -> None:
+        changes = np.flatnonzero(self.kinds == CODE).tolist()
+        if not self.around.only_writers:
+            self.result.not_judged["changes of text by unknown functions"] += len(changes)
+            return
+        for at in changes:
+            words, length = self.words[at], int(self.records[at]["number"])
+            address = int(words[0])
+            before, now = words[1:3].tobytes()[:length], words[3:5].tobytes()[:length]
+            text = f"{before.hex()} became {now.hex()}, and no function that writes text did it"
+            self._blame("bytes", text, at, address)
+
+    # -- int3
+
+    def _judge_int3(self) -> None:
+        """How each CPU went on that met int3 of a poke or kprobe."""
+        records, result = self.records, self.result
+        traps = np.flatnonzero(np.isin(self.kinds, (TRAP, RESUME)))
+        sites = self.words[traps, 0]
+        wanted = np.isin(sites, np.array(sorted(self.finished), np.uint64))
+        result.not_judged["int3 of no poke"] += int(
+            np.count_nonzero(~wanted & (self.kinds[traps] == TRAP))
+        )
+        traps = traps[wanted]
+        order = np.lexsort((traps, self.words[traps, 0], records["cpu"][traps]))
+        traps = traps[order]
+        # A RESUME follows its TRAP, among those of one CPU and site.
+        pair = np.flatnonzero(
+            (self.kinds[traps[1:]] == RESUME)
+            & (self.kinds[traps[:-1]] == TRAP)
+            & (self.words[traps[1:], 0] == self.words[traps[:-1], 0])
+            & (records["cpu"][traps[1:]] == records["cpu"][traps[:-1]])
+        )
+        trap, resume = traps[pair], traps[pair + 1]
+        result.int3 += len(resume)
+        if not len(resume):
+            return
+        words = self.words[resume]
+        site, ip, sp, flags, word, old_sp, old_flags = (words[:, i] for i in range(7))
+        which = np.zeros(len(resume), np.int64)
+        for address in np.unique(site).tolist():
+            begun = [one.begun for one in self.finished[address]]
+            mine = site == address
+            which[mine] = np.searchsorted(begun, trap[mine]) - 1
+        stack = (sp - old_sp).astype(np.int64)
+        rows = np.stack(
+            [
+                site.astype(np.int64),
+                which,
+                ip.astype(np.int64),
+                stack,
+                np.where(stack < 0, word, 0).astype(np.int64),
+                (ip == word).astype(np.int64),
+                ((flags ^ old_flags) & ~np.uint64(RESUME_FLAG)).astype(np.int64),
+                (records["flags"][resume] & (H_POKE | H_KPROBE)).astype(np.int64),
+                (old_flags & np.uint64(semantics.CONDITIONS)).astype(np.int64),
+            ],
+            axis=1,
+        )
+        kinds_of, first, count = np.unique(rows, axis=0, return_index=True, return_counts=True)
+        mask = (1 << 64) - 1
+        for row, where, many in zip(kinds_of.tolist(), first.tolist(), count.tolist(), strict=True):
+            address, number, to = row[0] & mask, row[1], row[2] & mask
+            if number < 0:
+                result.not_judged["int3 of no poke"] += many
+                continue
+            why = self._wrong(self.finished[address][number], address, to, *row[3:])
+            if why:
+                cpu = int(records["cpu"][resume[where]])
+                self._blame("consumed", f"CPU {cpu} {why}", int(resume[where]), address)
+
+    def _wrong(
+        self,
+        poke: Finished,
+        address: int,
+        to: int,
+        stack: int,
+        pushed: int,
+        returns: int,
+        changed: int,
+        handlers: int,
+        conditions: int,
+    ) -> str | None:
+        """What is wrong with how a CPU went on after an int3."""
+        if handlers & H_KPROBE and poke.kprobe:
+            return None
+        if to in self.around.sites.get(address, ()):
+            return None
+        # Where 6.1-int3 and emulated calls send a CPU whose static call is NULL or RET0.
+        if (self.around.name(to) or "").startswith("__static_call_return"):
+            return None
+        if changed:
+            return f"went on with other flags (they differ in {changed:#x})"
+        unknown = False
+        for code in (poke.old, poke.new):
+            effect = semantics.effect(address, code, conditions)
+            unknown |= effect is None
+            if effect is None or effect.stack != stack:
+                continue
+            if effect.ip is None and returns:
+                return None
+            if effect.ip == to and (
+                effect.pushed is None or effect.pushed == pushed & (1 << 64) - 1
+            ):
+                return None
+        if to == address:
+            return "met int3, and no handler took it"
+        # Where the test sends CPUs by pokes of its own, only the test knows.
+        own = poke.owner in (TEST_MODULE, OTHERS) and self._in_module(address)
+        if unknown or (own and address not in self.around.sites):
+            return None
+        return (
+            f"went on at {to:x} (rsp {stack:+d}), which neither {poke.old[:5].hex()} "
+            f"nor {poke.new[:5].hex()} does"
+        )
+
+    # -- names
+
+    def _callers(self, at: int) -> list[str]:
+        """The functions that may have called the write, innermost first."""
+        names = []
+        for record in self.records[at + 2 : at + 4]:
+            if record["kind"] != CALLERS:
+                break
+            for word in record["word"][: record["number"]].tolist():
+                if name := self.around.name(word):
+                    names.append(name.partition("+")[0])
+        return names
+
+    def _in_module(self, address: int) -> bool:
+        begin, end = self.around.module
+        return begin <= address < end
+
+    def _in_stop_machine(self, at: int) -> bool:
+        return any(name in STOPPERS for name in self._callers(at))
+
+    def _by_kprobes(self, at: int) -> bool:
+        return any("kprobe" in name for name in self._callers(at)[:4])
+
+    def _owner(self, at: int) -> str:
+        """Whose write it is."""
+        for record in self.records[at + 2 : at + 4]:
+            if record["kind"] != CALLERS:
+                break
+            for word in record["word"][: record["number"]].tolist():
+                name = (self.around.name(word) or "").partition("+")[0]
+                for part, owner in OWNERS:
+                    if part in name:
+                        return owner
+                if self._in_module(word):
+                    return TEST_MODULE
+        return OTHERS
+
+    def _blame(self, claim: str, text: str, at: int, site: int, write: int | None = None) -> None:
+        """write: the WRITE whose caller is to be named, if it is not record `at`."""
+        where = self.around.name(site) or f"{site:x}"
+        write = at if write is None else write
+        names = self._callers(write) if self.kinds[write] == WRITE else []
+        callers = [name for name in names if "text_poke" not in name]
+        by = f", by {callers[0]}" if callers else ""
+        self.result.blame(claim, f"{text} (site {where}{by})", at, site)
+
+
+# -- GDB's events and the log
+
+
+def disagreements(records: Records, events: Iterable[Event]) -> list[str]:
+    """Where the log and what GDB saw of the same time differ: in the writes, and the syncs between.
+
+    events: those of a whole window (orchestrator/watch/agent.py), in which GDB stops at each write
+    and each sync. The log is of the whole run, so first the writes of the window are looked for.
+    """
+    theirs: list[_Write] = []
+    syncs: list[Counter[int]] = []
+    for event in events:
+        if event["kind"] == "write":
+            theirs.append((event["addr"], event["len"], event["src"]))
+            syncs.append(Counter())
+        elif event["kind"] == "sync" and syncs:
+            syncs[-1][event["cpu"]] += 1
+    if not theirs:
+        return []
+    numbers = np.flatnonzero((records["kind"] == WRITE) & (records["flags"] & F_EARLY == 0))
+    ours = [_written(records[number]) for number in numbers.tolist()]
+    size = len(theirs)
+    places = [
+        at
+        for at in range(len(ours) - size + 1)
+        if ours[at] == theirs[0] and ours[at : at + size] == theirs
+    ]
+    if not places:
+        return [f"the recorder's log has no such {size} writes as GDB saw"]
+    return min((_other_syncs(records, numbers[at : at + size], syncs) for at in places), key=len)
+
+
+_Write = tuple[int, int, str]
+"""Address, length, and the bytes in hexadecimal if they are few."""
+
+
+def _written(record: np.void) -> _Write:
+    address, length = int(record["word"][0]), int(record["number"])
+    data = record["word"][1:3].tobytes()[:length].hex() if length <= INLINE else ""
+    return address, length, data
+
+
+def _other_syncs(
+    records: Records, writes: NDArray[np.int64], theirs: Sequence[Counter[int]]
+) -> list[str]:
+    """Between which writes GDB saw other syncs than the log has."""
+    differ = []
+    for number, (start, end) in enumerate(itertools.pairwise(writes.tolist())):
+        part = records[start:end]
+        ours = Counter(part["cpu"][part["kind"] == SYNC].tolist())
+        if ours != theirs[number]:
+            differ.append(
+                f"between two writes GDB saw {theirs[number].total()} syncs, the recorder "
+                f"{ours.total()} [record {start}]"
+            )
+    return differ
