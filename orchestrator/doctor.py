@@ -30,7 +30,7 @@ from orchestrator.host.paths import cache_dir, state_dir
 from orchestrator.kernel.model import KernelRequest
 from orchestrator.machine import accel
 from orchestrator.ui import SafeConsole
-from orchestrator.watch import ledger
+from orchestrator.watch import recorder
 
 State = Literal["ok", "note", "warn", "miss"]
 """ok: as it should be. note: worth knowing. warn: runs work, but are slower or can do less. miss:
@@ -433,7 +433,7 @@ def _counts_int3(qemu: tools.Qemu) -> tuple[State, str]:
     if not shutil.which("gcc"):
         return "note", "whether it counts int3 under TCG cannot be tried without gcc"
     try:
-        ledger.plugin_for(qemu)
+        recorder.plugin_for(qemu)
     except InfraError as error:
         return "warn", f"does not count int3 under TCG, so only the guest and GDB do: {error}"
     return "ok", "counts int3 under TCG"

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import re
@@ -11,7 +12,7 @@ import secrets
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
@@ -34,11 +35,12 @@ from orchestrator.machine.waiting import until
 from orchestrator.scenarios.scenario import Scenario
 from orchestrator.scenarios.steps import PlanStep, plan_steps
 from orchestrator.text import emulation, symbols
-from orchestrator.text.functions import LOCK, POKE_ONE
+from orchestrator.text.functions import FTRACE, KPROBE_SYNC, LOCK, POKE_ONE
 from orchestrator.text.keys import SiteCpu
-from orchestrator.verdict import model
+from orchestrator.verdict import model, record
 from orchestrator.verdict.evidence import Companion, Evidence, StepEvidence
-from orchestrator.watch.ledger import Ledger
+from orchestrator.watch.events import Recording
+from orchestrator.watch.recorder import CURRENT, Recorder, save
 from orchestrator.watch.watch import SYMBOLS, Watch
 
 BOOT_SECONDS = 300
@@ -50,6 +52,9 @@ SILENCE_SECONDS = 60
 than a second, and the guest's own gate gives up after 30 seconds of guest time."""
 LOG_SECONDS = 5
 """Limit for reading the kernel's log, with which a guest whose kernel has failed may not answer."""
+RECORDER_SECONDS = 30
+"""Limit for the recorder to do what it is asked for. It does so as soon as the guest executes
+anything."""
 MARK_SECONDS = 60
 """Limit for the time until the console shows a line that the guest has just written."""
 REFUSALS = (
@@ -69,16 +74,16 @@ class Observer:
     """Takes one machine through the scenarios and fills in `evidence` as far as it gets."""
 
     machine: Machine
-    ledger: Ledger
-    """QEMU's count of int3."""
+    recorder: Recorder
+    """QEMU's log of what the guest does to its text, and its count of int3."""
     scenarios: Sequence[Scenario]
     duration: float
     """Seconds for all free-running steps together."""
     seed: int
     """Seed of every random choice."""
     directory: Path
-    """Receives copies for people: guest.ktap, events.jsonl, int3.ledger and, when the guest stops
-    making progress, cpus.json."""
+    """Receives copies for people: guest.ktap, events.jsonl, int3.ledger, recorder.log.gz and, when
+    the guest stops making progress, cpus.json."""
     evidence: Evidence
     vmlinux: Path | None = None
     """Names the kernel's functions."""
@@ -89,8 +94,9 @@ class Observer:
     another_round: Callable[[], bool] = lambda: False
     """Called when all scenarios have run and the evidence is complete. True repeats them, with
     another seed; the callee clears the evidence."""
-    on_loaded: Callable[[], None] = lambda: None
-    """Called once the test module is loaded, if there is one, and before anything is poked."""
+    on_loaded: Callable[[], Path | None] = lambda: None
+    """Called once the test module is loaded, if there is one, and before anything is poked. Returns
+    a file with the kernel's symbols, in case there is no vmlinux."""
     on_attached: Callable[[Watch], None] = lambda _: None
     """Called after that, once GDB is attached."""
 
@@ -116,9 +122,9 @@ class Observer:
         loading = "reading kernel symbols" if self.without_module else "loading the test module"
         limit = self.machine.silence.limit
         with ui.step(loading), self._nothing_poked(), limit(SILENCE_SECONDS):
-            symbols_found = self._load_module()
-            self.on_loaded()
-        return symbols_found
+            addresses, module_symbols = self._load_module()
+            self._configure_recorder(module_symbols, self.on_loaded())
+        return addresses, module_symbols
 
     @contextlib.contextmanager
     def _nothing_poked(self) -> Iterator[None]:
@@ -147,11 +153,14 @@ class Observer:
 
     def _observe(self, addresses: dict[str, int], module_symbols: list[str]) -> None:
         silence = self.machine.silence
-        silence.signs.append(lambda: self.ledger.read().total())
+        silence.signs.append(lambda: self.recorder.read().total())
         watch = Watch(self.machine, addresses, self.directory, module=not self.without_module)
         self.evidence.impossible_breakpoints = watch.impossible
         with silence.limit(SILENCE_SECONDS), watch:
             self.on_attached(watch)
+            # From now on, text is to change by its writers only.
+            if not self.recorder.look(self._wait):
+                raise InfraError("QEMU's plugin does not look at the kernel's text")
             for number in itertools.count():
                 self._observe_round(watch, module_symbols, self.seed + number)
                 if not self.another_round():
@@ -170,7 +179,9 @@ class Observer:
                 answers = getattr(cause, "outcome", "") != "hang"
                 if answers and not isinstance(cause, KernelFault):  # _explain() has asked
                     self._excuse_programs()
-                self._collect(watch, answers)
+                recording = self._collect(watch, answers)
+                self._judge_record(recording, module_symbols, ended=cause is not None)
+                self._copy_results()
                 self._resolve_names(module_symbols)
 
     # -- the guest before the first poke
@@ -290,6 +301,21 @@ class Observer:
             return ""
         return f"emulates={','.join(sorted(emulated))}"
 
+    def _configure_recorder(self, module_symbols: Sequence[str], file: Path | None) -> None:
+        """Have the recorder watch what is known only now: the kernel of which there is no vmlinux,
+        one that is elsewhere (KASLR), the test module's sites.
+
+        file: a file with the kernel's symbols, in case there is no vmlinux.
+        """
+        lines = self._kernel_lines() or symbols.of_vmlinux(file)
+        found = self._symbols((*CURRENT, LOCK))  # a per-CPU variable alone has no real address
+        current = [f"{found[name]:x} A {name}" for name in CURRENT if name in found]
+        self.recorder.configure([*lines, *current], sites(module_symbols))
+        self.recorder.reload(self._wait)
+
+    def _wait(self, done: Callable[[], bool]) -> bool:
+        return until(done, RECORDER_SECONDS, self.machine.check)
+
     # -- the two parts of a run
 
     def _poke_everything(self, watch: Watch, seed: int) -> None:
@@ -297,8 +323,7 @@ class Observer:
         evidence = self.evidence
         steps = plan_steps(self.scenarios, evidence.cpus, self.duration, seed, self._lacking())
         evidence.steps = [StepEvidence(step=step, guest=None) for step in steps]
-        evidence.no_qemu_ledger = self.ledger.why_not
-        evidence.qemu_by_cpu = self.ledger.by_cpu
+        evidence.no_qemu_ledger = self.recorder.why_not
         self._send(f"- plan {len(steps)}\n", PART_SECONDS)
         start = self._int3()
         self._run_watched(watch, [step for step in steps if step.is_watched])
@@ -310,6 +335,7 @@ class Observer:
         activity = "switching sysctls" if self.without_module else "holding the poker in each phase"
         with (
             ui.step(f"GDB watches: {activity}"),
+            self.recorder.gdb(),
             watch.window(steps[0].number if self.without_module else 0),
         ):
             self.evidence.breakpoints = tuple(watch.points)
@@ -332,7 +358,7 @@ class Observer:
 
     def _int3(self) -> Counter[SiteCpu]:
         """QEMU's count of int3 so far."""
-        return Counter({SiteCpu(*key): count for key, count in self.ledger.read().items()})
+        return Counter({SiteCpu(*key): count for key, count in self.recorder.read().items()})
 
     def _run_steps(self, steps: Sequence[PlanStep]) -> None:
         """Have the test module run the steps one after the other."""
@@ -359,7 +385,7 @@ class Observer:
     def _send(self, lines: str, timeout: float) -> str:
         """Send lines to guest/init/steps and return its output."""
         # Without QEMU's ledger nothing is seen of a free-running step until it ends.
-        patience = SILENCE_SECONDS + (self.duration if self.ledger.why_not else 0)
+        patience = SILENCE_SECONDS + (self.duration if self.recorder.why_not else 0)
         with self.machine.silence.limit(patience):
             status, output = self.machine.ssh.run("steps", timeout, stdin=lines.encode())
         if status:
@@ -403,8 +429,8 @@ class Observer:
                 "reported may have been overlooked"
             )
 
-    def _collect(self, watch: Watch, answers: bool) -> None:
-        """Merge what the observers saw into the evidence.
+    def _collect(self, watch: Watch, answers: bool) -> Recording:
+        """Merge what the observers saw into the evidence. Returns what GDB saw.
 
         answers: whether the guest still runs commands. The report of a guest that is gone is taken
         from the console.
@@ -424,15 +450,58 @@ class Observer:
             if seen.step.is_watched and not (guest and guest.skip):
                 watched = model.follow(events.get(number, []), evidence.cpus)
             evidence.steps[index] = replace(seen, guest=guest, watched=watched)
-        evidence.lost["ledger"] = self.ledger.lost
+        evidence.lost["ledger"] = self.recorder.lost_int3
         qmp = self.machine.qmp
         started = qmp.find("RESUME")
         evidence.lost["qmp"] = qmp.lost or (
             "" if started else "QEMU's events lack the guest's start"
         )
         self._log("guest.ktap").write(text)
-        self.ledger.save(self._log("int3.ledger"))
-        evidence.damaged_logs = tuple(log.lost for log in self.machine.logs if log.lost)
+        return recording
+
+    def _judge_record(
+        self, recording: Recording, module_symbols: Sequence[str], *, ended: bool
+    ) -> None:
+        """Judge every poke in the recorder's log. ended: whether the guest may no longer run."""
+        recorder, evidence = self.recorder, self.evidence
+        evidence.no_record = recorder.why_not
+        if not recorder.why_not and not recorder.ordered:
+            evidence.no_record = "QEMU runs several CPUs at once, so the log is in no order"
+        if evidence.no_record:
+            evidence.lost["record"] = ""
+            return
+        with ui.step("judging every poke that was recorded"), self.machine.post_mortem():
+            looked = ended or recorder.look(self._wait)
+            records = recorder.records() if ended else recorder.take(self._wait)
+            around = self._surroundings(module_symbols)
+            evidence.record = record.judge(records, around, evidence.record)
+            if not recording.lost:
+                differ = record.disagreements(records, recording.events)
+                evidence.record.disagreements = differ
+            save(records, self._log("recorder.log.gz"))
+        evidence.lost["record"] = recorder.lost
+        if not looked:
+            evidence.lost["record"] = "the recorder did not look at the kernel's text at the end"
+
+    def _surroundings(self, module_symbols: Sequence[str]) -> record.Surroundings:
+        recorder = self.recorder
+        own = _addresses(module_symbols)
+        names = symbols.Symbols([*recorder.lines, *module_symbols])
+        functions = {line.split()[2] for line in recorder.lines}
+        modern = not functions.isdisjoint(KPROBE_SYNC)
+        return record.Surroundings(
+            name=functools.cache(names.function),
+            text=(recorder.address("text_start"), recorder.address("text_end")),
+            sites={site: targets(site, own) for site in sites(module_symbols)},
+            module=(min(own.values()), max(own.values()) + 1) if own else (0, 0),
+            syncs=bool(recorder.address("sync")),
+            kprobe_syncs=modern,
+            only_writers=modern or FTRACE not in functions,
+        )
+
+    def _copy_results(self) -> None:
+        self.recorder.save_int3(self._log("int3.ledger"))
+        self.evidence.damaged_logs = tuple(log.lost for log in self.machine.logs if log.lost)
 
     def _report(self, answers: bool) -> tuple[str, str]:
         """The test module's report, and why it may be incomplete; empty if it is not."""
@@ -550,3 +619,24 @@ def _addresses(lines: Sequence[str]) -> dict[str, int]:
     """Addresses by name from lines of /proc/kallsyms."""
     matches = map(KALLSYMS.match, lines)
     return {match[2]: int(match[1], 16) for match in matches if match}
+
+
+def sites(module_symbols: Sequence[str]) -> dict[int, int]:
+    """The test module's sites, and how long they can be, from its lines of /proc/kallsyms.
+
+    They are labels orch_NAME_site in guest/module/sites.c, each with an orch_NAME_int3.
+    """
+    names = _addresses(module_symbols)
+    return {
+        address: model.INSTRUCTION
+        for name, address in names.items()
+        if name.endswith("_site") and f"{name.removesuffix('_site')}_int3" in names
+    }
+
+
+def targets(site: int, addresses: Mapping[str, int]) -> frozenset[int]:
+    """Where the test sends a CPU that traps on one of its sites."""
+    name = next(name for name, address in addresses.items() if address == site)
+    name = name.removesuffix("_site")
+    ends = ("_int3", "_ret", "_handler")
+    return frozenset(addresses[name + end] for end in ends if name + end in addresses)

@@ -43,7 +43,7 @@ from orchestrator.verdict import result as result_file
 from orchestrator.verdict.evidence import Evidence
 from orchestrator.verdict.outcome import Verdict, judge
 from orchestrator.verdict.result import RunResult
-from orchestrator.watch.ledger import Ledger
+from orchestrator.watch.recorder import Recorder
 from orchestrator.watch.watch import Watch
 
 
@@ -168,17 +168,17 @@ def _guest(cell: _Cell, *, attachable: bool) -> Iterator[Observer]:
         image = _guest_image(kernel, keys, scenarios, cell.directory, without_module)
 
     with ui.step("choosing the accelerator"):
-        machine_spec, ledger = _machine_spec(spec, kernel, image, scenarios)
+        machine_spec, recorder = _machine_spec(spec, kernel, image, scenarios)
     cell.machine_spec = machine_spec
     cell.evidence.untrusted = machine_spec.accel.untrusted
     ui.say(f"accelerator: {machine_spec.accel.option} ({machine_spec.accel.why})")
-    if ledger.why_not:
-        ui.say(f"QEMU's int3 ledger: none, because {ledger.why_not}")
+    if recorder.why_not:
+        ui.say(f"recorder: none, because {recorder.why_not}")
 
     with Machine(machine_spec, cell.directory, keys, attachable=attachable) as machine:
         yield Observer(
             machine=machine,
-            ledger=ledger,
+            recorder=recorder,
             scenarios=scenarios,
             duration=spec.duration,
             seed=spec.seed,
@@ -191,7 +191,7 @@ def _guest(cell: _Cell, *, attachable: bool) -> Iterator[Observer]:
                 machine,
                 kernel,
                 cell.directory,
-                fetch=attachable or bool(spec.edits),
+                fetch=attachable or bool(spec.edits) or not recorder.why_not,
                 moved="nokaslr" in cell.evidence.not_taken,
             ),
         )
@@ -250,10 +250,11 @@ def _guest_image(
 
 def _machine_spec(
     spec: RunSpec, kernel: Kernel, image: Path, scenarios: Sequence[Scenario]
-) -> tuple[MachineSpec, Ledger]:
+) -> tuple[MachineSpec, Recorder]:
     qemu = tools.qemu(spec.qemu)
     chosen = accel.choose(spec.accel, qemu)
-    ledger = Ledger(qemu, chosen)
+    recorder = Recorder(qemu, chosen)
+    recorder.configure(of_vmlinux(notes.known_symbols(kernel)))
     parameters = [parameter for scenario in scenarios for parameter in scenario.append]
     machine_spec = MachineSpec(
         qemu=qemu,
@@ -265,9 +266,9 @@ def _machine_spec(
         memory=spec.memory,
         seed=spec.seed,
         append=tuple(dict.fromkeys(parameters)),
-        options=ledger.options,
+        options=recorder.options,
     )
-    return machine_spec, ledger
+    return machine_spec, recorder
 
 
 # -- Evidence

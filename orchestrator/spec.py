@@ -74,7 +74,7 @@ class RunSpec:
         parse=Path,
         metavar="PATH",
         group=MACHINE,
-        help="QEMU binary (default: the system's if it is 9.1 or newer, else Debian's newest)",
+        help="QEMU binary (default: the system's if it is 9.2 or newer, else Debian's newest)",
     )
     scenarios: tuple[str, ...] = option(
         "--scenario",

@@ -60,8 +60,10 @@ class Sockets:
 
 def note_symbols(
     machine: Machine, kernel: Kernel, directory: Path, *, fetch: bool, moved: bool = False
-) -> None:
+) -> Path:
     """Write symbols.json: the symbol files of the kernel and the test module, and load addresses.
+
+    Returns the file of the kernel.
 
     fetch: if there is no vmlinux and the cache does not have the symbols either, read the guest's
     symbol table, which takes seconds.
@@ -69,16 +71,18 @@ def note_symbols(
     the symbols are the guest's own, and only good for this run.
     """
     vmlinux = None if moved else kernel.vmlinux
-    cached = directory / "symbols" if moved else cache_dir() / "symbols" / kernel.digest
+    cached = directory / "symbols" if moved else _cached_symbols(kernel)
     status, output = machine.ssh.run("grep -r . /sys/module/orch/sections")
     sections = sections_of_guest(output if status == 0 else "")
+    file = vmlinux or _symbols_of_guest(machine, cached, fetch=fetch)
     content = {
-        "kernel": str(vmlinux or _symbols_of_guest(machine, cached, fetch=fetch)),
+        "kernel": str(file),
         "code": vmlinux is not None,
         "module": str(module.build(kernel)) if sections else None,
         "sections": {name: f"{address:#x}" for name, address in sections.items()},
     }
     (directory / SYMBOLS).write_text(json.dumps(content, indent=1) + "\n")
+    return file
 
 
 def sections_of_guest(listing: str) -> dict[str, int]:
@@ -192,6 +196,18 @@ def _damaged(file: Path, reason: str) -> UsageError:
 def kernel_symbols(directory: Path) -> Path:
     """The file with the kernel's symbols that symbols.json in `directory` names."""
     return Path(str(read(directory / SYMBOLS)["kernel"]))
+
+
+def known_symbols(kernel: Kernel) -> Path | None:
+    """A file with the kernel's symbols, if there is one before the kernel has booted."""
+    if kernel.vmlinux:
+        return kernel.vmlinux
+    cached = _cached_symbols(kernel) / "kernel.elf"
+    return cached if cached.exists() else None
+
+
+def _cached_symbols(kernel: Kernel) -> Path:
+    return cache_dir() / "symbols" / kernel.digest
 
 
 def _symbols_of_guest(machine: Machine, directory: Path, *, fetch: bool) -> Path:

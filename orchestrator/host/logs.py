@@ -128,6 +128,11 @@ class MemoryFile:
             start += len(part)
         return b"".join(parts)
 
+    def replace(self, content: bytes) -> None:
+        """Make `content` all that it has."""
+        self.clear()
+        os.pwrite(self.fileno(), content, 0)
+
     def clear(self) -> None:
         """Make it empty. A writer that appends goes on at the new end."""
         os.ftruncate(self.fileno(), 0)

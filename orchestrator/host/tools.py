@@ -49,8 +49,8 @@ QEMU, busybox and dropbear are fetched when needed.
 
 QEMU_VARIABLE = "ORCHESTRATOR_QEMU"
 """Environment variable with the qemu-system-x86_64 to use, whatever its version."""
-QEMU_GOOD = (9, 1)
-"""The first version whose plugin interface supports our int3 ledger (watch/ledger.py)."""
+QEMU_GOOD = (9, 2)
+"""The first version whose plugin interface supports the recorder (watch/recorder.c)."""
 LIBRARIES = ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu")
 """Where Debian's packages put shared libraries. Before trixie, some (libfuse3) use the second."""
 
@@ -70,7 +70,7 @@ class Qemu:
     def good(self) -> bool:
         """Whether its version is new enough to count int3 under TCG.
 
-        Whether it does count is known once it has loaded the plugin: see watch/ledger.py.
+        Whether it does count is known once it has loaded the plugin: see watch/recorder.py.
         """
         return self.version >= QEMU_GOOD
 
@@ -100,7 +100,7 @@ class Qemu:
 def qemu(override: Path | None = None) -> Qemu:
     """The QEMU to use.
 
-    This is `override` or $ORCHESTRATOR_QEMU if given, the system's if it is 9.1 or newer, and
+    This is `override` or $ORCHESTRATOR_QEMU if given, the system's if it is 9.2 or newer, and
     otherwise Debian's newest. An older one is returned if there is no other: see Qemu.good.
     Raises UsageError for an override that is not a program, InfraError if there is no QEMU at all.
     """

@@ -40,7 +40,12 @@ def cases(result: RunResult) -> list[Case]:
         else "error"
     )
     found = [Case("run", "verdict", status, f"{verdict.outcome}: {verdict.reason}")]
-    statuses: dict[str, Status] = {"pass": "pass", "fail": "fail", "blind": "error"}
+    statuses: dict[str, Status] = {
+        "pass": "pass",
+        "fail": "fail",
+        "skip": "skip",
+        "blind": "error",
+    }
     found += [
         Case("claim", check.check, statuses[check.status], check.text, check.details)
         for check in verdict.results

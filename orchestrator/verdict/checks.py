@@ -71,7 +71,7 @@ def run_checks(evidence: Evidence) -> list[CheckResult]:
     """The results of all checks in a fixed order: those that name a fault most exactly first."""
     # A violation shows what GDB saw up to then; Evidence has no event after one that is lost.
     claims = [
-        Check(claim, partial(_claim, claim=claim), ("gdb",), faults_stand=True)
+        Check(claim, partial(_claim, claim=claim), ("gdb", "record"), faults_stand=True)
         for claim in CLAIMS
         if claim != "lock" or _has_lock_owners(evidence)
     ]
@@ -249,10 +249,17 @@ def _claim(evidence: Evidence, claim: str) -> CheckResult:
         for step, _, violation in evidence.violations()
         if violation.claim == claim
     ]
+    lines = [f"{step.scenario.name}: {v.text} [event {v.event}]" for step, v in broken]
+    recorded = evidence.record.violations_of(claim) if evidence.record else []
+    lines += [f"{violation.text} [record {violation.record}]" for violation in recorded]
     if broken:
         step, first = broken[0]
-        lines = tuple(f"{step.scenario.name}: {v.text} [event {v.event}]" for step, v in broken)
-        return CheckResult(claim, "fail", f"{first.text}, in scenario {step.scenario.name}", lines)
+        text = f"{first.text}, in scenario {step.scenario.name}"
+        return CheckResult(claim, "fail", text, tuple(lines))
+    if recorded and evidence.record:
+        count = evidence.record.broken[claim]
+        more = f" ({count:,} times in the whole run)" if count > 1 else ""
+        return CheckResult(claim, "fail", f"{recorded[0].text}{more}", tuple(lines))
     unproven = f"nothing proves that {CLAIMS[claim]}"
     if not any(step.judged_pokes for step in evidence.coverage_steps):
         return CheckResult(claim, "blind", f"{unproven}: no poke was watched")
@@ -504,21 +511,19 @@ def _qemu_differences(
 
     gdb: GDB's count. free: the guest's.
     """
-    by_cpu = evidence.qemu_by_cpu
     sites = {site for site, _ in gdb | evidence.qemu_gated}
-    expected, actual = _select(gdb, sites, by_cpu), _select(evidence.qemu_gated, sites, by_cpu)
+    expected, actual = _select(gdb, sites), _select(evidence.qemu_gated, sites)
     if evidence.without_module:
         # GDB does not examine every int3 then, but QEMU must have counted each that GDB saw.
         actual &= expected
     free_sites = {site for site, _ in free}
     return [
-        *_differences("watched", "GDB", expected, actual, by_cpu),
+        *_differences("watched", "GDB", expected, actual),
         *_differences(
             "running free",
             "the guest",
-            _select(free, free_sites, by_cpu),
-            _select(evidence.qemu_free, free_sites, by_cpu),
-            by_cpu,
+            _select(free, free_sites),
+            _select(evidence.qemu_free, free_sites),
         ),
     ]
 
@@ -528,24 +533,42 @@ def _differences(
     observer: str,
     expected: Counter[SiteCpu],
     qemu: Counter[SiteCpu],
-    by_cpu: bool,
 ) -> list[str]:
     """A sentence for each key at which QEMU's count differs from the observer's."""
     return [
-        f"{part}: site {key.site:x}{f', CPU {key.cpu}' if by_cpu else ''}: "
+        f"{part}: site {key.site:x}, CPU {key.cpu}: "
         f"{observer} counts {expected[key]} int3, QEMU {qemu[key]}"
         for key in sorted(expected.keys() | qemu.keys())
         if expected[key] != qemu[key]
     ]
 
 
-def _select(counts: Mapping[SiteCpu, int], sites: set[int], by_cpu: bool) -> Counter[SiteCpu]:
-    """The counts of these sites only; without `by_cpu` they are summed up under CPU 0."""
-    selected: Counter[SiteCpu] = Counter()
-    for (site, cpu), count in counts.items():
-        if site in sites:
-            selected[SiteCpu(site, cpu if by_cpu else 0)] += count
-    return selected
+def _select(counts: Mapping[SiteCpu, int], sites: set[int]) -> Counter[SiteCpu]:
+    """The counts of these sites only."""
+    return Counter({SiteCpu(*key): count for key, count in counts.items() if key[0] in sites})
+
+
+@check("record")
+def record(evidence: Evidence) -> CheckResult:
+    """Every poke of the run was judged, whoever made it. The claims say what was wrong with one."""
+    seen = evidence.record
+    if evidence.no_record:
+        text = f"only what GDB watched is judged: {evidence.no_record}"
+        return CheckResult("record", "skip", text)
+    if seen is None:
+        return CheckResult("record", "blind", "nothing was recorded")
+    if seen.disagreements:
+        text = f"the log is not what GDB saw: {seen.disagreements[0]}"
+        return CheckResult("record", "blind", text, tuple(seen.disagreements))
+    if not seen.judged:
+        return CheckResult("record", "blind", "the recorder saw no poke")
+    owners = ", ".join(f"{owner} {count:,}" for owner, count in seen.judged.most_common())
+    text = (
+        f"{seen.judged.total():,} pokes of the whole run were judged ({owners}), "
+        f"with {seen.rounds:,} sync rounds and {seen.int3:,} int3"
+    )
+    details = tuple(f"not judged: {count:,} {what}" for what, count in seen.not_judged.items())
+    return CheckResult("record", "pass", text, details)
 
 
 @check(*OBSERVERS)

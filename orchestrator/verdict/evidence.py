@@ -16,6 +16,7 @@ from orchestrator.scenarios.steps import PlanStep
 from orchestrator.text.keys import PhaseCpu, SiteCpu
 from orchestrator.text.symbols import Symbols
 from orchestrator.verdict.model import Poke, Violation, WatchedStep
+from orchestrator.verdict.record import Judgement
 
 HOLDS, BROKEN, SKIP = 0, 1, 4
 """Exit statuses of a companion: all is well; a promise was broken; the kernel lacks something, as
@@ -28,6 +29,7 @@ OBSERVERS = {
     "qmp": "QEMU's events",
     "gdb": "what GDB saw",
     "ledger": "QEMU's count of int3",
+    "record": "the recorder's log",
     "guest": "the guest's report",
 }
 """The observers of a run."""
@@ -175,8 +177,10 @@ class Evidence:
     """int3 that QEMU executed in the free-running part."""
     no_qemu_ledger: str | None = None
     """Why QEMU counted nothing, None when it did."""
-    qemu_by_cpu: bool = True
-    """Whether the CPUs in QEMU's counts are right; otherwise only the sums over all CPUs are."""
+    record: Judgement | None = None
+    """What the recorder's log shows of every poke, whoever made it. None if there is no log."""
+    no_record: str | None = None
+    """Why there is none; None if there is one."""
     hang_report: tuple[str, ...] = ()
     """Where each CPU was when the guest stopped making progress, one line each."""
     untrusted: str | None = None

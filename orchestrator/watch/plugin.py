@@ -20,7 +20,7 @@ from orchestrator.machine import accel
 from orchestrator.machine.qemu import escaped
 
 HEADER = Path(__file__).with_name("qemu-plugin.h")
-INTERFACES = (7, 3)
+INTERFACES = (7, 4)
 """The versions of the interface in HEADER, newest first."""
 CFLAGS = ("-shared", "-fPIC", "-O2", "-Wall", "-fvisibility=hidden")
 

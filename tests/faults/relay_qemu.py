@@ -87,7 +87,7 @@ def _with(option: str, value: str) -> Callable[[list[str]], list[str]]:
 
 
 ARGUMENTS: dict[str, Callable[[list[str]], list[str]]] = {
-    "no-ledger": _without("-plugin"),
+    "no-recorder": _without("-plugin"),
     "one-cpu": _with("-smp", "1"),
     "little-memory": _with("-m", "24"),
     "wrong-initrd": _with("-initrd", "/dev/null"),

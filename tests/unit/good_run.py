@@ -22,6 +22,7 @@ from orchestrator.scenarios.scenario import select
 from orchestrator.scenarios.steps import plan_steps
 from orchestrator.verdict import model
 from orchestrator.verdict.evidence import OBSERVERS, Companion, Evidence, StepEvidence
+from orchestrator.verdict.record import Judgement
 
 GOLDEN = Path(__file__).with_name("golden")
 Event = dict[str, Any]
@@ -60,6 +61,8 @@ class Run:
         self.no_qemu_ledger: str | None = None
         self.lost = dict.fromkeys(OBSERVERS, "")
         """Why an observer missed something."""
+        self.record: Judgement | None = Judgement(judged=Counter({"test module": 6}))
+        self.no_record: str | None = None
         self.qemu: Counter[tuple[int, int]] = Counter()
         """Added to what QEMU counted in the gated part."""
 
@@ -171,6 +174,8 @@ class Run:
             qemu_gated=gated_part + self.qemu,
             qemu_free=total - gated_part,
             no_qemu_ledger=self.no_qemu_ledger,
+            record=self.record,
+            no_record=self.no_record,
         )
         evidence.take_report(report, self.lost["guest"])
         return evidence

@@ -64,9 +64,10 @@ def observer(guest: Guest, *, fallback: Iterable[str] = ("sysctl",), **fields: A
         wait_ready=lambda _: None,
         read_memory=no_memory,
     )
+    recorder: Any = SimpleNamespace(configure=lambda *_: None, reload=lambda _: True)
     return Observer(
         machine=machine,
-        ledger=Any,  # type: ignore[arg-type]
+        recorder=recorder,
         scenarios=scenarios,
         fallback=select([*fallback]) if fallback else (),
         duration=1,

@@ -79,7 +79,7 @@ def test_a_dry_run_removes_nothing() -> None:
 
 
 def test_every_folder_of_the_cache_can_be_cleaned() -> None:
-    for kind in ("initramfs", "helpers", "ledger", "tools", "apt", "facts", "of the future"):
+    for kind in ("initramfs", "helpers", "recorder", "tools", "apt", "facts", "of the future"):
         entry(kind, "old", idle=40 * DAY)
     assert {item.kind for item in cache.items()} >= {"tools", "apt", "of the future"}
     (cache_dir() / "tools" / "link").symlink_to("old")

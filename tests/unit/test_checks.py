@@ -30,6 +30,7 @@ from orchestrator.verdict.evidence import (
 )
 from orchestrator.verdict.model import CLAIMS, follow
 from orchestrator.verdict.outcome import judge
+from orchestrator.verdict.record import Judgement
 
 NAMES = [*CLAIMS, *(check.name for check in CHECKS)]
 
@@ -167,7 +168,7 @@ def _unread(run: Run) -> None:
 
 RESTS = {
     observer: [
-        *(CLAIMS if observer == "gdb" else ()),
+        *(CLAIMS if observer in ("gdb", "record") else ()),
         *(check.name for check in CHECKS if observer in check.rests_on),
     ]
     for observer in OBSERVERS
@@ -214,6 +215,7 @@ UNSEEN: dict[str, tuple[Callable[[Run], object], Iterable[str]]] = {
         lambda run: [run.say(7, f"cpu={cpu} phase=free", None) for cpu in (0, 1)],
         ["guest", "ledgers"],
     ),
+    "the record": (lambda run: setattr(run, "record", None), ["record"]),
     "the rest of a run": (lambda run: setattr(run, "error", InfraError("GDB died")), ["ledgers"]),
 }
 
@@ -296,7 +298,7 @@ def test_a_fault_that_was_seen_stands_and_a_difference_does_not(observer: str, n
     damage, checks = FAULTS[name]
     damage(run)
     run.lost[observer] = "it was struck by lightning"
-    stands = "ledgers" not in checks or observer in ("console", "qmp")
+    stands = "ledgers" not in checks or observer in ("console", "qmp", "record")
     assert judge(run.evidence()).exit_status == (1 if stands else 125)
 
 
@@ -310,6 +312,7 @@ FIELDS = {
     "breakpoints": "gdb",
     "qemu_gated": "ledger",
     "qemu_free": "ledger",
+    "record": "record",
 }
 """Which observer each field of Evidence and StepEvidence is from."""
 
@@ -610,19 +613,6 @@ def test_a_report_that_the_host_caused_is_mentioned_but_does_not_count() -> None
     assert judge(evidence).outcome == "pass"
 
 
-def test_without_cpu_numbers_qemus_sums_are_compared() -> None:
-    """With one TCG thread QEMU's plugins get the wrong CPU, but the sums are right."""
-    run = Run()
-    site = run.find(NOP5_ON, "window")["site"]
-    run.qemu.update({(site, 0): 1, (site, 1): -1})
-    evidence = run.evidence()
-    assert statuses(evidence)["ledgers"] == "fail"
-    evidence.qemu_by_cpu = False
-    assert statuses(evidence)["ledgers"] == "pass"
-    evidence.qemu_gated[site, 0] += 1
-    assert statuses(evidence)["ledgers"] == "fail"
-
-
 # -- a kernel without the test module
 
 
@@ -675,6 +665,7 @@ def without_module(
         breakpoints=("write", "sync", "int3", "stopper"),
         lost=dict.fromkeys(OBSERVERS, ""),
         no_qemu_ledger=ledger,
+        record=recorded(kprobes=3),
     )
     lines = ["KTAP version 1", "1..2", "# pokes=2 elapsed_ns=1000", "ok 1 sysctl.watched"]
     evidence.report = ktap.parse([*lines, "# pokes=9 elapsed_ns=1000", "ok 2 sysctl.free"])
@@ -733,3 +724,50 @@ def test_without_the_module_gdb_and_qemu_must_agree_too() -> None:
     evidence = without_module()
     evidence.qemu_gated[0xFFFFFFFF81000000, 0] -= 1
     assert statuses(evidence)["ledgers"] == "fail"
+
+
+def recorded(**counts: int) -> Judgement:
+    return Judgement(judged=Counter(counts), rounds=30, int3=40)
+
+
+def test_the_record_says_how_many_pokes_of_whom_were_judged() -> None:
+    run = Run()
+    run.record = recorded(kprobes=3, ftrace=2000)
+    result = next(one for one in run_checks(run.evidence()) if one.check == "record")
+    assert (result.status, result.text) == (
+        "pass",
+        "2,003 pokes of the whole run were judged (ftrace 2,000, kprobes 3), "
+        "with 30 sync rounds and 40 int3",
+    )
+
+
+def test_a_violation_that_only_the_record_shows_fails_its_claim() -> None:
+    run = Run()
+    run.record = recorded(kprobes=3)
+    for number in range(2):
+        run.record.blame("sync", "CPU 1 had not run do_sync_core", 77 + number, 0x1000)
+    assert not_passed(run) == {"sync": "fail"}
+    result = next(one for one in run_checks(run.evidence()) if one.check == "sync")
+    assert result.text == "CPU 1 had not run do_sync_core (2 times in the whole run)"
+    assert result.details[0].endswith("[record 77]")
+
+
+def test_a_log_that_is_not_what_gdb_saw_blames_nobody() -> None:
+    run = Run()
+    run.record = recorded(kprobes=3)
+    run.record.disagreements = ["between two writes GDB saw 2 syncs, the recorder 1 [record 7]"]
+    assert not_passed(run) == {"record": "blind"}
+
+
+def test_a_recorder_that_saw_no_poke_is_no_pass() -> None:
+    run = Run()
+    run.record = recorded()
+    assert not_passed(run) == {"record": "blind"}
+
+
+def test_without_a_recorder_it_is_said_what_is_not_judged() -> None:
+    run = Run()
+    run.record, run.no_record = None, "under KVM QEMU does not see the guest's instructions"
+    assert not_passed(run) == {"record": "skip"}
+    result = next(one for one in run_checks(run.evidence()) if one.check == "record")
+    assert result.text.startswith("only what GDB watched is judged: under KVM")

@@ -18,7 +18,7 @@ from orchestrator.host import debian, proc, seal, tools
 from orchestrator.host.paths import cache_dir
 from orchestrator.kernel import build, bundle, from_source, obtain
 from orchestrator.kernel.model import Kernel, KernelRequest
-from orchestrator.watch import ledger
+from orchestrator.watch import recorder
 
 FAKE = Path(__file__).parent / "fakekernel"
 
@@ -142,13 +142,13 @@ def test_a_compiled_helper(name: str) -> None:
     mended(lambda: initramfs._compiled(name), initramfs._compiled(name))
 
 
-def test_the_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     binary = tmp_path / "qemu"
     binary.write_text("#!/bin/sh\n")
     qemu = tools.Qemu(binary=binary, version=(10, 0))
     monkeypatch.setattr("orchestrator.machine.accel.probe", lambda *_, **__: "")
-    monkeypatch.setattr(ledger, "_miscount", lambda _: "")
-    mended(lambda: ledger.plugin_for(qemu), ledger.plugin_for(qemu))
+    monkeypatch.setattr(recorder, "_miscount", lambda _: "")
+    mended(lambda: recorder.plugin_for(qemu), recorder.plugin_for(qemu))
 
 
 # --- Debian's packages ---------------------------------------------------------------------------

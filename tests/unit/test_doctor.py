@@ -167,7 +167,8 @@ def test_gdb_needs_its_python(stub: Stub, script: str, state: str) -> None:
     ("version", "offline", "state"),
     [
         ("10.0.2", "", "ok"),
-        ("9.1.0", "off", "ok"),
+        ("9.2.0", "off", "ok"),
+        ("9.1.0", "off", "warn"),
         ("7.2.19", "", "note"),  # a run fetches a newer one
         ("7.2.19", "off", "warn"),  # a run has to use it
         (None, "", "note"),
@@ -177,7 +178,9 @@ def test_gdb_needs_its_python(stub: Stub, script: str, state: str) -> None:
 def test_the_qemu_that_a_run_would_use(
     stub: Stub, version: str | None, offline: str, state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.watch.ledger.plugin.compiled", lambda *_: Path("ledger.so"))
+    monkeypatch.setattr(
+        "orchestrator.watch.recorder.plugin.compiled", lambda *_: Path("recorder.so")
+    )
     stub("setpriv", 'shift 3; exec "$@"')
     stub("gcc", "")
     if version:
@@ -197,7 +200,7 @@ def test_that_a_qemu_counts_int3_is_claimed_only_if_it_did(
     def compiled(*_: object) -> Path:
         raise InfraError("our plugin does not work in this QEMU: it was refused")
 
-    monkeypatch.setattr("orchestrator.watch.ledger.plugin.compiled", compiled)
+    monkeypatch.setattr("orchestrator.watch.recorder.plugin.compiled", compiled)
     stub("gcc", "")
     (diagnosis,) = doctor.examine(host().emulator)
     assert diagnosis.state == "warn"

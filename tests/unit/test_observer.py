@@ -60,10 +60,10 @@ class Guest:
         return self.logs[-1]
 
 
-class Ledger:
-    why_not, by_cpu, lost = None, True, ""
+class Recorder:
+    why_not, lost_int3, lines = "it is a test", "", ()
 
-    def save(self, log: Log) -> None:
+    def save_int3(self, log: Log) -> None:
         pass
 
 
@@ -71,7 +71,7 @@ def observer(tmp_path: Path, **answers: bytes | Exception) -> Any:
     guest = Guest(tmp_path, {name.replace("_", "/"): text for name, text in answers.items()})
     return Observer(
         machine=guest,  # type: ignore[arg-type]
-        ledger=Ledger(),  # type: ignore[arg-type]
+        recorder=Recorder(),  # type: ignore[arg-type]
         scenarios=select(["nop5"]),
         duration=1,
         seed=1,
@@ -183,7 +183,7 @@ def test_a_report_that_is_incomplete_is_a_loss(tmp_path: Path, text: bytes) -> N
 
 def test_each_loss_of_an_observer_reaches_the_evidence(tmp_path: Path) -> None:
     one = observer(tmp_path, dev_orchestrator=b"KTAP version 1\n1..1\nok 1 a\n")
-    one.machine.qmp.lost, one.ledger.lost = "no events", "no count"
+    one.machine.qmp.lost, one.recorder.lost_int3 = "no events", "no count"
     one._collect(watch(Recording()), answers=True)
     lost = one.evidence.lost
     assert (lost["guest"], lost["gdb"], lost["ledger"], lost["qmp"]) == (
@@ -205,8 +205,10 @@ def test_files_for_people_that_cannot_be_written_cost_nothing(tmp_path: Path) ->
     one = observer(tmp_path, dev_orchestrator=b"KTAP version 1\n1..1\nok 1 a\n")
     one._collect(watch(Recording()), answers=True)
     one._record_cpus([], [])
+    one._copy_results()
     assert one.evidence.damaged_logs == (
         "guest.ktap could not be written: Is a directory",
+        "cpus.json could not be written: Is a directory",
         "int3.ledger could not be written: Is a directory",
     )
 

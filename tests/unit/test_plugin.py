@@ -14,7 +14,7 @@ import pytest
 from orchestrator.errors import InfraError
 from orchestrator.host import tools
 from orchestrator.machine import accel
-from orchestrator.watch import ledger, plugin
+from orchestrator.watch import plugin, recorder
 
 pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="gcc is not installed")
 
@@ -42,8 +42,8 @@ class FakeQemu:
         self.tried.append(interface_of(Path(match[1])))
         if self.tried[-1] != self.supports:
             return f"QEMU ended with status 1 (it has {self.supports})"
-        record = ledger.RECORD.pack(0xFFFFFFFF81000000, self.counted, *[0] * 63)
-        Path(match[2]).write_bytes(record + bytes(ledger.RECORD.size))
+        record = recorder.SLOT.pack(0xFFFFFFFF81000000, self.counted, *[0] * 63)
+        Path(match[2]).write_bytes(record + bytes(recorder.SLOT.size))
         return ""
 
 
@@ -62,13 +62,13 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeQemu:
 @pytest.mark.parametrize("interface", plugin.INTERFACES)
 def test_the_plugin_compiles_without_warnings(tmp_path: Path, interface: int) -> None:
     flags = [*plugin.CFLAGS, "-Wextra", "-Werror", f"-DAPI={interface}"]
-    subprocess.run(["gcc", *flags, "-o", tmp_path / "a.so", ledger.SOURCE], check=True)
+    subprocess.run(["gcc", *flags, "-o", tmp_path / "a.so", recorder.SOURCE], check=True)
 
 
 @pytest.mark.parametrize("interface", plugin.INTERFACES)
 def test_the_plugin_of_the_interface_that_qemu_has_is_taken(fake: FakeQemu, interface: int) -> None:
     fake.supports = interface
-    counts = ledger.Ledger(fake.qemu, accel.choose("tcg", fake.qemu))
+    counts = recorder.Recorder(fake.qemu, accel.choose("tcg", fake.qemu))
     assert counts.why_not is None and counts.plugin
     assert interface_of(counts.plugin) == interface
 
@@ -77,27 +77,27 @@ def test_a_qemu_in_which_no_plugin_works_has_no_ledger_and_the_reason_is_given(
     fake: FakeQemu,
 ) -> None:
     fake.supports = 12
-    counts = ledger.Ledger(fake.qemu, accel.choose("tcg", fake.qemu))
+    counts = recorder.Recorder(fake.qemu, accel.choose("tcg", fake.qemu))
     assert counts.plugin is None and counts.options == ()
     assert counts.why_not == (
         "our plugin does not work in this QEMU: "
         "with interface 7 QEMU ended with status 1 (it has 12); "
-        "with interface 3 QEMU ended with status 1 (it has 12)"
+        "with interface 4 QEMU ended with status 1 (it has 12)"
     )
 
 
 def test_a_plugin_that_loads_and_miscounts_is_not_taken(fake: FakeQemu) -> None:
     fake.counted = 1999
     with pytest.raises(InfraError, match="interface 7 it counted 1999 int3 where 2000 were exec"):
-        ledger.plugin_for(fake.qemu)
+        recorder.plugin_for(fake.qemu)
 
 
 def test_a_plugin_is_tried_again_when_the_qemu_at_that_path_is_another_one(fake: FakeQemu) -> None:
-    first = ledger.plugin_for(fake.qemu)
-    assert ledger.plugin_for(fake.qemu) == first
+    first = recorder.plugin_for(fake.qemu)
+    assert recorder.plugin_for(fake.qemu) == first
     assert fake.tried == [7]
     fake.qemu.binary.write_text(fake.qemu.binary.read_text() + "# a security update\n")
-    assert ledger.plugin_for(fake.qemu) != first
+    assert recorder.plugin_for(fake.qemu) != first
     assert fake.tried == [7, 7]
 
 

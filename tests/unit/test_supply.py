@@ -313,7 +313,7 @@ def test_several_processes_make_a_directory_once(tmp_path: Path) -> None:
 @pytest.mark.timeout(300)
 def test_tools_from_the_mirror_run() -> None:
     qemu = tools.qemu()
-    assert qemu.good, "no QEMU >= 9.1 is available for this machine"
+    assert qemu.good, "no QEMU >= 9.2 is available for this machine"
     subprocess.run(
         [qemu.binary, "-machine", "help"],
         env={**os.environ, **qemu.env},

@@ -41,10 +41,10 @@ def gdb(machine: Machine, kernel: Kernel, *commands: str) -> None:
 
 
 def observe(machine: Machine, kernel: Kernel, directory: Path) -> Observer:
-    ledger: Any = SimpleNamespace(why_not=None, by_cpu=True, read=Counter)
+    recorder: Any = SimpleNamespace(why_not=None, read=Counter)
     return Observer(
         machine=machine,
-        ledger=ledger,
+        recorder=recorder,
         scenarios=(),
         duration=1,
         seed=1,

@@ -15,7 +15,7 @@ import pytest
 from orchestrator.host import debian, tools
 from orchestrator.host.paths import PROJECT, cache_dir, cached_dir
 from orchestrator.machine import accel
-from orchestrator.watch import ledger
+from orchestrator.watch import recorder
 
 pytestmark = pytest.mark.vm
 
@@ -65,7 +65,7 @@ def test_a_kvm_passes_the_probe_or_the_reason_is_a_sentence() -> None:
 
 
 def test_the_plugin_counts_every_int3_of_the_probe() -> None:
-    assert ledger.plugin_for(tools.qemu()).is_file()
+    assert recorder.plugin_for(tools.qemu()).is_file()
 
 
 @pytest.mark.net
@@ -82,7 +82,7 @@ def test_a_run_with_the_newest_qemu_has_all_three_ledgers(
     environment = {**os.environ, tools.QEMU_VARIABLE: str(newest_qemu)}
     done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "int3 ledger: none" not in done.stderr
+    assert "recorder: none" not in done.stderr
     verdict = json.loads((tmp_path / "run" / "verdict.json").read_text())
     (ledgers,) = (check for check in verdict["checks"] if check["check"] == "ledgers")
     assert ledgers["status"] == "pass" and "guest, GDB and QEMU count the same" in ledgers["text"]
@@ -106,5 +106,5 @@ def test_a_run_without_qemus_ledger_says_so_at_its_start_and_in_its_check(tmp_pa
     done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     reason = "none, because our plugin does not work in this QEMU"
-    assert f"QEMU's int3 ledger: {reason}" in done.stderr and "no plugins here" in done.stderr
+    assert f"recorder: {reason}" in done.stderr and "no plugins here" in done.stderr
     assert "QEMU has no count: our plugin does not work in this QEMU" in done.stdout

@@ -22,7 +22,7 @@ ENTRIES: dict[str, tuple[str, ...]] = {
     "base": ("initramfs/*/base.cpio",),
     "ttylink": ("helpers/ttylink-*/ttylink",),
     "trapper": ("helpers/trapper-*/trapper",),
-    "ledger": ("ledger/*/ledger.so",),
+    "recorder": ("recorder/*/recorder.so",),
     "busybox": ("tools/busybox-*/**/busybox",),
     "dropbear": ("tools/dropbear-*/**/dropbear",),
     "library": ("tools/*/**/*.so.*",),
@@ -138,7 +138,7 @@ DAMAGES: dict[str, Callable[[Trial, Path], None]] = {
 
 def _unfinished(trial: Trial, cache: Path) -> None:
     """What killed processes leave behind."""
-    for folder in ("kernels", "modules", "helpers", "initramfs", "ledger", "tools"):
+    for folder in ("kernels", "modules", "helpers", "initramfs", "recorder", "tools"):
         (partial,) = [cache / folder / f".{next((cache / folder).iterdir()).name}.partial-x1y2z3"]
         partial.mkdir(parents=True)
         (partial / "half").write_bytes(b"half of it")
@@ -151,7 +151,7 @@ def _locks_are_directories(trial: Trial, cache: Path) -> None:
 
 
 def _entries_are_files(trial: Trial, cache: Path) -> None:
-    for folder in ("modules", "helpers", "initramfs", "ledger"):
+    for folder in ("modules", "helpers", "initramfs", "recorder"):
         for entry in (cache / folder).iterdir():
             if entry.is_dir():
                 shutil.rmtree(entry)
@@ -159,7 +159,7 @@ def _entries_are_files(trial: Trial, cache: Path) -> None:
 
 
 def _entries_are_empty(trial: Trial, cache: Path) -> None:
-    for folder in ("modules", "helpers", "initramfs", "ledger"):
+    for folder in ("modules", "helpers", "initramfs", "recorder"):
         for entry in (cache / folder).iterdir():
             if entry.is_dir():
                 shutil.rmtree(entry)

@@ -13,9 +13,9 @@ from faults.trial import Trial
 
 NAMES = (
     "spec.json", "repeat.sh", "initramfs.cpio", "qemu.cmd", "qemu.log", "qemu.stderr", "qmp.jsonl",
-    "console.log", "console.jsonl", "int3.ledger", "symbols.json", "watch.json", "gdb.log",
-    "events.jsonl", "guest.ktap", "verdict.json", "report.txt", "report.html", "junit.xml",
-    "results.ktap", "cpus.json", "live.json",
+    "console.log", "console.jsonl", "int3.ledger", "recorder.log.gz", "symbols.json", "watch.json",
+    "gdb.log", "events.jsonl", "guest.ktap", "verdict.json", "report.txt", "report.html",
+    "junit.xml", "results.ktap", "cpus.json", "live.json",
 )  # fmt: skip
 """What docs/architecture.md lists; those that a normal run has besides are in `World.files`."""
 RESULTS = ("verdict.json", "report.txt", "report.html", "junit.xml", "results.ktap", "guest.ktap")

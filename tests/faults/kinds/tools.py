@@ -22,7 +22,7 @@ QEMU: dict[str, frozenset[int | str]] = {
             "line-cut", "line-out-hangs", "line-in-hangs", "line-out-garbage", "line-out-flipped",
             "line-in-flipped", "line-out-dropped", "line-out-twice",
             "console-cut", "console-garbage", "stderr-flood",
-            "no-ledger", "refuses-plugins", "version-garbage", "version-huge", "version-new",
+            "no-recorder", "refuses-plugins", "version-garbage", "version-huge", "version-new",
             "version-none", "version-fails", "version-hangs", "version-old", "old-cpu",
         ),
         NOTICED,

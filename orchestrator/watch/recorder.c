@@ -1,0 +1,1052 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The recorder: a TCG plugin that logs everything the guest does to its own
+ * text, in the order in which it is executed: each write, each core that syncs
+ * or serialises, each int3 and how its CPU went on. It changes nothing in the
+ * guest. What is right or wrong is not known here; docs/recorder.md says what
+ * is made of it.
+ *
+ * Only a few instructions get a callback, so nothing else runs any slower:
+ * the functions named in `conf`, int3, instructions that serialise, and
+ * the sites of the test module. All are found when they are translated, and a
+ * site that is patched is translated anew for each of its contents.
+ *
+ * The order is total only while QEMU runs all CPUs in one thread.
+ *
+ * It has these files, each given as an argument of that name:
+ *
+ *   conf    what to watch, read at the start and when the host asks: one
+ *           `NAME ADDRESS [NUMBER]` a line; see load() for the names
+ *   control struct control: what the host asks for, and what was done
+ *   log0, log1
+ *           struct record, control.records of them in the one that is written,
+ *           control.previous in the other; see turn()
+ *   ledger  struct slot: int3 by address and CPU; address 0 ends the list
+ *
+ * All but the first are mapped shared. So they are complete at any moment, and
+ * stay so when QEMU is killed. recorder.py reads them. The host gives names of
+ * files that are in memory: a hole of a file on a full disk is a SIGBUS.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "qemu-plugin.h"
+
+/* -- what is written */
+
+#define CPUS		64
+#define NO_CPU		255	/* before the per-CPU areas exist */
+#define SLOTS		1024
+#define INT3		0xcc
+#define EFLAGS_IF	0x200
+#define INLINE		16	/* bytes of a write that are kept; of a longer one only a hash */
+
+/* The layout of the log; RECORD in recorder.py is the same. Little endian. */
+struct record {
+	uint8_t kind;
+	uint8_t cpu;
+	uint16_t flags;
+	uint32_t number;
+	uint64_t word[7];
+};
+
+enum kind {
+	/*
+	 * A function that writes text was entered. number: length. words: address;
+	 * 16 new bytes (of a longer write their FNV-1a hash); 16 bytes before; rsp;
+	 * the CPUs online.
+	 */
+	WRITE = 1,
+	/* Follows WRITE, but not while a single CPU boots. words: the first four of text_mutex; the current task. */
+	WRITER,
+	/* Follows WRITER, up to twice. number: how many words of the stack may be return addresses. */
+	CALLERS,
+	/* do_sync_core() was entered. words: rsp; where it returns to. */
+	SYNC,
+	/* A CPU serialised for the first time since a WRITE. flags: how. words: rip. */
+	SERIALISE,
+	/* int3 is executed. words: address; rsp. */
+	TRAP,
+	/*
+	 * The iret that goes on after a TRAP. flags: bit h: handler h was entered;
+	 * RETURNED_*: of the poke handler. number: TRAPs of this CPU not gone on yet.
+	 * words: address of the int3; rip, rsp and rflags popped; the word at the
+	 * lower one of both rsp; rsp and rflags before.
+	 */
+	RESUME,
+	/*
+	 * Kernel text is not what it was, and nobody is known to have written it.
+	 * Seen when the instruction is translated, or when the host asks for a look
+	 * at the whole text. number: length. words: address; 16 bytes before; 16
+	 * bytes now.
+	 */
+	CODE,
+	/* Passes over a site by a CPU. flags: FIRST since a WRITE there, else their number. words: site; number. */
+	PASS,
+	/* multi_cpu_stop() was entered. words: rdi. */
+	STOPPER,
+	/* text_mutex is released. words: its owner; the CPUs online. */
+	UNLOCK,
+};
+
+enum { F_IRQS = 1, F_EARLY = 2, F_MEMSET = 4, F_UNREADABLE = 8, F_FIRST = 1 };
+enum { S_IRET = 1, S_CPUID, S_SERIALIZE, S_CONTROL, S_MSR, S_OTHER, S_IN_SYNC = 0x100 };
+enum { RETURNED_ZERO = 0x100, RETURNED_NONZERO = 0x200 };
+
+struct control {
+	/* the host's wishes: a new number is a new wish */
+	uint32_t reload, turn, look;
+	/* the number of the last one that was fulfilled */
+	uint32_t reloaded, turned, looked;
+	uint64_t records;
+	uint64_t lost;	/* events since there was no room for a record; none follows */
+	uint64_t previous;	/* records in the other file */
+	/* nonzero while GDB has breakpoints: see passes() */
+	uint64_t gdb;
+};
+
+struct slot {
+	uint64_t address;
+	uint64_t count[CPUS];
+};
+
+#define WINDOW	(1 << 20)	/* bytes of the log that are mapped */
+
+static struct control *control;
+static struct slot *slots;
+static struct record *window;
+static int log_fd = -1;
+static uint64_t limit = 1024ull << 20;
+static const char *conf_path, *control_path, *ledger_path, *log_path[2];
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;	/* for tcg,thread=multi */
+
+/* A file that was given as an argument, or one that nobody else sees. */
+static int opened(const char *path, int flags)
+{
+	return path ? open(path, O_RDWR | O_CREAT | O_CLOEXEC | flags, 0644) :
+		      memfd_create("recorder", MFD_CLOEXEC);
+}
+
+static bool open_log(void)
+{
+	log_fd = opened(log_path[control->turned & 1], O_TRUNC);
+	return log_fd >= 0;
+}
+
+/* A place for one more record; NULL when there is none left. */
+static struct record *room(void)
+{
+	const uint64_t each = WINDOW / sizeof(struct record);
+	uint64_t at = control->records;
+
+	if (control->lost)	/* all that follows is lost: the rest must be seamless */
+		return NULL;
+	if (at % each == 0) {
+		uint64_t start = at * sizeof(struct record);
+
+		if (window)
+			munmap(window, WINDOW);
+		window = NULL;
+		/* Reserved first: writing to a hole that cannot be filled is a SIGBUS. */
+		if (start + WINDOW > limit || posix_fallocate(log_fd, start, WINDOW))
+			return NULL;
+		window = mmap(NULL, WINDOW, PROT_READ | PROT_WRITE, MAP_SHARED, log_fd, start);
+		if (window == MAP_FAILED) {
+			window = NULL;
+			return NULL;
+		}
+	}
+	return &window[at % each];
+}
+
+/* Go on in the other file, so that the host can have this one and its disk space. */
+static void turn(void)
+{
+	uint64_t records = control->records;
+
+	if (window)
+		munmap(window, WINDOW);
+	window = NULL;
+	close(log_fd);
+	control->turned = control->turn;
+	if (!open_log()) {
+		control->lost++;
+		return;
+	}
+	control->records = 0;
+	__atomic_store_n(&control->previous, records, __ATOMIC_RELEASE);
+}
+
+static void emit(enum kind kind, unsigned int cpu, unsigned int flags, uint32_t number,
+		 const uint64_t *words, int count)
+{
+	struct record *record = room();
+
+	if (!record) {
+		control->lost++;
+		return;
+	}
+	*record = (struct record){ .kind = kind, .cpu = cpu, .flags = flags, .number = number };
+	memcpy(record->word, words, count * sizeof(*words));
+	__atomic_store_n(&control->records, control->records + 1, __ATOMIC_RELEASE);
+}
+
+/* -- the guest's registers and memory */
+
+enum reg { RAX, RDX, RCX, RSI, RDI, RSP, EFLAGS, GS_BASE, K_GS_BASE, REGISTERS };
+static const char *const reg_names[REGISTERS] = {
+	"rax", "rdx", "rcx", "rsi", "rdi", "rsp", "eflags", "gs_base", "k_gs_base",
+};
+static struct qemu_plugin_register *reg_handle[REGISTERS];
+static GByteArray *scratch;
+
+static void find_registers(void)
+{
+	GArray *all = qemu_plugin_get_registers();
+	qemu_plugin_reg_descriptor *one = all ? (qemu_plugin_reg_descriptor *)all->data : NULL;
+
+	for (unsigned int i = 0; all && i < all->len; i++)
+		for (int r = 0; r < REGISTERS; r++)
+			if (!strcmp(one[i].name, reg_names[r]))
+				reg_handle[r] = one[i].handle;
+}
+
+static uint64_t reg(enum reg which)
+{
+	uint64_t value = 0;
+
+	g_byte_array_set_size(scratch, 0);
+	if (!reg_handle[which] || !qemu_plugin_read_register(reg_handle[which], scratch))
+		return 0;
+	memcpy(&value, scratch->data, scratch->len < 8 ? scratch->len : 8);
+	return value;
+}
+
+static bool memory(uint64_t address, void *to, size_t length)
+{
+	if (!length || !qemu_plugin_read_memory_vaddr(address, scratch, length) || scratch->len < length)
+		return false;
+	memcpy(to, scratch->data, length);
+	return true;
+}
+
+static uint64_t quad(uint64_t address)
+{
+	uint64_t value = 0;
+
+	return memory(address, &value, 8) ? value : 0;
+}
+
+/* -- what to watch */
+
+enum point {
+	P_NONE, P_WRITE, P_EARLY, P_SYNC, P_STOPPER, P_UNLOCK, P_SITE,
+	P_ENTRY, P_POKE, P_KPROBE, P_FTRACE,	/* handlers: bit 0, 1, 2, 3 of RESUME */
+	P_RETURN, P_SECOND,
+};
+
+struct watched {
+	uint64_t address;
+	enum point point;
+	uint64_t number;
+	uint64_t passes[CPUS];	/* of a site, by CPU, since the last write to it */
+	uint64_t entered;	/* CPUs that have executed this, but not yet what follows */
+	struct watched *first;	/* P_SECOND: what it follows */
+	bool has_second;
+};
+
+#define TABLE	4096	/* power of two */
+static struct watched *table[TABLE];
+static int watched_count;
+static struct watched *sites[256];
+static int site_count;
+
+/* Addresses of data, 0 where the kernel has none. */
+static uint64_t text_mutex, per_cpu_offset, online_mask, current_task, memset_function;
+static uint64_t text_start, text_end;
+
+static struct watched **place_of(uint64_t address)
+{
+	unsigned int at = (address * 0x9e3779b97f4a7c15ull) >> 52;
+
+	while (table[at] && table[at]->address != address)
+		at = (at + 1) % TABLE;
+	return &table[at];
+}
+
+static struct watched *watched_at(uint64_t address)
+{
+	struct watched *here = *place_of(address);
+
+	return here && here->point != P_NONE ? here : NULL;
+}
+
+static struct watched *watch(uint64_t address, enum point point, uint64_t number)
+{
+	struct watched **place = place_of(address);
+
+	if (!*place && watched_count < TABLE / 2) {
+		*place = calloc(1, sizeof(**place));
+		if (*place)
+			watched_count++;
+	}
+	if (*place)
+		**place = (struct watched){ .address = address, .point = point, .number = number };
+	return *place;
+}
+
+/* -- text, as it was last translated */
+
+/*
+ * For each byte between text_start and text_end: what it was, and what a write
+ * that has begun makes of it. Of both only what was touched takes memory.
+ */
+enum { SEEN = 1, WRITTEN = 2 };
+static uint8_t *text_now, *text_next, *text_state;
+
+static void shadow_text(void)
+{
+	static uint64_t start, end;
+	size_t size = text_end - text_start;
+
+	if (start == text_start && end == text_end)
+		return;
+	if (text_now)
+		munmap(text_now, 3 * (end - start));
+	text_now = NULL;
+	start = text_start;
+	end = text_end;
+	if (end <= start || size > 256 << 20)
+		return;
+	text_now = mmap(NULL, 3 * size, PROT_READ | PROT_WRITE,
+			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (text_now == MAP_FAILED)
+		text_now = NULL;
+	text_next = text_now + size;
+	text_state = text_next + size;
+}
+
+static void shadow_write(uint64_t address, const uint8_t *bytes, size_t length)
+{
+	for (size_t i = 0; text_now && i < length; i++) {
+		uint64_t at = address + i - text_start;
+
+		if (address + i < text_start || address + i >= text_end)
+			continue;
+		if (text_state[at] & WRITTEN)	/* that write is over, as writers exclude each other */
+			text_now[at] = text_next[at];
+		text_next[at] = bytes[i];
+		text_state[at] |= WRITTEN;
+	}
+}
+
+static bool looked;	/* at the whole text, once it was settled: before that it is the boot's */
+
+/* Text as it is now, a few bytes. Those that nobody has written become a CODE. */
+static void shadow_check(uint64_t address, const uint8_t *bytes, size_t length)
+{
+	uint64_t at = address - text_start, words[5] = { address };
+	uint8_t *before = (uint8_t *)&words[1], *now = (uint8_t *)&words[3];
+	bool differs = false;
+
+	if (!text_now || address < text_start || address + length > text_end)
+		return;
+	for (size_t i = 0; i < length; i++, at++) {
+		bool same = !(text_state[at] & SEEN) || text_now[at] == bytes[i];
+
+		before[i] = text_now[at];
+		now[i] = bytes[i];
+		if ((text_state[at] & WRITTEN) && text_next[at] == bytes[i]) {
+			text_state[at] &= ~WRITTEN;
+			same = true;
+		}
+		differs |= !same;
+		text_now[at] = bytes[i];
+		text_state[at] |= SEEN;
+	}
+	if (differs && looked)
+		emit(CODE, NO_CPU, 0, length, words, 5);
+}
+
+static void look_at_text(void)
+{
+	uint8_t page[4096];
+
+	for (uint64_t address = text_start; text_now && address < text_end; address += sizeof(page)) {
+		size_t size = text_end - address < sizeof(page) ? text_end - address : sizeof(page);
+
+		if (!memory(address, page, size))
+			continue;
+		for (size_t at = 0; at < size; at += INLINE)
+			shadow_check(address + at, page + at, size - at < INLINE ? size - at : INLINE);
+	}
+	looked = true;
+}
+
+/* -- which CPU */
+
+static uint64_t gs_of[CPUS];
+
+static unsigned int find_gs(uint64_t gs)
+{
+	static unsigned int last;
+
+	if (gs_of[last] == gs)
+		return last;
+	for (unsigned int cpu = 0; cpu < CPUS; cpu++)
+		if (gs_of[cpu] == gs)
+			return last = cpu;
+	return NO_CPU;
+}
+
+/*
+ * In the kernel gs_base is __per_cpu_offset[cpu]. Just before it goes back to
+ * user mode that is in k_gs_base. QEMU's own number of the CPU is wrong with
+ * one thread: it is that of the CPU for which the block was translated.
+ */
+static unsigned int cpu_now(void)
+{
+	uint64_t gs = reg(GS_BASE), kernel_gs;
+	unsigned int cpu;
+
+	if (!per_cpu_offset)	/* built without CONFIG_SMP */
+		return 0;
+	cpu = gs >> 63 ? find_gs(gs) : NO_CPU;
+	if (cpu != NO_CPU)
+		return cpu;
+	kernel_gs = reg(K_GS_BASE);
+	cpu = kernel_gs >> 63 ? find_gs(kernel_gs) : NO_CPU;
+	if (cpu == NO_CPU && (gs >> 63 || kernel_gs >> 63) &&
+	    memory(per_cpu_offset, gs_of, sizeof(gs_of)))
+		cpu = find_gs(gs >> 63 ? gs : kernel_gs);
+	return cpu;
+}
+
+/* -- the host's wishes */
+
+static qemu_plugin_id_t plugin_id;
+
+/* Read the configuration, in place of the one that was read before. */
+static void load(void)
+{
+	static const struct {
+		const char *name;
+		enum point point;
+	} points[] = {
+		{ "write", P_WRITE }, { "early", P_EARLY }, { "sync", P_SYNC },
+		{ "stopper", P_STOPPER }, { "unlock", P_UNLOCK }, { "site", P_SITE },
+		{ "entry", P_ENTRY }, { "poke", P_POKE }, { "kprobe", P_KPROBE },
+		{ "ftrace", P_FTRACE },
+	};
+	const struct {
+		const char *name;
+		uint64_t *value;
+	} values[] = {
+		{ "text_mutex", &text_mutex }, { "per_cpu_offset", &per_cpu_offset },
+		{ "online_mask", &online_mask }, { "current_task", &current_task },
+		{ "memset", &memset_function }, { "text_start", &text_start },
+		{ "text_end", &text_end },
+	};
+	unsigned long long address, number;
+	char line[256], name[64];
+	FILE *file = conf_path ? fopen(conf_path, "re") : NULL;
+
+	for (size_t i = 0; i < TABLE; i++)
+		if (table[i])	/* code that is translated already may still point to it */
+			table[i]->point = P_NONE;
+	site_count = 0;
+
+	while (file && fgets(line, sizeof(line), file)) {
+		number = 0;
+		if (sscanf(line, "%63s %llx %llx", name, &address, &number) < 2)
+			continue;
+		for (size_t i = 0; i < sizeof(values) / sizeof(*values); i++)
+			if (!strcmp(name, values[i].name))
+				*values[i].value = address;
+		for (size_t i = 0; i < sizeof(points) / sizeof(*points); i++) {
+			struct watched *one;
+
+			if (strcmp(name, points[i].name) ||
+			    (points[i].point == P_SITE && watched_at(address)))
+				continue;
+			one = watch(address, points[i].point, number);
+			if (one && points[i].point == P_SITE && site_count < 256)
+				sites[site_count++] = one;
+		}
+	}
+	if (file)
+		fclose(file);
+	shadow_text();
+}
+
+static void heed(void)
+{
+	if (control->reload != control->reloaded) {
+		load();
+		control->reloaded = control->reload;
+		/* What is watched from now on may have been translated without a callback. */
+		translate_anew(plugin_id);
+	}
+	/* Not in the middle of a poke. */
+	if (control->turn != control->turned && !(text_mutex && quad(text_mutex)))
+		turn();
+	if (control->look != control->looked) {
+		look_at_text();
+		control->looked = control->look;
+	}
+}
+
+/* -- what is seen: writes */
+
+#define LONGEST		4096	/* of a write that is read */
+#define STACK_WORDS	64
+#define CALLERS_KEPT	7
+
+static uint64_t round_number;	/* WRITEs so far */
+
+/* Whether there is a call before `address`: of a function (e8), or by a register (ff d0 to ff d7). */
+static bool behind_call(uint64_t address)
+{
+	uint8_t code[5];
+
+	return address >> 31 == 0x1ffffffff && memory(address - 5, code, 5) &&
+	       (code[0] == 0xe8 || (code[3] == 0xff && (code[4] & 0xf8) == 0xd0));
+}
+
+static void emit_callers(unsigned int cpu, uint64_t rsp)
+{
+	uint64_t stack[STACK_WORDS], found[2 * CALLERS_KEPT];
+	int count = 0, words = STACK_WORDS;
+
+	if (!memory(rsp, stack, sizeof(stack))) {	/* its top may be nearer */
+		words = (0x1000 - (rsp & 0xfff)) / 8;
+		words = words < STACK_WORDS ? words : STACK_WORDS;
+		if (!memory(rsp, stack, words * 8))
+			return;
+	}
+	for (int i = 0; i < words && count < 2 * CALLERS_KEPT; i++)
+		if (behind_call(stack[i]))
+			found[count++] = stack[i];
+	for (int i = 0; i < count; i += CALLERS_KEPT) {
+		int part = count - i < CALLERS_KEPT ? count - i : CALLERS_KEPT;
+
+		emit(CALLERS, cpu, 0, part, &found[i], part);
+	}
+}
+
+static uint64_t fnv1a(const uint8_t *bytes, size_t length)
+{
+	uint64_t hash = 0xcbf29ce484222325ull;
+
+	for (size_t i = 0; i < length; i++)
+		hash = (hash ^ bytes[i]) * 0x100000001b3ull;
+	return hash;
+}
+
+static uint64_t cpus_online(void)
+{
+	return online_mask ? quad(online_mask) : 1;
+}
+
+static void flush_passes(uint64_t address, uint64_t length)
+{
+	for (int i = 0; i < site_count; i++) {
+		struct watched *site = sites[i];
+
+		if (address >= site->address + site->number || address + length <= site->address)
+			continue;
+		for (unsigned int cpu = 0; cpu < CPUS; cpu++) {
+			uint64_t words[2] = { site->address, site->passes[cpu] };
+
+			if (words[1])
+				emit(PASS, cpu, 0, 0, words, 2);
+			site->passes[cpu] = 0;
+		}
+	}
+}
+
+/*
+ * (address, source, length), and before them, in __text_poke() since 6.1, a
+ * function that copies: text_poke_memcpy() or text_poke_memset(). The third
+ * argument tells, as a length is no pointer.
+ */
+static void on_write(unsigned int cpu, uint64_t rsp, bool early)
+{
+	static uint8_t bytes[LONGEST];
+	uint64_t arg[4] = { reg(RDI), reg(RSI), reg(RDX), reg(RCX) };
+	bool with_function = arg[2] >> 63;
+	uint64_t address = arg[with_function], source = arg[1 + with_function];
+	uint64_t length = arg[2 + with_function];
+	uint64_t words[7] = { address, 0, 0, 0, 0, rsp, 0 };
+	size_t kept = length < LONGEST ? length : LONGEST;
+	unsigned int flags = (reg(EFLAGS) & EFLAGS_IF ? F_IRQS : 0) | (early ? F_EARLY : 0);
+	uint64_t gs = reg(GS_BASE), mutex[5] = { 0 };
+
+	if (with_function && arg[0] == memset_function) {
+		flags |= F_MEMSET;
+		if (memory(source, bytes, 1))
+			memset(bytes, bytes[0], kept);
+		else
+			flags |= F_UNREADABLE;
+	} else if (!memory(source, bytes, kept)) {
+		flags |= F_UNREADABLE;
+	}
+	flush_passes(address, length);
+	if (!(flags & F_UNREADABLE))
+		shadow_write(address, bytes, kept);
+	if (length <= INLINE)
+		memcpy(&words[1], bytes, flags & F_UNREADABLE ? 0 : kept);
+	else
+		words[1] = fnv1a(bytes, kept);
+	/* What follows the write as well: a tail that is written later is compared to it. */
+	if (!memory(address, &words[3], INLINE))
+		memory(address, &words[3], length < INLINE ? length : INLINE);
+	words[6] = cpus_online();
+	emit(WRITE, cpu, flags, length, words, 7);
+	round_number++;
+	if (!(words[6] & (words[6] - 1)) && !looked)	/* boot; nobody else could execute it */
+		return;
+	if (text_mutex)
+		memory(text_mutex, mutex, 4 * sizeof(*mutex));
+	mutex[4] = current_task && gs >> 63 ? quad(gs + current_task) : 0;
+	emit(WRITER, cpu, 0, 0, mutex, 5);
+	emit_callers(cpu, rsp);
+}
+
+/* -- what is seen: cores that sync and serialise */
+
+#define SYNC_FRAME	256	/* bytes that do_sync_core() takes of the stack, at most */
+
+static struct {
+	uint64_t round;		/* since which this CPU is known to have serialised */
+	uint64_t round_in_sync;	/* the same, within do_sync_core() */
+	uint64_t sync_rsp;	/* where do_sync_core() was entered, since the last WRITE */
+	uint64_t sync_round;
+} core[CPUS];
+
+static void on_sync(unsigned int cpu, uint64_t rsp)
+{
+	uint64_t words[2] = { rsp, quad(rsp) };
+
+	emit(SYNC, cpu, reg(EFLAGS) & EFLAGS_IF ? F_IRQS : 0, 0, words, 2);
+	if (cpu < CPUS) {
+		core[cpu].sync_rsp = rsp;
+		core[cpu].sync_round = round_number;
+	}
+}
+
+/* Whether a CPU with this rsp is within do_sync_core(), by all that can be told without seeing it return. */
+static bool in_sync_core(unsigned int cpu, uint64_t rsp)
+{
+	return core[cpu].sync_round == round_number && rsp <= core[cpu].sync_rsp &&
+	       core[cpu].sync_rsp - rsp <= SYNC_FRAME;
+}
+
+static void resume(unsigned int cpu);
+
+/* MSRs that wrmsr writes without serialising (SDM, volume 3, "Serializing Instructions"; APM for the last). */
+static bool quiet_msr(uint32_t msr)
+{
+	return msr == 0x48 || msr == 0x49 || msr == 0x6e0 || msr == 0x6e1 ||
+	       (msr >= 0x800 && msr <= 0x8ff) || (msr >= 0xc0000100 && msr <= 0xc0000102);
+}
+
+static void serialises(unsigned int vcpu, void *data)
+{
+	uint64_t where = (uintptr_t)data, address = where | 0xffff000000000000ull, rsp;
+	unsigned int how = (where >> 48) & 0xff, cpu;
+	bool in_sync;
+
+	/* The pointer has the address in its lower 48 bits, and above them how. */
+	(void)vcpu;
+	pthread_mutex_lock(&lock);
+	heed();
+	cpu = cpu_now();
+	if (cpu < CPUS && !(how == S_MSR && quiet_msr(reg(RCX)))) {
+		if (how == S_IRET)
+			resume(cpu);
+		rsp = reg(RSP);
+		in_sync = in_sync_core(cpu, rsp);
+		if (core[cpu].round != round_number ||
+		    (in_sync && core[cpu].round_in_sync != round_number)) {
+			core[cpu].round = round_number;
+			if (in_sync)
+				core[cpu].round_in_sync = round_number;
+			emit(SERIALISE, cpu, how | (in_sync ? S_IN_SYNC : 0), 0, &address, 1);
+		}
+	}
+	pthread_mutex_unlock(&lock);
+}
+
+/* How the instruction serialises, 0 if it does not. Of those that Intel's SDM and AMD's APM both name. */
+static unsigned int how_serialising(const uint8_t *code, size_t length)
+{
+	size_t at = 0;
+	uint8_t modrm;
+
+	while (at < length && ((code[at] & 0xf0) == 0x40 || code[at] == 0x66 || code[at] == 0xf2 ||
+			       code[at] == 0xf3))
+		at++;
+	if (at < length && code[at] == 0xcf)
+		return S_IRET;
+	if (at + 1 >= length || code[at] != 0x0f)
+		return 0;
+	modrm = at + 2 < length ? code[at + 2] : 0;
+	switch (code[at + 1]) {
+	case 0x00:	/* lldt, ltr */
+		return (modrm >> 3 & 7) == 2 || (modrm >> 3 & 7) == 3 ? S_OTHER : 0;
+	case 0x01:
+		if (modrm == 0xe8)
+			return S_SERIALIZE;
+		if (modrm >> 6 == 3)
+			return 0;
+		/* lgdt, lidt, invlpg */
+		return (modrm >> 3 & 7) == 2 || (modrm >> 3 & 7) == 3 || (modrm >> 3 & 7) == 7 ? S_OTHER : 0;
+	case 0x08:	/* invd */
+	case 0x09:	/* wbinvd */
+	case 0x23:	/* mov to a debug register */
+	case 0xaa:	/* rsm */
+		return S_OTHER;
+	case 0x22:	/* mov to a control register; cr8 does not serialise */
+		return (at && (code[at - 1] & 0xf4) == 0x44) ? 0 : S_CONTROL;
+	case 0x30:
+		return S_MSR;
+	case 0xa2:
+		return S_CPUID;
+	}
+	return 0;
+}
+
+/* -- what is seen: int3, and how its CPU goes on */
+
+#define DEPTH		8
+#define DIE_INT3	2	/* enum die_val in arch/x86/include/asm/kdebug.h */
+enum { PT_IP = 0x80, PT_FLAGS = 0x90, PT_SP = 0x98 };	/* struct pt_regs, the same since 2.6 */
+
+struct trap {
+	uint64_t address, regs, sp, flags;
+	unsigned int seen;	/* the flags of RESUME */
+};
+
+static struct {
+	struct trap trap[DEPTH];
+	int depth;
+} trapped[CPUS];
+
+static void executes_int3(unsigned int vcpu, void *data)
+{
+	struct slot *slot = data;
+	uint64_t words[2] = { slot->address };
+	unsigned int cpu;
+
+	(void)vcpu;
+	pthread_mutex_lock(&lock);
+	heed();
+	cpu = cpu_now();
+	words[1] = reg(RSP);
+	__atomic_fetch_add(&slot->count[cpu < CPUS ? cpu : 0], 1, __ATOMIC_RELAXED);
+	emit(TRAP, cpu, reg(EFLAGS) & EFLAGS_IF ? F_IRQS : 0, 0, words, 2);
+	if (cpu < CPUS) {
+		if (trapped[cpu].depth == DEPTH) {	/* those at the bottom never came back */
+			memmove(&trapped[cpu].trap[0], &trapped[cpu].trap[1], (DEPTH - 1) * sizeof(struct trap));
+			trapped[cpu].depth--;
+		}
+		trapped[cpu].trap[trapped[cpu].depth++] = (struct trap){ .address = slot->address };
+	}
+	pthread_mutex_unlock(&lock);
+}
+
+/* A handler is entered: with pt_regs in rdi, or as a die notifier: (block, DIE_INT3, struct die_args *). */
+static void on_handler(unsigned int cpu, enum point point, bool notifier)
+{
+	struct trap *top;
+	uint64_t regs;
+
+	if (cpu >= CPUS || !trapped[cpu].depth || (notifier && reg(RSI) != DIE_INT3))
+		return;
+	regs = notifier ? quad(reg(RDX)) : reg(RDI);
+	top = &trapped[cpu].trap[trapped[cpu].depth - 1];
+	if (!top->regs) {
+		if (quad(regs + PT_IP) != top->address + 1)
+			return;
+		top->regs = regs;
+		top->sp = quad(regs + PT_SP);
+		top->flags = quad(regs + PT_FLAGS);
+	}
+	if (top->regs == regs)
+		top->seen |= 1 << (point - P_ENTRY);
+}
+
+static void on_return(unsigned int cpu, enum point handler)
+{
+	if (cpu < CPUS && trapped[cpu].depth && handler == P_POKE)
+		trapped[cpu].trap[trapped[cpu].depth - 1].seen |=
+			(uint32_t)reg(RAX) ? RETURNED_NONZERO : RETURNED_ZERO;
+}
+
+/* At an iret: whether it is the one by which this CPU goes on after an int3. */
+static void resume(unsigned int cpu)
+{
+	uint64_t frame[5], rsp;
+	int at = trapped[cpu].depth - 1;
+
+	if (at < 0)
+		return;
+	rsp = reg(RSP);
+	while (at >= 0 && trapped[cpu].trap[at].regs + PT_IP != rsp)
+		at--;
+	if (at < 0 || !memory(rsp, frame, sizeof(frame)))
+		return;
+	struct trap *trap = &trapped[cpu].trap[at];
+	uint64_t lower = frame[3] < trap->sp ? frame[3] : trap->sp;
+	uint64_t words[7] = { trap->address, frame[0], frame[3], frame[2], quad(lower), trap->sp, trap->flags };
+
+	trapped[cpu].depth = at;
+	emit(RESUME, cpu, trap->seen, at, words, 7);
+}
+
+/* -- what is seen: the rest */
+
+static void on_site(struct watched *site, unsigned int cpu)
+{
+	uint64_t words[2] = { site->address, 1 };
+
+	if (cpu < CPUS && !site->passes[cpu]++)
+		emit(PASS, cpu, F_FIRST, 0, words, 2);
+}
+
+/* rsp: as it was when the function was entered. */
+static void at_point(struct watched *here, unsigned int cpu, uint64_t rsp)
+{
+	uint64_t words[2];
+
+	switch (here->point) {
+	case P_NONE:
+		break;
+	case P_WRITE:
+	case P_EARLY:
+		on_write(cpu, rsp, here->point == P_EARLY);
+		break;
+	case P_SYNC:
+		on_sync(cpu, rsp);
+		break;
+	case P_STOPPER:
+		words[0] = reg(RDI);
+		emit(STOPPER, cpu, 0, 0, words, 1);
+		break;
+	case P_UNLOCK:
+		words[0] = quad(text_mutex);
+		words[1] = cpus_online();
+		emit(UNLOCK, cpu, 0, 0, words, 2);
+		break;
+	case P_SITE:
+		on_site(here, cpu);
+		break;
+	case P_RETURN:
+		on_return(cpu, here->number);
+		break;
+	default:
+		on_handler(cpu, here->point, here->number);
+	}
+}
+
+/*
+ * GDB's agent sends a CPU that stops at a breakpoint on to the next
+ * instruction, so that QEMU does not execute the first. So there are callbacks
+ * on both, and the second one counts if the first was left out. rsp is other
+ * only if the first is a push.
+ */
+static void passes(unsigned int vcpu, void *data)
+{
+	struct watched *here = data, *first = here->point == P_SECOND ? here->first : here;
+	unsigned int cpu;
+	uint64_t bit;
+
+	(void)vcpu;
+	if (here->point == P_SECOND && !control->gdb && !first->entered)
+		return;
+	/* mutex_unlock() is called for every other mutex as well. */
+	if (first->point == P_UNLOCK && reg(RDI) != text_mutex)
+		return;
+	pthread_mutex_lock(&lock);
+	heed();
+	cpu = cpu_now();
+	bit = 1ull << (cpu % CPUS);
+	if (here == first) {
+		at_point(here, cpu, reg(RSP));
+		if (control->gdb)
+			here->entered |= bit;
+	} else {
+		if (!(first->entered & bit) && control->gdb)
+			at_point(first, cpu, reg(RSP) + here->number);
+		first->entered &= ~bit;
+	}
+	pthread_mutex_unlock(&lock);
+}
+
+/* Whether this is a function, whose second instruction is watched as well. */
+static bool has_entry(const struct watched *point)
+{
+	return point->point != P_SITE && point->point < P_RETURN;
+}
+
+/* The first instruction of a watched function: watch the one after it as well. */
+static void watch_second(struct watched *first, const uint8_t *code, size_t length)
+{
+	uint64_t next = first->address + length;
+	bool push = (length == 1 && (code[0] & 0xf8) == 0x50) || (length == 2 && code[0] == 0x41 && (code[1] & 0xf8) == 0x50);
+	struct watched *second;
+	int32_t distance;
+
+	if (first->has_second)
+		return;
+	first->has_second = true;
+	if (code[0] == 0xe9 && length == 5) {
+		memcpy(&distance, code + 1, 4);
+		next += distance;
+	} else if (code[0] == 0xeb && length == 2) {
+		next += (int8_t)code[1];
+	}
+	if (watched_at(next))
+		return;
+	second = watch(next, P_SECOND, push ? 8 : 0);
+	if (second)
+		second->first = first;
+}
+
+/*
+ * A block begins shortly behind a watched function's first instruction, which
+ * was never translated because GDB has a breakpoint there: then it begins with
+ * the second.
+ */
+static void find_second(uint64_t start)
+{
+	uint8_t code[INLINE];
+
+	for (size_t length = 1; length < INLINE; length++) {
+		struct watched *first = watched_at(start - length);
+
+		if (first && has_entry(first) && memory(first->address, code, length))
+			watch_second(first, code, length);
+	}
+}
+
+/* The slot of an int3 in the ledger, or one that is not in it when that is full. */
+static struct slot *slot_of(uint64_t address)
+{
+	int at = 0;
+	struct slot *slot;
+
+	while (at < SLOTS - 1 && slots[at].address && slots[at].address != address)
+		at++;
+	slot = at < SLOTS - 1 ? &slots[at] : calloc(1, sizeof(*slot));
+	if (slot)
+		slot->address = address;
+	return slot;
+}
+
+static void instruction(struct qemu_plugin_insn *insn)
+{
+	uint64_t address = qemu_plugin_insn_vaddr(insn);
+	uint8_t code[INLINE] = { 0 };
+	struct watched *here;
+	unsigned int how;
+	size_t length;
+
+	if (!(address >> 63))	/* the upper half is the kernel's */
+		return;
+	length = qemu_plugin_insn_data(insn, code, sizeof(code));
+	shadow_check(address, code, length);
+	here = watched_at(address);
+	if (here)
+		qemu_plugin_register_vcpu_insn_exec_cb(insn, passes, QEMU_PLUGIN_CB_R_REGS, here);
+	if (here && has_entry(here))
+		watch_second(here, code, length);
+	if (length && code[0] == INT3) {
+		struct slot *slot = slot_of(address);
+
+		if (slot)
+			qemu_plugin_register_vcpu_insn_exec_cb(insn, executes_int3, QEMU_PLUGIN_CB_R_REGS, slot);
+	} else if ((how = how_serialising(code, length))) {
+		uint64_t where = (address & 0xffffffffffffull) | (uint64_t)how << 48;
+
+		qemu_plugin_register_vcpu_insn_exec_cb(insn, serialises, QEMU_PLUGIN_CB_R_REGS,
+						       (void *)(uintptr_t)where);
+	} else if (length == 5 && code[0] == 0xe8) {
+		int32_t distance;
+
+		memcpy(&distance, code + 1, 4);
+		here = watched_at(address + 5 + distance);
+		if (here && here->point >= P_ENTRY && here->point < P_RETURN && !watched_at(address + 5))
+			watch(address + 5, P_RETURN, here->point);
+	}
+}
+
+static void translated(struct qemu_plugin_tb *tb)
+{
+	pthread_mutex_lock(&lock);
+	if (!reg_handle[RSP])
+		find_registers();
+	heed();
+	if (control->gdb)
+		find_second(qemu_plugin_insn_vaddr(qemu_plugin_tb_get_insn(tb, 0)));
+	for (size_t i = 0, n = qemu_plugin_tb_n_insns(tb); i < n; i++)
+		instruction(qemu_plugin_tb_get_insn(tb, i));
+	pthread_mutex_unlock(&lock);
+}
+
+/* `size` bytes of a file, mapped shared. */
+static void *mapped(const char *path, size_t size)
+{
+	int fd = opened(path, 0);
+	void *map = MAP_FAILED;
+
+	if (fd >= 0 && !ftruncate(fd, size))
+		map = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (map == MAP_FAILED)
+		fprintf(stderr, "recorder: %s: %s\n", path ? path : "memory", strerror(errno));
+	if (fd >= 0)
+		close(fd);
+	return map == MAP_FAILED ? NULL : map;
+}
+
+EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const struct qemu_info_t *info,
+			       int argc, char **argv)
+{
+	const struct {
+		const char *name;
+		const char **path;
+	} files[] = {
+		{ "conf=", &conf_path }, { "control=", &control_path },
+		{ "ledger=", &ledger_path }, { "log0=", &log_path[0] }, { "log1=", &log_path[1] },
+	};
+
+	(void)info;
+	for (int i = 0; i < argc; i++) {
+		for (size_t f = 0; f < sizeof(files) / sizeof(*files); f++)
+			if (!strncmp(argv[i], files[f].name, strlen(files[f].name)))
+				*files[f].path = strdup(argv[i] + strlen(files[f].name));
+		if (!strncmp(argv[i], "limit=", 6))	/* MiB of the log */
+			limit = strtoull(argv[i] + 6, NULL, 10) << 20;
+	}
+	scratch = g_byte_array_new();
+	slots = mapped(ledger_path, SLOTS * sizeof(*slots));
+	control = mapped(control_path, sizeof(*control));
+	if (!slots || !control || !open_log()) {
+		fprintf(stderr, "recorder: cannot write to the files given as arguments\n");
+		return -1;
+	}
+	plugin_id = id;
+	load();
+	register_translated(id);
+	return 0;
+}

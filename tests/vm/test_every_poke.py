@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The recorder in a real run: every poke from boot on is in its log and judged."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orchestrator.verdict import record
+from orchestrator.watch.recorder import load
+
+pytestmark = pytest.mark.vm
+
+
+def test_every_poke_of_a_run_is_recorded_and_judged(tmp_path: Path) -> None:
+    directory = tmp_path / "a,b"
+    command = [sys.executable, "-m", "orchestrator", "run", "--output", str(directory)]
+    what = ["--smp", "2", "--duration", "0.5", "--scenario", "nop5", "--scenario", "kprobe-beside"]
+    done = subprocess.run([*command, *what], capture_output=True, text=True, timeout=600)
+    print(done.stderr[-3000:], done.stdout[-6000:])
+    assert done.returncode == 0
+    checks = {
+        check["check"]: check
+        for check in json.loads((directory / "verdict.json").read_text())["checks"]
+    }
+    assert checks["record"]["status"] == "pass"
+    for owner in ("test module", "jump labels", "kprobes"):
+        assert owner in checks["record"]["text"]
+
+    log = load(directory / "recorder.log.gz")
+    assert not list(directory.glob("recorder.?.log"))
+    cpus = log["cpu"][log["kind"] == record.SYNC]
+    assert np.array_equal(np.unique(cpus), [0, 1])
+    writes = log[log["kind"] == record.WRITE]
+    assert writes["word"][0, 6] == 1, "the log begins while only one CPU is online"
