@@ -10,6 +10,7 @@ import contextlib
 import os
 import platform
 import sqlite3
+import stat
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -295,7 +296,7 @@ def _put_aside(path: Path, inode: int) -> None:
             # SQLite would take what the others hold for a part of the new database.
             for suffix in ("", "-wal", "-shm"):
                 file = path.with_name(f"{path.name}{suffix}")
-                if file.exists():
+                with contextlib.suppress(FileNotFoundError):
                     file.rename(path.with_name(f"{path.name}.damaged-{stamp}{suffix}"))
     except OSError as error:
         raise HistoryError(f"{path} is damaged and stays: {sentence(error)}") from error
@@ -304,8 +305,17 @@ def _put_aside(path: Path, inode: int) -> None:
 
 def _is_file(path: Path) -> bool:
     """Whether the path is that of a file, or free for one."""
-    return path.is_file() or not path.exists()
+    status = _status(path)
+    return status is None or stat.S_ISREG(status.st_mode)
 
 
 def _inode(path: Path) -> int:
-    return path.stat().st_ino if path.exists() else 0
+    status = _status(path)
+    return status.st_ino if status else 0
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """None if there is nothing. One look, as another process may make the file between two."""
+    with contextlib.suppress(OSError):
+        return path.stat()
+    return None

@@ -392,6 +392,32 @@ def test_concurrent_writers_lose_nothing(tmp_path: Path) -> None:
     assert len(history.past(count=100, path=tmp_path / "history.sqlite")) == 40
 
 
+@pytest.mark.parametrize("look", [1, 2, 3, 4])
+def test_a_database_that_another_process_makes_meanwhile_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, look: int
+) -> None:
+    path = tmp_path / "history.sqlite"
+    stat = Path.stat
+    looks = 0
+
+    def and_then_it_is_there(self: Path, **options: Any) -> os.stat_result:
+        nonlocal looks
+        try:
+            return stat(self, **options)
+        except FileNotFoundError:
+            looks += 1
+            if self == path and looks == look:
+                monkeypatch.undo()
+                history.past(path=path)
+            raise
+
+    monkeypatch.setattr(Path, "stat", and_then_it_is_there)
+    history.record(result_of(Run(), tmp_path), path)
+    monkeypatch.undo()
+    assert [run.outcome for run in history.past(path=path)] == ["pass"]
+    assert not [*tmp_path.glob("*.damaged-*")]
+
+
 def test_the_files_of_the_same_result_are_identical(tmp_path: Path) -> None:
     result = result_of(Run(), tmp_path)
     files.write(result)
