@@ -4,7 +4,8 @@
 It reads from a pipe whose other end only we have, so it notices when we end, however that happens.
 Then it kills all processes that descend from us, and removes our temporary directories. It finds
 the processes by a variable in their environment: a make that is killed leaves compilers behind,
-which the death signal of proc.mortal() does not reach, in sessions of their own.
+which the death signal of proc.mortal() does not reach, in sessions of their own. A compiler that is
+killed in turn leaves temporary files behind, so $TMPDIR of all of them is one of our directories.
 """
 
 from __future__ import annotations
@@ -59,11 +60,16 @@ until there are none for half a second, as one that has just been forked has no 
 
 _lock = threading.Lock()
 _keeper: subprocess.Popen[bytes] | None = None
+_scratch: Path | None = None
+"""For temporary files of our children."""
 
 
 def start() -> None:
-    """Start the keeper unless it runs. It finds only processes that are started after this."""
-    global _keeper
+    """Start the keeper unless it runs. It finds only processes that are started after this.
+
+    From then on $TMPDIR of our children is a directory that ends with us.
+    """
+    global _keeper, _scratch
     with interrupts.held(), _lock:
         if _keeper:
             return
@@ -82,11 +88,19 @@ def start() -> None:
         os.environ[variable] = "1"
         atexit.register(_dismiss)
         os.register_at_fork(after_in_child=_forget)
+        with contextlib.suppress(OSError):  # without one, they have to do with what they find
+            _scratch = _new_directory((Path(tempfile.gettempdir()),))
+            _remove_later(_scratch)
+            os.environ["TMPDIR"] = str(_scratch)
 
 
 def watch(directory: Path) -> None:
     """Have `directory` removed once this process has ended, if it still exists then."""
     start()
+    _remove_later(directory)
+
+
+def _remove_later(directory: Path) -> None:
     path = str(directory.absolute())
     if "\n" not in path:
         _tell(path)
@@ -134,6 +148,8 @@ def _dismiss() -> None:
         _keeper.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             _keeper.wait(DISMISSAL)
+        if _scratch:  # somebody may have killed the keeper
+            shutil.rmtree(_scratch, ignore_errors=True)
 
 
 def _forget() -> None:

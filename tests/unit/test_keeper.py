@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -117,12 +118,31 @@ def test_the_keeper_is_gone_after_an_orderly_end(tmp_path: Path) -> None:
     assert not Path("/proc", pid).exists()
 
 
-def test_a_keeper_that_was_killed_does_no_harm(tmp_path: Path) -> None:
+def test_a_keeper_that_was_killed_does_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     script = FAMILY.replace("time.sleep(60)", "keeper._keeper.kill(); keeper._keeper.wait()")
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path), "exit 0"], capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
+    assert not [*(tmp_path / "tmp").iterdir()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_temporary_files_of_children_go_with_us(
+    number: signal.Signals, mark: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A compiler that is killed does not remove its own."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    process = started(FAMILY, tmp_path, 'touch "$TMPDIR/left"; exec sleep 50')
+    assert within(5, lambda: any((tmp_path / "tmp").glob("*/left")))
+    process.send_signal(number)
+    process.wait()
+    assert within(SECONDS, lambda: not [*(tmp_path / "tmp").iterdir()])
 
 
 def test_a_temporary_directory_is_made_where_it_can_be(tmp_path: Path) -> None:
