@@ -133,8 +133,7 @@ def inspect_kernel(request: KernelRequest) -> tuple[Kernel, dict[str, str]]:
             ):
                 lines = of_vmlinux(notes.kernel_symbols(cell.directory))
                 kernel_facts = facts.facts(lines, read)
-    cached.parent.mkdir(exist_ok=True)
-    host_files.save(cached, kernel_facts)
+    host_files.remember(cached, kernel_facts)
     return kernel, kernel_facts
 
 

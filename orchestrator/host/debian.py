@@ -381,7 +381,7 @@ def _matching(state: Path, pattern: str, suite: str) -> list[Package]:
             known[pattern] = [
                 [package.name, package.version, package.suite] for package in packages
             ]
-            files.save(memory, known)
+            files.remember(memory, known)
             break
         with locked(state / "lock"):
             _refresh(state)

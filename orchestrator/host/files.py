@@ -114,6 +114,13 @@ def save(path: Path, content: Any) -> None:
     write_whole(path, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}\n")
 
 
+def remember(path: Path, content: Any) -> None:
+    """save(), if that is possible: for what can be found out again and only saves time."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(path, content)
+
+
 def load(path: Path) -> Any:
     """What save() wrote to `path`, or None if the file is missing or damaged."""
     try:

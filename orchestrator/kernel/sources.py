@@ -246,8 +246,7 @@ def scan(root: Path, paths: Iterable[str], memory: Path) -> Manifest:
         if status.st_mtime_ns < settled and status.st_ctime_ns < settled:
             remembered[path] = [*stamp, printed]
     if remembered != known:
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        files.save(memory, remembered)
+        files.remember(memory, remembered)
     return manifest
 
 

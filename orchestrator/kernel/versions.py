@@ -11,6 +11,7 @@ mirror cannot be asked, the last choice stays.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -99,10 +100,10 @@ def _choices() -> dict[str, list[list[str]]]:
 
 def _remember(name: str, subject: str, packages: list[Package]) -> None:
     memory = state_dir() / MEMORY
-    with locked(lock_of(memory)):
+    with contextlib.suppress(OSError), locked(lock_of(memory)):
         known = files.load(memory) or {}
         content = [subject, [_fields(package) for package in packages]]
-        files.save(memory, known | {name: content})
+        files.remember(memory, known | {name: content})
 
 
 def _report(name: str, before: list[Package], packages: list[Package]) -> None:

@@ -27,6 +27,7 @@ from typing import Literal
 
 from orchestrator.errors import InfraError, UsageError, nearest
 from orchestrator.host import proc
+from orchestrator.host.files import lock_of
 from orchestrator.host.paths import PROJECT, cache_dir, cached_dir, locked, state_dir, write_whole
 from orchestrator.host.tools import Qemu
 from orchestrator.machine.gdbstub import Stop, Stub, StubError
@@ -114,14 +115,17 @@ def kvm_trouble(qemu: Qemu, *, device: Path = Path("/dev/kvm"), memory: Path | N
         return f"you may not open {device} (are you in the group kvm?)"
     memory = memory or state_dir() / "hosts.json"
     key = " ".join((_host(), platform.release(), qemu.identity, _probe_digest()))
-    with locked(memory.with_name(f".{memory.name}.lock")):
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # then several may probe at once
+            stack.enter_context(locked(lock_of(memory)))
         try:
             known = dict(json.loads(memory.read_text()))
-        except (OSError, ValueError):  # no such file, or a damaged one, which is overwritten below
+        except (OSError, ValueError, TypeError, RecursionError):  # none, or a damaged one
             known = {}
         if not isinstance(known.get(key), str):
             known[key] = probe(qemu, "kvm", "host")
-            write_whole(memory, json.dumps(known, indent=1, sort_keys=True) + "\n")
+            with contextlib.suppress(OSError):
+                write_whole(memory, json.dumps(known, indent=1, sort_keys=True) + "\n")
         return str(known[key])
 
 

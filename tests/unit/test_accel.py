@@ -94,6 +94,33 @@ def test_a_damaged_file_of_results_is_repaired(
     assert list(json.loads(memory.read_text()).values()) == [""]
 
 
+@pytest.mark.parametrize("content", ["3", "[1]", '"text"', "[" * 100_000, '{"a": 1}', "\xff"])
+def test_a_file_of_results_that_is_json_but_not_ours_is_repaired(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = tmp_path / "hosts.json"
+    (tmp_path / "kvm").touch()
+    memory.write_text(content, encoding="latin-1")
+    monkeypatch.setattr(accel, "probe", lambda *_: "it hung")
+    found = accel.kvm_trouble(qemu(10, 0), device=tmp_path / "kvm", memory=memory)
+    assert found == "it hung"
+    assert "it hung" in json.loads(memory.read_text()).values()
+
+
+@pytest.mark.parametrize("which", ["hosts.json", ".hosts.json.lock"])
+def test_results_that_cannot_be_kept_are_found_out_each_time(
+    which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kvm").touch()
+    (tmp_path / which).mkdir()
+    monkeypatch.setattr(accel, "probe", lambda *_: "it hung")
+    memory = tmp_path / "hosts.json"
+    for _ in range(2):
+        found = accel.kvm_trouble(qemu(10, 0), device=tmp_path / "kvm", memory=memory)
+        assert found == "it hung"
+    assert not [*tmp_path.glob("*.partial-*")]
+
+
 def test_kvm_by_name_is_an_error_if_it_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accel, "kvm_trouble", lambda _: "it hung")
     with pytest.raises(InfraError, match="it hung; --accel tcg works everywhere"):
