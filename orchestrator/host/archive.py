@@ -70,6 +70,7 @@ def _run(tar: list[str], archive: IO[bytes] | bytes | None) -> None:
         child.kill()
         child.wait()
         raise
+    proc.check_not_killed(tar, child.returncode)
     if child.returncode:
         raise ArchiveError(output.decode(errors="replace").strip())
 

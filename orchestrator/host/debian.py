@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import tempfile
 import time
@@ -193,9 +194,10 @@ def unpack(deb: Path, into: Path) -> None:
     A damaged archive is removed from the cache, so that it is downloaded again next time.
     """
     into.mkdir(parents=True, exist_ok=True)
-    command = proc.mortal([proc.need("dpkg-deb", "dpkg"), "--fsys-tarfile", deb])
+    command: list[str | Path] = [proc.need("dpkg-deb", "dpkg"), "--fsys-tarfile", deb]
     with tempfile.TemporaryFile() as errors:
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors) as reader:
+        reading = proc.mortal(command)
+        with subprocess.Popen(reading, stdout=subprocess.PIPE, stderr=errors) as reader:
             assert reader.stdout
             try:
                 archive.unpack(reader.stdout, into, chroot=True)
@@ -207,6 +209,8 @@ def unpack(deb: Path, into: Path) -> None:
         problem = "\n".join([problem, errors.read().decode(errors="replace")]).strip()
     if "No space left" in problem:
         raise InfraError(f"no space left in {into} for {deb.name}: free some and repeat")
+    if reader.returncode != -signal.SIGPIPE:  # that one is ours
+        proc.check_not_killed(command, reader.returncode)
     if problem or reader.returncode:
         if deb.is_relative_to(cache_dir()):
             deb.unlink(missing_ok=True)

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from orchestrator.errors import InfraError
+from orchestrator.errors import InfraError, shortened
 from orchestrator.host import keeper
 
 
@@ -34,6 +35,23 @@ def need(program: str, package: str) -> str:
     return path
 
 
+def how_it_ended(status: int) -> str:
+    """The wait status of a child as words that follow its name."""
+    if status >= 0:
+        return f"ended with status {status}"
+    try:
+        return f"was killed by {signal.Signals(-status).name}"
+    except ValueError:  # a real-time signal has no name
+        return f"was killed by signal {-status}"
+
+
+def check_not_killed(command: Sequence[str | Path], status: int) -> None:
+    """Raise InfraError if a signal ended `command`, whose status then answers no question."""
+    if status < 0:
+        text = shortened(shlex.join(map(str, command)), 100)
+        raise InfraError(f"`{text}` {how_it_ended(status)}: try again")
+
+
 def run(
     command: Sequence[str | Path],
     *,
@@ -51,6 +69,8 @@ def run(
         the caller turns it into a sentence for the user.
 
     On any exception, Ctrl-C included, the command's whole process group is killed.
+
+    Raises InfraError if somebody else kills it, whatever `check`.
     """
     full_env = {**os.environ, "LC_ALL": "C.UTF-8", **(env or {})}
     sink = log.open("a+b") if log else subprocess.PIPE
@@ -74,6 +94,7 @@ def run(
         if not isinstance(sink, int):
             sink.close()
     text = raw.decode(errors="replace") if raw else (log.read_text(errors="replace") if log else "")
+    check_not_killed(command, child.returncode)
     if check and child.returncode:
         raise subprocess.CalledProcessError(child.returncode, list(map(str, command)), output=text)
     return subprocess.CompletedProcess(list(map(str, command)), child.returncode, text, "")

@@ -260,6 +260,7 @@ def _run(
 ) -> tuple[int, list[str]]:
     """Run make and read its output line by line; its exit status and the lines.
 
+    Raises InfraError if make was killed.
     On Ctrl-C, make gets 5 s to remove files that it has only half written.
     """
     lines: list[str] = []
@@ -292,6 +293,7 @@ def _run(
         raise
     finally:
         child.stdout.close()
+    proc.check_not_killed(command, status)
     if status == 0:
         counter.finish()
     return status, lines

@@ -19,9 +19,9 @@ def pack(place: Path) -> bytes:
     Raises InfraError if it is damaged, or tar fails.
     """
     check(place)
-    done = subprocess.run(
-        proc.mortal([proc.need("tar", "tar"), "-C", place, "-cz", "."]), capture_output=True
-    )
+    command: list[str | Path] = [proc.need("tar", "tar"), "-C", place, "-cz", "."]
+    done = subprocess.run(proc.mortal(command), capture_output=True)
+    proc.check_not_killed(command, done.returncode)
     if done.returncode:
         raise InfraError(f"{place} cannot be packed: {_message(done.stderr)}")
     return done.stdout

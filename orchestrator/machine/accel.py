@@ -139,6 +139,8 @@ def probe(
     """Run the probe, for at most `seconds`. Returns what went wrong, or an empty string.
 
     options: further arguments for QEMU.
+
+    Raises InfraError if somebody killed QEMU.
     """
     image = _probe_image()
     deadline = time.monotonic() + seconds
@@ -187,6 +189,8 @@ def probe(
             child.wait()
         if status == PROBE_STATUS and not trouble:
             return ""
+        if status is not None and -status in SIGNALS_OF_OTHERS:
+            proc.check_not_killed(command, status)
         steps.seek(0)
         errors.seek(0)
         return " ".join(
@@ -239,6 +243,9 @@ def _how_it_ended(status: int | None) -> str:
         return "ended because the guest reset, as after a triple fault"
     return f"ended with status {status}" if status > 0 else f"died of signal {-status}"
 
+
+SIGNALS_OF_OTHERS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals that say nothing about QEMU, which does not end itself with them."""
 
 NOISE = re.compile(r"[A-Z0-9]{2,5} ?=|Code=|extra data\[|.*: warning: ")
 """Lines of QEMU's that say less than the others: the registers after an internal error."""

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import time
@@ -255,14 +254,9 @@ class Machine:
                 self.process.wait(QUIT_SECONDS)
         status = self.process.poll()
         if status is not None:
-            how = (
-                f"was killed by {signal.Signals(-status).name}"
-                if status < 0
-                else f"ended with status {status}"
-            )
             shutdown = self.qmp.find("SHUTDOWN")
             reason = f" ({shutdown.data.get('reason')})" if shutdown else ""
-            raise LostVM(f"QEMU {how}{reason}: {self._last_errors()}")
+            raise LostVM(f"QEMU {proc.how_it_ended(status)}{reason}: {self._last_errors()}")
         if channel_closed:
             raise LostVM(f"QEMU has closed its channels to us: {self._last_errors()}")
 
