@@ -31,6 +31,7 @@ def faults() -> Iterator[Fault]:
     yield _fault(
         "main-INT-twice",
         inject=_sent("main", Signals.SIGINT, Signals.SIGINT),
+        sleep=20,
         allowed=killed_by(Signals.SIGINT),
     )
     for name, change in TREES.items():
