@@ -196,10 +196,10 @@ def _left(trial: Trial) -> list[Finding]:
         found += (
             [path for path in top.iterdir() if path.name not in FOREIGN] if top.is_dir() else []
         )
-    parent = trial.seen(trial.run_directory).parent
-    if parent == trial.seen(trial.directory / "out") and parent.is_dir():
-        found += [path for path in parent.iterdir() if path.name != trial.run_directory.name]
-    found += [path for path in _walk(parent) if stat.S_ISSOCK(path.lstat().st_mode)]
+    out = trial.seen(trial.directory / "out")  # not where a wrong --output points: /proc, say
+    if trial.seen(trial.run_directory).parent == out and out.is_dir():
+        found += [path for path in out.iterdir() if path.name != trial.run_directory.name]
+    found += [path for path in _walk(out) if stat.S_ISSOCK(path.lstat().st_mode)]
     names = [str(path.relative_to(trial.seen(trial.directory))) for path in found]
     return [Finding("left behind", ", ".join(sorted(names)[:5]))] if names else []
 

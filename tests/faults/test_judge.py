@@ -114,6 +114,11 @@ def test_files_left_behind(trial: Trial) -> None:
     assert (finding.kind, finding.text) == ("left behind", "out/b, tmp/x")
 
 
+def test_a_wrong_place_for_results_is_not_searched(trial: Trial) -> None:
+    trial.run_directory = Path("/proc/self/run")
+    assert "left behind" not in kinds(trial)
+
+
 def test_an_orphan_is_found_and_ended(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("faults.judge.ORPHAN_SECONDS", 0.2)
     orphan = subprocess.Popen(["sleep", "60"], env=trial.env)
