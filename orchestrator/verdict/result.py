@@ -25,6 +25,12 @@ from orchestrator.verdict.outcome import Verdict
 FILE = "verdict.json"
 SCHEMA = 2
 """Goes up when a field goes away or changes its meaning, not when one is added."""
+REQUIRED = (
+    "outcome", "reason", "exit_status", "kernel", "edited", "hang_report", "soak", "checks",
+    "seconds",
+)  # fmt: skip
+"""Every file of this schema has these. What lacks one, such as a pass without checks, was not
+written by write()."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +116,8 @@ def read(directory: Path) -> VerdictRecord:
         content = json.loads(file.read_bytes())
         if content["schema"] != SCHEMA:
             raise ValueError(f"{file} was written by another version of this program")
+        if lacking := [name for name in REQUIRED if name not in content]:
+            raise ValueError(f"{file} is damaged: it lacks {', '.join(lacking)}")
         return RECORD.validate_python(content)
     except (KeyError, TypeError, RecursionError, pydantic.ValidationError) as error:
         raise ValueError(f"{file} is damaged: {shortened(' '.join(str(error).split()))}") from error

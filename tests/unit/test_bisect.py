@@ -187,7 +187,7 @@ check = {"check": "sync", "status": "fail", "text": "", "details": []}
 bad = number >= 6
 verdict = {"schema": 2, "outcome": "fail" if bad else "pass", "reason": "r",
            "exit_status": int(bad), "checks": [check] if bad else [],
-           "kernel": None, "edited": [], "hang_report": [], "soak": None}
+           "kernel": None, "edited": [], "hang_report": [], "soak": None, "seconds": {}}
 (output / "verdict.json").write_text(json.dumps(verdict))
 (output / "console.log").write_text("[    0.1] booting\\n")
 pokes = "# pokes by=new_name\\n" if number >= 4 else ""

@@ -90,11 +90,15 @@ FILES: dict[str, str | bytes] = {
     **{f"{name}.yaml": text for name, text in MATRICES.items()},
     **{f"edits-{name}.yaml": text for name, text in EDITS.items()},
 }
-VERDICT = {
+VERDICT: dict[str, object] = {
     "schema": 2,
     "outcome": "pass",
     "reason": "r",
     "exit_status": 0,
+    "kernel": None,
+    "edited": [],
+    "hang_report": [],
+    "soak": None,
     "checks": [],
     "seconds": {},
 }
@@ -105,6 +109,10 @@ RUNS: dict[str, dict[str, str]] = {
     "list": {"verdict.json": "[1, 2]"},
     "types": {"verdict.json": json.dumps({**VERDICT, "seconds": {"a": "b"}})},
     "cut": {"verdict.json": json.dumps(VERDICT)[:40]},
+    "no-checks": {
+        "spec.json": "{}",
+        "verdict.json": json.dumps({name: VERDICT[name] for name in VERDICT if name != "checks"}),
+    },
     "schema": {"verdict.json": json.dumps({**VERDICT, "schema": 99})},
 }
 """Runs with a damaged directory: what is in which file."""

@@ -166,6 +166,7 @@ def night(
         "edited": [],
         "hang_report": [],
         "soak": None,
+        "seconds": {},
     }
     (run / "verdict.json").write_text(json.dumps(verdict))
     results = {cell(): CellResult(outcome, status, "r", directory=str(run))}
