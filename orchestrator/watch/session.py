@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """GDB as a child process, driven over MI. Each command is matched to its result by token.
 
-pygdbmi starts GDB and parses its output. Its write() is not used: it waits a fixed time for
-whatever may come, which was measured as 200 ms per command. Here every command carries a token, and
-returns as soon as the result with that token has arrived.
+pygdbmi starts GDB. Its write() is not used: it waits a fixed time for whatever may come, which was
+measured as 200 ms per command. Here every command carries a token, and returns as soon as the
+result with that token has arrived. Nor is its parser: see mi.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from pygdbmi.gdbcontroller import GdbController
 
@@ -24,9 +23,7 @@ from orchestrator.errors import InfraError
 from orchestrator.host.logs import Log
 from orchestrator.host.proc import mortal, need
 from orchestrator.machine.waiting import POLL, settle, until
-
-Record = dict[str, Any]
-"""One record of GDB's output, as pygdbmi parses it."""
+from orchestrator.watch.mi import Output, Record
 
 SETTINGS = (
     "pagination off",
@@ -74,6 +71,9 @@ class Gdb:
         self._controller = GdbController(
             command=self.command, time_to_check_for_additional_output_sec=1e-6
         )
+        process = self._controller.gdb_process
+        assert process is not None and process.stdout is not None and process.stderr is not None
+        self._output = Output([process.stdout, process.stderr])
         for setting in SETTINGS:
             try:
                 self.execute(f"-gdb-set {setting}")
@@ -109,9 +109,7 @@ class Gdb:
         if process is None or process.poll() is not None:
             status = process.returncode if process else "?"
             raise InfraError(f"GDB ended with status {status}: see {self.log.path.name}")
-        records: list[Record] = self._controller.get_gdb_response(
-            timeout, raise_error_on_timeout=False
-        )
+        records = self._output.records(timeout)
         for record in records:
             kind, message = record["type"], record["message"]
             if message not in ("running", "thread-created", "library-loaded"):
