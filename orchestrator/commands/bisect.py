@@ -148,7 +148,7 @@ def main(options: argparse.Namespace) -> int:
     candidates = _candidates(options)
     # Reports a wrong --confidence before anything is done.
     Search(len(candidates.candidates), confidence=options.confidence)
-    files = [patches.read(options.patches), config.read_files(options.fragments)]
+    files = [patches.canonical(options.patches), config.read_files(options.fragments)]
     # The seed is not part of the identity: any seed continues the same bisection.
     versions = _settle(options)
     identity = repr(

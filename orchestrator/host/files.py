@@ -60,12 +60,12 @@ def partial_dir(final: Path) -> Path:
     return partial
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Write `path` completely or not at all. If two processes do so at once, the last one wins."""
     handle, temporary = _partial_file(path)
     try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
+        with os.fdopen(handle, "w" if isinstance(content, str) else "wb") as file:
+            file.write(content)
             file.flush()
             # Otherwise the name may reach the disk before the content, and a loss of power leaves
             # an empty file.

@@ -39,8 +39,7 @@ class BuildPlan:
 
     def digest(self, identity: str) -> str:
         """Identifies the kernel that this plan makes of the source with this identity."""
-        texts = [text for _, text in patches.read(self.patches)]
-        content = repr((identity, texts, self.recipe.identity()))
+        content = repr((identity, patches.canonical(self.patches), self.recipe.identity()))
         return hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from orchestrator.kernel import patches
 from orchestrator.options import argv, check_texts, option
 
 SOURCE, CHANGES = "kernel", "changes"
@@ -55,10 +56,11 @@ class KernelRequest:
     patches: tuple[Path, ...] = option(
         "--patch",
         (),
-        parse=Path,
+        parse=patches.argument,
         metavar="FILE",
         group=CHANGES,
-        help="apply a diff, a mail, or an mbox with a series (repeatable)",
+        help="apply a diff, a mail, the mbox of a thread, a directory of them, a quilt series, "
+        "or - for standard input (repeatable)",
     )
     fragments: tuple[Path, ...] = option(
         "--config",

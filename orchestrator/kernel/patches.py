@@ -3,15 +3,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import BuildError, UsageError, shortened
 from orchestrator.host import proc, userfile
-from orchestrator.kernel import mails
+from orchestrator.host.paths import state_dir, write_whole
+from orchestrator.kernel import diff, mails
+from orchestrator.kernel.diff import Damaged
+from orchestrator.kernel.mails import Letter
+
+STDIN = Path("-")
+SUFFIXES = (".patch", ".diff", ".eml", ".mbox", ".mbx", ".gz", ".xz", ".bz2")
+"""The files of a directory that may have patches."""
+
+
+def argument(text: str) -> Path:
+    """The file that `--patch TEXT` names. `-` is standard input, which is kept for repeat.sh."""
+    if Path(text) != STDIN:
+        return Path(text)
+    raw = sys.stdin.buffer.read(userfile.PATCH + 1)
+    file = state_dir() / "patches" / f"stdin-{hashlib.sha256(raw).hexdigest()[:12]}.patch"
+    file.parent.mkdir(exist_ok=True)
+    write_whole(file, raw)
+    return file
 
 
 def listed(series: Path) -> list[Path]:
@@ -21,9 +42,13 @@ def listed(series: Path) -> list[Path]:
     """
     patches: list[Path] = []
     for number, line in enumerate(userfile.read_text(series, "series").splitlines(), 1):
-        if name := line.partition("#")[0].strip():
-            places = (series.parent / name, series.parent / "patches" / name)
-            patch = next((place for place in places if os.path.isfile(place)), None)  # noqa: PTH113
+        if words := line.partition("#")[0].split():
+            name, *options = words
+            if strange := [word for word in options if word not in ("-p1", "-pab")]:
+                raise UsageError(
+                    f"{series}:{number}: the option {shortened(strange[0])} is not supported"
+                )
+            patch = _beside(series, name)
             if not patch:
                 raise UsageError(f"{series}:{number}: there is no patch {shortened(name)}")
             if len(patches) == mails.MOST:
@@ -32,24 +57,126 @@ def listed(series: Path) -> list[Path]:
     return patches
 
 
-def read(files: Iterable[Path]) -> list[tuple[str, str]]:
-    """(name, diff) of each patch in `files`, in order; the name of a mail includes its subject.
+def _beside(series: Path, name: str) -> Path | None:
+    places = (series.parent / name, series.parent / "patches" / name)
+    return next((place for place in places if os.path.isfile(place)), None)  # noqa: PTH113
 
-    Raises UsageError for a file that is missing or has no patch.
+
+@dataclass(frozen=True)
+class _Group:
+    """Files whose mails are numbered together."""
+
+    where: Path
+    """For messages."""
+    files: Sequence[Path]
+    thread: bool = True
+    """Whether there may be other mails among them than patches."""
+
+    def letters(self) -> list[Letter]:
+        return [letter for file in self.files for letter in _letters(file)]
+
+
+def letters(files: Iterable[Path]) -> list[Letter]:
+    """Each patch in `files`, in the order in which they apply.
+
+    A file may be a diff, a mail, the mbox of a thread, any of them compressed, a directory of such
+    files, or a series as quilt lists it.
+
+    Raises UsageError for a file that is missing, damaged, or has no patch.
     """
-    texts: list[tuple[str, str]] = []
-    for file in files:
-        raw = userfile.read_bytes(file, "patch", userfile.PATCH)
-        patches = mails.diffs(raw, file)
-        if patches is None:
-            text = raw.decode(errors="surrogateescape").replace("\r\n", "\n")
-            patches = [("", text)] if mails.DIFF.search(text) else []
-        if not patches:
-            raise UsageError(f"{file} is not a patch: it has no `+++ b/FILE` line")
-        texts += [
-            (f"{file} ({subject})" if subject else str(file), text) for subject, text in patches
-        ]
-    return texts
+    return [
+        _checked(letter)
+        for file in files
+        for group in _groups(file)
+        for letter in mails.choose(group.letters(), group.where, thread=group.thread)
+    ]
+
+
+def read(files: Iterable[Path]) -> list[tuple[str, str]]:
+    """(name, diff) of each patch in `files`, as letters(); a mail's name includes its subject."""
+    return [
+        (f"{letter.file} ({letter.subject})" if letter.subject else str(letter.file), letter.text)
+        for letter in letters(files)
+    ]
+
+
+def canonical(files: Iterable[Path]) -> list[str]:
+    """What each patch in `files` changes: the same for the same change as a mail and as a diff."""
+    return [diff.canonical(text) for _, text in read(files)]
+
+
+def base(files: Iterable[Path]) -> str | None:
+    """The commit that `files` were made on, if a `base-commit:` says so (git format-patch --base).
+
+    Raises UsageError if there is more than one.
+    """
+    groups = [group for file in files for group in _groups(file)]
+    found = {letter.base for group in groups for letter in group.letters() if letter.base}
+    if len(found) > 1:
+        raise UsageError("the patches name more than one base-commit")
+    return next(iter(found), None)
+
+
+def _groups(file: Path) -> list[_Group]:
+    if not file.is_dir():
+        series = _series(file)
+        return [_Group(one, [one]) for one in (listed(file) if series else [file])]
+    if (file / "series").is_file():
+        return _groups(file / "series")
+    maildir = [one for name in ("cur", "new") for one in (file / name).glob("[!.]*")]
+    found = [one for one in sorted(file.iterdir()) if one.name.endswith(SUFFIXES)]
+    members = sorted(maildir) or [one for one in found if one.is_file()]
+    if not members:
+        raise UsageError(f"{file} is a directory without a patch ({', '.join(SUFFIXES)})")
+    if len(members) > mails.MOST:
+        raise UsageError(f"{file} has more than {mails.MOST} files: keep only those to apply")
+    return [_Group(file, members, thread=False)]
+
+
+def _series(file: Path) -> bool:
+    """Whether `file` lists patches, as quilt's series does, and is none itself."""
+    if file.name == "series":
+        return True
+    start = userfile.read_bytes(file, "patch", userfile.PATCH)[: mails.HEAD].decode(
+        errors="replace"
+    )
+    lines = (line.partition("#")[0].split() for line in start.splitlines())
+    words = next((words for words in lines if words), [])
+    named = file.suffix == ".series" or bool(words and _beside(file, words[0]))
+    return named and not mails.DIFF.search(start)
+
+
+def _letters(file: Path) -> list[Letter]:
+    """All mails in `file`, or the diff that it is."""
+    raw = userfile.read_bytes(file, "patch", userfile.PATCH)
+    if raw.startswith(b"\x28\xb5\x2f\xfd"):
+        raise UsageError(f"{file} is compressed with zstd: unpack it first")
+    try:
+        raw = diff.unpacked(raw, userfile.PATCH)
+    except ValueError as error:
+        raise UsageError(f"{file} is not a patch: {error}") from error
+    if len(raw) > userfile.PATCH:
+        raise UsageError(f"{file} has more than {userfile.PATCH >> 20} MiB unpacked")
+    found = mails.letters(raw, file)
+    if found is not None:
+        return found
+    text = raw.decode(errors="surrogateescape").replace("\r\n", "\n")
+    if mails.DIFF.search(text):
+        text += "" if text.endswith("\n") else "\n"  # lost when it was copied
+        return [Letter(file=file, text=text, base=mails.base(text))]
+    reason = "it only quotes one" if mails.QUOTED.search(text) else mails.NO_DIFF
+    return [Letter(file=file, why_not=reason)]
+
+
+def _checked(letter: Letter) -> Letter:
+    try:
+        diff.canonical(letter.text)
+    except Damaged as error:
+        what = f"{letter.file} ({letter.subject})" if letter.subject else str(letter.file)
+        raise UsageError(
+            f"{what} is damaged: {error}; mail programs that wrap lines or drop spaces do this"
+        ) from error
+    return letter
 
 
 def touched(text: str) -> set[str]:
