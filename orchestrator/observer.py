@@ -153,7 +153,7 @@ class Observer:
 
     def _observe(self, addresses: dict[str, int], module_symbols: list[str]) -> None:
         silence = self.machine.silence
-        silence.signs.append(lambda: self.recorder.read().total())
+        silence.signs.append(lambda: self.recorder.events)
         watch = Watch(self.machine, addresses, self.directory, module=not self.without_module)
         self.evidence.impossible_breakpoints = watch.impossible
         with silence.limit(SILENCE_SECONDS), watch:

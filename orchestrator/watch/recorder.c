@@ -28,7 +28,6 @@
  * files that are in memory: a hole of a file on a full disk is a SIGBUS.
  */
 #define _GNU_SOURCE
-#include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdbool.h>
@@ -45,7 +44,8 @@
 
 #define CPUS		64
 #define NO_CPU		255	/* before the per-CPU areas exist */
-#define SLOTS		1024
+#define SLOTS		32768	/* of the ledger; a kernel with ftrace may trap at all its functions */
+#define GROWTH		64	/* slots by which its file grows */
 #define INT3		0xcc
 #define EFLAGS_IF	0x200
 #define INLINE		16	/* bytes of a write that are kept; of a longer one only a hash */
@@ -123,6 +123,7 @@ struct slot {
 
 static struct control *control;
 static struct slot *slots;
+static int ledger_fd = -1;
 static struct record *window;
 static int log_fd = -1;
 static uint64_t limit = 1024ull << 20;
@@ -943,14 +944,25 @@ static void find_second(uint64_t start)
 /* The slot of an int3 in the ledger, or one that is not in it when that is full. */
 static struct slot *slot_of(uint64_t address)
 {
-	int at = 0;
+	static struct slot *known[4 * SLOTS];
+	static int count;
+	unsigned int at = (address * 0x9e3779b97f4a7c15ull) >> 47;
 	struct slot *slot;
 
-	while (at < SLOTS - 1 && slots[at].address && slots[at].address != address)
-		at++;
-	slot = at < SLOTS - 1 ? &slots[at] : calloc(1, sizeof(*slot));
+	while (known[at] && known[at]->address != address)
+		at = (at + 1) % (4 * SLOTS);
+	if (known[at])
+		return known[at];
+	if (count < SLOTS && count % GROWTH == 0 &&
+	    ftruncate(ledger_fd, (count + GROWTH) * sizeof(*slot)))
+		count = SLOTS;
+	slot = count < SLOTS ? &slots[count] : calloc(1, sizeof(*slot));
 	if (slot)
 		slot->address = address;
+	if (count < SLOTS) {
+		known[at] = slot;
+		count++;
+	}
 	return slot;
 }
 
@@ -1004,18 +1016,11 @@ static void translated(struct qemu_plugin_tb *tb)
 	pthread_mutex_unlock(&lock);
 }
 
-/* `size` bytes of a file, mapped shared. */
-static void *mapped(const char *path, size_t size)
+/* A file that may grow to `size` bytes, mapped shared. */
+static void *mapped(int fd, size_t size)
 {
-	int fd = opened(path, 0);
-	void *map = MAP_FAILED;
+	void *map = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 
-	if (fd >= 0 && !ftruncate(fd, size))
-		map = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	if (map == MAP_FAILED)
-		fprintf(stderr, "recorder: %s: %s\n", path ? path : "memory", strerror(errno));
-	if (fd >= 0)
-		close(fd);
 	return map == MAP_FAILED ? NULL : map;
 }
 
@@ -1029,6 +1034,7 @@ EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const struct qemu_info_t *in
 		{ "conf=", &conf_path }, { "control=", &control_path },
 		{ "ledger=", &ledger_path }, { "log0=", &log_path[0] }, { "log1=", &log_path[1] },
 	};
+	int control_fd;
 
 	(void)info;
 	for (int i = 0; i < argc; i++) {
@@ -1039,9 +1045,12 @@ EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const struct qemu_info_t *in
 			limit = strtoull(argv[i] + 6, NULL, 10) << 20;
 	}
 	scratch = g_byte_array_new();
-	slots = mapped(ledger_path, SLOTS * sizeof(*slots));
-	control = mapped(control_path, sizeof(*control));
-	if (!slots || !control || !open_log()) {
+	ledger_fd = opened(ledger_path, O_TRUNC);
+	control_fd = opened(control_path, 0);
+	slots = mapped(ledger_fd, SLOTS * sizeof(*slots));
+	control = mapped(control_fd, sizeof(*control));
+	if (!slots || ftruncate(ledger_fd, GROWTH * sizeof(*slots)) || !control ||
+	    ftruncate(control_fd, sizeof(*control)) || !open_log()) {
 		fprintf(stderr, "recorder: cannot write to the files given as arguments\n");
 		return -1;
 	}

@@ -33,7 +33,7 @@ from orchestrator.watch import plugin
 
 SOURCE = Path(__file__).with_name("recorder.c")
 CPUS = 64
-SLOTS = 1024
+SLOTS = 32768
 SLOT = struct.Struct(f"<Q{CPUS}Q")  # struct slot in recorder.c
 CONTROL = struct.Struct("<6I4Q")  # struct control
 RELOAD, TURN, LOOK = range(3)
@@ -169,10 +169,10 @@ class Recorder:
         """Why int3 may be missing in the counts, as a sentence; empty if none are."""
         if not self.plugin:
             return ""
-        if self._ledger.size() != SLOTS * SLOT.size:
+        if not self._ledger.size():
             return "QEMU's plugin did not begin to count int3"
-        if len({site for site, *_ in _slots(self._ledger.read())}) >= SLOTS - 1:
-            return f"QEMU's plugin counts int3 at {SLOTS - 1} addresses only, and there may be more"
+        if sum(1 for _ in _slots(self._ledger.read())) == SLOTS:
+            return f"QEMU's plugin counts int3 at {SLOTS:,} addresses only, and there may be more"
         return ""
 
     def save_int3(self, log: Log) -> None:
@@ -250,6 +250,12 @@ class Recorder:
         """Why records are missing, as a sentence without a full stop; empty if none are."""
         count = self._state().lost
         return f"{count:,} events found no room in the recorder's log" if count else ""
+
+    @property
+    def events(self) -> int:
+        """Changes whenever anything was seen that is recorded."""
+        state = self._state()
+        return state.records + state.lost
 
     def _state(self) -> _State:
         return _State(*CONTROL.unpack(self._control.read())[4:9])
