@@ -150,9 +150,10 @@ def command_line(spec: MachineSpec, channels: Channels) -> list[str]:
         # A seccomp filter for the process that runs foreign kernels: it cannot start programs or
         # gain privileges.
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
-        # pc, the oldest machine type: kernels of 2013 know all of it. SeaBIOS does not need SMM.
+        # pc, the oldest machine type: kernels of 2013 know all of it. The firmware needs no SMM.
         *("-M", "pc,usb=off,vmport=off,smm=off"),
         *("-accel", spec.accel.option),
+        *(("-bios", str(spec.qemu.qboot)) if spec.qemu.qboot else ()),
         *("-cpu", spec.cpu or spec.accel.cpu),
         # One CPU per socket, because SeaBIOS puts only sockets into its MP table. Since 6.2 QEMU's
         # default is one socket with many cores.

@@ -61,6 +61,13 @@ def test_every_cpu_is_a_socket_of_its_own() -> None:
     assert ("-smp", "16,sockets=16,cores=1,threads=1") in pairs(command_line(SPEC, CHANNELS))
 
 
+def test_qboot_is_the_firmware_if_there_is_one() -> None:
+    assert "-bios" not in command_line(SPEC, CHANNELS)
+    qemu = dataclasses.replace(SPEC.qemu, qboot=Path("/opt/share/qboot.rom"))
+    spec = dataclasses.replace(SPEC, qemu=qemu)
+    assert ("-bios", "/opt/share/qboot.rom") in pairs(command_line(spec, CHANNELS))
+
+
 def test_what_the_user_adds_comes_last() -> None:
     assert command_line(SPEC, CHANNELS)[-2:] == ["-plugin", "count.so"]
     assert kernel_command_line(SPEC).split()[-1] == "watchdog_thresh=2"
