@@ -9,6 +9,9 @@ make test-unit        only the tests that boot nothing
 make test-vm          only the tests that boot a guest
 make test-faults      300 faults: signals, full disks, damaged files, hostile guests and input;
                       takes an hour (ARGS="--count 50 --seed 2 --only 'signal/*'" as you like)
+make test-lowest      the unit tests with the lowest versions of all Python packages
+make packages         build sdist and wheel into build/dist
+make lock             choose the versions of dev.lock anew, which make setup installs
 make lint             ruff check, ruff format --check, mypy --strict
 make doctor           check what this machine has, what is missing, and what that means
 make setup            install what is needed; every command above does this first
@@ -25,7 +28,7 @@ CLEAN_ENV := env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL -u MAKEOVERRIDES
 # Limit for one test, in seconds, against a hang. The first VM test has to fetch and build a kernel.
 TIMEOUT := 1800
 
-.PHONY: help run test test-unit test-vm test-faults lint doctor setup clean
+.PHONY: help run test test-unit test-vm test-faults test-lowest packages lock lint doctor setup clean
 
 help:
 	$(info $(HELP))@:
@@ -64,6 +67,29 @@ test-vm: setup
 test-faults: setup
 	@$(CLEAN_ENV) PYTHONPATH=tests $(BIN)/python -m faults --count 300 $(ARGS)
 
+# Old versions have wheels for the oldest Python only, which `PYTHON=python3.11` names.
+PYTHON := $(BIN)/python
+LOWEST := build/lowest
+PIP_QUIETLY := -m pip install -qq --no-input --disable-pip-version-check
+test-lowest: setup
+	@$(PYTHON) -m venv --clear $(LOWEST)
+	@$(PYTHON) tests/lowest.py >$(LOWEST)/lowest.txt
+	@$(LOWEST)/bin/python $(PIP_QUIETLY) --constraint $(LOWEST)/lowest.txt --editable '.[dev]'
+	@$(CLEAN_ENV) $(LOWEST)/bin/python -m pytest --timeout=60 tests/unit $(ARGS)
+
+packages: setup
+	@rm -rf build/dist
+	@$(BIN)/python -m build --outdir build/dist
+
+# --universal: for every Python and platform, whatever this one is. No file may name a mirror.
+lock: setup
+	@$(BIN)/python -m venv --clear build/lock
+	@build/lock/bin/python $(PIP_QUIETLY) uv
+	@{ echo '# The versions for development; `make lock` makes this file.'; \
+	build/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --all-extras \
+		--no-emit-index-url --no-annotate --no-header pyproject.toml; } >build/dev.lock
+	@mv build/dev.lock dev.lock
+
 lint: setup
 	@$(RUN_LINT); exit $$lint
 
@@ -74,5 +100,5 @@ setup:
 	@./setup
 
 clean:
-	rm -rf build .venv .pytest_cache .mypy_cache .ruff_cache orchestrator.egg-info
+	rm -rf build .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info
 	find orchestrator tests -name __pycache__ -prune -exec rm -rf {} +

@@ -25,8 +25,8 @@ from rich.console import Console
 from rich.text import Text
 
 from orchestrator.errors import EXIT_PASS, EXIT_UNTESTABLE, InfraError, OrchestratorError
-from orchestrator.host import debian, keeper, proc, tools
-from orchestrator.host.paths import cache_dir, state_dir
+from orchestrator.host import debian, keeper, proc, tools, version
+from orchestrator.host.paths import DATA, PACKAGE, cache_dir, state_dir
 from orchestrator.kernel.model import KernelRequest
 from orchestrator.machine import accel
 from orchestrator.ui import SafeConsole
@@ -44,6 +44,9 @@ MEMORY_MIB = 1536
 PROBE_SECONDS = 20.0
 """Time limit for one command of a probe."""
 MIRROR_SECONDS = 8.0
+
+DATA_FILES = ("guest/module/Kbuild", "guest/scenarios/nop5.yaml", "kernels/6.1-int3.yaml")
+"""One of each kind of file that the program needs beside its code."""
 
 EVIDENCE: dict[str, str] = {
     "binutils": "ld",
@@ -77,7 +80,7 @@ class HostProbes:
     def groups(self) -> list[tuple[str, list[Callable[[], Iterable[Diagnosis]]]]]:
         """Titles and probes, in the order of the report."""
         return [
-            ("host", [self.system, self.cpus, self.memory, self.disk]),
+            ("host", [self.program, self.system, self.cpus, self.memory, self.disk]),
             ("packages", [self.packages, self.ccache]),
             (
                 "programs",
@@ -87,6 +90,15 @@ class HostProbes:
         ]
 
     # -- host
+
+    def program(self) -> Iterator[Diagnosis]:
+        missing = [name for name in DATA_FILES if not (DATA / name).is_file()]
+        text = f"{version.version()}, "
+        if missing:
+            text += f"incomplete, {DATA} has no {' and no '.join(missing)}: install it again"
+        else:
+            text += f"complete, in {PACKAGE}"
+        yield Diagnosis("miss" if missing else "ok", "program", text)
 
     def system(self) -> Iterator[Diagnosis]:
         release = _fields(Path("/etc/os-release"), "=")

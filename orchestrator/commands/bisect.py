@@ -128,6 +128,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     from orchestrator import ui
+    from orchestrator.host import extras
+
+    extras.library("numpy", "bisect")
     from orchestrator.host.files import locked, write_report
     from orchestrator.host.paths import real, state_dir
     from orchestrator.kernel import config, patches
@@ -240,7 +243,7 @@ def _simulate(options: argparse.Namespace) -> int:
         f"a build costs {build:g} runs"
     )
     if "git_bayesect" not in simulate.available():
-        print("git_bayesect is not installed and not compared: pip install 'orchestrator[compare]'")
+        print("git_bayesect is not installed and not compared: `pip install git_bayesect` adds it")
     rows = simulate.simulate(
         commits=options.commits,
         ps=options.probability or PROBABILITIES,

@@ -8,7 +8,6 @@ import importlib
 import sys
 from typing import Any, NoReturn
 
-from orchestrator import __version__
 from orchestrator.errors import UsageError, shortened
 
 COMMANDS = (
@@ -40,12 +39,24 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(shortened(message, 500))
 
 
+class ShowVersion(argparse.Action):
+    """`--version`. Unlike argparse's own, it asks for the commit only when it is needed."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *arguments: Any) -> NoReturn:
+        from orchestrator.host import version
+
+        print(f"orchestrator {version.version()}")
+        parser.exit()
+
+
 def parser() -> Parser:
     """A parser for all commands."""
     top = Parser(
         prog="orchestrator", description="Does this kernel patch its own code safely on every CPU?"
     )
-    top.add_argument("--version", action="version", version=f"orchestrator {__version__}")
+    top.add_argument(
+        "--version", action=ShowVersion, nargs=0, help="show version and commit, and exit"
+    )
     commands = top.add_subparsers(
         title="commands", required=True, metavar="COMMAND", parser_class=Parser
     )

@@ -22,9 +22,9 @@ from pathlib import Path, PurePosixPath
 
 from orchestrator.errors import InfraError
 from orchestrator.host import proc
-from orchestrator.host.paths import PROJECT, cache_dir, cached_dir
+from orchestrator.host.paths import DATA, cache_dir, cached_dir
 
-INIT = PROJECT / "guest" / "init"
+INIT = DATA / "guest" / "init"
 HELPERS = ("ttylink", "trapper")
 CFLAGS = ("-static", "-Os", "-Wall", "-s")
 

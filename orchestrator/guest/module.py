@@ -11,12 +11,12 @@ from pathlib import Path
 
 from orchestrator.errors import BuildError
 from orchestrator.host import proc
-from orchestrator.host.paths import PROJECT, cache_dir, cached_dir
+from orchestrator.host.paths import DATA, cache_dir, cached_dir
 from orchestrator.kernel.build import TARGET
 from orchestrator.kernel.model import Kernel
 from orchestrator.scenarios import scenario
 
-SOURCES = PROJECT / "guest" / "module"
+SOURCES = DATA / "guest" / "module"
 NAME = "orch.ko"
 
 

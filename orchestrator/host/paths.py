@@ -16,11 +16,15 @@ from orchestrator.errors import InfraError, UsageError, sentence
 from orchestrator.host import files, notices, seal
 from orchestrator.host.files import lock_of, locked, write_whole
 
-__all__ = ["PROJECT", "cache_dir", "cached_dir", "check", "is_intact", "locked", "need_space"]
-__all__ += ["output_directory", "real", "state_dir", "write_whole"]
+__all__ = ["DATA", "PACKAGE", "PROJECT", "cache_dir", "cached_dir", "check", "is_intact", "locked"]
+__all__ += ["need_space", "output_directory", "real", "state_dir", "write_whole"]
 
-PROJECT = Path(__file__).resolve().parent.parent.parent
-"""The checkout. kernels/ (definitions, patches, fragments) and guest/ are read from here."""
+PACKAGE = Path(__file__).resolve().parent.parent
+"""The program's own folder, orchestrator/."""
+PROJECT = PACKAGE.parent
+"""Where Python finds the program: the checkout, or the site-packages that it is installed in."""
+DATA = PACKAGE / "data" if (PACKAGE / "data").is_dir() else PROJECT
+"""Has kernels/ (definitions, patches, fragments) and guest/: setup.py puts them into a wheel."""
 CACHE_DEPTH, STATE_DEPTH = 3, 2
 """Levels below cache_dir() and state_dir() on which temporary files and directories are made.
 

@@ -24,11 +24,11 @@ import pydantic
 
 from orchestrator.errors import UsageError, nearest, shortened
 from orchestrator.host import yamlfile
-from orchestrator.host.paths import PROJECT
+from orchestrator.host.paths import DATA
 from orchestrator.host.yamlfile import Strict
 from orchestrator.kernel import patches
 
-DEFINITIONS = PROJECT / "kernels"
+DEFINITIONS = DATA / "kernels"
 BASES = ("tinyconfig", "defconfig")
 
 

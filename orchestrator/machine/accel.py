@@ -28,12 +28,12 @@ from typing import Literal
 from orchestrator.errors import InfraError, UsageError, nearest
 from orchestrator.host import proc
 from orchestrator.host.files import lock_of
-from orchestrator.host.paths import PROJECT, cache_dir, cached_dir, locked, state_dir, write_whole
+from orchestrator.host.paths import DATA, cache_dir, cached_dir, locked, state_dir, write_whole
 from orchestrator.host.tools import Qemu
 from orchestrator.machine.gdbstub import Stop, Stub, StubError
 from orchestrator.machine.limits import CHOICES
 
-PROBE = PROJECT / "guest" / "probe" / "probe.S"
+PROBE = DATA / "guest" / "probe" / "probe.S"
 PROBE_STATUS = 85
 """QEMU's exit status when the probe has run to its end: see probe.S."""
 PROBE_SECONDS = 10.0

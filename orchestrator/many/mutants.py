@@ -41,12 +41,13 @@ from orchestrator.errors import (
     EXIT_KERNEL_FAILED,
     EXIT_PASS,
     EXIT_UNTESTABLE,
+    InfraError,
     UsageError,
     nearest,
     sentence,
 )
 from orchestrator.host import proc
-from orchestrator.host.paths import PROJECT, state_dir, write_whole
+from orchestrator.host.paths import DATA, PROJECT, state_dir, write_whole
 from orchestrator.kernel import definition, versions
 from orchestrator.kernel.model import KernelRequest
 from orchestrator.many import program
@@ -56,7 +57,7 @@ from orchestrator.text import edit as textedit
 from orchestrator.verdict.result import VerdictRecord
 from orchestrator.verdict.signature import failed_checks
 
-DIRECTORY = PROJECT / "kernels" / "mutants"
+DIRECTORY = DATA / "kernels" / "mutants"
 HEAD = re.compile(r"^([A-Z][\w-]+): (.*(?:\n[ \t].*)*)$", re.MULTILINE)
 RUN = RunSpec(smp=4, duration=1)
 """The run that each mutant gets. Four CPUs show as much as eight, in half the time."""
@@ -154,12 +155,14 @@ def read_edits(path: Path) -> list[Mutant]:
 def select(only: Sequence[str] = (), kernel: str | None = None) -> list[Mutant]:
     """The mutants whose name matches one of the patterns `only`, of the base `kernel` or of all.
 
-    Raises UsageError for a kernel or a pattern without mutants.
+    Raises UsageError for a kernel or a pattern without mutants, InfraError if there is none.
     """
     known = [read(patch) for patch in sorted(DIRECTORY.glob("*/*.patch"))]
     known += [
         mutant for edits in sorted(DIRECTORY.glob("stock/*.yaml")) for mutant in read_edits(edits)
     ]
+    if not known:
+        raise InfraError(f"{DIRECTORY} has no mutants: install this program again")
     bases = sorted({mutant.base for mutant in known})
     if kernel and kernel not in bases:
         raise UsageError(

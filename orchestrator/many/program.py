@@ -6,10 +6,12 @@ from __future__ import annotations
 import hashlib
 from functools import cache
 
-from orchestrator.host.paths import PROJECT
+from orchestrator.host.paths import DATA, PACKAGE
 
 ABOVE_A_RUN = ("many", "report", "commands")
 """Folders of orchestrator/ that start runs or show results. None of them can change a verdict."""
+OUTSIDE = tuple(f"orchestrator/{folder}/" for folder in (*ABOVE_A_RUN, "data"))
+"""What digest() does not cover. Of orchestrator/data/, which a wheel has, it covers guest/."""
 
 
 @cache
@@ -18,19 +20,20 @@ def digest() -> str:
 
     It covers all code and data of orchestrator/, apart from the folders of ABOVE_A_RUN, and all of
     guest/: the test module, the scenarios and init. A result is kept under this digest, so changing
-    a check or a scenario makes a sweep and mutants run again, and changing a report does not.
+    a check or a scenario makes a sweep and mutants run again, and changing a report does not. The
+    digest of a wheel is that of its checkout.
 
     kernels/ is not covered. What a kernel is built from is in the kernel's own digest, and a mutant
     adds its fault.
     """
-    code = PROJECT / "orchestrator"
-    files = [
-        file
-        for file in code.rglob("*")
-        if file.relative_to(code).parts[0] not in ABOVE_A_RUN and "__pycache__" not in file.parts
-    ]
+    files = {
+        f"{folder.name}/{file.relative_to(folder)}": file
+        for folder in (PACKAGE, DATA / "guest")
+        for file in folder.rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    }
     hashed = hashlib.sha256()
-    for file in sorted([*files, *(PROJECT / "guest").rglob("*")]):
-        if file.is_file():
-            hashed.update(str(file.relative_to(PROJECT)).encode() + b"\0" + file.read_bytes())
+    for name, file in sorted(files.items()):
+        if not name.startswith(OUTSIDE):
+            hashed.update(name.encode() + b"\0" + file.read_bytes())
     return hashed.hexdigest()

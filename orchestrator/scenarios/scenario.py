@@ -19,9 +19,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from orchestrator.errors import InfraError, UsageError, nearest
-from orchestrator.host.paths import PROJECT
+from orchestrator.host.paths import DATA
 
-DIRECTORY = PROJECT / "guest" / "scenarios"
+DIRECTORY = DATA / "guest" / "scenarios"
 COMMENT = re.compile(r"^/\*\n((?: \*.*\n)+?) \*/$", re.MULTILINE)
 """The first block comment of a C file."""
 

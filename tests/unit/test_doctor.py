@@ -297,6 +297,7 @@ def checkout(tmp_path: Path, stub: Stub, bare_path: Path) -> Path:
     shutil.copy(PROJECT / "setup", root)
     shutil.copy(PROJECT / "orchestrator" / "host" / "tools.py", root / "orchestrator" / "host")
     (root / "pyproject.toml").write_text("# the first\n")
+    (root / "dev.lock").write_text("# no versions\n")
     log = f'echo "$(basename "$0") $*" >>{root}/calls'
     programs = (
         "sh",

@@ -423,7 +423,8 @@ def test_reports_are_not_part_of_the_identity_of_the_program(
         (tmp_path / path).write_text(path)
         return program.digest.__wrapped__()
 
-    monkeypatch.setattr(program, "PROJECT", tmp_path)
+    monkeypatch.setattr(program, "PACKAGE", tmp_path / "orchestrator")
+    monkeypatch.setattr(program, "DATA", tmp_path)
     first = digest_with("orchestrator/run.py")
     assert digest_with("orchestrator/report/page.html.j2") == first
     assert digest_with("orchestrator/many/sweep/task.py") == first
@@ -722,7 +723,7 @@ def test_a_missing_dask_is_reported_in_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(UsageError, match=r"pip install 'orchestrator\[dask\]'"):
+    with pytest.raises(UsageError, match=r"pip install distributed"):
         Cluster("tcp://127.0.0.1:1")
 
 

@@ -23,7 +23,7 @@ import pytest
 from orchestrator.host.paths import PROJECT, cache_dir
 
 pytestmark = pytest.mark.vm
-pytest.importorskip("distributed", reason="dask is not installed: pip install 'orchestrator[dask]'")
+pytest.importorskip("distributed", reason="dask is not installed: pip install distributed")
 
 MUTANT = "sync-after-tail-missing.patch"
 KINDS = (

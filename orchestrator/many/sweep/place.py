@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from orchestrator import ui
 from orchestrator.errors import InfraError, UsageError
-from orchestrator.host import tools
+from orchestrator.host import extras, tools
 from orchestrator.machine import accel
 from orchestrator.many.sweep import task
 from orchestrator.many.sweep.matrix import Cell
@@ -116,10 +116,7 @@ class Cluster:
     remote = True
 
     def __init__(self, address: str) -> None:
-        try:
-            import distributed
-        except ImportError:
-            raise UsageError("--scheduler needs dask: pip install 'orchestrator[dask]'") from None
+        distributed = extras.library("distributed", "--scheduler")
         if not ADDRESS.fullmatch(address):
             raise UsageError(
                 f"--scheduler takes the address that `dask scheduler` prints, tcp://HOST:PORT, "
