@@ -312,6 +312,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         sweep, "identify", lambda request: (f"digest of {request.selector}", tmp_path)
     )
     monkeypatch.setattr(history, "expected", lambda digest, kernel, smp: (float(smp), False))
+    (tmp_path / "out").mkdir()  # the command does so; a build starts before the first cell
     return tmp_path
 
 
@@ -543,7 +544,6 @@ def test_a_full_disk_loses_no_verdict(
 
 def test_a_cell_without_a_directory_is_infra(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     running = Sweep(cells(2), world / "out", LocalHost(1))
-    (world / "out").mkdir()
     (world / "out" / "cells").write_text("a file in place of the directory")
     results = running.run()
     assert set(outcomes(results).values()) == {"infra"} and exit_status(results) == 125

@@ -99,7 +99,7 @@ class _RunningCell:
 class Sweep:
     """One call of `orchestrator sweep`.
 
-    - directory: the sweep's own directory, which no other process may use meanwhile.
+    - directory: the sweep's own directory. It exists, and no other process uses it meanwhile.
     - again: also run cells that have a result.
 
     Raises UsageError for a kernel that does not exist.
