@@ -128,9 +128,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     from orchestrator import ui
-    from orchestrator.host import extras
-
-    extras.library("numpy", "bisect")
     from orchestrator.host.files import locked, write_report
     from orchestrator.host.paths import real, state_dir
     from orchestrator.kernel import config, patches
