@@ -17,7 +17,7 @@ from orchestrator.attach.client import gdb_command
 from orchestrator.attach.notes import LIVE, SYMBOLS
 from orchestrator.errors import OrchestratorError, printable
 from orchestrator.host import proc
-from orchestrator.host.paths import state_dir
+from orchestrator.host.paths import remembered
 from orchestrator.machine.machine import Machine
 
 POLL = 0.2
@@ -170,4 +170,4 @@ def _sigint_only_for_gdb() -> Iterator[None]:
 
 def _short_name(directory: Path) -> str:
     """What the user types to name the run: just its name in the usual place."""
-    return directory.name if directory.parent == state_dir() / "runs" else str(directory)
+    return directory.name if directory.parent == remembered("runs") else str(directory)

@@ -17,7 +17,8 @@ from orchestrator.host import files, notices, seal
 from orchestrator.host.files import lock_of, locked, write_whole
 
 __all__ = ["DATA", "PACKAGE", "PROJECT", "cache_dir", "cached_dir", "check", "is_intact", "locked"]
-__all__ += ["need_space", "output_directory", "real", "state_dir", "write_whole"]
+__all__ += ["need_space", "output_directory", "real", "remembered", "state_dir", "write_whole"]
+
 
 PACKAGE = Path(__file__).resolve().parent.parent
 """The program's own folder, orchestrator/."""
@@ -43,6 +44,17 @@ def cache_dir() -> Path:
 def state_dir() -> Path:
     """$XDG_STATE_HOME/orchestrator: run directories, and what was found out about this host."""
     return _made(platformdirs.user_state_dir, "XDG_STATE_HOME")
+
+
+def remembered(name: str) -> Path:
+    """The file or folder `name` in state_dir(), for what can be found out again.
+
+    Where that directory cannot be had, nothing can be read from this path or written to it.
+    """
+    try:
+        return state_dir() / name
+    except InfraError:
+        return Path(os.devnull) / name
 
 
 def _made(place: Callable[[str], str], variable: str) -> Path:
@@ -106,7 +118,8 @@ def cached_dir(
     Raises InfraError if the disk is full.
     """
     _tidy(cache_dir(), CACHE_DEPTH)
-    _tidy(state_dir(), STATE_DEPTH)
+    with contextlib.suppress(InfraError):
+        _tidy(state_dir(), STATE_DEPTH)
     if is_intact(final, vital=vital):
         return final
     final.parent.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from orchestrator.host import debian, files
 from orchestrator.host.debian import Package
 from orchestrator.host.files import lock_of, locked
 from orchestrator.host.notices import warn
-from orchestrator.host.paths import state_dir
+from orchestrator.host.paths import remembered
 
 VARIABLE = "ORCHESTRATOR_VERSIONS"
 """JSON: subject -> list of [package, version, suite], all that this process has chosen so far."""
@@ -67,7 +67,7 @@ def last(name: str, subject: str | None = None) -> list[Package]:
 
     subject: only if this is what was chosen.
     """
-    memory = files.load(state_dir() / MEMORY) or {}
+    memory = files.load(remembered(MEMORY)) or {}
     known, packages = memory.get(name, [None, []])
     return [Package(*fields) for fields in packages] if subject in (None, known) else []
 
@@ -99,7 +99,7 @@ def _choices() -> dict[str, list[list[str]]]:
 
 
 def _remember(name: str, subject: str, packages: list[Package]) -> None:
-    memory = state_dir() / MEMORY
+    memory = remembered(MEMORY)
     with contextlib.suppress(OSError), locked(lock_of(memory)):
         known = files.load(memory) or {}
         content = [subject, [_fields(package) for package in packages]]

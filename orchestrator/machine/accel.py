@@ -28,7 +28,7 @@ from typing import Literal
 from orchestrator.errors import InfraError, UsageError, nearest
 from orchestrator.host import proc
 from orchestrator.host.files import lock_of
-from orchestrator.host.paths import DATA, cache_dir, cached_dir, locked, state_dir, write_whole
+from orchestrator.host.paths import DATA, cache_dir, cached_dir, locked, remembered, write_whole
 from orchestrator.host.tools import Qemu
 from orchestrator.machine.gdbstub import Stop, Stub, StubError
 from orchestrator.machine.limits import CHOICES
@@ -113,7 +113,7 @@ def kvm_trouble(qemu: Qemu, *, device: Path = Path("/dev/kvm"), memory: Path | N
         return f"there is no {device}"
     if not os.access(device, os.R_OK | os.W_OK):
         return f"you may not open {device} (are you in the group kvm?)"
-    memory = memory or state_dir() / "hosts.json"
+    memory = memory or remembered("hosts.json")
     key = " ".join((_host(), platform.release(), qemu.identity, _probe_digest()))
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # then several may probe at once

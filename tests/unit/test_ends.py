@@ -20,7 +20,11 @@ import orchestrator.run
 from orchestrator import cli
 from orchestrator.errors import BootError, InfraError
 from orchestrator.host import failures, keeper, paths
+from orchestrator.host.debian import Package
+from orchestrator.host.tools import Qemu
+from orchestrator.kernel import versions
 from orchestrator.kernel.model import Kernel, KernelRequest
+from orchestrator.machine import accel
 from orchestrator.machine.machine import _socket_directories
 from orchestrator.many import history
 from orchestrator.spec import RunSpec
@@ -209,6 +213,21 @@ def test_sockets_get_a_short_path_wherever_the_runtime_directory_is(
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(directory / "gdb"))
         assert directory.stat().st_mode & 0o777 == 0o700
+
+
+def test_what_only_saves_time_needs_no_state_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", "/dev/null")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(accel, "probe", lambda *_: "it hung")
+    (tmp_path / "kvm").touch()
+    qemu = Qemu(binary=tmp_path / "kvm", version=(10, 0))
+    assert accel.kvm_trouble(qemu, device=tmp_path / "kvm") == "it hung"
+    packages = [Package("linux-source-6.1", "6.1.176-1", "bookworm")]
+    assert versions.chosen("6.1", "linux-source-6.1", [], lambda: packages) == packages
+    paths.cached_dir(paths.cache_dir() / "entry", lambda partial: None)
+    assert not paths.remembered("runs").exists()
 
 
 # -- run()

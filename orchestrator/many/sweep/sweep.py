@@ -338,7 +338,7 @@ class Sweep:
                 path = row.request.tree or (row.request.bzimage and row.request.bzimage.name)
                 name = str(path or row.request.selector)
                 earlier[cell] = history.expected(row.digest, name, cell.spec.smp)
-        except history.HistoryError as error:
+        except InfraError as error:
             ui.say(f"the order of the cells is not the best: {error}")
         return earlier
 
