@@ -24,6 +24,10 @@ WORKFLOW_COMMAND = re.compile(r"(?m)^\s*::|##\[")
 """What GitHub Actions obeys in the output of a step, such as `::add-mask::` or `##[error]`."""
 
 
+NARROWEST = 40
+"""Columns that a console has at least. A narrower terminal wraps the lines by itself."""
+
+
 def _harmless(text: str) -> str:
     text = printable(text)
     if os.environ.get("GITHUB_ACTIONS") == "true":
@@ -32,10 +36,16 @@ def _harmless(text: str) -> str:
 
 
 class SafeConsole(Console):
-    """A console that shows only printable text, whoever wrote it, in colours of our own."""
+    """A console that shows only printable text, whoever wrote it, in colours of our own.
+
+    It has a width in which a table can be read, whatever $COLUMNS says: rich prints nothing
+    at all if that is 0.
+    """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(markup=False, emoji=False, **settings)
+        if self.width < NARROWEST:
+            self.width = NARROWEST
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None

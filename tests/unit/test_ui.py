@@ -45,6 +45,20 @@ def test_a_console_colours_what_it_shows_but_obeys_nothing_in_it(wrap: object) -
     assert "\x1b[31mfail" in output
 
 
+@pytest.mark.parametrize("columns", ["0", "1", "39", "00", "x", "-1", ""])
+def test_no_width_of_the_terminal_hides_a_line(
+    columns: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    output = io.StringIO()
+    table = Table("CPU", "passes")
+    table.add_row("0", "31,415")
+    console = ui.SafeConsole(file=output)
+    console.print(table)
+    console.print("PASS  every promise held", soft_wrap=True)
+    assert "31,415" in output.getvalue() and "PASS  every promise held\n" in output.getvalue()
+
+
 def test_markup_in_the_name_of_a_step_is_text(monkeypatch: pytest.MonkeyPatch) -> None:
     file = io.StringIO()
     console = ui.SafeConsole(file=file, force_terminal=True, width=200)
