@@ -17,6 +17,7 @@ from typing import Any
 from faults import processes
 from faults.fault import USAGE
 from faults.trial import ORPHAN_SECONDS, Trial
+from orchestrator.errors import printable
 
 KERNEL_FAILED = ("fail", "oops", "panic", "hang", "warn", "timeout")
 """Outcomes that blame the kernel."""
@@ -149,7 +150,7 @@ def _result(trial: Trial) -> list[Finding]:
         flat = trial.stdout.replace("\n", "")
         if not re.search(r"^(PASS|FAIL|[A-Z][A-Z-]+) {2}", trial.stdout, re.MULTILINE):
             findings.append(Finding("lost result", "no verdict on stdout"))
-        elif str(trial.run_directory).replace("\n", "") not in flat:
+        elif printable(str(trial.run_directory)).replace("\n", "") not in flat:
             findings.append(Finding("lost result", "stdout does not name the run's directory"))
     return findings
 

@@ -19,6 +19,7 @@ from faults.fault import BROKEN, EITHER, HEALTHY, TRUTH, Fault
 from faults.processes import Process
 from faults.world import RUN, World
 
+COLOUR = re.compile(r"\x1b\[[\d;]*m")
 POLL = 0.02
 ORPHAN_SECONDS = 4.0
 """How long a process or temporary file may outlive the command."""
@@ -122,7 +123,8 @@ class Trial:
 
     @property
     def stdout(self) -> str:
-        return (self.directory / "stdout").read_bytes().decode(errors="replace")
+        text = (self.directory / "stdout").read_bytes().decode(errors="replace")
+        return COLOUR.sub("", text)
 
     @property
     def stderr(self) -> str:
