@@ -75,6 +75,7 @@ def run(
     ui.durations.clear()
     edits = read_edits(spec.edits) if spec.edits else []
     cell = _new_cell(spec)
+    result_file.reserve(cell.directory)
     with contextlib.ExitStack() as stack:
         machine: Machine | None = None
         try:

@@ -79,6 +79,7 @@ def _write_request(directory: Path, spec: RunSpec, command: Sequence[str]) -> No
 def discard(directory: Path) -> None:
     """Remove what was written for a wrong request. Anything else in the directory stays."""
     with contextlib.suppress(OSError):
-        for name in ("spec.json", "repeat.sh", "initramfs.cpio"):
-            (directory / name).unlink(missing_ok=True)
+        written = [directory / name for name in ("spec.json", "repeat.sh", "initramfs.cpio")]
+        for path in [*written, *directory.glob(".*.reserved")]:
+            path.unlink(missing_ok=True)
         directory.rmdir()

@@ -66,6 +66,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
     try:
         with os.fdopen(handle, "w" if isinstance(content, str) else "wb") as file:
             file.write(content)
+            file.truncate()
             file.flush()
             # Otherwise the name may reach the disk before the content, and a loss of power leaves
             # an empty file.
@@ -75,6 +76,24 @@ def write_whole(path: Path, content: str | bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def reserve(path: Path, size: int) -> None:
+    """Take `size` bytes of the disk, if possible, for a later write_whole() to `path`.
+
+    It then works also on a disk that is full by then.
+    """
+    with contextlib.suppress(OSError):
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        handle = os.open(_reserved(path), flags, 0o600)
+        try:
+            os.posix_fallocate(handle, 0, size)
+        finally:
+            os.close(handle)
+
+
+def _reserved(path: Path) -> Path:
+    return path.with_name(f".{path.name}.reserved")
 
 
 def write_report(path: Path, text: str) -> None:
@@ -88,7 +107,9 @@ def unicode(text: str) -> str:
 
 
 def _partial_file(path: Path) -> tuple[int, Path]:
-    """A new temporary file for `path`, open and locked."""
+    """A new temporary file for `path`, open and locked; the reserved one if there is one."""
+    with contextlib.suppress(OSError):
+        return os.open(_reserved(path), os.O_WRONLY | os.O_CLOEXEC), _reserved(path)
     while True:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}{PARTIAL}", dir=path.parent)
         # Between these two lines another process may have taken it for a leftover.

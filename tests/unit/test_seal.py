@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -306,3 +308,23 @@ def test_temporary_files_of_notes_in_the_state_directory_are_removed() -> None:
         (folder / name).write_text(json.dumps({}))
     cached_dir(cache_dir() / "modules" / "ours", lambda partial: None)
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["short\n", "x" * 100_000, ""])
+def test_what_has_reserved_its_space_can_be_written_on_a_full_disk(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> tuple[int, str]:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    file = tmp_path / "verdict.json"
+    files.reserve(file, 1 << 16)
+    assert not file.exists()
+    assert sum(path.stat().st_blocks for path in tmp_path.iterdir()) * 512 >= 1 << 16
+    monkeypatch.setattr(tempfile, "mkstemp", full)
+    files.write_whole(file, text)
+    assert file.read_text() == text and file.stat().st_mode & 0o777 == 0o644
+    assert [*tmp_path.iterdir()] == [file]
+    with pytest.raises(OSError, match="No space left"):
+        files.write_whole(file, "more")
+    files.reserve(tmp_path / "missing" / "file", 1)  # a run goes on without

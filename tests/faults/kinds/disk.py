@@ -21,7 +21,7 @@ def faults() -> Iterator[Fault]:
             name=f"disk/out-{size}",
             prepare=_small("out", f"size={size}"),
             inject=_wait,
-            keeps_result=False,
+            keeps_result=size != "64k",
             silence=150,
         )
     for folder, allowed in (("out", NOTICED), ("state", NOTICED), ("tmp", NOTICED)):
@@ -38,21 +38,18 @@ def faults() -> Iterator[Fault]:
             prepare=_small(folder, "size=64m"),
             inject=_full(folder, seconds=None),
             allowed=allowed,
-            keeps_result=folder != "out",
             silence=100,
         )
     yield Fault(
         name="disk/out-full-to-the-last-byte",
         prepare=_small("out", "size=64m"),
         inject=_full("out", seconds=None, leave=8192),
-        keeps_result=False,
         silence=100,
     )
     yield Fault(
         name="disk/out-no-inodes",
         prepare=_small("out", "size=64m,nr_inodes=14"),
         inject=_wait,
-        keeps_result=False,
         silence=150,
     )
     yield Fault(
