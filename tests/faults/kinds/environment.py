@@ -66,8 +66,8 @@ VARIABLES: dict[str, dict[str, str | None]] = {
 }
 
 REFUSABLE = (
-    "state-a-file", "state-unwritable", "cache-a-file", "cache-unwritable", "no-PATH", "PATH-empty",
-    "qemu-nonsense", "directory-gone", "umask-0777", "state-relative", "no-tmp",
+    "cache-a-file", "cache-unwritable", "no-PATH", "PATH-empty", "qemu-nonsense", "directory-gone",
+    "umask-0777", "state-relative", "no-tmp",
 )  # fmt: skip
 
 NAMES: tuple[str, ...] = (
