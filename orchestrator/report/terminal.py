@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from rich.console import Console
+from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
@@ -70,9 +71,9 @@ def show(result: RunResult, console: Console) -> None:
 
 
 def _print(console: Console, lines: Iterable[str]) -> None:
-    """Print lines as they are."""
+    """Print lines as they are. A Text would turn the tabs in the name of a directory to spaces."""
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(Segments([Segment(f"{line}\n")]), soft_wrap=True)
 
 
 def _print_section(console: Console, lines: Iterable[str]) -> None:

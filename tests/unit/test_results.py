@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
 import sqlite3
@@ -18,12 +19,13 @@ from typing import Any
 import pytest
 from good_run import NOP5_ON, Run
 
+from orchestrator import ui
 from orchestrator.errors import InfraError
 from orchestrator.guest import ktap
 from orchestrator.guest.klog import Finding
 from orchestrator.kernel.model import KernelRequest
 from orchestrator.many import history
-from orchestrator.report import files, page
+from orchestrator.report import files, page, terminal
 from orchestrator.spec import RunSpec
 from orchestrator.verdict.cases import Case, cases
 from orchestrator.verdict.evidence import Evidence
@@ -425,3 +427,12 @@ def test_the_files_of_the_same_result_are_identical(tmp_path: Path) -> None:
     files.write(replace(result))
     assert (tmp_path / "junit.xml").read_text() == first
     assert sorted(path.name for path in tmp_path.iterdir()) == ["junit.xml", "results.ktap"]
+
+
+@pytest.mark.parametrize(
+    "name", ["tab\there", "new\nline", "sp  ace", "[bold]x[/]", "x" * 200, "ü"]
+)
+def test_the_directory_of_the_results_is_printed_as_it_is(name: str, tmp_path: Path) -> None:
+    output = io.StringIO()
+    terminal.show(result_of(Run(), tmp_path / name), ui.SafeConsole(file=output, width=60))
+    assert f"\nresults: {tmp_path / name}\nPASS  " in output.getvalue()
