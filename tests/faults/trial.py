@@ -118,7 +118,8 @@ class Trial:
 
     def text(self, name: str) -> str:
         with contextlib.suppress(OSError):
-            return self.file(name).read_bytes().decode(errors="replace")
+            if self.file(name).is_file():  # a FIFO would keep us waiting
+                return self.file(name).read_bytes().decode(errors="replace")
         return ""
 
     @property

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -94,6 +95,12 @@ def _directory_instead(trial: Trial, path: Path) -> None:
     (path / "inside").touch()
 
 
+def _fifo_instead(trial: Trial, path: Path) -> None:
+    """Whoever opens it waits for a process at its other end."""
+    _removed(trial, path)
+    os.mkfifo(path)
+
+
 def _link_to_nowhere(trial: Trial, path: Path) -> None:
     _removed(trial, path)
     path.symlink_to("/nonexistent/of/a/fault")
@@ -123,6 +130,7 @@ ACTIONS: dict[str, Callable[[Trial, Path], None]] = {
     "with-garbage": _with_garbage,
     "overwritten": _overwritten,
     "directory-instead": _directory_instead,
+    "fifo-instead": _fifo_instead,
     "link-to-nowhere": _link_to_nowhere,
     "link-to-full": _link_to_full,
     "read-only": _read_only,
