@@ -58,6 +58,8 @@ class _Cell:
     evidence: Evidence
     kernel: Kernel | None = None
     machine_spec: MachineSpec | None = None
+    symbols: Path | None = None
+    """The file with the kernel's symbols, once the guest runs."""
 
 
 def run(
@@ -132,7 +134,7 @@ def inspect_kernel(request: KernelRequest) -> tuple[Kernel, dict[str, str]]:
                 Watch(observer.machine, addresses, cell.directory, module=False) as watch,
                 watch.memory() as (read, _),
             ):
-                lines = of_vmlinux(notes.kernel_symbols(cell.directory))
+                lines = of_vmlinux(cell.symbols)
                 kernel_facts = facts.facts(lines, read)
     host_files.remember(cached, kernel_facts)
     return kernel, kernel_facts
@@ -175,6 +177,16 @@ def _guest(cell: _Cell, *, attachable: bool) -> Iterator[Observer]:
     if recorder.why_not:
         ui.say(f"recorder: none, because {recorder.why_not}")
 
+    def note_symbols() -> Path:
+        cell.symbols = notes.note_symbols(
+            machine,
+            kernel,
+            cell.directory,
+            fetch=attachable or bool(spec.edits) or not recorder.why_not,
+            moved="nokaslr" in cell.evidence.not_taken,
+        )
+        return cell.symbols
+
     with Machine(machine_spec, cell.directory, keys, attachable=attachable) as machine:
         yield Observer(
             machine=machine,
@@ -187,13 +199,7 @@ def _guest(cell: _Cell, *, attachable: bool) -> Iterator[Observer]:
             vmlinux=kernel.vmlinux,
             without_module=without_module,
             fallback=() if without_module else _fallback(cell),
-            on_loaded=lambda: notes.note_symbols(
-                machine,
-                kernel,
-                cell.directory,
-                fetch=attachable or bool(spec.edits) or not recorder.why_not,
-                moved="nokaslr" in cell.evidence.not_taken,
-            ),
+            on_loaded=note_symbols,
         )
 
 
@@ -318,7 +324,7 @@ def _collect_evidence(cell: _Cell, observer: Observer, edits: Sequence[Edit]) ->
 
 def _edit_text(edits: Sequence[Edit], watch: Watch, cell: _Cell) -> None:
     """Edit the kernel's code in memory. The evidence keeps the edits: the verdict is about them."""
-    lines = of_vmlinux(notes.kernel_symbols(cell.directory))
+    lines = of_vmlinux(cell.symbols)
     with watch.memory() as (read, write):
         for change in locate_edits(edits, lines, read):
             write(change.address, change.new)

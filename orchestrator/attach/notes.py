@@ -19,7 +19,7 @@ from pathlib import Path
 from orchestrator import ui
 from orchestrator.errors import InfraError, UsageError
 from orchestrator.guest import module
-from orchestrator.host.paths import cache_dir, cached_dir
+from orchestrator.host.paths import cache_dir, cached_dir, write_whole
 from orchestrator.kernel.model import Kernel
 from orchestrator.machine.machine import Machine
 from orchestrator.text import symbolfile
@@ -63,7 +63,7 @@ def note_symbols(
 ) -> Path:
     """Write symbols.json: the symbol files of the kernel and the test module, and load addresses.
 
-    Returns the file of the kernel.
+    Returns the file with the kernel's symbols. A symbols.json that cannot be written costs a line.
 
     fetch: if there is no vmlinux and the cache does not have the symbols either, read the guest's
     symbol table, which takes seconds.
@@ -74,15 +74,16 @@ def note_symbols(
     cached = directory / "symbols" if moved else _cached_symbols(kernel)
     status, output = machine.ssh.run("grep -r . /sys/module/orch/sections")
     sections = sections_of_guest(output if status == 0 else "")
-    file = vmlinux or _symbols_of_guest(machine, cached, fetch=fetch)
+    symbols = vmlinux or _symbols_of_guest(machine, cached, fetch=fetch)
     content = {
-        "kernel": str(file),
+        "kernel": str(symbols),
         "code": vmlinux is not None,
         "module": str(module.build(kernel)) if sections else None,
         "sections": {name: f"{address:#x}" for name, address in sections.items()},
     }
-    (directory / SYMBOLS).write_text(json.dumps(content, indent=1) + "\n")
-    return file
+    with ui.saying_what_fails(SYMBOLS):
+        write_whole(directory / SYMBOLS, json.dumps(content, indent=1) + "\n")
+    return symbols
 
 
 def sections_of_guest(listing: str) -> dict[str, int]:
@@ -191,11 +192,6 @@ def _elf_file(file: Path, value: object) -> Path | None:
 
 def _damaged(file: Path, reason: str) -> UsageError:
     return UsageError(f"{file} was not written by a run, or is damaged: {reason}")
-
-
-def kernel_symbols(directory: Path) -> Path:
-    """The file with the kernel's symbols that symbols.json in `directory` names."""
-    return Path(str(read(directory / SYMBOLS)["kernel"]))
 
 
 def known_symbols(kernel: Kernel) -> Path | None:

@@ -15,9 +15,9 @@ from pathlib import Path
 from orchestrator import ui
 from orchestrator.attach.client import gdb_command
 from orchestrator.attach.notes import LIVE, SYMBOLS
-from orchestrator.errors import OrchestratorError, printable
+from orchestrator.errors import OrchestratorError, printable, sentence
 from orchestrator.host import proc
-from orchestrator.host.paths import remembered
+from orchestrator.host.paths import remembered, write_whole
 from orchestrator.machine.machine import Machine
 
 POLL = 0.2
@@ -54,15 +54,19 @@ class GdbConnection:
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen()
+        try:
+            content = {"gdb": str(self._machine.gdb_path), "line": str(path)}
+            write_whole(self._live, json.dumps(content) + "\n")
+        except OSError:
+            self._listener.close()
+            raise
         self._machine.ignore_faults = True
         self._machine.on_poll.append(self._on_poll)
-        self._live.write_text(
-            json.dumps({"gdb": str(self._machine.gdb_path), "line": str(path)}) + "\n"
-        )
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._live.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._live.unlink()
         self._machine.on_poll.remove(self._on_poll)
         self._listener.close()
         if self._gdb:
@@ -130,13 +134,16 @@ def keep(machine: Machine | None, directory: Path) -> None:
     if machine is None or machine.process.poll() is not None or not (directory / SYMBOLS).exists():
         ui.say("there is no guest to keep: it has ended, or its test module was never loaded")
         return
-    with GdbConnection(machine, directory) as connection:
-        ui.say(
-            "the guest is kept until Ctrl-C here, or until a GDB quits: "
-            f"orchestrator gdb {_short_name(directory)}"
-        )
-        with contextlib.suppress(KeyboardInterrupt):
-            ui.say("GDB has quit" if connection.serve() else "QEMU has ended")
+    try:
+        with GdbConnection(machine, directory) as connection:
+            ui.say(
+                "the guest is kept until Ctrl-C here, or until a GDB quits: "
+                f"orchestrator gdb {_short_name(directory)}"
+            )
+            with contextlib.suppress(KeyboardInterrupt):
+                ui.say("GDB has quit" if connection.serve() else "QEMU has ended")
+    except OSError as error:  # the verdict stands
+        ui.say(f"the guest cannot be kept: {sentence(error)}")
 
 
 def run_gdb(machine: Machine, directory: Path) -> int:

@@ -71,7 +71,8 @@ class Log:
 
     def _opened(self) -> int:
         if self._file is None:
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+            # O_NONBLOCK: somebody may have put a FIFO there, whose other end nobody ever opens.
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
             self._file = os.open(self.path, flags, 0o644)
             self._size = os.fstat(self._file).st_size
         return self._file

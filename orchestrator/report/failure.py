@@ -74,7 +74,7 @@ def _shorten(lines: list[str]) -> list[str]:
 def _console(directory: Path) -> list[tuple[float, str]]:
     """(seconds since the epoch, line) for the whole console."""
     file = directory / "console.jsonl"
-    if not file.exists():
+    if not file.is_file():
         return []
     entries = (json.loads(line) for line in file.read_text().splitlines())
     return [(entry["time"], entry["line"]) for entry in entries]

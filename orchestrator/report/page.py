@@ -78,7 +78,7 @@ def _coverage(evidence: Evidence) -> dict[int, list[tuple[int, int, bool]]]:
 
 def _hits(events: Path) -> list[Bar]:
     """int3 that GDB saw over time, from its first event to its last."""
-    lines = events.read_text().splitlines() if events.exists() else []
+    lines = events.read_text().splitlines() if events.is_file() else []
     all_events = [json.loads(line) for line in lines]
     if len(all_events) < 2:
         return []
@@ -117,7 +117,7 @@ def _latency(evidence: Evidence) -> list[Bar]:
 def _console(result: RunResult) -> list[tuple[int, str, bool]]:
     """For each line of the console: number, text, and whether it belongs to a finding."""
     file = result.directory / "console.log"
-    lines = file.read_text(errors="replace").splitlines() if file.exists() else []
+    lines = file.read_text(errors="replace").splitlines() if file.is_file() else []
     marked = {number for f in result.evidence.findings for number in range(f.line, f.last + 1)}
     numbered = [(number, line, number in marked) for number, line in enumerate(lines, 1)]
     return numbered[-CONSOLE_LINES:]

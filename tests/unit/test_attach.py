@@ -229,6 +229,18 @@ def test_a_run_without_a_guest_cannot_be_kept(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_guest_that_cannot_be_kept_changes_no_verdict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "symbols.json").touch()
+    (tmp_path / "live.json").mkdir()
+    (tmp_path / "live.json" / "inside").touch()
+    guest = Guest(tmp_path)
+    owner.keep(cast(Machine, guest), tmp_path)
+    assert "the guest cannot be kept: Is a directory" in capsys.readouterr().err
+    assert not guest.on_poll
+
+
 # -- the command line
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -268,6 +269,19 @@ def test_a_guest_without_a_module_has_no_sections(
     notes.note_symbols(cast(Any, Guest("garbage\n")), kernel, run, fetch=False)
     found = notes.read_symbols(run)
     assert found.module is None and found.sections == {} and found.code
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/full")])
+def test_what_is_in_the_place_of_symbols_json_ends_no_run(
+    make: Callable[[Path], None], run: Path
+) -> None:
+    (run / "symbols.json").unlink()
+    make(run / "symbols.json")
+    kernel: Any = SimpleNamespace(vmlinux=run / "kernel.elf", digest="d")
+    symbols = notes.note_symbols(cast(Any, Guest("")), kernel, run, fetch=False)
+    assert symbols == run / "kernel.elf"
+    assert (run / "symbols.json").is_dir() or notes.read_symbols(run).code
 
 
 def test_a_symbol_table_of_garbage_makes_an_empty_file() -> None:

@@ -99,6 +99,14 @@ def test_a_file_that_cannot_be_opened_is_lost(tmp_path: Path) -> None:
     assert log.lost == "log could not be written: Is a directory"
 
 
+@pytest.mark.timeout(10)
+def test_a_fifo_keeps_nobody_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "log")
+    log = Log(tmp_path / "log")
+    log.write("one\n")
+    assert log.lost.startswith("log could not be written: No such device")
+
+
 def test_a_log_can_start_over(tmp_path: Path) -> None:
     log = Log(tmp_path / "log")
     log.write("the first round\n")

@@ -436,3 +436,13 @@ def test_the_directory_of_the_results_is_printed_as_it_is(name: str, tmp_path: P
     output = io.StringIO()
     terminal.show(result_of(Run(), tmp_path / name), ui.SafeConsole(file=output, width=60))
     assert f"\nresults: {tmp_path / name}\nPASS  " in output.getvalue()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["events.jsonl", "console.log", "console.jsonl"])
+def test_a_fifo_in_the_place_of_a_log_keeps_no_report_waiting(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    result = result_of(Run(), tmp_path)
+    page.write(result)
+    terminal.show(result, ui.SafeConsole(file=io.StringIO()))
+    assert (tmp_path / "report.html").is_file()
