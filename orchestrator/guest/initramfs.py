@@ -67,7 +67,9 @@ def build(
 
     Raises InfraError if busybox does not run on this host or a helper does not compile.
     """
-    with target.open("wb") as out:
+    # A new file, and not what somebody else may have put there: a FIFO would keep us waiting.
+    target.unlink(missing_ok=True)
+    with target.open("xb") as out:
         with _base(busybox, dropbear).open("rb") as base:
             shutil.copyfileobj(base, out)
         out.writelines(archive(_with_parents(_entries(files))))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -59,6 +60,13 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path, busybox: Path) -> N
         for name, order in (("one", files), ("two", dict(reversed(files.items()))))
     ]
     assert images[0] == images[1]
+
+
+@pytest.mark.timeout(30)
+def test_an_image_replaces_what_is_in_its_place(tmp_path: Path, busybox: Path) -> None:
+    os.mkfifo(tmp_path / "image")
+    image = initramfs.build(tmp_path / "image", busybox=busybox, dropbear=[], files={})
+    assert image.is_file() and image.stat().st_size
 
 
 def test_the_files_of_a_run_are_in_a_second_archive(tmp_path: Path) -> None:
