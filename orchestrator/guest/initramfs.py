@@ -158,9 +158,9 @@ def _write(path: Path, content: bytes) -> None:
 def _applets(busybox: Path) -> Iterator[ArchiveEntry]:
     """Symbolic links for all applets. They save the guest a slow `busybox --install` at boot."""
     try:
-        names = proc.run([busybox, "--list-full"]).stdout.split()
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise InfraError(f"{busybox} does not run on this host: {error}") from error
+        names = proc.ask([busybox, "--list-full"]).split()
+    except InfraError as error:
+        raise InfraError(f"busybox does not run on this host: {error}") from error
     return (
         ArchiveEntry(name, stat.S_IFLNK | 0o777, b"/bin/busybox") for name in names if "/" in name
     )
@@ -170,7 +170,7 @@ def _compiled(name: str) -> Path:
     """The static program built from guest/init/`name`.c. Cached by source, flags and compiler."""
     source = INIT / f"{name}.c"
     gcc = proc.need("gcc", "gcc")
-    version = proc.run([gcc, "--version"]).stdout
+    version = proc.ask([gcc, "--version"])
     digest = hashlib.sha256(
         b"\0".join([source.read_bytes(), *map(str.encode, (*CFLAGS, version))])
     ).hexdigest()[:16]

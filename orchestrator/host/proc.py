@@ -4,15 +4,22 @@
 from __future__ import annotations
 
 import os
+import select
 import shlex
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.errors import InfraError, shortened
 from orchestrator.host import keeper
+
+ANSWER_SECONDS = 30.0
+"""A program that is asked for its version answers at once, even on a busy host."""
+ANSWER_BYTES = 1 << 20
+"""More than any such answer has: busybox lists its applets in 8 KB."""
 
 
 def mortal(command: Sequence[str | Path]) -> list[str]:
@@ -98,3 +105,49 @@ def run(
     if check and child.returncode:
         raise subprocess.CalledProcessError(child.returncode, list(map(str, command)), output=text)
     return subprocess.CompletedProcess(list(map(str, command)), child.returncode, text, "")
+
+
+def ask(command: Sequence[str | Path], *, env: Mapping[str, str] | None = None) -> str:
+    """What a program prints that has nothing to do but answer: its version, say.
+
+    The program may be anything that the user names. So it gets ANSWER_SECONDS, and no more than
+    ANSWER_BYTES of it are read. Raises InfraError when it does not run, does not end or fails.
+
+    env: added to our own environment.
+    """
+    words = list(map(str, command))
+    name = " ".join(words)
+    deadline = time.monotonic() + ANSWER_SECONDS
+    child = subprocess.Popen(
+        mortal(command),
+        env={**os.environ, "LC_ALL": "C.UTF-8", **(env or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        bufsize=0,
+    )
+    assert child.stdout
+    output = b""
+    try:
+        while select.select([child.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            part = child.stdout.read(1 << 16)
+            if not part:
+                break
+            output += part
+            if len(output) > ANSWER_BYTES:
+                raise InfraError(f"`{name}` prints more than {ANSWER_BYTES >> 20} MiB")
+        child.wait(max(0.0, deadline - time.monotonic()))
+    except BaseException as error:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise InfraError(f"`{name}` did not end within {ANSWER_SECONDS:.0f} s") from error
+        raise
+    finally:
+        child.stdout.close()
+    text = output.decode(errors="replace")
+    if child.returncode:
+        reason = shortened(" ".join(text.split())) or "it prints nothing"
+        raise InfraError(f"{words[0]} does not run: {reason} (status {child.returncode})")
+    return text

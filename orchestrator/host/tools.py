@@ -11,13 +11,12 @@ import hashlib
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from orchestrator import ui
-from orchestrator.errors import InfraError, OrchestratorError, UsageError
+from orchestrator.errors import InfraError, OrchestratorError, UsageError, shortened
 from orchestrator.host import debian, files, proc, seal
 from orchestrator.host.files import lock_of
 from orchestrator.host.notices import waiting_for, warn
@@ -182,22 +181,27 @@ def _inspected(
     binary: Path, *, firmware: tuple[Path, ...] = (), env: Mapping[str, str] | None = None
 ) -> Qemu:
     """The Qemu at `binary`. Raises InfraError if it does not run (a library is missing)."""
-    try:
-        output = proc.run([binary, "--version"], env=env).stdout
-    except subprocess.CalledProcessError as error:
-        raise InfraError(f"{binary} does not run: {error.output.strip()}") from error
-    match = re.search(r"version (\d+(?:\.\d+)+)", output)
+    output = proc.ask([binary, "--version"], env=env)
+    match = re.search(r"version (\d{1,9}(?:\.\d{1,9})+)", output, re.ASCII)
     if not match:
-        raise InfraError(f"{binary} --version prints no version: {output.strip()[:200]}")
+        raise InfraError(f"{binary} --version prints no version: {shortened(output.strip())!r}")
     found = Qemu(
         binary=binary,
         version=tuple(int(part) for part in match[1].split(".")),
         firmware=firmware,
         env=env or {},
     )
-    listed = proc.run([*found.command, "-L", "help"], env=found.env, check=False).stdout
-    roms = (Path(line) / "qboot.rom" for line in listed.splitlines())
-    return replace(found, qboot=next((rom for rom in roms if rom.is_file()), None))
+    return replace(found, qboot=_qboot(found))
+
+
+def _qboot(qemu: Qemu) -> Path | None:
+    """The firmware qboot, if it is where `qemu` looks for firmware."""
+    try:
+        directories = proc.ask([*qemu.command, "-L", "help"], env=qemu.env).splitlines()
+    except InfraError:
+        return None
+    roms = (Path(directory) / "qboot.rom" for directory in directories)
+    return next((rom for rom in roms if rom.is_file()), None)
 
 
 def _library_path(root: Path) -> dict[str, str]:

@@ -77,9 +77,9 @@ class Recipe:
 def toolchain() -> str:
     """The versions of compiler and linker, as they print them."""
     outputs = [
-        proc.run([proc.need(tool, package), "--version"]).stdout for tool, package in _TOOLS.items()
+        proc.ask([proc.need(tool, package), "--version"]) for tool, package in _TOOLS.items()
     ]
-    return " | ".join(output.splitlines()[0] for output in outputs)
+    return " | ".join(output.partition("\n")[0] for output in outputs)
 
 
 _TOOLS = {"gcc": "gcc", "ld": "binutils"}
