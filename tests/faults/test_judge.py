@@ -16,7 +16,7 @@ from faults.fault import BROKEN, HEALTHY, NOTICED, SURVIVED, Fault
 from faults.judge import judge
 from faults.kinds import FAULTS, SHARES
 from faults.trial import Trial
-from faults.world import World
+from faults.world import World, _qemu
 
 VERDICT = "{word}  a reason\nkept in: {directory}\n"
 
@@ -156,3 +156,9 @@ def test_300_faults_have_every_kind_by_its_share() -> None:
 def test_one_fault_is_tried_again_by_its_name() -> None:
     ((fault, number),) = campaign.select(FAULTS, 1, None, ["signal/qemu-KILL#3"])
     assert (fault.name, number) == ("signal/qemu-KILL", 3)
+
+
+@pytest.mark.parametrize("words", [["env", "A=b c", "D=e", "/q", "-L", "x"], ["/q", "-L", "x"]])
+def test_how_qemu_is_started_is_read_from_the_file_of_a_run(words: list[str]) -> None:
+    line = ["cd", "/of a/run", "&&", *words, "-name", "x=y", "-smp", "2"]
+    assert _qemu(line) == tuple(word for word in words if word != "env")

@@ -190,7 +190,12 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _qemu(words: list[str]) -> tuple[str, ...]:
-    """The words of qemu.cmd that are about which QEMU is started and what it needs to run."""
+    """The words of qemu.cmd that are about which QEMU is started and what it needs to run.
+
+    words: `cd DIRECTORY && env NAME=VALUE... PROGRAM ARGUMENT...`, the environment only if needed.
+    """
+    words = words[words.index("&&") + 1 :]
+    words = words[1:] if words[0] == "env" else words
     start = next(at for at, word in enumerate(words) if "=" not in word)
     end = start + 1
     while words[end] == "-L":
