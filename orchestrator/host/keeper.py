@@ -75,7 +75,7 @@ def start() -> None:
             return
         variable = f"{MARKER}{secrets.token_hex(8)}"
         _keeper = subprocess.Popen(
-            ["sh", "-c", SCRIPT, "sh", f"{variable}=1"],
+            ["/bin/sh", "-c", SCRIPT, "sh", f"{variable}=1"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
