@@ -59,6 +59,15 @@ def check_not_killed(command: Sequence[str | Path], status: int) -> None:
         raise InfraError(f"`{text}` {how_it_ended(status)}: try again")
 
 
+def state(pid: int) -> str:
+    """The state of a process as in proc(5): T if a signal has stopped it; "" if it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return ""
+    return stat.rpartition(")")[2].split()[0]  # the name before it may have anything in it
+
+
 def run(
     command: Sequence[str | Path],
     *,
@@ -148,6 +157,6 @@ def ask(command: Sequence[str | Path], *, env: Mapping[str, str] | None = None) 
         child.stdout.close()
     text = output.decode(errors="replace")
     if child.returncode:
-        reason = shortened(" ".join(text.split())) or "it prints nothing"
+        reason = shortened(text.strip().rpartition("\n")[2]) or "it prints nothing"
         raise InfraError(f"{words[0]} does not run: {reason} (status {child.returncode})")
     return text

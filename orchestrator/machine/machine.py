@@ -22,12 +22,14 @@ from orchestrator.machine.faults import GuestReset, KernelFault, TimedOut
 from orchestrator.machine.link import Link
 from orchestrator.machine.qmp import Qmp
 from orchestrator.machine.ssh import Keys, Shell
-from orchestrator.machine.waiting import Silence, until
+from orchestrator.machine.waiting import Silence, Stopwatch, until
 
 QUIT_SECONDS = 2.0
 """Time for QEMU to end by itself."""
 STOP_SECONDS = 1.0
 """After this time a guest whose CPUs are stopped is asked why. GDB stops it for milliseconds."""
+PAUSED_SECONDS = 10.0
+"""After this time a QEMU whose process somebody has stopped (SIGSTOP) is given up."""
 RUN_STATES = ("running", "debug", "paused", "prelaunch")
 """QEMU's run states in which nothing is wrong; GDB's stops are `debug`."""
 LONGEST_DIRECTORY = 60
@@ -72,6 +74,7 @@ class Machine:
         self._post_mortem = False
         self._ending = False
         self._asked = 0.0  # when QEMU was last asked why the guest is stopped
+        self._paused: Stopwatch | None = None  # how long QEMU's process has been stopped
 
     def __enter__(self) -> Machine:
         with self._cleanup as stack:  # undoes a start that fails half-way
@@ -259,6 +262,14 @@ class Machine:
             raise LostVM(f"QEMU {proc.how_it_ended(status)}{reason}: {self._last_errors()}")
         if channel_closed:
             raise LostVM(f"QEMU has closed its channels to us: {self._last_errors()}")
+        if proc.state(self.process.pid) != "T":
+            self._paused = None
+            return
+        self._paused = self._paused or Stopwatch()
+        if self._paused.poll() > PAUSED_SECONDS:
+            raise LostVM(
+                "somebody has stopped the process of QEMU (SIGSTOP), and does not let it go on"
+            )
 
     def _last_line(self) -> str:
         last = next((line for line in reversed(self.console.lines) if line.strip()), "(none)")
