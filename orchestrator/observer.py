@@ -29,7 +29,7 @@ from orchestrator.errors import (
 from orchestrator.guest import klog, ktap, module
 from orchestrator.host.logs import Log
 from orchestrator.machine import cpus, qemu
-from orchestrator.machine.faults import KernelFault, TimedOut
+from orchestrator.machine.faults import KernelFault, NoAnswer, TimedOut
 from orchestrator.machine.machine import Machine
 from orchestrator.machine.waiting import until
 from orchestrator.scenarios.scenario import Scenario
@@ -55,6 +55,16 @@ LOG_SECONDS = 5
 RECORDER_SECONDS = 30
 """Limit for the recorder to do what it is asked for. It does so as soon as the guest executes
 anything."""
+ANSWER_SECONDS = 20
+"""Limit for an answer of a guest that has been silent for long."""
+SURVEY_SECONDS = 2.0
+"""How long a guest that makes no progress is looked at. A CPU that does not leave the kernel for so
+long is stuck in it."""
+BLOCKED = (
+    'awk \'/^Name:/ { name = $2 } /^State:/ { blocked = $2 == "D" } '
+    "/^VmSize:/ { if (blocked) print name }' /proc/[0-9]*/status 2>/dev/null"
+)
+"""Prints the names of programs in an uninterruptible sleep. Kernel threads have no VmSize."""
 MARK_SECONDS = 60
 """Limit for the time until the console shows a line that the guest has just written."""
 REFUSALS = (
@@ -176,7 +186,8 @@ class Observer:
         finally:
             # Ctrl-C means to stop now, not to wait for an answer of the guest.
             if not isinstance(cause := sys.exc_info()[1], KeyboardInterrupt):
-                answers = getattr(cause, "outcome", "") != "hang"
+                hangs = getattr(cause, "outcome", "") == "hang"
+                answers = not hangs and not isinstance(cause, NoAnswer)
                 if answers and not isinstance(cause, KernelFault):  # _explain() has asked
                     self._excuse_programs()
                 recording = self._collect(watch, answers)
@@ -586,7 +597,8 @@ class Observer:
     ) -> None:
         """Record where the CPUs of a guest that makes no progress are, and raise the error.
 
-        A guest that keeps trapping or no longer answers turns the error into a hang.
+        A guest that no longer answers turns the error into a hang. It is no fault of the kernel if
+        that owes us nothing: a program of the guest may be stopped, or its terminal be mad.
         """
         self._record_cpus(watch.cpu_snapshot(), module_symbols)
         if isinstance(error, KernelFault):
@@ -594,16 +606,46 @@ class Observer:
             if error.fault.excuse:
                 raise InfraError(f"what ended the run was {error.fault.excuse}: {error}") from error
             raise error
-        for entry in watch.survey(2.0):
-            if entry["traps"] > MIN_TRAPS and not entry["int3"]:
-                error.outcome = "hang"
-                where = f"{entry['ip']:x}, where memory holds no int3"
-                error.args = (f"CPU {entry['cpu']} keeps trapping at {where} ({error})",)
+        trapping, answers, blocked = self._endless_traps(watch), True, ""
+        owes = trapping or self._unfinished(watch)
         try:
-            self.machine.ssh.run("true", 30)
+            blocked = self._blocked_programs()
         except TimedOut:
+            answers = False
+        owes = owes or blocked
+        if trapping or not answers:
             error.outcome = "hang"
+        if not owes:
+            reason = f"{error}; the kernel has ended every step, and no CPU is stuck in it"
+            raise (InfraError if answers else NoAnswer)(reason) from error
+        error.args = (f"{error}; {owes}",)
         raise error
+
+    def _endless_traps(self, watch: Watch) -> str:
+        """Which CPU traps again and again where there is nothing to trap on; empty if none does."""
+        for entry in watch.survey(SURVEY_SECONDS):
+            if entry["traps"] > MIN_TRAPS and not entry["int3"]:
+                where = f"{entry['ip']:x}, where memory holds no int3"
+                return f"CPU {entry['cpu']} keeps trapping at {where}"
+        return ""
+
+    def _unfinished(self, watch: Watch) -> str:
+        """What the kernel has to do and does not get done, as far as can be seen from outside."""
+        step = watch.step()
+        if step and ktap.parse(self.machine.console.lines).step(step) is None:
+            return f"step {step} has begun and does not end"
+        smp = self.machine.spec.smp
+        if stuck := cpus.stuck(self.machine.qmp, smp, SURVEY_SECONDS, self.machine.check):
+            return f"the kernel does not leave CPU {', '.join(map(str, stuck))}"
+        return ""
+
+    def _blocked_programs(self) -> str:
+        """The guest's programs that the kernel keeps in an uninterruptible sleep, if there are any.
+
+        Raises TimedOut if the guest does not answer.
+        """
+        _, names = self.machine.ssh.run(BLOCKED, ANSWER_SECONDS)
+        return f"blocked in the kernel: {_short(names)}" if names.strip() else ""
 
 
 KALLSYMS = re.compile(r"([0-9a-f]{16}) [a-zA-Z] (\S+)(\s|$)", re.ASCII)

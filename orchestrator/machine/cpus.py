@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Where the CPUs of a guest are, from QEMU's monitor: for a guest that no GDB is attached to."""
+"""Where the CPUs of a guest are, from QEMU's monitor, which needs no GDB."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from orchestrator.machine.qmp import Qmp
+from orchestrator.machine.waiting import until
 
 STACK_WORDS = 256
 """Words of each CPU's stack that are read."""
 KERNEL_TEXT = 0xFFFFFFFF80000000
 """Where the kernel and its modules are mapped."""
+
+INTERRUPTS = 1 << 9
+"""The flag of RFLAGS."""
 
 _REGISTER = re.compile(r"\b[RE](IP|SP|FL)=([0-9a-f]+)")
 _WORD = re.compile(r"0x([0-9a-f]{16})")
@@ -30,6 +35,30 @@ def snapshot(qmp: Qmp, cpus: int) -> list[dict[str, Any]]:
     finally:
         if was_running:
             qmp.cont()
+
+
+def stuck(qmp: Qmp, cpus: int, seconds: float, check: Callable[[], None]) -> list[int]:
+    """The CPUs that are in the kernel and do not leave it for `seconds`.
+
+    One that is seen in user mode, or that waits for interrupts with HLT, is not: its kernel has
+    nothing else to do. The guest runs meanwhile.
+    """
+    waiting = [*range(cpus)]
+
+    def all_leave() -> bool:
+        waiting[:] = [cpu for cpu in waiting if _in_kernel(_monitor(qmp, cpu, "info registers"))]
+        return not waiting
+
+    until(all_leave, seconds, check)
+    return waiting
+
+
+def _in_kernel(registers: str) -> bool:
+    mode = re.search(r"\b[RE]FL=([0-9a-f]+) .*\bCPL=(\d) .*\bHLT=(\d)", registers)
+    if not mode:
+        return True
+    idle = mode[3] == "1" and int(mode[1], 16) & INTERRUPTS
+    return mode[2] == "0" and not idle
 
 
 def _cpu(qmp: Qmp, cpu: int) -> dict[str, Any]:

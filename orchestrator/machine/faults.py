@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from orchestrator.errors import EXIT_KERNEL_FAILED, LostVM, OrchestratorError
+from orchestrator.errors import EXIT_KERNEL_FAILED, InfraError, LostVM, OrchestratorError
 from orchestrator.guest.klog import Finding
 
 
@@ -50,3 +50,10 @@ class Silent(TimedOut):
 
     def __init__(self, seconds: float) -> None:
         super().__init__("a sign of life from the guest", seconds)
+
+
+class NoAnswer(InfraError):
+    """The guest's programs do not go on, but its kernel has done everything that it was asked to.
+
+    A program that is stopped or killed, or a terminal in a wrong mode, is no fault of the kernel.
+    """

@@ -18,6 +18,8 @@ from orchestrator.text.functions import HANDLERS, LOCK, STOPPERS, SYNC, WRITERS
 from orchestrator.watch import events
 from orchestrator.watch.session import Gdb
 
+STEP_OFFSET = 24
+"""Of `step` in struct orch_window (guest/module/orch.h)."""
 AGENT = Path(__file__).with_name("agent.py")
 KVM_BREAKPOINTS = 4
 TCG_BREAKPOINTS = 16
@@ -81,6 +83,7 @@ class Watch:
                 name: symbols[_first(symbols, (name,), "symbol of the test module")]
                 for name in MODULE
             }
+        self._window = addresses.get("orch_window")
         kvm = machine.spec.accel.kind == "kvm"
         self._events = MemoryFile("events.jsonl")
         self._copied = 0
@@ -175,6 +178,13 @@ class Watch:
 
         with self._stopped():
             yield read, write
+
+    def step(self) -> int:
+        """Number of the step that the test module has begun last; 0 without the module."""
+        if self._window is None:
+            return 0
+        with self.memory() as (read, _):
+            return int.from_bytes(read(self._window + STEP_OFFSET, 8), "little")
 
     def on_poll(self) -> None:
         """Resume a guest that GDB stopped without being asked. Called while a run waits for it."""

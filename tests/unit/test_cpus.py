@@ -70,7 +70,7 @@ def test_a_snapshot(running: bool) -> None:
 def machine(ready: bool, reason: str) -> Machine:
     event = QmpEvent(1.0, "SHUTDOWN", {"guest": reason.startswith("guest"), "reason": reason})
     one = Machine.__new__(Machine)
-    one.process = SimpleNamespace(poll=lambda: None)  # type: ignore[assignment]
+    one.process = SimpleNamespace(poll=lambda: None, pid=0)  # type: ignore[assignment]
     one.qmp = SimpleNamespace(find=lambda _: event, lost="", gone=False)  # type: ignore[assignment]
     lines = ["[    0.1] Linux version 6.1", "[    0.2] the last", ""]
     one.console = SimpleNamespace(ready=ready, lines=lines, ended=False)  # type: ignore[assignment]
@@ -97,3 +97,30 @@ def test_a_guest_that_ends_by_itself(
     assert ("the last console line was: [    0.2] the last" in str(caught.value)) == (
         kind is BootError
     )
+
+
+def registers(flags: str = "00000206", mode: int = 0, halted: int = 0) -> str:
+    return (
+        LONG_MODE.replace("00000206", flags)
+        .replace("CPL=0", f"CPL={mode}")
+        .replace("HLT=0", f"HLT={halted}")
+    )
+
+
+def test_a_cpu_is_stuck_only_if_it_never_leaves_the_kernel() -> None:
+    answers = {
+        0: [registers()],
+        1: [registers(), registers(mode=3)],
+        2: [registers(), registers(), registers(halted=1)],
+        3: [registers(flags="00000006", halted=1)],  # with interrupts off nothing wakes it
+        4: ["the monitor has changed"],
+    }
+
+    def execute(command: str, **arguments: Any) -> str:
+        left = answers[arguments["cpu-index"]]
+        return left.pop(0) if len(left) > 1 else left[0]
+
+    monitor: Any = SimpleNamespace(execute=execute)
+    assert cpus.stuck(monitor, 5, 0.5, lambda: None) == [0, 3, 4]
+    answers.update({0: answers[1], 3: answers[1], 4: answers[1]})
+    assert cpus.stuck(monitor, 5, 60, lambda: None) == []

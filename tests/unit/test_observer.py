@@ -12,7 +12,7 @@ import pytest
 from orchestrator import observer as module
 from orchestrator.errors import BootError, InfraError, LostVM, OrchestratorError
 from orchestrator.host.logs import Log
-from orchestrator.machine.faults import TimedOut
+from orchestrator.machine.faults import NoAnswer, TimedOut
 from orchestrator.machine.waiting import Silence
 from orchestrator.observer import Observer
 from orchestrator.scenarios.scenario import select
@@ -248,3 +248,38 @@ def test_a_silent_guest_is_explained_without_being_given_up_again(tmp_path: Path
     with pytest.raises(TimedOut):
         one._observe_round(watch(Recording()), [], 1)
     assert seen == ["explained"] and not one.machine.asked
+
+
+def idle_watch(step: int = 0, traps: int = 0) -> Any:
+    """A watch on a guest that makes no progress."""
+    entry = {"cpu": 1, "ip": 0x1000, "traps": traps, "int3": 0}
+    return SimpleNamespace(cpu_snapshot=list, survey=lambda _: [entry], step=lambda: step)
+
+
+@pytest.mark.parametrize(
+    ("step", "traps", "stuck", "awk", "outcome", "text"),
+    [
+        # The guest does not answer, and its kernel ...
+        (2, 0, [], TimedOut("x", 20), "infra", "the kernel has ended every step"),
+        (0, 0, [], TimedOut("x", 20), "infra", "no CPU is stuck in it"),  # without the module
+        (3, 0, [], TimedOut("x", 20), "hang", "step 3 has begun and does not end"),
+        (2, 0, [1, 3], TimedOut("x", 20), "hang", "the kernel does not leave CPU 1, 3"),
+        (2, 99, [], TimedOut("x", 20), "hang", "CPU 1 keeps trapping at 1000"),
+        # It answers, but what it runs does not end.
+        (2, 0, [], b"", "infra", "the kernel has ended every step"),
+        (2, 0, [], b"sh\nsleep\n", "timeout", "blocked in the kernel: sh sleep"),
+        (3, 0, [], b"", "timeout", "step 3 has begun and does not end"),
+        (3, 99, [], b"", "hang", "CPU 1 keeps trapping at 1000"),
+    ],
+)
+def test_a_guest_without_progress_is_the_kernels_fault_only_if_it_owes_something(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, traps: int, stuck: list[int],
+    awk: bytes | Exception, outcome: str, text: str,
+) -> None:  # fmt: skip
+    one = observer(tmp_path, awk=awk)
+    one.machine.console.lines = ["KTAP version 1", "1..9", "ok 1 nop5.direct.on", "ok 2 x # SKIP"]
+    monkeypatch.setattr(module.cpus, "stuck", lambda *_: stuck)
+    with pytest.raises(OrchestratorError, match=text) as caught:
+        one._explain(idle_watch(step, traps), [], TimedOut("a sign of life", 60))
+    assert caught.value.outcome == outcome
+    assert isinstance(caught.value, NoAnswer) == (outcome == "infra" and awk != b"")
