@@ -3,20 +3,25 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from orchestrator import ui
+from orchestrator.attach import notes
 from orchestrator.errors import InfraError
 from orchestrator.guest import initramfs, module
 from orchestrator.host import debian, proc, seal, tools
+from orchestrator.host.debian import Package
 from orchestrator.host.paths import cache_dir
 from orchestrator.kernel import build, bundle, from_source, obtain
+from orchestrator.kernel.kinds import debian_image
 from orchestrator.kernel.model import Kernel, KernelRequest
 from orchestrator.watch import recorder
 
@@ -102,6 +107,39 @@ def test_a_kernel_of_a_bundle(kernel: Callable[[], Kernel], tmp_path: Path) -> N
     bundle.install(place, packed, bundle.digest(packed))
     assert not seal.damage(place)
     mended(lambda: bundle.install(place, packed, bundle.digest(packed)), place / "bzImage")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["boot/vmlinuz-6.1.0-9-amd64", "boot/config-6.1.0-9-amd64", "kernel.json", "lib/modules/a.ko"],
+)
+def test_a_binary_kernel_of_debian(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unpack(deb: Path, into: Path) -> None:
+        for file in ("boot/vmlinuz-6.1.0-9-amd64", "boot/config-6.1.0-9-amd64", "lib/modules/a.ko"):
+            (into / file).parent.mkdir(parents=True, exist_ok=True)
+            (into / file).write_text(f"{deb} has {file}\n")
+
+    image = Package(name="linux-image-6.1.0-9-amd64", version="6.1.176-1", suite="bookworm")
+    monkeypatch.setattr(debian_image, "need_space", lambda *_: None)
+    monkeypatch.setattr(debian_image, "_with_depends", lambda *_: [Path("image.deb")])
+    monkeypatch.setattr(debian, "unpack", unpack)
+    first = debian_image._unpacked("debian:6.1", image, None)
+    mended(
+        lambda: debian_image._unpacked("debian:6.1", image, None),
+        first.bzimage.parent.parent / name,
+    )
+    assert debian_image._unpacked("debian:6.1", image, None) == first
+
+
+def test_symbols_of_a_guest() -> None:
+    listing = gzip.compress(b"ffffffff81000000 T _text\nffffffff81000100 T text_poke_bp\n")
+    machine = SimpleNamespace(ssh=SimpleNamespace(run=lambda *_: (0, ""), get=lambda _: listing))
+    place = cache_dir() / "symbols" / "digest"
+
+    def use() -> Path:
+        return notes._symbols_of_guest(machine, place, fetch=True)  # type: ignore[arg-type]
+
+    mended(use, use())
 
 
 # --- what goes into the guest --------------------------------------------------------------------
