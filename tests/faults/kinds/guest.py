@@ -20,6 +20,9 @@ INIT = "guest/init/init"
 PROVOKE = "/run/provoke.ko"
 
 MODULE = "while ! [ -e /dev/orchestrator ]; do sleep 0.1; done"
+POKED = "while ! grep -q '^ok' /dev/orchestrator; do sleep 0.1; done"
+"""Before that a fault of the kernel outside of its patching is a boot-error."""
+WAITS = {"module": MODULE, "poked": f"{MODULE}\n{POKED}", "ready": ":"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +33,8 @@ class Script:
     allowed: frozenset[int | str] = NOTICED
     kernel: str = EITHER
     at: str = "module"
-    """When: `module` (up to 2 s after the test module was loaded), `ready` (up to 2 s after the
-    guest was ready), or `boot` (before the guest says that it is ready, in init itself)."""
+    """When: up to 2 s after the guest was `ready`, the test `module` was loaded, or the first step
+    has ended (`poked`); or in init itself, before the guest says that it is ready (`boot`)."""
     silence: float = 100
     limit: float = 240
 
@@ -193,7 +196,7 @@ SCRIPTS: dict[str, Script] = {
     "device-is-a-file": Script(text=_lie("/dev/orchestrator", "echo KTAP version 1")),
     # -- faults of the kernel
     **{
-        f"kernel-{how}": Script(text=_provoked(how), allowed=BLAMED, kernel=BROKEN)
+        f"kernel-{how}": Script(text=_provoked(how), allowed=BLAMED, kernel=BROKEN, at="poked")
         for how in ("warn", "bug", "null", "int3", "gpf", "panic", "doublefault", "everywhere")
     },
     "kernel-softlockup": Script(text=_provoked("softlockup"), allowed=NOT_A_PASS, kernel=BROKEN),
@@ -252,7 +255,6 @@ def _init(text: str, script: Script, delay: float, trial: Trial) -> str:
     if script.at == "boot":
         lines.insert(at, f"{mark}{script.text}\n")
     else:
-        wait = MODULE if script.at == "module" else ":"
-        inner = f"{wait}\nsleep {delay:.2f}\n{mark}{script.text}\n"
+        inner = f"{WAITS[script.at]}\nsleep {delay:.2f}\n{mark}{script.text}\n"
         lines.insert(at + 1, f"{provoke}(\n{inner}) </dev/null >/dev/null 2>&1 &\n")
     return "".join(lines)
