@@ -50,6 +50,9 @@ much sooner."""
 SILENCE_SECONDS = 60
 """Limit for a time without a console line, a GDB event or an int3 anywhere. A gated step takes less
 than a second, and the guest's own gate gives up after 30 seconds of guest time."""
+STEPS_OUTPUT = 256 << 10
+"""Most bytes that guest/init/steps may print: a line for each companion. At the speed of the serial
+line, the guest could otherwise keep us listening for minutes."""
 LOG_SECONDS = 5
 """Limit for reading the kernel's log, with which a guest whose kernel has failed may not answer."""
 RECORDER_SECONDS = 30
@@ -398,7 +401,9 @@ class Observer:
         # Without QEMU's ledger nothing is seen of a free-running step until it ends.
         patience = SILENCE_SECONDS + (self.duration if self.recorder.why_not else 0)
         with self.machine.silence.limit(patience):
-            status, output = self.machine.ssh.run("steps", timeout, stdin=lines.encode())
+            status, output = self.machine.ssh.run(
+                "steps", timeout, stdin=lines.encode(), most=STEPS_OUTPUT
+            )
         if status:
             raise GuestRefused(f"the test module refused a command: {_short(output)}")
         return output

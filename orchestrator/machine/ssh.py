@@ -102,18 +102,24 @@ class Shell:
             self.close()
             raise
 
-    def run(self, command: str, timeout: float = 60, stdin: bytes = b"") -> tuple[int, str]:
+    def run(
+        self, command: str, timeout: float = 60, stdin: bytes = b"", most: int | None = None
+    ) -> tuple[int, str]:
         """Run `command` with the guest's shell. Returns its exit status and its output.
 
         The status is 128 + N if signal N killed the command; the output is stdout and stderr.
-        Raises TimedOut after `timeout` seconds, and leaves the command running.
+        Raises TimedOut after `timeout` seconds, and leaves the command running; InfraError if it
+        prints more than `most` bytes (MAX_OUTPUT).
         """
-        status, output = self._exchange(command, stdin, timeout, with_stderr=True)
+        status, output = self._exchange(
+            command, stdin, timeout, most or MAX_OUTPUT, with_stderr=True
+        )
         return status, output.decode(errors="replace")
 
     def get(self, path: str, timeout: float = 300) -> bytes:
         """The content of the file `path` in the guest. Raises InfraError if it cannot be read."""
-        status, output = self._exchange(f"cat {shlex.quote(path)}", b"", timeout, with_stderr=False)
+        command = f"cat {shlex.quote(path)}"
+        status, output = self._exchange(command, b"", timeout, MAX_OUTPUT, with_stderr=False)
         if status:
             raise InfraError(f"{path} cannot be read in the guest (cat ended with status {status})")
         return output
@@ -124,13 +130,13 @@ class Shell:
             self._transport = None
 
     def _exchange(
-        self, command: str, stdin: bytes, timeout: float, *, with_stderr: bool
+        self, command: str, stdin: bytes, timeout: float, most: int, *, with_stderr: bool
     ) -> tuple[int, bytes]:
         if self._transport is None or not self._transport.is_active():
             self.connect(min(timeout, CONNECT_SECONDS))
         assert self._transport is not None
         what = f"the end of `{command}` in the guest"
-        exchange = _Exchange(self._transport, command, stdin, with_stderr)
+        exchange = _Exchange(self._transport, command, stdin, most, with_stderr)
         exchange.start()
         try:
             if not until(
@@ -170,7 +176,12 @@ class _Exchange(threading.Thread):
     guest, some of them for ever. Such a thread ends with the connection."""
 
     def __init__(
-        self, transport: paramiko.Transport, command: str, stdin: bytes, with_stderr: bool
+        self,
+        transport: paramiko.Transport,
+        command: str,
+        stdin: bytes,
+        most: int,
+        with_stderr: bool,
     ) -> None:
         super().__init__(name="ssh", daemon=True)
         self.done = threading.Event()
@@ -184,6 +195,7 @@ class _Exchange(threading.Thread):
         self._transport = transport
         self._command = command
         self._stdin = stdin
+        self._most = most
         self._with_stderr = with_stderr
 
     def run(self) -> None:
@@ -212,8 +224,8 @@ class _Exchange(threading.Thread):
                 if channel.recv_ready():
                     self.output += channel.recv(CHUNK)
                     busy = True
-                    if len(self.output) > MAX_OUTPUT:
-                        raise EOFError(f"it prints more than {MAX_OUTPUT >> 20} MiB")
+                    if len(self.output) > self._most:
+                        raise EOFError(f"it prints more than {self._most >> 10} KiB")
                 ended = channel.exit_status_ready() and channel.eof_received
                 if (ended or channel.closed) and not channel.recv_ready():
                     break

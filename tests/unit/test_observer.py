@@ -49,7 +49,9 @@ class Guest:
             raise answer
         return answer
 
-    def run(self, command: str, timeout: float = 0, stdin: bytes = b"") -> tuple[int, str]:
+    def run(
+        self, command: str, timeout: float = 0, stdin: bytes = b"", most: int = 0
+    ) -> tuple[int, str]:
         return 0, self.get(command).decode(errors="replace")
 
     def check(self) -> None:

@@ -153,6 +153,8 @@ def test_output_without_end_is_given_up(world: World, monkeypatch: pytest.Monkey
     monkeypatch.setattr(ssh, "MAX_OUTPUT", 1 << 20)
     with pytest.raises(InfraError, match="`flood`: ssh to the guest failed: it prints more than 1"):
         world.shell.run("flood")
+    with pytest.raises(InfraError, match="it prints more than 9 KiB"):
+        world.shell.run("flood", most=9 << 10)
 
 
 NONSENSE = {
