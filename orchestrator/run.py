@@ -16,6 +16,7 @@ from pathlib import Path
 from orchestrator import rundir, ui
 from orchestrator.attach import notes, owner
 from orchestrator.errors import (
+    InfraError,
     InternalError,
     InterruptedRun,
     OrchestratorError,
@@ -26,8 +27,9 @@ from orchestrator.guest import initramfs, module
 from orchestrator.host import failures, interrupts, keeper, tools
 from orchestrator.host import files as host_files
 from orchestrator.host.paths import cache_dir
+from orchestrator.kernel import versions
 from orchestrator.kernel.model import Kernel, KernelRequest
-from orchestrator.kernel.obtain import obtain
+from orchestrator.kernel.obtain import check, obtain, title
 from orchestrator.machine import accel
 from orchestrator.machine.machine import Machine
 from orchestrator.machine.qemu import MachineSpec
@@ -54,6 +56,8 @@ class _Cell:
     spec: RunSpec
     scenarios: Sequence[Scenario]
     """The requested scenarios; the kernel may not be able to run all of them."""
+    command: tuple[str, ...]
+    """The command that was given, without its options."""
     directory: Path
     evidence: Evidence
     kernel: Kernel | None = None
@@ -76,6 +80,8 @@ def run(
     """
     ui.durations.clear()
     edits = read_edits(spec.edits) if spec.edits else []
+    with contextlib.suppress(InfraError):  # which is a verdict, and comes again below
+        check(spec.kernel)
     cell = _new_cell(spec)
     result_file.reserve(cell.directory)
     with contextlib.ExitStack() as stack:
@@ -91,6 +97,7 @@ def run(
         result = RunResult(
             spec=spec,
             directory=cell.directory,
+            name=cell.kernel.name if cell.kernel else title(spec.kernel),
             kernel=cell.kernel,
             machine=cell.machine_spec,
             evidence=cell.evidence,
@@ -148,6 +155,7 @@ def _new_cell(spec: RunSpec, command: Sequence[str] = ("run",)) -> _Cell:
     return _Cell(
         spec=spec,
         scenarios=scenarios,
+        command=tuple(command),
         directory=rundir.create(spec, command),
         evidence=Evidence(requested_cpus=spec.smp),
     )
@@ -161,6 +169,7 @@ def _guest(cell: _Cell, *, attachable: bool) -> Iterator[Observer]:
     """
     spec = cell.spec
     kernel = cell.kernel = obtain(spec.kernel)
+    _pin(cell, kernel)
     _check_cpus(spec, kernel)
     scenarios = runnable(cell.scenarios, spec.scenarios, headers=_takes_module(kernel))
     without_module = all(scenario.sysctls for scenario in scenarios)
@@ -216,6 +225,16 @@ def _fallback(cell: _Cell) -> Sequence[Scenario]:
 
 
 # -- Kernel
+
+
+def _pin(cell: _Cell, kernel: Kernel) -> None:
+    """Make repeat.sh name the kernel that is run, not what its name will mean another day."""
+    request = replace(cell.spec.kernel, selector=kernel.pinned or cell.spec.kernel.selector)
+    chosen = versions.inherited()
+    if cell.command == ("run",) and (kernel.pinned or chosen):
+        with ui.saying_what_fails("repeat.sh"):
+            spec = replace(cell.spec, kernel=request)
+            rundir.write_script(cell.directory, spec, cell.command, chosen)
 
 
 def _check_cpus(spec: RunSpec, kernel: Kernel) -> None:

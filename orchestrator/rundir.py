@@ -14,7 +14,7 @@ import secrets
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.errors import InfraError, sentence
@@ -49,9 +49,7 @@ def create(spec: RunSpec, command: Sequence[str] = ("run",)) -> Path:
 def _new_directory(spec: RunSpec) -> Path:
     if spec.directory:
         return paths.output_directory(spec.directory, "the results of a run", empty=True)
-    path = spec.kernel.bzimage or spec.kernel.tree
-    name = paths.real(path).name if path else spec.kernel.selector
-    name = re.sub(r"[^\w.]+", "-", name)[:LONGEST]
+    name = re.sub(r"[^\w.]+", "-", spec.kernel.name)[:LONGEST]
     stamp = time.strftime("%Y%m%d-%H%M%S")
     directory = paths.state_dir() / "runs" / f"{stamp}-{name}-smp{spec.smp}-{secrets.token_hex(2)}"
     try:
@@ -66,11 +64,27 @@ def _new_directory(spec: RunSpec) -> Path:
 
 def _write_request(directory: Path, spec: RunSpec, command: Sequence[str]) -> None:
     (directory / "spec.json").write_text(json.dumps(to_json(spec), indent=1) + "\n")
+    write_script(directory, spec, command)
+
+
+def write_script(
+    directory: Path,
+    spec: RunSpec,
+    command: Sequence[str],
+    versions: Mapping[str, str] | None = None,
+) -> None:
+    """Write repeat.sh. Raises OSError.
+
+    versions: environment variables that choose the versions of packages.
+    """
     script = directory / "repeat.sh"
     argv = [sys.executable, "-m", "orchestrator", *command, *spec.argv()]
+    exports = "".join(
+        f"export {name}={shlex.quote(value)}\n" for name, value in (versions or {}).items()
+    )
     script.write_text(
         "#!/bin/sh\n# Repeats this run: the same kernel, machine, scenarios and seed.\n"
-        f"cd {shlex.quote(str(Path.cwd()))} || exit\n"
+        f"cd {shlex.quote(str(Path.cwd()))} || exit\n{exports}"
         f'exec {shlex.join(argv)} "$@"\n'
     )
     script.chmod(0o755)

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator import ui
-from orchestrator.errors import InfraError, UsageError
+from orchestrator.errors import InfraError, UsageError, shortened
 from orchestrator.host import files, proc
 from orchestrator.host.notices import waiting_for, warn
 from orchestrator.host.paths import cache_dir, locked
@@ -27,16 +29,44 @@ SAFE = (
 )
 """Configuration for every git, against programs that a repository's own configuration names."""
 LOCAL_VARIABLES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY")
+URL = re.compile(r"[\w+.-]+:[^:]|[\w.-]+@[\w.-]+:")
+"""How `scheme://...` and `host:path` begin."""
+NOT_THERE = re.compile(
+    r"couldn't find remote ref|not our ref|not appear to be a git repository"
+    r"|(repository|project) .*(not found|not exist)",
+    re.IGNORECASE,
+)
+"""What git says about a wrong name; all else may be the network."""
 NETWORK = "file:git:http:https:ssh"
 """Transports of a fetch. `ext::` would run a command."""
 
 
+def split(selector: str) -> tuple[str, str]:
+    """`git:WHERE@REF` to (WHERE, REF): a URL or path, and a branch, tag or commit.
+
+    REF is empty if there is none. The `@` of `git@HOST:PATH` and `ssh://git@HOST/PATH` belongs to
+    the URL.
+    """
+    text = selector.removeprefix(PREFIX)
+    where, at, ref = text.rpartition("@")
+    if not at or ":" in ref or re.fullmatch(r"\w+://[^/]*", where):
+        return text, ""
+    return where, ref
+
+
 def parse(selector: str) -> tuple[str, str]:
-    """`git:WHERE@REF` to (WHERE, REF): a URL or path, and a branch, tag or commit."""
-    where, _, ref = selector.removeprefix(PREFIX).rpartition("@")
+    """`git:WHERE@REF` to (WHERE, REF), as split(). Raises UsageError if one of them is missing."""
+    where, ref = split(selector)
     if not where or not ref or where.startswith("-") or ref.startswith("-"):
         raise UsageError(f"{selector}: write git:URL-or-path@REF, such as git:~/linux@v6.12")
     return where, ref
+
+
+def check(selector: str) -> None:
+    """Raise UsageError if `selector` is wrong, as far as that shows without asking a server."""
+    where, _ = parse(selector)
+    if not Path(where).expanduser().is_dir() and not URL.match(where):
+        raise UsageError(f"{selector}: there is no directory {where}")
 
 
 @contextlib.contextmanager
@@ -47,6 +77,7 @@ def checked_out(selector: str) -> Iterator[Path]:
     """
     where, ref = parse(selector)
     local = Path(where).expanduser()
+    check(selector)
     identity = str(local.resolve()) if local.is_dir() else where
     name = hashlib.sha256(identity.encode()).hexdigest()[:16]
     folder = cache_dir() / "checkouts" / name
@@ -191,10 +222,19 @@ def _fetch(url: str, ref: str, folder: Path) -> str:
             raise UsageError(
                 f"{url} has no {ref}: name a branch, a tag, or a commit that the server offers"
             )
-        lines = done.stdout.strip().splitlines()
-        reason = lines[-1] if lines else "it gives no reason"
-        raise InfraError(f"git cannot fetch {ref} of {url}: {reason}")
+        kind = UsageError if NOT_THERE.search(done.stdout) else InfraError
+        raise kind(f"git cannot fetch {ref} of {url}: {reason(done.stdout)}")
     return resolve(folder, "FETCH_HEAD")
+
+
+def reason(output: str) -> str:
+    """What git, or ssh under it, said in `output` about its failure."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    # "Please make sure you have the correct access rights and the repository exists." and its like
+    # follow on the lines that have the reason.
+    said = [line for line in lines if re.match(r"(fatal|error|remote|ssh|ERROR)\b|.*: ", line)]
+    said = [line for line in said if not line.startswith("fatal: Could not read from remote")]
+    return shortened(" / ".join((said or lines)[:3]) or "it gives no reason", 400)
 
 
 def _init(folder: Path) -> None:
@@ -215,6 +255,7 @@ def git(
     """
     env = {
         "GIT_TERMINAL_PROMPT": "0",  # nobody is there to type a password
+        "GIT_SSH_COMMAND": os.environ.get("GIT_SSH_COMMAND", "ssh") + " -o BatchMode=yes",
         # Above a damaged repository of ours there may be one of the user's.
         "GIT_CEILING_DIRECTORIES": str(cache_dir()),
         "GIT_OPTIONAL_LOCKS": "0",

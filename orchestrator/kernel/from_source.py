@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator import ui
+from orchestrator.errors import BuildError
 from orchestrator.host.notices import waiting_for
 from orchestrator.host.paths import cache_dir, cached_dir, need_space
 from orchestrator.kernel import build, compat, config, definition, patches, workspace
@@ -42,6 +44,20 @@ class BuildPlan:
         content = repr((identity, patches.canonical(self.patches), self.recipe.identity()))
         return hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()
 
+    def origin(self) -> dict[str, str]:
+        """What becomes part of Kernel.origin."""
+        if not self.patches:
+            return {"patches": "none"}
+        changes = "".join(
+            f"{hashlib.sha256(text.encode(errors='surrogateescape')).hexdigest()}\n"
+            for text in patches.canonical(self.patches)
+        )
+        return {
+            "patches": ", ".join(file.name for file in self.patches),
+            # as KCIDB asks for it, but of what the patches change
+            "patchset": hashlib.sha256(changes.encode()).hexdigest(),
+        }
+
 
 def tree_plan(request: KernelRequest, workarounds: Compat) -> BuildPlan:
     """The plan for a source that no definition describes."""
@@ -68,9 +84,10 @@ def identify_tree(source: Source, request: KernelRequest) -> tuple[str, Path]:
     return digest, place(digest)
 
 
-def obtain_tree(name: str, source: Source, request: KernelRequest) -> Kernel:
-    """The kernel built from a source that no definition describes."""
-    return obtain_built(name, source, tree_plan(request, _workarounds(source)))
+def obtain_tree(name: str, source: Source, request: KernelRequest, title: str = "") -> Kernel:
+    """The kernel built from a source that no definition describes, as obtain_built()."""
+    plan = tree_plan(request, _workarounds(source))
+    return obtain_built(name, source, plan, title or name + request.changes)
 
 
 def _workarounds(source: Source) -> Compat:
@@ -78,30 +95,33 @@ def _workarounds(source: Source) -> Compat:
     return compat.needed(compat.version(makefile), source.root)
 
 
-def obtain_built(name: str, source: Source, plan: BuildPlan) -> Kernel:
+def obtain_built(name: str, source: Source, plan: BuildPlan, title: str) -> Kernel:
     """The kernel that `plan` makes of `source`, built unless the cache has it.
 
-    name: what the user calls it.
+    - name: what the user calls the source.
+    - title: what the user calls the kernel.
     """
     digest = plan.digest(source.identity)
+    asked = {**source.origin, **plan.origin()}
 
     def make(partial: Path) -> None:
-        lost = _build(name, source, plan, partial)
+        lost = _build(title, source, plan, partial)
         origin = {
-            **source.origin,
+            **asked,
             **({"workarounds": "; ".join(plan.workarounds)} if plan.workarounds else {}),
-            "patches": ", ".join(file.name for file in plan.patches) or "none",
             "compiler": build.toolchain(),
             **({"options lost": ", ".join(option.option for option in lost)} if lost else {}),
         }
         release = (partial / "release").read_text().strip()
         record = KernelRecord(
-            name=name, release=release, origin=origin, make=dict(plan.recipe.make)
+            name=name, title=title, release=release, origin=origin, make=dict(plan.recipe.make)
         )
         record.write(partial)
 
     cached_dir(place(digest), make, waiting_for(f"another run's {name}"), vital=VITAL)
-    return cached(digest, name)
+    kernel = cached(digest, title)
+    # The same content may have been built for another commit, or from a mail instead of a diff.
+    return replace(kernel, origin={**kernel.origin, **asked})
 
 
 def _build(name: str, source: Source, plan: BuildPlan, partial: Path) -> list[config.LostOption]:
@@ -116,8 +136,24 @@ def _build(name: str, source: Source, plan: BuildPlan, partial: Path) -> list[co
         with ui.step(f"source of {name}, {count} patch{'' if count == 1 else 'es'}"):
             scratch = work.root / "patched"
             shutil.rmtree(scratch, ignore_errors=True)
-            work.sync(source, patches.apply(plan.patches, original, scratch))
+            work.sync(source, _patched(source, plan, original, scratch))
         return build.build(work, plan.recipe, name, partial)
+
+
+def _patched(
+    source: Source, plan: BuildPlan, original: Callable[[str], Path | None], scratch: Path
+) -> dict[str, Path | None]:
+    """What the patches change, as patches.apply()."""
+    try:
+        return patches.apply(plan.patches, original, scratch)
+    except BuildError as error:
+        base, commit = patches.base(plan.patches), source.origin.get("commit")
+        if not base or not commit or base == commit:
+            raise
+        raise BuildError(
+            f"{error}; the patches were made on {base[:12]}, and this is "
+            f"{source.origin.get('git', commit[:12])}"
+        ) from error
 
 
 def place(digest: str) -> Path:
@@ -128,12 +164,12 @@ def place(digest: str) -> Path:
 def cached(digest: str, name: str | None = None) -> Kernel:
     """The kernel with this digest, which the cache has.
 
-    name: what the user calls it; by default the name that it was built under.
+    name: what the user calls it; by default what it was called when it was built.
     """
     directory = place(digest)
     record = KernelRecord.read(directory)
     return Kernel(
-        name=name or record.name,
+        name=name or record.title or record.name,
         release=record.release,
         digest=digest,
         bzimage=directory / "bzImage",

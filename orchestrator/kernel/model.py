@@ -3,14 +3,22 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator.kernel import patches
 from orchestrator.options import argv, check_texts, option
 
+MOST_NAMED = 3
+"""Most changes that a name has in full."""
 SOURCE, CHANGES = "kernel", "changes"
 """Option groups: which kernel, and changes to its source or configuration."""
+
+
+def _patch(text: str) -> Path:
+    from orchestrator.kernel import patches  # rarely needed, and --help must not wait for it
+
+    return patches.argument(text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +64,7 @@ class KernelRequest:
     patches: tuple[Path, ...] = option(
         "--patch",
         (),
-        parse=patches.argument,
+        parse=_patch,
         metavar="FILE",
         group=CHANGES,
         help="apply a diff, a mail, the mbox of a thread, a directory of them, a quilt series, "
@@ -83,6 +91,25 @@ class KernelRequest:
     def __post_init__(self) -> None:
         check_texts(self)
 
+    @property
+    def source(self) -> str:
+        """What people call the kernel that is asked for, without the changes to it."""
+        path = self.bzimage or self.tree
+        return (Path(os.path.realpath(path)).name or str(path)) if path else self.selector
+
+    @property
+    def changes(self) -> str:
+        """What is changed: ` + fix.patch + CONFIG_X=y`; empty if nothing is."""
+        files = (*self.patches, *self.fragments)
+        names = (*(file.name for file in files), *self.settings)
+        more = (f"{len(names) - MOST_NAMED} more",) if len(names) > MOST_NAMED + 1 else ()
+        return "".join(f" + {name}" for name in (*names[: MOST_NAMED + 1 - len(more)], *more))
+
+    @property
+    def name(self) -> str:
+        """What a run of this kernel is called, as far as the request tells."""
+        return self.source + self.changes
+
     def argv(self) -> list[str]:
         """The options of `orchestrator run` that request this kernel."""
         arguments = argv(self)
@@ -97,7 +124,7 @@ class Kernel:
     """A kernel that is ready to boot, with what is needed to build modules for it."""
 
     name: str
-    """As the user requested it."""
+    """What was asked for: `linux v6.12-3-g0123456789ab + fix.patch`."""
     release: str
     """As `uname -r` prints it."""
     digest: str
@@ -120,6 +147,8 @@ class Kernel:
     """Where the kernel comes from, as label -> text for the report."""
     make: dict[str, str] = field(default_factory=dict)
     """Variables for make's command line, needed for modules as well."""
+    pinned: str = ""
+    """The selector that always means this kernel, if that of the request may mean another one."""
 
     def option(self, name: str) -> str | None:
         """The value of CONFIG_`name` (`y`, `m`, `64`, `"text"`), None if not set or not known."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrator.errors import UsageError, sentence
+from orchestrator.errors import OrchestratorError, UsageError, sentence
 from orchestrator.kernel import config, kinds, patches
 from orchestrator.kernel.from_source import place
 from orchestrator.kernel.kinds.built import PREFIX as BUILT
 from orchestrator.kernel.kinds.kind import Kind
 from orchestrator.kernel.model import Kernel, KernelRequest
 
-__all__ = ["BUILT", "fetch", "identify", "obtain", "place", "settle"]
+__all__ = ["BUILT", "check", "fetch", "identify", "obtain", "place", "settle", "title"]
 
 
 def obtain(request: KernelRequest) -> Kernel:
@@ -42,6 +42,19 @@ def settle(request: KernelRequest) -> None:
     only package lists. Raises the errors of obtain().
     """
     _checked_kind(request).settle(request)
+
+
+def check(request: KernelRequest) -> None:
+    """Raise UsageError for anything wrong that shows before something is fetched or built."""
+    _checked_kind(request)
+
+
+def title(request: KernelRequest) -> str:
+    """What the kernel is called that `request` names, if obtain() cannot tell; never raises."""
+    try:
+        return _checked_kind(request).title(request)
+    except OrchestratorError:
+        return request.name
 
 
 def identify(request: KernelRequest) -> tuple[str, Path]:

@@ -17,6 +17,8 @@ class KernelRecord:
 
     name: str
     """The selector or tree that the kernel was first obtained for."""
+    title: str = ""
+    """Kernel.name at that time."""
     release: str
     """As `uname -r` prints it."""
     origin: dict[str, str]
@@ -33,6 +35,7 @@ class KernelRecord:
         content = json.loads((directory / FILE).read_text())
         return cls(
             name=content["name"],
+            title=content.get("title", ""),
             release=content["release"],
             origin=content["origin"],
             make=content.get("make", {}),

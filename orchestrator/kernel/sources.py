@@ -23,7 +23,7 @@ from orchestrator.host.notices import waiting_for, warn
 from orchestrator.host.paths import cache_dir, cached_dir, need_space, real
 from orchestrator.host.seal import fingerprint
 from orchestrator.kernel import debian_mirror, versions
-from orchestrator.kernel.checkout import View, git, view
+from orchestrator.kernel.checkout import View, git, resolve, view
 
 Manifest = dict[str, str]
 """Path relative to the source's root -> seal.fingerprint() of the file."""
@@ -133,7 +133,15 @@ def _unpacked(final: Path, make: Callable[[Path], None], name: str) -> tuple[Pat
 def debian_package(series: str, name: str) -> debian.Package:
     """The linux-source-`series` for `name`: the newest of the mirror, see versions.chosen()."""
     package, suites = f"linux-source-{series}", debian_mirror.suites(series)
-    return versions.chosen(name, package, suites, lambda: [debian.newest(package, suites)])[0]
+
+    def choose() -> list[debian.Package]:
+        if not debian.candidates(re.escape(package), suites) and not debian.unsearched(suites):
+            raise UsageError(
+                f"{name}: the Debian mirror has no {package}; {debian_mirror.AVAILABLE}"
+            )
+        return [debian.newest(package, suites)]
+
+    return versions.chosen(name, package, suites, choose)[0]
 
 
 def from_tree(tree: Path) -> Source:
@@ -152,8 +160,9 @@ def from_tree(tree: Path) -> Source:
         "".join(f"{path}\0{manifest[path]}\n" for path in sorted(manifest)).encode()
     ).hexdigest()
     origin = {"kind": "tree", "tree": str(tree), "content": identity}
-    if described := _described(tree):
-        origin["git"] = described
+    if state := described(tree):
+        origin["git"] = state
+        origin["commit"] = resolve(tree, "HEAD")
     return Source(
         identity=f"tree {identity}",
         workspace=workspace,
@@ -275,9 +284,9 @@ def _listed(tree: Path) -> list[str]:
     return sorted({path for path in names.split("\0") if path})
 
 
-def _described(tree: Path) -> str:
+def described(tree: Path) -> str:
     """`v6.12-3-g0123456789ab with changes`; empty if there is no git, or no commit."""
-    if not _has_git(tree):
+    if not tree.is_dir() or not _has_git(tree):
         return ""
     described = git(tree, "describe", "--always", "--abbrev=12", check=False)
     if described.returncode:

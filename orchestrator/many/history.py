@@ -107,7 +107,7 @@ def record(result: RunResult, path: Path | None = None) -> None:
                 "INSERT INTO run VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     time.time(), unicode(str(result.directory.resolve())),
-                    unicode(kernel.name if kernel else result.spec.kernel.selector),
+                    unicode(result.name),
                     kernel.release if kernel else "", kernel.digest if kernel else "",
                     result.spec.smp, machine.accel.option if machine else result.spec.accel,
                     ".".join(map(str, machine.qemu.version)) if machine else "",
@@ -172,13 +172,15 @@ def expected(
     """The expected duration of a run on `smp` CPUs, and whether the last such run failed.
 
     The duration is in seconds, and None if nothing is known. It is the median of the last runs with
-    a verdict: those of the kernel with this digest, otherwise those of kernels called `kernel`.
+    a verdict: those of the kernel with this digest, otherwise those of kernels whose names begin
+    with `kernel`.
     """
-    query = "SELECT seconds, outcome FROM run WHERE {} = ? AND smp = ?"
+    query = "SELECT seconds, outcome FROM run WHERE substr({} || ' ', 1, length(?1)) = ?1"
+    query += " AND smp = ?2"
     query += " AND exit_status IN (0, 1) AND NOT edited"
 
     def select(connection: sqlite3.Connection) -> tuple[float | None, bool]:
-        for column, value in (("digest", digest), ("kernel", kernel)):
+        for column, value in (("digest", f"{digest} "), ("kernel", f"{kernel} ")):
             rows = connection.execute(
                 f"{query.format(column)} ORDER BY ended DESC LIMIT 5", (value, smp)
             ).fetchall()

@@ -38,9 +38,7 @@ def write(result: RunResult) -> None:
 
 def name(result: RunResult) -> str:
     """The cell: kernel and number of CPUs."""
-    spec = result.spec
-    kernel = result.kernel.name if result.kernel else spec.kernel.selector
-    return f"{kernel} smp{spec.smp}"
+    return f"{result.name} smp{result.spec.smp}"
 
 
 def junit(title: str, cases: Iterable[Case], seconds: float) -> str:

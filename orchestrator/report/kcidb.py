@@ -44,8 +44,8 @@ class _Run:
     @property
     def kernel(self) -> KernelRecord:
         """The kernel that was run, or the one that could not be had."""
-        selector = self.spec.kernel.selector
-        return self.verdict.kernel or KernelRecord(name=selector, release="", digest="")
+        name = self.verdict.name or self.spec.kernel.name
+        return self.verdict.kernel or KernelRecord(name=name, release="", digest="")
 
 
 def report(runs: Iterable[Path], origin: str) -> dict[str, Any]:
@@ -67,10 +67,12 @@ def report(runs: Iterable[Path], origin: str) -> dict[str, Any]:
         run = _read(directory)
         kernel, request = run.kernel, to_json(run.spec)["kernel"]
         checkout = f"{origin}:{_hash(kernel.origin or kernel.name)}"
+        applies = " does not apply: " not in run.verdict.reason
         checkouts[checkout] = {
             "id": checkout,
             "origin": origin,
-            "valid": True,
+            "valid": applies or bool(kernel.digest),
+            **_source(kernel.origin),
             "comment": " ".join(filter(None, (kernel.name, kernel.release))),
             "misc": kernel.origin,
         }
@@ -93,10 +95,28 @@ def report(runs: Iterable[Path], origin: str) -> dict[str, Any]:
     }
 
 
+def _source(origin: dict[str, str]) -> dict[str, str]:
+    """The fields of a checkout that name its source, as far as they are known."""
+    found = {"git_commit_hash": origin.get("commit", "")}
+    if origin.get("git", "").endswith(" with changes"):
+        found = {}
+    if found:
+        found["patchset_hash"] = origin.get("patchset", "")
+    tree = origin.get("tree", "")
+    if origin.get("kind") == "git":
+        where, _, ref = tree.rpartition("@")
+        found["git_commit_name"] = ref
+        if "://" in where:
+            found["git_repository_url"] = where
+        tree = where
+    found["tree_name"] = re.sub(r"(\.git)?/*$", "", tree).rpartition("/")[2]
+    return {name: value for name, value in found.items() if value or name == "patchset_hash"}
+
+
 def _build_status(run: _Run) -> str:
-    if run.verdict.outcome == "build-error":
-        return "FAIL"
-    return "PASS" if run.kernel.digest else "MISS"
+    if run.kernel.digest:  # a build-error is that of our test module then
+        return "PASS"
+    return "FAIL" if run.verdict.outcome == "build-error" else "MISS"
 
 
 def _tests(run: _Run, build: str, origin: str) -> Iterator[dict[str, Any]]:
@@ -107,7 +127,8 @@ def _tests(run: _Run, build: str, origin: str) -> Iterator[dict[str, Any]]:
         "origin": origin,
         "environment": {
             "comment": f"QEMU, {run.spec.smp} CPUs",
-            "misc": {name: spec[name] for name in declared(RunSpec)},
+            "misc": {name: spec[name] for name in declared(RunSpec)}
+            | ({"accel": verdict.accel} if verdict.accel else {}),
         },
         "start_time": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(run.start)),
     }

@@ -42,6 +42,8 @@ class RunResult:
 
     spec: RunSpec
     directory: Path
+    name: str
+    """What the kernel is called, also if there was none to run."""
     kernel: Kernel | None
     """None when there was none to run."""
     machine: MachineSpec | None
@@ -69,6 +71,10 @@ class VerdictRecord:
     outcome: str
     reason: str
     exit_status: int
+    name: str = ""
+    """What the kernel is called, also if there was none to run."""
+    accel: str = ""
+    """The accelerator as QEMU names it; empty if the run ended before it was chosen."""
     kernel: KernelRecord | None = None
     edited: tuple[str, ...] = ()
     """Instructions that --edit-text changed in the kernel's code, one line each."""
@@ -90,6 +96,8 @@ def record(result: RunResult) -> VerdictRecord:
         outcome=verdict.outcome,
         reason=verdict.reason,
         exit_status=verdict.exit_status,
+        name=result.name,
+        accel=result.machine.accel.option if result.machine else "",
         kernel=KernelRecord(
             name=kernel.name, release=kernel.release, digest=kernel.digest, origin=kernel.origin
         )

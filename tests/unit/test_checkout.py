@@ -54,6 +54,55 @@ def test_a_selector_is_split_into_where_and_ref() -> None:
 
 
 @pytest.mark.parametrize(
+    ("selector", "where", "ref"),
+    [
+        ("git:git@example.org:linux.git", "git@example.org:linux.git", ""),
+        ("git:ssh://git@example.org/linux.git", "ssh://git@example.org/linux.git", ""),
+        ("git:ssh://git@example.org:22/linux.git@a/b", "ssh://git@example.org:22/linux.git", "a/b"),
+        ("git:https://user@example.org/x@v1", "https://user@example.org/x", "v1"),
+        ("git:example.org:x@HEAD", "example.org:x", "HEAD"),
+    ],
+)
+def test_the_at_sign_of_a_url_is_no_ref(selector: str, where: str, ref: str) -> None:
+    assert checkout.split(selector) == (where, ref)
+
+
+def test_ssh_asks_nothing_and_what_it_says_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ssh = tmp_path / "ssh"
+    ssh.write_text(
+        f'#!/bin/sh\necho "$*" > {tmp_path}/arguments\n'
+        'echo "git@example.org: Permission denied (publickey)." >&2\nexit 255\n'
+    )
+    ssh.chmod(0o755)
+    monkeypatch.setenv("GIT_SSH_COMMAND", str(ssh))
+    with (
+        pytest.raises(InfraError, match=r"Permission denied \(publickey\)\.$"),
+        checkout.checked_out("git:git@example.org:linux.git@main"),
+    ):
+        pass
+    assert "-o BatchMode=yes" in (tmp_path / "arguments").read_text()
+
+
+@pytest.mark.parametrize(
+    ("output", "shown"),
+    [
+        (
+            "ERROR: Repository not found.\nfatal: Could not read from remote repository.\n\n"
+            "Please make sure you have the correct access rights\nand the repository exists.\n",
+            "ERROR: Repository not found.",
+        ),
+        ("fatal: unable to access 'x': Could not resolve host: y\n",
+         "fatal: unable to access 'x': Could not resolve host: y"),
+        ("", "it gives no reason"),
+    ],
+)  # fmt: skip
+def test_the_reason_is_what_git_said(output: str, shown: str) -> None:
+    assert checkout.reason(output) == shown
+
+
+@pytest.mark.parametrize(
     "selector", ["git:", "git:/src/linux", "git:/src/linux@", "git:@v1", "git:--upload-pack=x@v1"]
 )
 def test_a_selector_without_where_or_ref_is_wrong_usage(selector: str) -> None:
@@ -99,7 +148,7 @@ def test_a_missing_ref_or_repository_is_reported(repository: Path, tmp_path: Pat
         ):
             pass
     with (
-        pytest.raises(InfraError, match="git cannot fetch main of file:"),
+        pytest.raises(UsageError, match="not appear to be a git repository"),
         checkout.checked_out(f"git:file://{tmp_path}/nowhere@main"),
     ):
         pass
@@ -140,7 +189,7 @@ def test_a_sound_checkout_is_kept_when_a_commit_cannot_be_had(repository: Path) 
         (tree / ".git/kept").touch()
     repository.rename(repository.with_name("gone"))
     with (
-        pytest.raises(InfraError, match="git cannot fetch"),
+        pytest.raises(UsageError, match="git cannot fetch"),
         checkout.checked_out(f"git:file://{repository}@main"),
     ):
         pass

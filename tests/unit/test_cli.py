@@ -48,6 +48,7 @@ def result(
     evidence = Run().evidence()
     return RunResult(
         spec=spec or RunSpec(),
+        name="6.1-plain",
         directory=directory,
         kernel=None,
         machine=None,

@@ -43,6 +43,7 @@ def write(directory: Path, evidence: Evidence, *, kernel: bool = True) -> dict[s
     )
     result = RunResult(
         spec=spec,
+        name="6.1-plain",
         directory=directory,
         kernel=built if kernel else None,
         machine=None,

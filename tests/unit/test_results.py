@@ -37,6 +37,7 @@ def result_of(run: Run, directory: Path, evidence: Evidence | None = None) -> Ru
     evidence = evidence or run.evidence()
     return RunResult(
         spec=RunSpec(kernel=KernelRequest(selector="debian:6.1"), smp=2),
+        name="debian:6.1",
         directory=directory,
         kernel=None,
         machine=None,

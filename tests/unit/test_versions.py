@@ -18,7 +18,7 @@ from orchestrator.host.debian import Package
 from orchestrator.host.paths import PROJECT, state_dir
 from orchestrator.kernel import compat, from_source, obtain, sources, versions
 from orchestrator.kernel.compat import CompatEntry
-from orchestrator.kernel.model import KernelRequest
+from orchestrator.kernel.model import Kernel, KernelRequest
 from orchestrator.many.children import Children, ChildResult
 from orchestrator.many.sweep import task
 from orchestrator.many.sweep.task import CellTask
@@ -260,7 +260,11 @@ def test_identify_and_obtain_of_a_debian_source_agree(
     monkeypatch.setattr(sources, "_unpacked", lambda *_: (tmp_path, {"Makefile": "- 1"}))
     places: list[Path] = []
     monkeypatch.setattr(from_source, "cached_dir", lambda place, *_, **__: places.append(place))
-    monkeypatch.setattr(from_source, "cached", lambda digest, name: digest)
+
+    def cached(digest: str, name: str) -> Kernel:
+        return Kernel(name=name, release="", digest=digest, bzimage=tmp_path, config=None)
+
+    monkeypatch.setattr(from_source, "cached", cached)
     request = KernelRequest(selector="debian-source:6.1")
-    assert obtain.obtain(request) == obtain.identify(request)[0]
+    assert obtain.obtain(request).digest == obtain.identify(request)[0]
     assert places == [obtain.identify(request)[1]]

@@ -148,6 +148,7 @@ def _unpacked(selector: str, image: Package, headers: Package | None) -> Kernel:
         config=_first(prefix, CONFIGS),
         kbuild=_only(prefix, ("usr/src/linux-headers-*amd64",), "headers") if headers else None,
         origin=origin,
+        pinned=debian_mirror.exact_selector(image),
     )
 
 

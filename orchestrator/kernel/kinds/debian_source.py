@@ -33,7 +33,7 @@ class DebianSourceKind(Kind):
 
     def obtain(self, request: KernelRequest) -> Kernel:
         source, plan = self._source(request.selector), self._plan(request)
-        return from_source.obtain_built(request.selector, source, plan)
+        return from_source.obtain_built(request.selector, source, plan, request.name)
 
     def _plan(self, request: KernelRequest) -> BuildPlan:
         # By version alone, without the tree: identify() must come to the same without fetching it.

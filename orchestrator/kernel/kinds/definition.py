@@ -37,7 +37,8 @@ class DefinitionKind(Kind):
 
     def obtain(self, request: KernelRequest) -> Kernel:
         chosen = definition.load(request.selector)
-        return from_source.obtain_built(request.selector, _source(chosen), _plan(chosen, request))
+        source, plan = _source(chosen), _plan(chosen, request)
+        return from_source.obtain_built(request.selector, source, plan, request.name)
 
 
 def _source(chosen: Definition) -> Source:

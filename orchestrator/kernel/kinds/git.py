@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from orchestrator.kernel import checkout, from_source, sources
+from orchestrator.kernel import checkout, from_source, patches, sources
 from orchestrator.kernel.kinds.kind import Kind, register
 from orchestrator.kernel.model import Kernel, KernelRequest
 
@@ -16,10 +16,10 @@ class GitKind(Kind):
     prefix = checkout.PREFIX
 
     def check(self, request: KernelRequest) -> None:
-        checkout.parse(request.selector)
+        checkout.check(_pinned(request))
 
     def identify(self, request: KernelRequest) -> tuple[str, Path]:
-        with checkout.checked_out(request.selector) as tree:
+        with checkout.checked_out(_pinned(request)) as tree:
             return from_source.identify_tree(sources.from_tree(tree), request)
 
     def fetch(self, selector: str) -> Path:
@@ -27,10 +27,17 @@ class GitKind(Kind):
             return tree
 
     def obtain(self, request: KernelRequest) -> Kernel:
-        with checkout.checked_out(request.selector) as tree:
+        selector = _pinned(request)
+        with checkout.checked_out(selector) as tree:
             source = sources.from_tree(tree)
-            commit = request.selector.removeprefix(self.prefix)
-            origin = {**source.origin, "kind": "git", "tree": commit}
-            return from_source.obtain_tree(
-                request.selector, replace(source, origin=origin), request
-            )
+            origin = {**source.origin, "kind": "git", "tree": selector.removeprefix(self.prefix)}
+            kernel = from_source.obtain_tree(selector, replace(source, origin=origin), request)
+            where, _ = checkout.parse(selector)
+            return replace(kernel, pinned=f"{self.prefix}{where}@{source.origin['commit']}")
+
+
+def _pinned(request: KernelRequest) -> str:
+    """The selector; without @REF, REF is the commit that the patches were made on."""
+    if not checkout.split(request.selector)[1] and (base := patches.base(request.patches)):
+        return f"{request.selector.rstrip('@')}@{base}"
+    return request.selector

@@ -45,6 +45,10 @@ class Kind(ABC):
         """Fetch whatever obtain() would fetch for `selector`, without building; its directory."""
         raise UsageError(f"{selector}: a kernel of this kind has nothing to fetch")
 
+    def title(self, request: KernelRequest) -> str:
+        """What people call the kernel that `request` names. Fetches nothing."""
+        return request.name
+
     @abstractmethod
     def obtain(self, request: KernelRequest) -> Kernel:
         """The kernel that `request` names, fetched and built unless the cache has it."""

@@ -23,7 +23,12 @@ class TreeKind(Kind):
 
     def obtain(self, request: KernelRequest) -> Kernel:
         tree = _tree(request)
-        return from_source.obtain_tree(str(tree), sources.from_tree(tree), request)
+        title = self.title(request)
+        return from_source.obtain_tree(str(tree), sources.from_tree(tree), request, title)
+
+    def title(self, request: KernelRequest) -> str:
+        described = sources.described(_tree(request))
+        return " ".join(filter(None, (request.source, described))) + request.changes
 
 
 def _tree(request: KernelRequest) -> Path:

@@ -335,8 +335,7 @@ class Sweep:
         try:
             for cell in cells:
                 row = self._rows[cell.kernel]
-                path = row.request.tree or (row.request.bzimage and row.request.bzimage.name)
-                name = str(path or row.request.selector)
+                name = row.request.source
                 earlier[cell] = history.expected(row.digest, name, cell.spec.smp)
         except InfraError as error:
             ui.say(f"the order of the cells is not the best: {error}")
