@@ -6,6 +6,7 @@ Everything that takes long to import is imported once signals are handled.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -16,7 +17,12 @@ from orchestrator.errors import EXIT_SIGNAL, EXIT_UNTESTABLE, OrchestratorError,
 from orchestrator.host import interrupts
 
 if TYPE_CHECKING:
+    import argparse
+
     from orchestrator.commands.parser import Parser
+
+JSON = "--json"
+"""Known here so that wrong usage gets a document as well: see commands/document.py."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,23 +30,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     arguments: None for those of the process, which then belongs to this function.
     """
+    as_json = JSON in (sys.argv[1:] if arguments is None else arguments)
     try:
         if arguments is None:
             threading.excepthook = _on_thread_failure
             sys.unraisablehook = _on_hidden_failure
             interrupts.install()
-        status = _main(arguments)
+        status = _main(arguments, as_json)
         interrupts.hold()
     except KeyboardInterrupt as error:
         interrupts.hold()
         if interrupts.received():
             status = EXIT_UNTESTABLE
         else:  # the handlers are not ours
-            _say(sentence(error))
             status = EXIT_SIGNAL + 2
+            _say_interrupted(error, status, as_json)
     if interrupted := interrupts.received():
-        _say(str(interrupted))
-        return interrupted.exit_status
+        status = interrupted.exit_status
+        _say_interrupted(interrupted, status, as_json)
     return status
 
 
@@ -51,7 +58,7 @@ def parser() -> Parser:
     return parser()
 
 
-def _main(arguments: Sequence[str] | None) -> int:
+def _main(arguments: Sequence[str] | None, as_json: bool) -> int:
     from orchestrator.host import stdio
 
     if arguments is None:
@@ -60,19 +67,36 @@ def _main(arguments: Sequence[str] | None) -> int:
     try:
         options = parser().parse_args(arguments)
         _silence_libraries()
+        _set_verbosity(options)
         return int(options.command(options))
     except Exception as error:
         if interrupts.received():  # it came of the signal, for example of a broken import
             return EXIT_UNTESTABLE
-        return _failed(error)
+        return _failed(error, as_json)
 
 
-def _failed(error: Exception) -> int:
+def _failed(error: Exception, as_json: bool) -> int:
     """Print what is to be known about `error`. Returns the exit status."""
     from orchestrator.host import failures
 
     _say(failures.described(error).removeprefix("orchestrator "))
-    return error.exit_status if isinstance(error, OrchestratorError) else EXIT_UNTESTABLE
+    status = error.exit_status if isinstance(error, OrchestratorError) else EXIT_UNTESTABLE
+    if as_json:
+        _print_document(error, status)
+    return status
+
+
+def _say_interrupted(error: KeyboardInterrupt, status: int, as_json: bool) -> None:
+    _say(sentence(error))
+    if as_json:
+        _print_document(error, status)
+
+
+def _print_document(error: BaseException, status: int) -> None:
+    from orchestrator.commands import document
+
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        document.show_error(error, status)
 
 
 def _say(text: str) -> None:
@@ -96,6 +120,13 @@ def _silence_libraries() -> None:
 
     if not failures.debugging():
         logging.getLogger().addHandler(logging.NullHandler())
+
+
+def _set_verbosity(options: argparse.Namespace) -> None:
+    from orchestrator import ui
+
+    ui.quiet = getattr(options, "quiet", False)
+    ui.verbose = getattr(options, "verbose", False)
 
 
 def _on_thread_failure(failure: threading.ExceptHookArgs) -> None:

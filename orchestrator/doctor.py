@@ -393,19 +393,33 @@ class HostProbes:
             yield Diagnosis("ok", "locks", "none held")
 
 
+def diagnoses() -> Iterator[tuple[str, Diagnosis]]:
+    """Every diagnosis of this host as it is made, with the title of its group."""
+    for title, probes in HostProbes().groups():
+        for probe in probes:
+            for diagnosis in examine(probe):
+                yield title, diagnosis
+
+
+def exit_status(found: Iterable[Diagnosis]) -> int:
+    """Tells whether a run is possible here."""
+    missing = any(diagnosis.state == "miss" for diagnosis in found)
+    return EXIT_UNTESTABLE if missing else EXIT_PASS
+
+
 def report() -> int:
     """Print the report. Returns the exit status, which tells whether a run is possible here."""
     console = SafeConsole(highlight=False)
-    missing = 0
-    host = HostProbes()
-    for number, (title, probes) in enumerate(host.groups()):
-        console.print(f"{'' if number == 0 else chr(10)}{title}", style="bold")
-        for probe in probes:
-            for diagnosis in examine(probe):
-                _show(console, diagnosis)
-                missing += diagnosis.state == "miss"
+    found: list[Diagnosis] = []
+    last = ""
+    for title, diagnosis in diagnoses():
+        if title != last:
+            console.print(f"{chr(10) if last else ''}{title}", style="bold")
+            last = title
+        _show(console, diagnosis)
+        found.append(diagnosis)
     console.print()
-    if not missing:
+    if exit_status(found) == EXIT_PASS:
         console.print("A run is possible here.", style="green")
         return EXIT_PASS
     console.print("Fix everything marked 'miss' before running.", style="red")

@@ -93,9 +93,16 @@ class Interrupted(KeyboardInterrupt):
         self.exit_status = EXIT_SIGNAL + number
 
 
+class TimeUp(KeyboardInterrupt):
+    """The time is up that the user gave a run. host/interrupts.py raises it in the main thread."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"the run took longer than --timeout {seconds:g}s")
+
+
 def sentence(error: BaseException) -> str:
     """What the user reads about `error`, in one sentence, whatever it is."""
-    if isinstance(error, OrchestratorError | Interrupted):
+    if isinstance(error, OrchestratorError | Interrupted | TimeUp):
         return str(error)
     if isinstance(error, KeyboardInterrupt):
         return f"{INTERRUPTED}SIGINT"

@@ -9,6 +9,7 @@ nothing below it; orchestrator/commands/run.py makes the reports from the RunRes
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -78,6 +79,7 @@ def run(
     is no place for the results. Everything else that goes wrong becomes a verdict, and so does a
     signal. From the verdict on signals are held (host/interrupts.py).
     """
+    started = time.time()
     ui.durations.clear()
     edits = read_edits(spec.edits) if spec.edits else []
     with contextlib.suppress(InfraError):  # which is a verdict, and comes again below
@@ -87,7 +89,7 @@ def run(
     with contextlib.ExitStack() as stack:
         machine: Machine | None = None
         try:
-            with _errors_as_evidence(cell):
+            with _errors_as_evidence(cell), interrupts.limited(spec.timeout):
                 observer = stack.enter_context(_guest(cell, attachable=keep is not None))
                 machine = observer.machine
                 _collect_evidence(cell, observer, edits)
@@ -103,6 +105,7 @@ def run(
             evidence=cell.evidence,
             verdict=_verdict(cell),
             seconds=dict(ui.durations),
+            started=started,
         )
         with ui.saying_what_fails("verdict.json"):
             result_file.write(result)
@@ -151,7 +154,7 @@ def inspect_kernel(request: KernelRequest) -> tuple[Kernel, dict[str, str]]:
 
 
 def _new_cell(spec: RunSpec, command: Sequence[str] = ("run",)) -> _Cell:
-    scenarios = select(spec.scenarios)
+    scenarios = select(spec.scenarios, spec.skip)
     return _Cell(
         spec=spec,
         scenarios=scenarios,

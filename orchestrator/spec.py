@@ -84,6 +84,13 @@ class RunSpec:
         axis=True,
         help="run only these scenarios (glob, repeatable; default: all)",
     )
+    skip: tuple[str, ...] = option(
+        "--skip",
+        (),
+        metavar="NAME",
+        group=POKING,
+        help="leave out these scenarios (glob, repeatable)",
+    )
     duration: float = option(
         "--duration",
         3.0,
@@ -107,6 +114,15 @@ class RunSpec:
         metavar="N",
         group=RUN,
         help="seed of every random choice (default: 1)",
+    )
+    timeout: float = option(
+        "--timeout",
+        0.0,
+        parse=seconds,
+        metavar="TIME",
+        group=RUN,
+        help="give up without a verdict when the whole run, a build included, takes longer than "
+        "TIME (default: no limit)",
     )
     edits: Path | None = option(
         "--edit-text",
@@ -141,6 +157,8 @@ class RunSpec:
             )
         if not 0 <= self.soak <= LONGEST:
             raise UsageError(f"--soak takes a time such as 90s, 30m or 8h, not {self.soak:g}")
+        if not 0 <= self.timeout <= LONGEST:
+            raise UsageError(f"--timeout takes a time such as 90s, 30m or 8h, not {self.timeout:g}")
 
     def argv(self) -> list[str]:
         """The arguments of `orchestrator run` that ask for this run, without --output."""

@@ -60,6 +60,10 @@ def show(text: str) -> None:
 
 
 console = SafeConsole(stderr=True, highlight=False)
+quiet = False
+"""Whether progress is not shown; warnings still are."""
+verbose = False
+"""Whether the guest's console is shown as it boots."""
 durations: dict[str, float] = {}
 """Seconds that each finished step took, by name, in order. The report shows them."""
 
@@ -74,6 +78,8 @@ class Progress:
 
     def progress(self, text: str) -> None:
         """Show how far the step has got."""
+        if quiet:
+            return
         if self._status is not None:
             self._status.update(Text(f"{self.name}: {text}"))
         elif time.monotonic() - self._last_plain > 20:  # a log file (CI) gets only a few lines
@@ -86,18 +92,27 @@ def step(name: str) -> Iterator[Progress]:
     """Show `name` while the block runs, and afterwards how long it took."""
     start = time.monotonic()
     with contextlib.ExitStack() as stack:
-        status = stack.enter_context(console.status(Text(name))) if console.is_terminal else None
-        if status is None:
+        shown = console.is_terminal and not quiet
+        status = stack.enter_context(console.status(Text(name))) if shown else None
+        if status is None and not quiet:
             console.print(f"  … {name}", markup=False)
         yield Progress(name, status)
     took = time.monotonic() - start
     durations[name] = durations.get(name, 0.0) + took
-    console.print(f"  {took:6.1f} s  {name}", markup=False)
+    if not quiet:
+        console.print(f"  {took:6.1f} s  {name}", markup=False)
 
 
 def say(text: str) -> None:
     """Print one line between the steps."""
-    console.print(f"           {text}", markup=False, soft_wrap=True)
+    if not quiet:
+        console.print(f"           {text}", markup=False, soft_wrap=True)
+
+
+def guest_line(line: str) -> None:
+    """Print a line of the guest's console, if that was asked for."""
+    if verbose:
+        console.print(f"  guest |  {line}", markup=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -109,4 +124,5 @@ def saying_what_fails(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        say(f"{what} could not be written: {sentence(error)}")
+        text = f"{what} could not be written: {sentence(error)}"
+        console.print(f"           {text}", markup=False, soft_wrap=True)

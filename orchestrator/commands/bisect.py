@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.commands.options import MAX_JOBS
+from orchestrator.commands import document
+from orchestrator.commands.options import MAX_JOBS, add_verbosity
 from orchestrator.errors import (
     EXIT_PASS,
     EXIT_UNTESTABLE,
@@ -99,6 +100,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="seed of the first run of each kernel (default: 1)",
     )
+    document.add_json(parser)
+    add_verbosity(parser)
     simulation = parser.add_argument_group("simulation, without any kernel")
     simulation.add_argument(
         "--simulate", action="store_true", help="simulate made-up faults and compare strategies"
@@ -131,11 +134,13 @@ def main(options: argparse.Namespace) -> int:
     from orchestrator.host.files import locked, write_report
     from orchestrator.host.paths import real, state_dir
     from orchestrator.kernel import config, patches
-    from orchestrator.many.bisect.bisection import Bisection, explained
+    from orchestrator.many.bisect.bisection import Bisection, as_json, explained
     from orchestrator.many.bisect.search import Search
     from orchestrator.many.bisect.tester import ChildTester, property_signature
 
     if options.simulate:
+        if options.json:
+            raise UsageError("--simulate prints a table for people, and takes no --json")
         return _simulate(options)
     try:
         re.compile(options.shows or "")
@@ -174,10 +179,14 @@ def main(options: argparse.Namespace) -> int:
         )
         answer = bisection.run()
         text = explained(bisection, answer)
-        ui.show(f"{text}\nresults: {directory}")
         with ui.saying_what_fails("answer.txt"):
             write_report(directory / "answer.txt", text)
-    return EXIT_PASS if answer.probability >= options.confidence else EXIT_UNTESTABLE
+        status = EXIT_PASS if answer.probability >= options.confidence else EXIT_UNTESTABLE
+        if options.json:
+            content = as_json(bisection, answer)
+            return document.show("bisect", status, directory=directory, **content)
+        ui.show(f"{text}\nresults: {directory}")
+    return status
 
 
 def _settle(options: argparse.Namespace) -> list[list[Package]]:

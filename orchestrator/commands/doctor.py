@@ -5,15 +5,25 @@ from __future__ import annotations
 
 import argparse
 
+from orchestrator.commands import document
+
 NAME = "doctor"
 HELP = "check what this host has, what is missing, and what that means"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """No options."""
+    document.add_json(parser)
 
 
 def main(options: argparse.Namespace) -> int:
     from orchestrator import doctor
 
-    return doctor.report()
+    if not options.json:
+        return doctor.report()
+    found = list(doctor.diagnoses())
+    status = doctor.exit_status(diagnosis for _, diagnosis in found)
+    rows = [
+        {"group": group, "state": entry.state, "name": entry.name, "text": entry.text}
+        for group, entry in found
+    ]
+    return document.show("doctor", status, diagnoses=rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 
-from orchestrator.commands.options import add_kernel, add_output, run_spec
+from orchestrator.commands.options import add_kernel, add_output, add_verbosity, run_spec
 from orchestrator.options import add_options as add_declared
 from orchestrator.spec import MACHINE, RunSpec
 
@@ -26,6 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add_kernel(parser)
     add_declared(parser, RunSpec, MACHINE)
+    add_verbosity(parser, guest=True)
     add_output(parser, "directory for the logs (default: a new one in the state directory)")
 
 

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 
+from orchestrator.commands import document
 from orchestrator.options import whole
 
 NAME = "history"
@@ -35,6 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="show the newest N runs (default: 20)",
     )
+    document.add_json(parser)
 
 
 def main(options: argparse.Namespace) -> int:
@@ -42,6 +45,9 @@ def main(options: argparse.Namespace) -> int:
     from orchestrator.many import history
 
     if options.flaky:
+        if options.json:
+            rows = [dataclasses.asdict(result) for result in history.flaky(kernel=options.kernel)]
+            return document.show("history", flaky=rows)
         for result in history.flaky(kernel=options.kernel):
             cell = f"{result.kernel} ({result.digest[:12]}) smp{result.smp} {result.accel}"
             counts = f"passed {result.passed} times, failed {result.failed}"
@@ -49,6 +55,8 @@ def main(options: argparse.Namespace) -> int:
             ui.show(f"{cell}: {kind} {result.name} {counts}")
         return 0
     runs = history.past(kernel=options.kernel, scenario=options.failed, count=options.count)
+    if options.json:
+        return document.show("history", runs=[dataclasses.asdict(run) for run in runs])
     for line in history.table(runs):
         ui.show(line)
     return 0

@@ -4,10 +4,17 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+from collections import Counter
+from typing import TYPE_CHECKING, Any
 
-from orchestrator.commands.options import add_kernel, kernel_request
+from orchestrator.commands import document
+from orchestrator.commands.options import add_kernel, add_verbosity, kernel_request
 from orchestrator.errors import EXIT_PASS, EXIT_UNTESTABLE
 from orchestrator.options import number, seconds
+
+if TYPE_CHECKING:
+    from orchestrator.kernel.model import Kernel
 
 NAME = "kernels"
 HELP = "list, show, fetch or build kernels; clean or verify the cache"
@@ -56,6 +63,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     clean.set_defaults(action=_clean)
     verify = actions.add_parser("verify", help="read everything in the cache and find damage")
     verify.set_defaults(action=_verify)
+    for action in (listed, build, show, fetch, clean, verify):
+        document.add_json(action)
+    for action in (build, fetch, show):
+        add_verbosity(action, guest=action is show)
 
 
 def main(options: argparse.Namespace) -> int:
@@ -67,6 +78,19 @@ def _list(options: argparse.Namespace) -> int:
 
     cached = cache.kernels()
     by_name = {kernel.name for kernel in cached}
+    if options.json:
+        return document.show(
+            "kernels list",
+            definitions=[
+                {"name": name, "description": description, "cached": name in by_name}
+                for name, description in cache.definitions().items()
+            ],
+            debian=[
+                {"name": name, "suite": suite, "headers": headers, "cached": name in by_name}
+                for name, (suite, headers) in cache.offered().items()
+            ],
+            cached=[dataclasses.asdict(kernel) for kernel in cached],
+        )
     print("from kernels/, built from source:")
     for name, description in cache.definitions().items():
         builds = sum(1 for kernel in cached if kernel.name == name)
@@ -98,6 +122,8 @@ def _show(options: argparse.Namespace) -> int:
     from orchestrator.run import inspect_kernel
 
     kernel, traits = inspect_kernel(kernel_request(options))
+    if options.json:
+        return document.show("kernels show", kernel=_kernel(kernel), facts=traits)
     about = {
         "release": kernel.release,
         "digest": kernel.digest[:24],
@@ -115,59 +141,92 @@ def _show(options: argparse.Namespace) -> int:
 def _fetch(options: argparse.Namespace) -> int:
     from orchestrator.kernel.obtain import fetch
 
+    fetched = []
     for selector in options.kernels:
-        print(f"{selector}: {fetch(selector)}")
-    return 0
+        fetched.append({"name": selector, "directory": fetch(selector)})
+        if not options.json:
+            print(f"{selector}: {fetched[-1]['directory']}")
+    return document.show("kernels fetch", fetched=fetched) if options.json else EXIT_PASS
 
 
 def _build(options: argparse.Namespace) -> int:
     from orchestrator.kernel.obtain import obtain
 
     kernel = obtain(kernel_request(options))
+    if options.json:
+        return document.show("kernels build", kernel=_kernel(kernel))
     print(f"{kernel.name} {kernel.release} {kernel.digest}\n{kernel.bzimage}")
     return 0
 
 
 def _clean(options: argparse.Namespace) -> int:
-    from collections import Counter
-
     from orchestrator.kernel import cache
 
-    sizes: Counter[str] = Counter()
     left = cache.leftovers() if options.dry_run else cache.remove_leftovers()
-    for entry in left:
-        sizes[entry.kind] += entry.size
+    only_show = options.older_than is None and options.keep is None
+    keep = None if options.keep is None else int(options.keep * (1 << 30))
+    cleaned = cache.clean(older=options.older_than, keep=keep, dry=options.dry_run)
+    # The entries that stay, for a look; those that go, otherwise.
+    entries = [*left, *(cache.items() if only_show else cleaned)]
+    if options.json:
+        rows = [
+            {
+                "kind": entry.kind,
+                "name": entry.path.name,
+                "bytes": entry.size,
+                "used": entry.used,
+                "removed": not options.dry_run and (not only_show or entry in left),
+            }
+            for entry in entries
+        ]
+        return document.show("kernels clean", entries=rows)
     done = "would be removed" if options.dry_run else "removed"
-    if options.older_than is None and options.keep is None:
-        for entry in cache.items():
-            sizes[entry.kind] += entry.size
+    sizes: Counter[str] = Counter()
+    for entry in entries:
+        sizes[entry.kind] += entry.size
+    if only_show:
         for kind, size in sizes.most_common():
             print(f"{_gib(size):7.2f} GiB  {kind}{f': {done}' if kind == cache.LEFTOVERS else ''}")
         total = _gib(sizes.total() - sizes[cache.LEFTOVERS])
         print(f"{total:7.2f} GiB  in total; --older-than 30d or --keep 10 (GiB) frees some of it")
-        return 0
-    keep = None if options.keep is None else int(options.keep * (1 << 30))
-    for entry in left:
-        print(f"{entry.size / (1 << 20):9.1f} MiB  {entry.path.name}, {cache.LEFTOVERS}")
-    for entry in cache.clean(older=options.older_than, keep=keep, dry=options.dry_run):
-        sizes[entry.kind] += entry.size
-        print(f"{entry.size / (1 << 20):9.1f} MiB  {entry.kind}/{entry.path.name}")
+        return EXIT_PASS
+    for entry in entries:
+        leftover = entry.kind == cache.LEFTOVERS
+        name = f"{entry.path.name}, {entry.kind}" if leftover else f"{entry.kind}/{entry.path.name}"
+        print(f"{entry.size / (1 << 20):9.1f} MiB  {name}")
     print(f"{_gib(sizes.total()):.2f} GiB {'would be' if options.dry_run else 'were'} freed")
-    return 0
+    return EXIT_PASS
 
 
 def _verify(options: argparse.Namespace) -> int:
     from orchestrator.kernel import cache
 
-    count, bad = 0, 0
+    count, bad = 0, []
     for entry, damaged in cache.verify():
         count += 1
         if damaged:
-            bad += 1
+            bad.append({"kind": entry.kind, "name": entry.path.name, "files": damaged})
             names = ", ".join(damaged[:5]) + (" …" if len(damaged) > 5 else "")
-            print(f"{entry.kind}/{entry.path.name}: damaged ({names}), made again when next used")
-    print(f"{count} entries read, {bad} damaged")
-    return EXIT_UNTESTABLE if bad else EXIT_PASS
+            text = f"{entry.kind}/{entry.path.name}: damaged ({names}), made again when next used"
+            if not options.json:
+                print(text)
+    status = EXIT_UNTESTABLE if bad else EXIT_PASS
+    if options.json:
+        return document.show("kernels verify", status, read=count, damaged=bad)
+    print(f"{count} entries read, {len(bad)} damaged")
+    return status
+
+
+def _kernel(kernel: Kernel) -> dict[str, Any]:
+    """A kernel as JSON values."""
+    return {
+        "name": kernel.name,
+        "release": kernel.release,
+        "digest": kernel.digest,
+        "image": kernel.bzimage,
+        "headers": kernel.kbuild,
+        "origin": kernel.origin,
+    }
 
 
 def _gib(size: int) -> float:

@@ -6,7 +6,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from orchestrator.commands.options import MAX_JOBS, add_output
+from orchestrator.commands import document
+from orchestrator.commands.options import MAX_JOBS, add_output, add_verbosity
 from orchestrator.options import whole
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         parser,
         "directory for mutants.json, .md and .html (default: one in the state directory)",
     )
+    document.add_json(parser)
+    add_verbosity(parser)
 
 
 def main(options: argparse.Namespace) -> int:
@@ -84,9 +87,13 @@ def main(options: argparse.Namespace) -> int:
     results = mutants.run_all(chosen, options.jobs, options.again, on_result)
     pairs = list(zip(chosen, results, strict=True))
     seconds = time.monotonic() - start
-    report.show(pairs, seconds, ui.SafeConsole())
+    counted = [result.result for mutant, result in pairs if not mutant.unseen]
+    status = EXIT_PASS if set(counted) <= set(report.GOOD) else EXIT_KERNEL_FAILED
     with ui.saying_what_fails("the results"):
         report.write(pairs, seconds, output)
-        print(f"results: {output}/mutants.html, {output}/mutants.json")
-    counted = [result.result for mutant, result in pairs if not mutant.unseen]
-    return EXIT_PASS if set(counted) <= set(report.GOOD) else EXIT_KERNEL_FAILED
+    if options.json:
+        content = report.content(pairs, seconds)
+        return document.show("mutants", status, directory=output, **content)
+    report.show(pairs, seconds, ui.SafeConsole())
+    print(f"results: {output}/mutants.html, {output}/mutants.json")
+    return status

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 
-from orchestrator.commands import sweep
+from orchestrator.commands import document, sweep
 
 NAME = "nightly"
 HELP = "sweep what changed since the last night and report what is new"
@@ -23,8 +23,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
+    from orchestrator import ui
     from orchestrator.host.paths import state_dir
     from orchestrator.many import nightly
+    from orchestrator.report import sweep as report
 
-    directory, results = sweep.perform(options, state_dir() / "nightly")
-    return nightly.finish(directory, results, strict=options.strict)
+    directory, results, seconds = sweep.perform(options, state_dir() / "nightly")
+    night = nightly.finish(directory, results, strict=options.strict)
+    if options.json:
+        content = report.content(results, seconds)
+        news = [{"cell": entry.cell, "kind": entry.kind} for entry in night.news]
+        return document.show(
+            "nightly", night.exit_status, directory=directory, news=news, **content
+        )
+    ui.show(night.text)
+    return night.exit_status

@@ -26,6 +26,18 @@ def add_output(parser: argparse.ArgumentParser, help: str) -> None:
     parser.add_argument("--output", type=Path, metavar="DIR", help=help)
 
 
+def add_verbosity(parser: argparse.ArgumentParser, *, guest: bool = False) -> None:
+    """Add -q, and -v for a command that boots one guest. cli.py does what they say."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "-q", "--quiet", action="store_true", help="print only warnings and the result"
+    )
+    if guest:
+        group.add_argument(
+            "-v", "--verbose", action="store_true", help="also print the guest's console, on stderr"
+        )
+
+
 def kernel_request(options: argparse.Namespace) -> KernelRequest:
     return from_namespace(KernelRequest, options)
 

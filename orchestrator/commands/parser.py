@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 from orchestrator.errors import UsageError, shortened
 
 COMMANDS = (
-    "run", "gdb", "kernels", "scenarios", "mutants", "history", "bisect", "sweep", "nightly",
-    "export", "doctor",
+    "run", "gdb", "kernels", "scenarios", "mutants", "history", "show", "bisect", "sweep",
+    "nightly", "export", "doctor",
 )  # fmt: skip
 """In the order of `orchestrator --help`. See orchestrator/commands/__init__.py."""
 

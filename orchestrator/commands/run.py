@@ -9,7 +9,9 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from orchestrator.commands.options import add_kernel, add_output, run_spec
+from orchestrator.commands import document
+from orchestrator.commands.options import add_kernel, add_output, add_verbosity, run_spec
+from orchestrator.errors import EXIT_PASS, printable
 from orchestrator.options import add_options as add_declared
 from orchestrator.spec import MACHINE, POKING, RUN, RunSpec
 
@@ -33,6 +35,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="always",
         help="keep the guest for `orchestrator gdb` if the run does not pass (or always)",
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print what the run would do, and how long such runs took; build and boot nothing",
+    )
+    document.add_json(parser)
+    add_verbosity(parser, guest=True)
 
 
 def main(options: argparse.Namespace) -> int:
@@ -41,9 +50,11 @@ def main(options: argparse.Namespace) -> int:
     from orchestrator.run import run
 
     spec = run_spec(options)
+    if options.dry_run:
+        return _dry_run(spec, options)
 
     def keep(result: RunResult, machine: Machine | None) -> None:
-        _report(result)
+        _report(result, options)
         wanted = options.keep == "always" or result.verdict.exit_status
         if wanted and not interrupts.received():
             with interrupts.ending_with_ctrl_c():
@@ -52,11 +63,65 @@ def main(options: argparse.Namespace) -> int:
     if options.keep:
         return run(spec, keep).verdict.exit_status
     result = run(spec)
-    _report(result)
+    _report(result, options)
     return result.verdict.exit_status
 
 
-def _report(result: RunResult) -> None:
+def _dry_run(spec: RunSpec, options: argparse.Namespace) -> int:
+    """Say what the run would do. Fetches nothing but package lists."""
+    from orchestrator import doctor, ui
+    from orchestrator.host import tools
+    from orchestrator.kernel.obtain import identify
+    from orchestrator.machine import accel
+    from orchestrator.many import history
+    from orchestrator.scenarios.scenario import select
+
+    scenarios = [scenario.name for scenario in select(spec.scenarios, spec.skip)]
+    digest, place = identify(spec.kernel)
+    path = spec.kernel.bzimage or spec.kernel.tree
+    name = str(path) if path else spec.kernel.selector
+    kernel = {
+        "name": name,
+        "digest": digest,
+        "cached": place.is_dir(),
+        "directory": place,
+        "patches": list(spec.kernel.patches),
+    }
+    qemu = tools.qemu(spec.qemu) if spec.qemu else doctor.HostProbes().qemu
+    chosen = accel.choose(spec.accel, qemu) if qemu else None
+    machine = {
+        "smp": spec.smp,
+        "memory": spec.memory,
+        "accelerator": chosen.option if chosen else spec.accel,
+        "cpu": spec.cpu or (chosen.cpu if chosen else "default"),
+        "qemu": ".".join(map(str, qemu.version)) if qemu else "to be fetched",
+    }
+    expected, _ = history.expected(digest, name, spec.smp)
+    if options.json:
+        return document.show(
+            "run --dry-run",
+            kernel=kernel,
+            machine=machine,
+            scenarios=scenarios,
+            seed=spec.seed,
+            expected_seconds=expected,
+            arguments=spec.argv(),
+        )
+    state = "in the cache" if kernel["cached"] else "not in the cache: fetched or built first"
+    ui.show(f"kernel:    {name} ({state})")
+    for patch in spec.kernel.patches:
+        ui.show(f"patch:     {patch}")
+    ui.show(
+        f"machine:   {spec.smp} CPUs ({machine['cpu']}), {spec.memory} MiB, "
+        f"{machine['accelerator']}, QEMU {machine['qemu']}, seed {spec.seed}"
+    )
+    ui.show(f"scenarios: {len(scenarios)}: {', '.join(scenarios)}")
+    text = f"about {expected:.0f} s, as earlier runs took" if expected else "no such run so far"
+    ui.show(f"time:      {text}")
+    return EXIT_PASS
+
+
+def _report(result: RunResult, options: argparse.Namespace) -> None:
     """Write every report. One that cannot be written costs a line, and never changes the verdict.
 
     The history comes last: it may have to wait for other processes.
@@ -65,7 +130,8 @@ def _report(result: RunResult) -> None:
     from orchestrator.host.files import write_report
     from orchestrator.many import history
     from orchestrator.report import files, page, terminal
-    from orchestrator.ui import SafeConsole, show
+    from orchestrator.ui import SafeConsole
+    from orchestrator.verdict import result as result_file
 
     def text(result: RunResult) -> None:
         content = io.StringIO()
@@ -74,9 +140,19 @@ def _report(result: RunResult) -> None:
 
     def annotations(result: RunResult) -> None:
         for annotation in files.github(result):
-            show(annotation)
+            # GitHub reads both streams.
+            print(printable(annotation), file=sys.stderr if options.json else sys.stdout)
 
     def screen(result: RunResult) -> None:
+        if options.json:
+            verdict = result_file.content(result)
+            document.show(
+                "run", verdict["exit_status"], directory=result.directory, verdict=verdict
+            )
+            return
+        if options.quiet:
+            terminal.show_verdict(result, SafeConsole())
+            return
         try:
             terminal.show(result, SafeConsole())
         except Exception:

@@ -6,17 +6,25 @@ from __future__ import annotations
 import argparse
 import textwrap
 
+from orchestrator.commands import document
+
 NAME = "scenarios"
 HELP = "list the scenarios of a run and what the kernel promises in each"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """No options."""
+    document.add_json(parser)
 
 
 def main(options: argparse.Namespace) -> int:
     from orchestrator.scenarios import scenario
 
+    if options.json:
+        rows = [
+            {"name": entry.name, "title": entry.title, "promise": entry.promise.strip()}
+            for entry in scenario.load_all()
+        ]
+        return document.show("scenarios", scenarios=rows)
     for entry in scenario.load_all():
         indent = " " * 15
         print(f"{entry.name:<14} {entry.title}")

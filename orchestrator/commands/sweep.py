@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.commands.options import MAX_JOBS, add_output
+from orchestrator.commands import document
+from orchestrator.commands.options import MAX_JOBS, add_output, add_verbosity
 from orchestrator.errors import UsageError
 from orchestrator.options import whole
 
@@ -47,21 +48,28 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--scheduler", metavar="ADDRESS", help="run on the workers of this dask scheduler"
     )
     add_output(parser, "directory for the results (default: one per matrix in the state directory)")
+    document.add_json(parser)
+    add_verbosity(parser)
 
 
 def main(options: argparse.Namespace) -> int:
     from orchestrator.host.paths import state_dir
     from orchestrator.many.sweep.sweep import exit_status
+    from orchestrator.report import sweep as report
 
-    directory, results = perform(options, state_dir() / "sweeps")
+    directory, results, seconds = perform(options, state_dir() / "sweeps")
+    if options.json:
+        content = report.content(results, seconds)
+        return document.show("sweep", exit_status(results), directory=directory, **content)
     print(f"results: {directory}/sweep.html, sweep.json, junit.xml")
     return exit_status(results)
 
 
-def perform(options: argparse.Namespace, home: Path) -> tuple[Path, dict[Cell, CellResult]]:
+def perform(options: argparse.Namespace, home: Path) -> tuple[Path, dict[Cell, CellResult], float]:
     """Run the sweep that `options` ask for, write its reports and print its table.
 
-    home: where its directory is without --output. Returns the directory and the results.
+    home: where its directory is without --output. Returns the directory, the results and how many
+    seconds it took.
     """
 
     from orchestrator.host.paths import locked, output_directory, real
@@ -92,5 +100,6 @@ def perform(options: argparse.Namespace, home: Path) -> tuple[Path, dict[Cell, C
         results = Sweep(plan, directory, place, again=options.again).run()
         seconds = time.monotonic() - start
         report.write(results, seconds, directory)
-    report.show(results, seconds, SafeConsole())
-    return directory, results
+    if not options.json:
+        report.show(results, seconds, SafeConsole())
+    return directory, results, seconds

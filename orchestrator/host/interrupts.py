@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from orchestrator.errors import EXIT_SIGNAL, INTERRUPTED, SIGNALS, Interrupted
+from orchestrator.errors import EXIT_SIGNAL, INTERRUPTED, SIGNALS, Interrupted, TimeUp
 
 PATIENCE = 5.0
 """Seconds that the program has to end in order."""
@@ -92,6 +92,31 @@ def ending_with_ctrl_c() -> Iterator[None]:
             _received, _raised = None, False
 
 
+@contextlib.contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Raise TimeUp in the block when it takes longer; 0 is no limit. Waits while signals are held.
+
+    Does nothing in other threads than the main one.
+    """
+    if not seconds or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_alarm(number: int, frame: object) -> None:
+        if _held:
+            signal.setitimer(signal.ITIMER_REAL, REPEAT)
+        else:
+            raise TimeUp(seconds)
+
+    before = signal.signal(signal.SIGALRM, on_alarm)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def received() -> Interrupted | None:
     """The signal that the program has to end with, if there was one."""
     return None if _received is None else Interrupted(_received)
@@ -128,6 +153,9 @@ _unraisable: Callable[[Any], object] = sys.__unraisablehook__
 def _on_unraisable(unraisable: Any) -> None:
     """Python drops an exception that is raised in a destructor. Raise ours again a bit later."""
     global _received, _raised
+    if isinstance(unraisable.exc_value, TimeUp):
+        signal.setitimer(signal.ITIMER_REAL, REPEAT)
+        return
     if not isinstance(unraisable.exc_value, Interrupted):
         _unraisable(unraisable)
         return

@@ -12,6 +12,8 @@ def waiting_for(what: str) -> Callable[[], None]:
     """A callback for locked() and cached_dir() that prints what this process waits for."""
 
     def show() -> None:
+        if ui.quiet:
+            return
         ui.console.print(f"  … waiting for {what}", markup=False, soft_wrap=True)
 
     return show

@@ -19,6 +19,7 @@ from typing import Any
 from pexpect import EOF
 from pexpect.fdpexpect import fdspawn
 
+from orchestrator import ui
 from orchestrator.guest.klog import READY, FaultScanner
 from orchestrator.host.logs import Log
 from orchestrator.machine.waiting import Reader
@@ -119,6 +120,7 @@ class GuestConsole:
     def _take(self, raw: bytes) -> None:
         line = raw.decode(errors="replace").strip("\r")
         self.scanner.feed(line)
+        ui.guest_line(line)
         self.lines.append(line)
         if len(self.lines) > 2 * KEPT:
             del self.lines[:KEPT]

@@ -69,6 +69,8 @@ class HistoryError(InfraError):
 class PastRun:
     """One earlier run."""
 
+    id: int
+    """Its number in the history, by which `orchestrator show` knows it, too."""
     ended: float
     """Seconds since the epoch."""
     kernel: str
@@ -76,9 +78,13 @@ class PastRun:
     digest: str
     smp: int
     accel: str
+    seed: int
+    seconds: float
     outcome: str
     reason: str
+    exit_status: int
     directory: str
+    """It may be gone: see `orchestrator history --prune`."""
     failed: tuple[str, ...]
     """Names of the failed claims and scenarios."""
 
@@ -214,15 +220,27 @@ def flaky(*, kernel: str = "*", path: Path | None = None) -> list[Flaky]:
     return [Flaky(**dict(row)) for row in _use(path, select)]
 
 
+def find(number: int, path: Path | None = None) -> str | None:
+    """The directory of the run with this id, None if there is none."""
+
+    def select(connection: sqlite3.Connection) -> str | None:
+        row = connection.execute("SELECT directory FROM run WHERE id = ?", (number,)).fetchone()
+        return str(row["directory"]) if row else None
+
+    return _use(path, select)
+
+
 def table(runs: Sequence[PastRun]) -> Iterator[str]:
-    """One line for each run."""
+    """Two lines for each run: what came of it, and where it is."""
     for run in runs:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.ended))
         why = "" if run.outcome == "pass" else run.reason
         if run.outcome in KERNEL_FAILED:
             why = ", ".join(run.failed)
         machine = f"{run.kernel:<20} {run.release:<24} smp{run.smp:<3}"
-        yield f"{when}  {run.outcome:<11} {machine} {why[:100]}".rstrip()
+        yield f"{run.id:>5}  {when}  {run.outcome:<11} {machine} {why[:100]}".rstrip()
+        gone = "" if Path(run.directory).is_dir() else " (removed)"
+        yield f"       {run.directory}{gone}"
 
 
 # -- the file

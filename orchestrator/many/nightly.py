@@ -174,18 +174,27 @@ def _upstream(version: str) -> str:
 # -- records of nights
 
 
-def finish(directory: Path, results: Mapping[Cell, CellResult], *, strict: bool) -> int:
-    """Compare the results with the last night's, print the news, keep a record.
+@dataclass(frozen=True)
+class Night:
+    """What came of a night."""
 
-    directory: of the sweep. Returns the exit status.
+    news: list[News]
+    text: str
+    """The news for people."""
+    exit_status: int
+
+
+def finish(directory: Path, results: Mapping[Cell, CellResult], *, strict: bool) -> Night:
+    """Compare the results with the last night's, and keep a record.
+
+    directory: of the sweep.
     """
     nights = directory / "nights"
     nights.mkdir(exist_ok=True)
     before = last(nights)
     now = {cell.name: _record(cell, result) for cell, result in results.items()}
     news = compare(before, now)
-    text = report(news, now)
-    ui.show("\n".join(text))
+    text = "\n".join(report(news, now))
     stamp = time.strftime("%Y%m%d-%H%M%S")
     content = {
         "schema": SCHEMA,
@@ -194,9 +203,9 @@ def finish(directory: Path, results: Mapping[Cell, CellResult], *, strict: bool)
     }
     with ui.saying_what_fails("the record of this night"):
         write_whole(nights / f"{stamp}.json", json.dumps(content, indent=1) + "\n")
-        write_report(directory / "news.txt", "\n".join(text) + "\n")
+        write_report(directory / "news.txt", text + "\n")
         _clean(directory, nights, {one.directory for one in (*before.values(), *now.values())})
-    return exit_status(news, now, strict=strict)
+    return Night(news, text, exit_status(news, now, strict=strict))
 
 
 def last(nights: Path) -> dict[str, CellRecord]:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -62,12 +63,8 @@ def score(pairs: Pairs, seconds: float) -> str:
 def write(pairs: Pairs, seconds: float, directory: Path) -> None:
     """Write mutants.json, mutants.html and mutants.md into `directory`."""
     sentence = score(pairs, seconds)
-    rows = [
-        {**asdict(mutant), "fault": str(mutant.fault or ""), **asdict(result)}
-        for mutant, result in pairs
-    ]
-    content = {"score": sentence, "seconds": round(seconds), "results": rows}
-    write_report(directory / "mutants.json", json.dumps(content, indent=1) + "\n")
+    text = json.dumps(content(pairs, seconds), indent=1)
+    write_report(directory / "mutants.json", text + "\n")
     write_report(directory / "mutants.md", _markdown(pairs, sentence))
     page = html.render(
         TEMPLATE,
@@ -78,6 +75,15 @@ def write(pairs: Pairs, seconds: float, directory: Path) -> None:
         rows=[(mutant, result, result.result in GOOD) for mutant, result in pairs],
     )  # fmt: skip
     write_report(directory / "mutants.html", page)
+
+
+def content(pairs: Pairs, seconds: float) -> dict[str, Any]:
+    """The results as JSON values, for mutants.json and `--json`."""
+    rows = [
+        {**asdict(mutant), "fault": str(mutant.fault or ""), **asdict(result)}
+        for mutant, result in pairs
+    ]
+    return {"score": score(pairs, seconds), "seconds": round(seconds), "results": rows}
 
 
 def _markdown(pairs: Pairs, sentence: str) -> str:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -64,14 +65,6 @@ def write(results: Results, seconds: float, directory: Path) -> None:
     """Write the files into `directory`, each whole or not at all. One that fails costs a line."""
     columns = shapes(results)
     sentence = score(results, seconds)
-    content = {
-        "score": sentence,
-        "seconds": round(seconds, 1),
-        "cells": [
-            {"cell": cell.name, "asked": cell.to_json(), **asdict(result)}
-            for cell, result in results.items()
-        ],
-    }
 
     def with_links(cells: Sequence[tuple[Cell, CellResult]]) -> list[tuple[object, ...]]:
         return [(cell, result, status(result), _link(result, directory)) for cell, result in cells]
@@ -87,7 +80,7 @@ def write(results: Results, seconds: float, directory: Path) -> None:
         not_passed=with_links(not_passed(results)),
     )
     files = {
-        "sweep.json": json.dumps(content, indent=1) + "\n",
+        "sweep.json": json.dumps(content(results, seconds), indent=1) + "\n",
         "junit.xml": suites("orchestrator sweep", _cases(results)),
         "sweep.html": page,
         "sweep.md": markdown(results, sentence),
@@ -95,6 +88,18 @@ def write(results: Results, seconds: float, directory: Path) -> None:
     for name, text in files.items():
         with ui.saying_what_fails(name):
             write_report(directory / name, text)
+
+
+def content(results: Results, seconds: float) -> dict[str, Any]:
+    """The results as JSON values, for sweep.json and `--json`."""
+    return {
+        "score": score(results, seconds),
+        "seconds": round(seconds, 1),
+        "cells": [
+            {"cell": cell.name, "asked": cell.to_json(), **asdict(result)}
+            for cell, result in results.items()
+        ],
+    }
 
 
 def markdown(results: Results, sentence: str) -> str:

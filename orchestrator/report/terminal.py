@@ -24,7 +24,7 @@ from orchestrator.verdict.checks import (
 )
 from orchestrator.verdict.evidence import Evidence, StepEvidence
 from orchestrator.verdict.model import Poke
-from orchestrator.verdict.result import RunResult
+from orchestrator.verdict.result import RunResult, patches
 
 MARKS = {
     "pass": ("ok", "green"),
@@ -64,6 +64,11 @@ def show(result: RunResult, console: Console) -> None:
     _print_section(console, explain(result))
     _print_section(console, _hang_report(evidence))
     _print_section(console, _footer(result))
+    show_verdict(result, console)
+
+
+def show_verdict(result: RunResult, console: Console) -> None:
+    """Print the one line that says how the run ended."""
     verdict = result.verdict
     style = {0: "bold green", 1: "bold red"}.get(verdict.exit_status, "bold yellow")
     line = Text.assemble((verdict.outcome.upper(), style), f"  {verdict.reason}")
@@ -104,9 +109,9 @@ def _origin(origin: dict[str, str]) -> str:
         origin.get("package") or origin.get("tree", ""),
         origin.get("version", ""),
     ]
-    patches = [name for name in origin.get("patches", "none").split(", ") if name != "none"]
+    count = len(patches(origin))
     return " ".join(filter(None, words)) + (
-        f", {len(patches)} patch{'' if len(patches) == 1 else 'es'}" if patches else ""
+        f", {count} patch{'' if count == 1 else 'es'}" if count else ""
     )
 
 

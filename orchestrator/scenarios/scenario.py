@@ -176,21 +176,28 @@ def runnable(
     return without_module or others
 
 
-def select(patterns: Sequence[str]) -> list[Scenario]:
+def select(patterns: Sequence[str], skip: Sequence[str] = ()) -> list[Scenario]:
     """The scenarios that match a shell pattern; all of them when there are no patterns.
 
-    Raises UsageError when a pattern matches nothing.
+    skip: patterns of those to leave out.
+
+    Raises UsageError when a pattern matches nothing, or nothing is left.
     """
     known = load_all()
     if not known:
         raise InfraError(f"{DIRECTORY} has no scenarios: the installation is incomplete")
-    if not patterns:
-        return known
-    for pattern in patterns:
+    for pattern in (*patterns, *skip):
         if not any(fnmatch.fnmatchcase(scenario.name, pattern) for scenario in known):
             names = [scenario.name for scenario in known]
             raise UsageError(
                 f"no scenario is called {pattern}{nearest(pattern, names)}; "
                 f"the scenarios are: {', '.join(names)}"
             )
-    return [s for s in known if any(fnmatch.fnmatchcase(s.name, pattern) for pattern in patterns)]
+    chosen = [s for s in known if _matches(s, patterns or ["*"]) and not _matches(s, skip)]
+    if not chosen:
+        raise UsageError("--skip leaves out all scenarios")
+    return chosen
+
+
+def _matches(scenario: Scenario, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(scenario.name, pattern) for pattern in patterns)

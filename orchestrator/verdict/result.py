@@ -7,20 +7,27 @@ other programs.
 
 from __future__ import annotations
 
+import datetime
 import json
+import platform
+import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pydantic
 
 from orchestrator.errors import shortened
-from orchestrator.host import files
+from orchestrator.host import files, version
 from orchestrator.host.files import write_whole
 from orchestrator.kernel.model import Kernel
 from orchestrator.machine.qemu import MachineSpec
 from orchestrator.spec import RunSpec
+from orchestrator.verdict import measures
 from orchestrator.verdict.checks import CheckResult, Status
 from orchestrator.verdict.evidence import Evidence, Soak
+from orchestrator.verdict.measures import Coverage, Failure, Latency
 from orchestrator.verdict.outcome import Verdict
 
 FILE = "verdict.json"
@@ -52,6 +59,8 @@ class RunResult:
     verdict: Verdict
     seconds: dict[str, float]
     """Host seconds by activity."""
+    started: float = 0.0
+    """When it began, in seconds since the epoch; 0 if nobody noted it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +71,23 @@ class KernelRecord:
     release: str
     digest: str
     origin: dict[str, str] = field(default_factory=dict)
+    patches: tuple[str, ...] = ()
+    """Names of the patches, in their order; origin has them in one text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineRecord:
+    """The machine that was used, as verdict.json keeps it."""
+
+    accelerator: str
+    """The value of QEMU's -accel."""
+    cpu: str
+    """The value of QEMU's -cpu."""
+    smp: int
+    memory: int
+    """MiB."""
+    qemu: str
+    """Its version."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +99,6 @@ class VerdictRecord:
     exit_status: int
     name: str = ""
     """What the kernel is called, also if there was none to run."""
-    accel: str = ""
-    """The accelerator as QEMU names it; empty if the run ended before it was chosen."""
     kernel: KernelRecord | None = None
     edited: tuple[str, ...] = ()
     """Instructions that --edit-text changed in the kernel's code, one line each."""
@@ -83,6 +107,28 @@ class VerdictRecord:
     soak: Soak | None = None
     checks: tuple[CheckResult, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+    version: str = ""
+    """Of this program, with its commit."""
+    command: tuple[str, ...] = ()
+    """Command and options that ask for the same run, without --output."""
+    host: str = ""
+    """Name of the host."""
+    started: str | None = None
+    """ISO 8601, like `ended`."""
+    ended: str | None = None
+    machine: MachineRecord | None = None
+    """None if the run ended before the machine was chosen."""
+    smp: int | None = None
+    """Requested number of CPUs."""
+    seed: int | None = None
+    fingerprint: str | None = None
+    """Equal for runs that were equal event by event; None if nobody recorded the events."""
+    coverage: Coverage = field(default_factory=Coverage)
+    pokes: dict[str, int] = field(default_factory=dict)
+    """Number of judged pokes, by owner."""
+    latencies: tuple[Latency, ...] = ()
+    failure: Failure | None = None
+    """The first failure; None if no check failed."""
 
     def with_status(self, *statuses: Status) -> list[CheckResult]:
         """The checks with one of these statuses, in their order."""
@@ -91,23 +137,31 @@ class VerdictRecord:
 
 def record(result: RunResult) -> VerdictRecord:
     """What verdict.json keeps of `result`."""
-    kernel, evidence, verdict = result.kernel, result.evidence, result.verdict
+    evidence, verdict = result.evidence, result.verdict
+    failed = {check.check: check.text for check in verdict.results if check.status == "fail"}
     return VerdictRecord(
         outcome=verdict.outcome,
         reason=verdict.reason,
         exit_status=verdict.exit_status,
         name=result.name,
-        accel=result.machine.accel.option if result.machine else "",
-        kernel=KernelRecord(
-            name=kernel.name, release=kernel.release, digest=kernel.digest, origin=kernel.origin
-        )
-        if kernel
-        else None,
+        kernel=_kernel(result.kernel) if result.kernel else None,
         edited=tuple(evidence.edited),
         hang_report=tuple(evidence.hang_report),
         soak=evidence.soak,
         checks=tuple(verdict.results),
         seconds={name: round(seconds, 3) for name, seconds in result.seconds.items()},
+        version=version.version(),
+        command=("run", *result.spec.argv()),
+        host=platform.node(),
+        started=_iso(result.started) if result.started else None,
+        ended=_iso(time.time()),
+        machine=_machine(result.machine) if result.machine else None,
+        smp=result.spec.smp,
+        seed=result.spec.seed,
+        coverage=measures.coverage(evidence),
+        pokes=measures.pokes(evidence),
+        latencies=measures.latencies(evidence),
+        failure=measures.first_failure(evidence, failed),
     )
 
 
@@ -116,10 +170,50 @@ def reserve(directory: Path) -> None:
     files.reserve(directory / FILE, LARGEST)
 
 
+def _kernel(kernel: Kernel) -> KernelRecord:
+    return KernelRecord(
+        name=kernel.name,
+        release=kernel.release,
+        digest=kernel.digest,
+        origin=kernel.origin,
+        patches=patches(kernel.origin),
+    )
+
+
+def _machine(machine: MachineSpec) -> MachineRecord:
+    return MachineRecord(
+        accelerator=machine.accel.option,
+        cpu=machine.cpu or machine.accel.cpu,
+        smp=machine.smp,
+        memory=machine.memory,
+        qemu=".".join(map(str, machine.qemu.version)),
+    )
+
+
+def patches(origin: Mapping[str, str]) -> tuple[str, ...]:
+    """The patches of a kernel by its origin, in their order."""
+    names = origin.get("patches", "none").split(", ")
+    return tuple(name for name in names if name not in ("", "none"))
+
+
+def _iso(seconds: float) -> str:
+    when = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    return when.isoformat(timespec="milliseconds")
+
+
+def content(result: RunResult) -> dict[str, Any]:
+    """The content of verdict.json."""
+    return as_json(record(result))
+
+
+def as_json(verdict: VerdictRecord) -> dict[str, Any]:
+    """A verdict as JSON values."""
+    return {"schema": SCHEMA, **asdict(verdict)}
+
+
 def write(result: RunResult) -> None:
     """Write verdict.json into the run's directory, whole or not at all. Raises OSError."""
-    content = {"schema": SCHEMA, **asdict(record(result))}
-    write_whole(result.directory / FILE, json.dumps(content, indent=1) + "\n")
+    write_whole(result.directory / FILE, json.dumps(content(result), indent=1) + "\n")
 
 
 def read(directory: Path) -> VerdictRecord:
@@ -129,12 +223,12 @@ def read(directory: Path) -> VerdictRecord:
     """
     file = directory / FILE
     try:
-        content = json.loads(file.read_bytes())
-        if content["schema"] != SCHEMA:
+        found = json.loads(file.read_bytes())
+        if found["schema"] != SCHEMA:
             raise ValueError(f"{file} was written by another version of this program")
-        if lacking := [name for name in REQUIRED if name not in content]:
+        if lacking := [name for name in REQUIRED if name not in found]:
             raise ValueError(f"{file} is damaged: it lacks {', '.join(lacking)}")
-        return RECORD.validate_python(content)
+        return RECORD.validate_python(found)
     except (KeyError, TypeError, RecursionError, pydantic.ValidationError) as error:
         raise ValueError(f"{file} is damaged: {shortened(' '.join(str(error).split()))}") from error
 

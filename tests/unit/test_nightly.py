@@ -170,9 +170,9 @@ def night(
     }
     (run / "verdict.json").write_text(json.dumps(verdict))
     results = {cell(): CellResult(outcome, status, "r", directory=str(run))}
-    monkeypatch.setattr(sweep_command, "perform", lambda *_: (directory, results))
+    monkeypatch.setattr(sweep_command, "perform", lambda *_: (directory, results, 1.0))
     monkeypatch.setattr("time.strftime", lambda _: f"2026-{name}")
-    return nightly_command.main(argparse.Namespace(strict=False))
+    return nightly_command.main(argparse.Namespace(strict=False, json=False))
 
 
 def test_nights_follow_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from orchestrator import ui
 from orchestrator.errors import InfraError, UsageError
@@ -256,6 +257,33 @@ def explained(bisection: Bisection, answer: SearchAnswer) -> str:
         lines += ["", f"a failing run of {entry.candidate}: {entry.summary.reason}"]
         lines += [f"  {entry.summary.directory}"]
     return "\n".join(lines) + "\n"
+
+
+def as_json(bisection: Bisection, answer: SearchAnswer) -> dict[str, Any]:
+    """The answer as JSON values."""
+    candidates, posterior = bisection.candidates.candidates, bisection.search.posterior()
+    tested = [
+        {
+            "candidate": candidates[number].name,
+            "title": candidates[number].title,
+            "probability": round(float(posterior[number]), 6),
+            "passed": tally.passed,
+            "failed": tally.failed,
+            "failed_otherwise": tally.other,
+            "inconclusive": tally.infra,
+            "untestable": bisection.reason(candidates[number].name) if tally.untestable else None,
+        }
+        for number, tally in enumerate(bisection.search.tallies)
+        if tally.untestable or any((tally.passed, tally.failed, tally.other, tally.infra))
+    ]
+    suspects = candidates[answer.first : answer.last + 1]
+    return {
+        "suspects": [{"candidate": one.name, "title": one.title} for one in suspects],
+        "probability": float(answer.probability),
+        "confidence": bisection.search.confidence,
+        "signature": bisection.signature,
+        "tested": tested,
+    }
 
 
 def _described(bisection: Bisection, number: int) -> str:

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`orchestrator show`: the report of a finished run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from orchestrator.commands import document
+from orchestrator.errors import EXIT_PASS, UsageError
+
+NAME = "show"
+HELP = "show the report of a finished run"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "run", metavar="RUN", help="number, name or directory of a run, as `history` shows them"
+    )
+    document.add_json(parser)
+
+
+def main(options: argparse.Namespace) -> int:
+    from orchestrator import ui
+    from orchestrator.verdict import result
+
+    directory = _directory(options.run)
+    try:
+        verdict = result.read(directory)
+    except OSError as error:
+        raise UsageError(f"{directory} has no verdict: that run has not ended") from error
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if options.json:
+        return document.show("show", directory=directory, verdict=result.as_json(verdict))
+    try:
+        ui.show((directory / "report.txt").read_text(errors="replace").rstrip())
+    except OSError:
+        ui.show(f"results: {directory}\n{verdict.outcome.upper()}  {verdict.reason}")
+    return EXIT_PASS
+
+
+def _directory(name: str) -> Path:
+    """The directory of a run. Raises UsageError if there is none."""
+    from orchestrator.attach.client import find_run
+    from orchestrator.many import history
+
+    if not name.isdecimal() or Path(name).is_dir():
+        return find_run(name)
+    found = history.find(int(name)) if len(name) < 10 else None
+    if not found:
+        raise UsageError(f"the history has no run {name}: see `orchestrator history`")
+    if not Path(found).is_dir():
+        raise UsageError(f"run {name} was in {found}, which was removed")
+    return Path(found)

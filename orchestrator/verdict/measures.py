@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What verdict.json says in numbers about a run: coverage, pokes, durations, the first failure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from orchestrator.verdict.checks import expected_coverage, seen_coverage
+from orchestrator.verdict.evidence import Evidence
+
+MODULE = "test module"
+"""The owner of the pokes that the test module announced."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uncovered:
+    """A CPU that a scenario did not show in a phase."""
+
+    scenario: str
+    phase: int
+    cpu: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """How many combinations of phase and CPU were seen, over all steps that must cover them."""
+
+    seen: int = 0
+    expected: int = 0
+    missing: tuple[Uncovered, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Duration of the free-running pokes of one scenario, by the guest's clock."""
+
+    scenario: str
+    pokes: int
+    mean_ms: float
+    max_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """The first failure, as far as it is known where it was. The reason says it in words."""
+
+    check: str
+    text: str
+    step: str | None = None
+    """The step of the run, such as nop5.direct.on."""
+    phase: int | None = None
+    cpu: int | None = None
+    site: str | None = None
+    """Symbol and offset of the patched instruction."""
+    old: str | None = None
+    """Bytes in hexadecimal; so are the next three. actual and expected: of a site that held the
+    wrong ones."""
+    new: str | None = None
+    actual: str | None = None
+    expected: str | None = None
+    event: int | None = None
+    """Its number in events.jsonl."""
+    console_line: int | None = None
+    """Its line in console.log."""
+
+
+def coverage(evidence: Evidence) -> Coverage:
+    """What coverage_steps had to show, and what they showed."""
+    total, missing = 0, []
+    for step in evidence.coverage_steps:
+        expected, seen = expected_coverage(evidence, step), seen_coverage(step)
+        total += len(expected)
+        missing += [
+            Uncovered(scenario=step.scenario.name, phase=key.phase, cpu=key.cpu)
+            for key in sorted(expected)
+            if not seen[key]
+        ]
+    return Coverage(seen=total - len(missing), expected=total, missing=tuple(missing))
+
+
+def pokes(evidence: Evidence) -> dict[str, int]:
+    """The number of judged pokes by owner. Without a record only those that GDB watched are; their
+    owner is the test module or a function of the kernel."""
+    if evidence.record:
+        return dict(evidence.record.judged.most_common())
+    watched = [step.watched for step in evidence.watched_steps if step.watched]
+    owners = Counter({MODULE: sum(len(one.announced) for one in watched)})
+    owners.update(evidence.kernel_pokers)
+    return dict(owners.most_common())
+
+
+def latencies(evidence: Evidence) -> tuple[Latency, ...]:
+    """Durations by scenario, in the order of the run."""
+    reports = [(step.scenario.name, step.guest) for step in evidence.free_steps if step.guest]
+    found = []
+    for name in dict.fromkeys(name for name, _ in reports):
+        own = [report for scenario, report in reports if scenario == name]
+        if count := sum(report.integer("pokes") for report in own):
+            mean = sum(report.integer("poke_ns") for report in own) / count
+            longest = max(report.integer("poke_ns_max") for report in own)
+            found.append(
+                Latency(
+                    scenario=name,
+                    pokes=count,
+                    mean_ms=round(mean / 1e6, 3),
+                    max_ms=round(longest / 1e6, 3),
+                )
+            )
+    return tuple(found)
+
+
+def first_failure(evidence: Evidence, failed: dict[str, str]) -> Failure | None:
+    """The first failure of a run; failed: the texts of its failed checks, by name."""
+    if first := next(evidence.violations(), None):
+        step, poke, violation = first
+        return Failure(
+            check=violation.claim,
+            text=violation.text,
+            step=step.name,
+            phase=violation.phase,
+            cpu=violation.cpu if violation.cpu >= 0 else None,
+            site=evidence.names.name(poke.site),
+            old=poke.old.hex(),
+            new=poke.new.hex(),
+            actual=violation.actual.hex() if violation.actual is not None else None,
+            expected=violation.expected.hex() if violation.expected is not None else None,
+            event=violation.event,
+        )
+    for check, text in failed.items():
+        line = evidence.findings[0].line if check == "console" and evidence.findings else None
+        return Failure(check=check, text=text, console_line=line)
+    return None
