@@ -26,6 +26,9 @@ from orchestrator.verdict import result
 from orchestrator.verdict.result import VerdictRecord
 
 PROGRAM = (sys.executable, "-m", "orchestrator")
+OWN_SUMMARY = {"GITHUB_STEP_SUMMARY": ""}
+"""Whoever starts runs writes one table about all of them into the summary of a GitHub Actions step.
+"""
 LAST_BYTES = 65536
 """Bytes at the end of a log that its last line is taken from."""
 GRACE = 20.0
@@ -125,7 +128,7 @@ class Children:
                     stdout=sink,
                     stderr=subprocess.STDOUT,
                     cwd=cwd,
-                    env={**os.environ, **(env or {})},
+                    env={**os.environ, **OWN_SUMMARY, **(env or {})},
                     start_new_session=True,
                 )
                 self._running.add(child)

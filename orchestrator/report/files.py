@@ -10,8 +10,12 @@ must look for `# ERROR`.
 from __future__ import annotations
 
 import os
+import platform
 import re
-from collections.abc import Iterable, Mapping
+import shlex
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,7 @@ import junitparser
 from orchestrator.host.files import write_report
 from orchestrator.report import tables
 from orchestrator.verdict.cases import Case, cases
-from orchestrator.verdict.result import RunResult
+from orchestrator.verdict.result import RunResult, VerdictRecord, record
 
 UNPRINTABLE = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that XML 1.0 cannot hold, but a guest's console may."""
@@ -32,7 +36,8 @@ def write(result: RunResult) -> None:
     """Write the files into the run's directory."""
     all_cases, title = cases(result), name(result)
     seconds = sum(result.seconds.values())
-    write_report(result.directory / "junit.xml", junit(title, all_cases, seconds))
+    about = About(record(result), result.directory)
+    write_report(result.directory / "junit.xml", junit(title, all_cases, seconds, about))
     write_report(result.directory / "results.ktap", ktap(title, all_cases))
 
 
@@ -41,21 +46,64 @@ def name(result: RunResult) -> str:
     return f"{result.name} smp{result.spec.smp}"
 
 
-def junit(title: str, cases: Iterable[Case], seconds: float) -> str:
+@dataclass(frozen=True)
+class About:
+    """What a test suite says about its run."""
+
+    verdict: VerdictRecord
+    directory: Path
+
+    @property
+    def properties(self) -> dict[str, str]:
+        """Empty ones are not known."""
+        verdict, machine = self.verdict, self.verdict.machine
+        return {
+            "version": verdict.version,
+            "command": shlex.join(("orchestrator", *verdict.command)),
+            "kernel": verdict.kernel.release if verdict.kernel else "",
+            "kernel digest": verdict.kernel.digest if verdict.kernel else "",
+            "accelerator": machine.accelerator if machine else "",
+            "qemu": machine.qemu if machine else "",
+            "smp": str(verdict.smp or ""),
+            "seed": str(verdict.seed if verdict.seed is not None else ""),
+            "directory": str(self.directory),
+        }
+
+
+def junit(title: str, cases: Sequence[Case], seconds: float, about: About | None = None) -> str:
     """One JUnit test suite.
 
-    seconds: duration of the run. The first case gets it, as all cases share one guest.
+    seconds: duration of the run. The first case, the verdict, gets what no other case took.
     """
-    timed = [(case, 0.0 if number else seconds) for number, case in enumerate(cases)]
-    return suites("orchestrator", {title: timed})
+    others = sum(case.seconds for case in cases[1:])
+    timed = [
+        (case, case.seconds if number else max(seconds - others, 0.0))
+        for number, case in enumerate(cases)
+    ]
+    return suites("orchestrator", {title: timed}, about)
 
 
-def suites(title: str, cases_by_suite: Mapping[str, Iterable[tuple[Case, float]]]) -> str:
-    """A JUnit document: test suites by name, each with its cases and their seconds."""
+def suites(
+    title: str,
+    cases_by_suite: Mapping[str, Iterable[tuple[Case, float]]],
+    about: About | None = None,
+) -> str:
+    """A JUnit document: test suites by name, each with its cases and their seconds.
+
+    about: the run that all of them are from; None for several runs.
+    """
     notes = {"fail": junitparser.Failure, "error": junitparser.Error, "skip": junitparser.Skipped}
     document: Any = junitparser.JUnitXml(title)
     for name, timed in cases_by_suite.items():
         suite: Any = junitparser.TestSuite(name)
+        suite.hostname = platform.node()
+        suite.timestamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        if about:
+            suite.hostname = about.verdict.host
+            suite.timestamp = about.verdict.started or suite.timestamp
+            for key, value in about.properties.items():
+                if value:
+                    suite.add_property(key, UNPRINTABLE.sub("?", value))
         for case, seconds in timed:
             entry: Any = junitparser.TestCase(
                 case.name, f"orchestrator.{case.group}", round(seconds, 3)
@@ -98,16 +146,25 @@ def github(result: RunResult, environment: Mapping[str, str] = os.environ) -> li
     if environment.get("GITHUB_ACTIONS") != "true":
         return []
     all_cases, title = cases(result), name(result)
+    github_summary(_summary(title, all_cases), environment)
+    # A failed check says more than the verdict, which repeats it. Without one, the verdict has the
+    # cause. What is skipped is a consequence.
+    bad = [case for case in all_cases if case.status in ("fail", "error")]
+    shown = [case for case in bad if case.group != "run"] or bad
+    shown.sort(key=lambda case: case.status != "fail")
+    annotations = []
+    for case in shown:
+        level = "error" if case.status == "fail" else "warning"
+        heading = _property(f"{title}: {case.name}")
+        annotations.append(f"::{level} title={heading}::{_data(case.text)}")
+    return annotations[:ANNOTATIONS]
+
+
+def github_summary(text: str, environment: Mapping[str, str] = os.environ) -> None:
+    """Append Markdown to the summary of a GitHub Actions step, if this is one."""
     if summary := environment.get("GITHUB_STEP_SUMMARY"):
         with Path(summary).open("a") as file:
-            file.write(_summary(title, all_cases))
-    annotations = []
-    for case in all_cases:
-        if case.group != "run" and case.status in ("fail", "error"):
-            level = "error" if case.status == "fail" else "warning"
-            heading = _property(f"{title}: {case.name}")
-            annotations.append(f"::{level} title={heading}::{_data(case.text)}")
-    return annotations[:ANNOTATIONS]
+            file.write(f"{text}\n")
 
 
 def _summary(title: str, cases: list[Case]) -> str:
@@ -120,7 +177,7 @@ def _summary(title: str, cases: list[Case]) -> str:
     ]
     heading = f"### {mark[verdict.status]} {tables.escape(title)}"
     table = tables.markdown(["", "", ""], rows)
-    return "\n".join([heading, "", tables.escape(verdict.text), "", *table]) + "\n\n"
+    return "\n".join([heading, "", tables.escape(verdict.text), "", *table]) + "\n"
 
 
 def _data(text: str) -> str:

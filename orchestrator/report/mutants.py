@@ -16,6 +16,7 @@ from rich.text import Text
 from orchestrator.host.files import write_report
 from orchestrator.many.mutants import Mutant, MutantResult
 from orchestrator.report import html, tables
+from orchestrator.report.files import github_summary
 
 TEMPLATE = "mutants.html.j2"
 GOOD = ("caught", "healthy")
@@ -66,6 +67,7 @@ def write(pairs: Pairs, seconds: float, directory: Path) -> None:
     text = json.dumps(content(pairs, seconds), indent=1)
     write_report(directory / "mutants.json", text + "\n")
     write_report(directory / "mutants.md", _markdown(pairs, sentence))
+    github_summary(_markdown(pairs, sentence))
     page = html.render(
         TEMPLATE,
         score=sentence,

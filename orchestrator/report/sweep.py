@@ -22,7 +22,7 @@ from orchestrator.host.files import write_report
 from orchestrator.many.sweep.matrix import Cell
 from orchestrator.many.sweep.sweep import CellResult
 from orchestrator.report import html, tables
-from orchestrator.report.files import suites
+from orchestrator.report.files import github_summary, suites
 from orchestrator.verdict.cases import Case, Status
 
 TEMPLATE = "sweep.html.j2"
@@ -85,6 +85,8 @@ def write(results: Results, seconds: float, directory: Path) -> None:
         "sweep.html": page,
         "sweep.md": markdown(results, sentence),
     }
+    with ui.saying_what_fails("GitHub's summary"):
+        github_summary(files["sweep.md"])
     for name, text in files.items():
         with ui.saying_what_fails(name):
             write_report(directory / name, text)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from orchestrator.verdict.checks import failed_assertions, missed_step
@@ -27,10 +27,16 @@ class Case:
     """One sentence."""
     details: tuple[str, ...] = ()
     """Further lines, if any."""
+    seconds: float = 0.0
+    """How long the guest took for it, where that is known."""
 
 
 def cases(result: RunResult) -> list[Case]:
-    """The verdict first, then each check, then each scenario. No failure or error is left out."""
+    """The verdict first, then each check, then each scenario. No failure or error is left out.
+
+    If the run ended before it had a verdict, the verdict has the one cause, and what could not be
+    seen because of it is skipped.
+    """
     verdict = result.verdict
     status: Status = (
         "pass"
@@ -40,11 +46,13 @@ def cases(result: RunResult) -> list[Case]:
         else "error"
     )
     found = [Case("run", "verdict", status, f"{verdict.outcome}: {verdict.reason}")]
+    cut_short = status == "error" and result.evidence.error is not None
+    unseen: Status = "skip" if cut_short else "error"
     statuses: dict[str, Status] = {
         "pass": "pass",
         "fail": "fail",
         "skip": "skip",
-        "blind": "error",
+        "blind": unseen,
     }
     found += [
         Case("claim", check.check, statuses[check.status], check.text, check.details)
@@ -53,7 +61,12 @@ def cases(result: RunResult) -> list[Case]:
     by_scenario: dict[str, list[StepEvidence]] = {}
     for step in result.evidence.steps:
         by_scenario.setdefault(step.scenario.name, []).append(step)
-    found += [scenario_case(result.evidence, name, steps) for name, steps in by_scenario.items()]
+    for name, steps in by_scenario.items():
+        case = scenario_case(result.evidence, name, steps)
+        if case.status == "error":
+            case = replace(case, status=unseen)
+        taken = sum(step.guest.integer("elapsed_ns") for step in steps if step.guest) / 1e9
+        found.append(replace(case, seconds=taken))
     return found
 
 

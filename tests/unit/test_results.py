@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import platform
 import sqlite3
 import threading
 import time
@@ -20,7 +21,7 @@ import pytest
 from good_run import NOP5_ON, Run
 
 from orchestrator import ui
-from orchestrator.errors import InfraError
+from orchestrator.errors import BuildError, InfraError
 from orchestrator.guest import ktap
 from orchestrator.guest.klog import Finding
 from orchestrator.kernel.model import KernelRequest
@@ -85,8 +86,9 @@ def test_a_run_without_a_verdict_is_an_error_and_not_a_failure(tmp_path: Path) -
     found = by_name(run, tmp_path)
     assert found["run.verdict"].status == "error"
     assert "fail" not in {case.status for case in found.values()}
+    # The verdict has the cause.
     assert found["scenario.nop5"] == Case(
-        "scenario", "nop5", "error", "the run ended in this scenario: GDB ended"
+        "scenario", "nop5", "skip", "the run ended in this scenario: GDB ended"
     )
 
 
@@ -165,6 +167,40 @@ def test_only_github_gets_a_summary_and_annotations(tmp_path: Path) -> None:
 
 def test_an_annotation_stays_one_workflow_command() -> None:
     assert files._data("50 %\nof it") == "50 %25%0Aof it"
+
+
+def test_a_run_without_a_verdict_has_one_error_for_one_cause(tmp_path: Path) -> None:
+    # A build error was ten errors and ten annotations: "no poke was watched", and so on.
+    evidence = Evidence(requested_cpus=2, error=BuildError("gcc: no such file"))
+    result = result_of(Run(), tmp_path, evidence)
+    files.write(result)
+    suite = ET.fromstring((tmp_path / "junit.xml").read_text()).find("testsuite")
+    assert suite is not None
+    assert (suite.get("errors"), suite.get("failures")) == ("1", "0")
+    assert int(suite.get("skipped", 0)) == int(suite.get("tests", 0)) - 1
+    (annotation,) = files.github(result, {"GITHUB_ACTIONS": "true"})
+    assert annotation.startswith("::warning title=") and "gcc: no such file" in annotation
+
+
+def test_a_check_without_its_evidence_is_an_error_if_nothing_else_explains_it(
+    tmp_path: Path,
+) -> None:
+    run = Run()
+    run.lost["gdb"] = "what GDB saw was not read"
+    annotations = files.github(result_of(run, tmp_path), {"GITHUB_ACTIONS": "true"})
+    assert annotations and all("GDB" in line for line in annotations)
+
+
+def test_junit_says_when_where_and_how_the_run_was_made(tmp_path: Path) -> None:
+    files.write(replace(result_of(Run(), tmp_path), started=1.7e9, seconds={"all": 30.0}))
+    suite = ET.fromstring((tmp_path / "junit.xml").read_text()).find("testsuite")
+    assert suite is not None
+    assert suite.get("hostname") == platform.node()
+    assert str(suite.get("timestamp")).startswith("2023-11-14T22:13:20")
+    properties = {one.get("name"): one.get("value") for one in suite.iter("property")}
+    assert "run" in str(properties["command"]) and properties["directory"] == str(tmp_path)
+    times = [float(case.get("time", 0)) for case in suite.findall("testcase")]
+    assert sum(times) == pytest.approx(30, abs=0.1) and sum(time > 0 for time in times) > 3
 
 
 # -- the page

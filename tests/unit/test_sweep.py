@@ -818,3 +818,18 @@ def test_the_history_estimates_how_long_a_kernel_takes(tmp_path: Path) -> None:
         "a run without a verdict does not count"
     )
     assert history.expected("d1", "other", 8, path) == (None, False)
+
+
+def test_a_sweep_writes_its_own_table_into_the_summary_of_github_and_its_runs_none(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary = world / "summary.md"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    # The runs of this module are a stub, which writes nothing; their environment is what counts.
+    log = world / "log"
+    Children().call([sys.executable, "-c", "import os; print(os.environ)"], log)
+    assert "'GITHUB_STEP_SUMMARY': ''" in log.read_text()
+    results = Sweep(cells(2), world / "out", LocalHost(1)).run()
+    report.write(results, 1.0, world / "out")
+    text = summary.read_text()
+    assert text.startswith("2 of 2 cells passed") and "| 6.1-int3 |" in text
