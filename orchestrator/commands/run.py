@@ -54,7 +54,7 @@ def main(options: argparse.Namespace) -> int:
         return _dry_run(spec, options)
 
     def keep(result: RunResult, machine: Machine | None) -> None:
-        _report(result, options)
+        _report(result, as_json=options.json, quiet=options.quiet)
         wanted = options.keep == "always" or result.verdict.exit_status
         if wanted and not interrupts.received():
             with interrupts.ending_with_ctrl_c():
@@ -63,7 +63,7 @@ def main(options: argparse.Namespace) -> int:
     if options.keep:
         return run(spec, keep).verdict.exit_status
     result = run(spec)
-    _report(result, options)
+    _report(result, as_json=options.json, quiet=options.quiet)
     return result.verdict.exit_status
 
 
@@ -121,7 +121,7 @@ def _dry_run(spec: RunSpec, options: argparse.Namespace) -> int:
     return EXIT_PASS
 
 
-def _report(result: RunResult, options: argparse.Namespace) -> None:
+def _report(result: RunResult, *, as_json: bool = False, quiet: bool = False) -> None:
     """Write every report. One that cannot be written costs a line, and never changes the verdict.
 
     The history comes last: it may have to wait for other processes.
@@ -141,16 +141,16 @@ def _report(result: RunResult, options: argparse.Namespace) -> None:
     def annotations(result: RunResult) -> None:
         for annotation in files.github(result):
             # GitHub reads both streams.
-            print(printable(annotation), file=sys.stderr if options.json else sys.stdout)
+            print(printable(annotation), file=sys.stderr if as_json else sys.stdout)
 
     def screen(result: RunResult) -> None:
-        if options.json:
+        if as_json:
             verdict = result_file.content(result)
             document.show(
                 "run", verdict["exit_status"], directory=result.directory, verdict=verdict
             )
             return
-        if options.quiet:
+        if quiet:
             terminal.show_verdict(result, SafeConsole())
             return
         try:
