@@ -81,7 +81,7 @@ class HostProbes:
         """Titles and probes, in the order of the report."""
         return [
             ("host", [self.program, self.system, self.cpus, self.memory, self.disk]),
-            ("packages", [self.packages, self.ccache]),
+            ("packages", [self.packages, self.ccache, self.clang]),
             (
                 "programs",
                 [self.gdb, self.mirror, self.emulator, self.accelerator, self.guest_programs],
@@ -198,6 +198,16 @@ class HostProbes:
             )
 
     # -- programs
+
+    def clang(self) -> Iterator[Diagnosis]:
+        names = ("clang", "ld.lld", "llvm-ar")
+        if all(shutil.which(name) for name in names):
+            version = re.search(r"\d+(?:\.\d+)+", _output(["clang", "--version"]))
+            yield Diagnosis("ok", "clang", f"{version[0] if version else ''} for --make LLVM=1")
+        else:
+            yield Diagnosis(
+                "note", "clang", "not complete, for --make LLVM=1: apt-get install clang lld llvm"
+            )
 
     def gdb(self) -> Iterator[Diagnosis]:
         if not shutil.which("gdb"):

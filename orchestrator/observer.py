@@ -219,11 +219,13 @@ class Observer:
     def _look_up_parameters(self) -> None:
         """Find out which of our kernel parameters did not arrive, and say what that means."""
         command_line = self._text("/proc/cmdline")
-        wanted = qemu.parameters(self.machine.spec)
+        # The user may have asked to do without some of ours, which means the same for a run.
+        wanted = (*qemu.PARAMETERS, *qemu.parameters(self.machine.spec))
+        wanted = tuple(dict.fromkeys(wanted))
         missing = self.evidence.not_taken = qemu.not_taken(wanted, command_line)
         if not missing:
             return
-        ui.say(f"the kernel did not take {len(missing)} of our parameters: {' '.join(missing)}")
+        ui.say(f"{len(missing)} parameters are not in effect: {' '.join(missing)}")
         for parameter in missing:
             if meaning := qemu.WITHOUT.get(parameter):
                 ui.say(f"without {parameter}: {meaning}")
@@ -250,7 +252,7 @@ class Observer:
         """Addresses by name from the guest's symbol table; names that it lacks are left out."""
         pattern = "|".join(names)
         _, output = self.machine.ssh.run(
-            f"grep -E ' [a-zA-Z] ({pattern})([[:space:]]|$)' /proc/kallsyms"
+            f"grep -E ' [a-zA-Z] ({pattern}){symbols.CLONE}*([[:space:]]|$)' /proc/kallsyms"
         )
         addresses = _addresses(output.splitlines())
         if addresses and not any(address >> 63 for address in addresses.values()):
@@ -664,8 +666,7 @@ def _short(text: str) -> str:
 
 def _addresses(lines: Sequence[str]) -> dict[str, int]:
     """Addresses by name from lines of /proc/kallsyms."""
-    matches = map(KALLSYMS.match, lines)
-    return {match[2]: int(match[1], 16) for match in matches if match}
+    return symbols.addresses(line for line in lines if KALLSYMS.match(line))
 
 
 def sites(module_symbols: Sequence[str]) -> dict[int, int]:

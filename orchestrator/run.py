@@ -294,6 +294,7 @@ def _machine_spec(
         memory=spec.memory,
         seed=spec.seed,
         append=tuple(dict.fromkeys(parameters)),
+        requested=spec.append,
         options=recorder.options,
     )
     return machine_spec, recorder

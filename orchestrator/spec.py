@@ -21,6 +21,7 @@ from orchestrator.machine.limits import (
     MAX_SMP,
     MIN_MEMORY,
 )
+from orchestrator.machine.parameters import check as check_parameters
 from orchestrator.options import LONGEST, argv, check_texts, option, seconds
 
 MACHINE, POKING, RUN = "machine", "poking", "run"
@@ -67,6 +68,14 @@ class RunSpec:
         metavar="MIB",
         group=MACHINE,
         help="guest memory in MiB (default: 1024)",
+    )
+    append: tuple[str, ...] = option(
+        "--append",
+        (),
+        metavar="PARAMETERS",
+        group=MACHINE,
+        key="append",
+        help="kernel parameters in addition to ours, or in place of them (repeatable)",
     )
     qemu: Path | None = option(
         "--qemu",
@@ -155,6 +164,7 @@ class RunSpec:
                 f"--duration takes at most {MAX_DURATION:g} seconds, not {self.duration:g}: "
                 "--soak repeats a run for longer"
             )
+        check_parameters(self.append)
         if not 0 <= self.soak <= LONGEST:
             raise UsageError(f"--soak takes a time such as 90s, 30m or 8h, not {self.soak:g}")
         if not 0 <= self.timeout <= LONGEST:

@@ -224,6 +224,7 @@ def _candidates(options: argparse.Namespace) -> Candidates:
         patches=tuple(map(real, options.patches)),
         fragments=tuple(map(real, options.fragments)),
         settings=tuple(options.settings),
+        make=tuple(options.make),
     )
     if options.kernels:
         if options.tree or options.kernel:

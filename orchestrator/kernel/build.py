@@ -18,9 +18,11 @@ from orchestrator import ui
 from orchestrator.errors import BuildError, InfraError
 from orchestrator.host import files, proc, seal
 from orchestrator.host.paths import cache_dir
-from orchestrator.kernel import config
+from orchestrator.kernel import config, toolchain
 from orchestrator.kernel.workspace import Workspace
 
+MADE_KEY = "certs/signing_key.pem"
+"""The key for modules that the build makes itself."""
 LAYOUT = 1
 """Part of every digest. Increase it when the result of a build changes."""
 TARGET = {"ARCH": "x86_64", "CROSS_COMPILE": ""}
@@ -64,26 +66,29 @@ class Recipe:
             list(self.fragments),
             list(self.settings),
             sorted(self.make.items()),
-            toolchain(),
+            toolchain.described(self.make),
         ]
         return repr(parts)
 
-    def requests(self) -> list[tuple[str, config.Options]]:
-        """(who requests, options); later ones override earlier ones."""
-        fragments = [(who, config.parse(text, who)) for who, text in self.fragments]
+    def requests(self, source: Path) -> list[tuple[str, config.Options]]:
+        """(who requests, options); later ones override earlier ones. source: the kernel's tree."""
+
+        def exists(path: str) -> bool:
+            return path == MADE_KEY or (source / path).exists()
+
+        fragments = [
+            (who, config.without_missing_files(config.parse(text, who), exists))
+            for who, text in self.fragments
+        ]
         return [*fragments, ("setting", config.settings(self.settings))]
 
-
-def toolchain() -> str:
-    """The versions of compiler and linker, as they print them."""
-    outputs = [
-        proc.ask([proc.need(tool, package), "--version"]) for tool, package in _TOOLS.items()
-    ]
-    return " | ".join(output.partition("\n")[0] for output in outputs)
+    @property
+    def whole(self) -> frozenset[str]:
+        """Names of the fragments that are the .config of a whole kernel."""
+        return frozenset(who for who, text in self.fragments if config.is_whole(text))
 
 
-_TOOLS = {"gcc": "gcc", "ld": "binutils"}
-_NEEDED = {"make": "make", "flex": "flex", "bison": "bison", "bc": "bc", **_TOOLS}
+_NEEDED = {"make": "make", "flex": "flex", "bison": "bison", "bc": "bc", "gcc": "gcc"}
 
 
 def build(work: Workspace, recipe: Recipe, name: str, into: Path) -> list[config.LostOption]:
@@ -94,7 +99,7 @@ def build(work: Workspace, recipe: Recipe, name: str, into: Path) -> list[config
     Returns the options of the optional fragments that got lost. Raises BuildError if any other
     option got lost or something does not compile; the message has the compiler's own lines.
     """
-    for program, package in _NEEDED.items():
+    for program, package in {**_NEEDED, **toolchain.needed(recipe.make)}.items():
         proc.need(program, package)
     _discard_unknown(work)
     try:
@@ -119,7 +124,7 @@ def _configure(work: Workspace, recipe: Recipe) -> list[config.LostOption]:
 
     Raises BuildError if another requested option got lost.
     """
-    requests = recipe.requests()
+    requests = recipe.requests(work.src)
     key = hashlib.sha256(repr((recipe.identity(), _kconfig_state(work))).encode()).hexdigest()
     remembered, final = work.root / "config.key", work.build / ".config"
     done = f"{key} {_hash(final)}"
@@ -146,7 +151,11 @@ def _configure(work: Workspace, recipe: Recipe) -> list[config.LostOption]:
             shutil.copyfile(draft, final)
     result = config.parse(final.read_text(), str(final))
     lost = config.lost(requests, result)
-    failed = [option for option in lost if option.by not in recipe.optional]
+    if recipe.whole:
+        # Only what can be set was asked for; what cannot be set here is reported.
+        prompted = config.prompted(_kconfig_texts(work))
+        lost = [one for one in lost if one.by not in recipe.whole or one.option in prompted]
+    failed = [one for one in lost if one.by not in recipe.optional | recipe.whole]
     if failed:
         count = f"{len(failed)} option{'s' if len(failed) > 1 else ''}"
         raise BuildError(
@@ -172,6 +181,13 @@ def _kconfig_state(work: Workspace) -> list[str]:
     return sorted(listing)
 
 
+def _kconfig_texts(work: Workspace) -> Iterator[str]:
+    for line in _kconfig_state(work):
+        path = Path(line.rsplit(" ", 2)[0])
+        if path.name.startswith("Kconfig"):
+            yield path.read_text(errors="replace")
+
+
 def _hash(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
 
@@ -193,12 +209,10 @@ def _make(
     output: the directory for O=, by default the workspace's build directory.
     Raises BuildError, or InfraError if the disk is full.
     """
-    gcc = "gcc"
     environment = {
         key: value for key, value in os.environ.items() if not FOREIGN_VARIABLES.fullmatch(key)
     }
     if shutil.which("ccache"):
-        gcc = "ccache gcc"
         environment |= {
             "CCACHE_DIR": str(cache_dir() / "ccache"),
             # Workspaces share objects: ccache makes paths below this one relative before it
@@ -206,7 +220,7 @@ def _make(
             "CCACHE_BASEDIR": str(work.root),
             "CCACHE_NOHASHDIR": "1",
         }
-    settings = {**FIXED, "CC": gcc, "HOSTCC": gcc, **variables}
+    settings = {**FIXED, **variables, **toolchain.variables(variables)}
     environment["LC_ALL"] = "C.UTF-8"
     jobs = len(os.sched_getaffinity(0))
     command = ["make", f"-j{jobs}", "-C", str(work.src), f"O={output or work.build}"]

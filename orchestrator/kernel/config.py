@@ -4,13 +4,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import UsageError, shortened
 from orchestrator.host import userfile
 
+_SET_LINES = re.compile(r"^CONFIG_\w+=", re.MULTILINE)
+WHOLE = 500
+"""A text with more options than this is the .config of a whole kernel."""
+FILES = ("CONFIG_SYSTEM_TRUSTED_KEYS", "CONFIG_SYSTEM_REVOCATION_KEYS", "CONFIG_MODULE_SIG_KEY")
+"""Options that name files. Distributions have them in their packages."""
+PROMPT = re.compile(
+    r'^\s*(?:bool|tristate|int|hex|string|def_bool|def_tristate|prompt)\s+(?:["\']).+', re.MULTILINE
+)
 _SET = re.compile(r"^(CONFIG_\w+)=(.*)$")
 _UNSET = re.compile(r"^# (CONFIG_\w+) is not set$")
 
@@ -50,6 +58,38 @@ def parse(text: str, where: str) -> Options:
                 "nor `# CONFIG_X is not set`"
             )
     return options
+
+
+def is_whole(text: str) -> bool:
+    """Whether `text` is the .config of a whole kernel, not a fragment that somebody wrote.
+
+    It has options that nobody can set, which kconfig computes from others and from the compiler,
+    and options that only the machine where it was made can have.
+    """
+    return (
+        "Automatically generated file; DO NOT EDIT" in text or len(_SET_LINES.findall(text)) > WHOLE
+    )
+
+
+def without_missing_files(options: Options, exists: Callable[[str], bool]) -> Options:
+    """`options` without names of files that the source does not have, such as a vendor's keys."""
+    return {
+        name: '""' if name in FILES and value.strip('"') and not exists(value.strip('"')) else value
+        for name, value in options.items()
+    }
+
+
+def prompted(kconfig: Iterable[str]) -> set[str]:
+    """The options that a user can set: those with a prompt.
+
+    kconfig: the texts of the Kconfig files.
+    """
+    found = set()
+    for text in kconfig:
+        for block in re.split(r"^\s*(?:menu)?config\s+", text, flags=re.MULTILINE)[1:]:
+            if PROMPT.search(block):
+                found.add(f"CONFIG_{block.split(None, 1)[0]}")
+    return found
 
 
 def read_files(fragments: Iterable[Path]) -> tuple[tuple[str, str], ...]:

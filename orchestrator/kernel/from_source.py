@@ -13,7 +13,7 @@ from orchestrator import ui
 from orchestrator.errors import BuildError
 from orchestrator.host.notices import waiting_for
 from orchestrator.host.paths import cache_dir, cached_dir, need_space
-from orchestrator.kernel import build, compat, config, definition, patches, workspace
+from orchestrator.kernel import build, compat, config, definition, patches, toolchain, workspace
 from orchestrator.kernel.build import Recipe
 from orchestrator.kernel.compat import Compat
 from orchestrator.kernel.model import Kernel, KernelRequest
@@ -69,7 +69,7 @@ def tree_plan(request: KernelRequest, workarounds: Compat) -> BuildPlan:
         fragments=(*defaults, *config.read_files(request.fragments)),
         settings=request.settings,
         optional=frozenset(name for name, _ in defaults),
-        make=dict(workarounds.make),
+        make=toolchain.merged(dict(workarounds.make), toolchain.settings(request.make)),
     )
     return BuildPlan(
         recipe=recipe,
@@ -101,6 +101,7 @@ def obtain_built(name: str, source: Source, plan: BuildPlan, title: str) -> Kern
     - name: what the user calls the source.
     - title: what the user calls the kernel.
     """
+    toolchain.warn_about_environment(plan.recipe.make)
     digest = plan.digest(source.identity)
     asked = {**source.origin, **plan.origin()}
 
@@ -109,7 +110,7 @@ def obtain_built(name: str, source: Source, plan: BuildPlan, title: str) -> Kern
         origin = {
             **asked,
             **({"workarounds": "; ".join(plan.workarounds)} if plan.workarounds else {}),
-            "compiler": build.toolchain(),
+            "compiler": toolchain.described(plan.recipe.make),
             **({"options lost": ", ".join(option.option for option in lost)} if lost else {}),
         }
         release = (partial / "release").read_text().strip()

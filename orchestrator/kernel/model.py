@@ -88,6 +88,15 @@ class KernelRequest:
         help="set one config option (repeatable)",
     )
 
+    make: tuple[str, ...] = option(
+        "--make",
+        (),
+        metavar="VAR=VALUE",
+        group=CHANGES,
+        key="make",
+        help="set one variable of make, such as LLVM=1 (repeatable)",
+    )
+
     def __post_init__(self) -> None:
         check_texts(self)
 
@@ -101,7 +110,7 @@ class KernelRequest:
     def changes(self) -> str:
         """What is changed: ` + fix.patch + CONFIG_X=y`; empty if nothing is."""
         files = (*self.patches, *self.fragments)
-        names = (*(file.name for file in files), *self.settings)
+        names = (*(file.name for file in files), *self.settings, *self.make)
         more = (f"{len(names) - MOST_NAMED} more",) if len(names) > MOST_NAMED + 1 else ()
         return "".join(f" + {name}" for name in (*names[: MOST_NAMED + 1 - len(more)], *more))
 

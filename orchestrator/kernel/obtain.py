@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from orchestrator.errors import OrchestratorError, UsageError, sentence
-from orchestrator.kernel import config, kinds, patches
+from orchestrator.kernel import config, kinds, patches, toolchain
 from orchestrator.kernel.from_source import place
 from orchestrator.kernel.kinds.built import PREFIX as BUILT
 from orchestrator.kernel.kinds.kind import Kind
@@ -78,6 +78,7 @@ def _unchecked_kind(request: KernelRequest) -> Kind:
     patches.read(request.patches)
     config.read_files(request.fragments)
     config.settings(request.settings)
+    toolchain.settings(request.make)
     if request.bzimage and request.tree:
         raise UsageError(
             "--bzimage is a finished kernel and --tree a source to build: give only one of them"

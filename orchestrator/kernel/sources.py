@@ -218,6 +218,19 @@ def check_tree(tree: Path) -> None:
         raise UsageError(f"{tree} is not a kernel source tree: it has no {missing[0]}")
 
 
+def top(tree: Path) -> Path:
+    """The kernel tree that `tree` is in, or is an O= directory of; `tree` itself if it is none."""
+    if not tree.is_dir():
+        return tree
+    here = real(tree)
+    for folder in (here, *here.parents):
+        if all((folder / path).exists() for path in TREE_PATHS):
+            return tree if folder == here else folder
+        if (folder / "source").is_symlink() and (folder / "Makefile").is_file():
+            return top(folder / "source")
+    return tree
+
+
 def scan(root: Path, paths: Iterable[str], memory: Path) -> Manifest:
     """Fingerprints of `paths` below `root`.
 
@@ -281,7 +294,14 @@ def _listed(tree: Path) -> list[str]:
     except subprocess.CalledProcessError as error:
         reason = " / ".join(error.output.strip().splitlines()[-2:])
         raise BuildError(f"git cannot list the files of {tree}: {reason}") from error
-    return sorted({path for path in names.split("\0") if path})
+    paths = {path for path in names.split("\0") if path}
+    # The directories of O=, which all have a link to the tree. .gitignore knows no names for them.
+    outputs = tuple(
+        path.removesuffix("source")
+        for path in paths
+        if path.endswith("/source") and real(tree / path) == real(tree)
+    )
+    return sorted(path for path in paths if not path.startswith(outputs))
 
 
 def described(tree: Path) -> str:

@@ -8,7 +8,6 @@ virtio works too. Such a kernel finds its CPUs through the MP table of SeaBIOS.
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from orchestrator.errors import UsageError
 from orchestrator.host.tools import Qemu
 from orchestrator.machine.accel import Accel
 from orchestrator.machine.limits import MAX_SMP, MIN_MEMORY
+from orchestrator.machine.parameters import WORD, combined
 
 # Thresholds of the guest's own watchdogs, in seconds. The kernel's defaults (watchdog_thresh=10,
 # doubled for soft lockups, and 21 for RCU stalls) are too short for a healthy guest of 16 CPUs
@@ -43,6 +43,8 @@ class MachineSpec:
     """Memory in MiB."""
     append: tuple[str, ...] = ()
     """Kernel parameters of the scenarios."""
+    requested: tuple[str, ...] = ()
+    """Kernel parameters that the user asks for, as --append takes them."""
     options: tuple[str, ...] = ()
     """Further QEMU arguments, for example a plugin."""
     log: tuple[str, ...] = ("cpu_reset",)
@@ -110,13 +112,10 @@ WITHOUT = {
 }
 """What it means for a run that the kernel did not take a parameter, where it means anything."""
 
-WORD = re.compile(r'(?:[^\s"]|"[^"]*"?)+')
-"""A parameter as the kernel splits them (lib/cmdline.c, next_arg())."""
-
 
 def parameters(spec: MachineSpec) -> tuple[str, ...]:
     """The kernel's parameters. Those of the scenarios come last, so that they win."""
-    return (*PARAMETERS, *spec.append)
+    return (*combined(PARAMETERS, spec.requested), *spec.append)
 
 
 def kernel_command_line(spec: MachineSpec) -> str:

@@ -99,7 +99,7 @@ def _heading(result: RunResult) -> Iterator[str]:
             f"seed {spec.seed}"
         )
     if missing := result.evidence.not_taken:
-        yield f"guest:   the kernel did not take these parameters: {' '.join(missing)}"
+        yield f"guest:   these parameters are not in effect: {' '.join(missing)}"
 
 
 def _origin(origin: dict[str, str]) -> str:

@@ -35,7 +35,7 @@ from typing import Any
 from orchestrator.errors import UsageError, shortened
 from orchestrator.host import yamlfile
 from orchestrator.text import disasm
-from orchestrator.text.symbols import TEXT, Symbols
+from orchestrator.text.symbols import TEXT, Symbols, addresses
 
 Read = Callable[[int, int], bytes]
 """Reads guest memory: address, number of bytes."""
@@ -126,13 +126,8 @@ def locate_edits(edits: Iterable[Edit], lines: Sequence[str], memory: Read) -> l
     Raises UsageError when an edit does not match this kernel.
     """
     names = Symbols(lines)
-    starts: dict[str, int] = {}
-    for line in lines:
-        words = line.split()
-        if len(words) == 3 and words[1] in TEXT:
-            starts.setdefault(words[2], int(words[0], 16))
-    addresses = sorted({int(line.split()[0], 16) for line in lines if len(line.split()) == 3})
-    ends = dict(pairwise(addresses))
+    starts = addresses(line for line in lines if line.split()[1:2] and line.split()[1] in TEXT)
+    ends = dict(pairwise(sorted(set(addresses(lines).values()))))
     return [_change(edit, starts, ends, names, memory) for edit in edits]
 
 

@@ -24,6 +24,7 @@ from orchestrator.text.functions import (
     SYNC,
     WRITERS,
 )
+from orchestrator.text.symbols import addresses
 
 Read = Callable[[int, int], bytes]
 """Reads guest memory: address, number of bytes."""
@@ -42,7 +43,7 @@ def facts(lines: Sequence[str], read: Read) -> dict[str, str]:
 
     lines: the kernel's symbol table in the format of nm(1), with guest addresses.
     """
-    symbols = _addresses(lines)
+    symbols = addresses(lines)
     ends = _ends(symbols)
 
     def first(names: Sequence[str]) -> str:
@@ -76,18 +77,8 @@ def _emulates(symbols: Mapping[str, int], read: Read) -> str:
     return ", ".join(sorted(emulated)) or "nothing: it sends CPUs to an address"
 
 
-def _addresses(lines: Sequence[str]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for line in lines:
-        words = line.split()
-        if len(words) == 3:
-            found.setdefault(words[2], int(words[0], 16))
-    return found
-
-
 def _ends(symbols: Mapping[str, int]) -> dict[int, int]:
-    addresses = sorted(set(symbols.values()))
-    return dict(itertools.pairwise(addresses))
+    return dict(itertools.pairwise(sorted(set(symbols.values()))))
 
 
 def _has_function(name: str, symbols: Mapping[str, int]) -> bool:

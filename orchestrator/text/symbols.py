@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import bisect
+import re
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,33 @@ MAX_OFFSET = 1 << 16
 """An address further than this many bytes behind a symbol does not belong to it."""
 
 
+CLONE = r"(\.(llvm|constprop|isra|lto_priv|__uniq)\.[0-9]+)"
+"""What passes of gcc and clang add to the name of a static function, most often with LTO.
+
+`.cold` and `.part` are not among them: that is a piece of the function, and not where it begins.
+"""
+
+
+def plain(name: str) -> str:
+    """The name of a function in its source: `do_sync_core` of `do_sync_core.llvm.8808`."""
+    return re.sub(f"{CLONE}+$", "", name) if "." in name else name
+
+
+def addresses(lines: Iterable[str]) -> dict[str, int]:
+    """Addresses by name in the lines of a symbol table; clones have their plain name as well.
+
+    lines: as for Symbols. Of several symbols with a name the first one counts, clones last.
+    """
+    found: dict[str, int] = {}
+    clones: dict[str, int] = {}
+    for line in lines:
+        words = line.split()
+        if len(words) >= 3:
+            found.setdefault(words[2], int(words[0], 16))
+            clones.setdefault(plain(words[2]), int(words[0], 16))
+    return {**clones, **found}
+
+
 class Symbols:
     """Functions by address."""
 
@@ -24,7 +52,7 @@ class Symbols:
         # Data symbols are kept, so that no function is named for an address of data behind it.
         rows = [line.split() for line in lines]
         self._table = sorted(
-            (int(row[0], 16), row[1] in TEXT, row[2], row[3] if len(row) > 3 else "")
+            (int(row[0], 16), row[1] in TEXT, plain(row[2]), row[3] if len(row) > 3 else "")
             for row in rows
             if len(row) >= 3
         )
@@ -60,15 +88,15 @@ def of_vmlinux(vmlinux: Path | None) -> list[str]:
         return []
 
 
-def offset(lines: Iterable[str], addresses: Mapping[str, int]) -> int:
+def offset(lines: Iterable[str], guest: Mapping[str, int]) -> int:
     """How far a kernel is from where its symbol table has it: 0 unless KASLR has moved it.
 
-    lines: of the symbol table. addresses: some of the guest's, by name.
+    lines: of the symbol table. guest: some of the guest's addresses, by name.
     """
     for line in lines:
         words = line.split()
-        if len(words) == 3 and words[2] in addresses:
-            return addresses[words[2]] - int(words[0], 16)
+        if len(words) == 3 and words[2] in guest:
+            return guest[words[2]] - int(words[0], 16)
     return 0
 
 

@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
-from orchestrator.text.symbols import Symbols, offset, shifted, where
+import subprocess
+
+from orchestrator.text import facts
+from orchestrator.text.edit import Edit, locate_edits
+from orchestrator.text.symbols import CLONE, Symbols, addresses, offset, shifted, where
 
 TABLE = Symbols(
     [
@@ -60,3 +64,48 @@ def test_where_names_the_function_and_the_possible_callers() -> None:
     assert (
         where(cpu, TABLE) == "CPU 3: int3_notify+0x3, interrupts off < orch_pass_nop5+0x10 [orch]"
     )
+
+
+# --- names that compilers make -------------------------------------------------------------------
+
+LTO = [
+    "ffffffff81000000 T _stext",
+    "ffffffff81001000 t do_sync_core.llvm.8808958708760710351",
+    "ffffffff81002000 t do_sync_core.cold",
+    "ffffffff81003000 t __text_poke.constprop.0.isra.0",
+    "ffffffff81003800 t __text_poke.part.0",
+    "ffffffff81004000 t poke_int3_handler.cfi_jt",
+    "ffffffff81005000 t multi_cpu_stop.lto_priv.0",
+    "ffffffff81006000 t text_poke_bp.constprop.0",
+    "ffffffff81007000 T text_poke_bp",
+    "ffffffff81008000 t int3_notify.__uniq.123.llvm.9",
+]
+
+
+def test_clones_have_the_name_of_their_source() -> None:
+    found = addresses(LTO)
+    assert found["do_sync_core"] == 0xFFFFFFFF81001000
+    assert found["__text_poke"] == 0xFFFFFFFF81003000
+    assert found["multi_cpu_stop"] == 0xFFFFFFFF81005000
+    assert found["int3_notify"] == 0xFFFFFFFF81008000
+    assert found["text_poke_bp"] == 0xFFFFFFFF81007000  # the function itself, not its clone
+    assert "poke_int3_handler" not in found  # where an indirect call jumps from
+    assert Symbols(LTO).function(0xFFFFFFFF81001002) == "do_sync_core+0x2"
+    assert Symbols(LTO).function(0xFFFFFFFF81002002) == "do_sync_core.cold+0x2"
+
+
+def test_the_guest_is_asked_for_clones_as_well() -> None:
+    pattern = f" [a-zA-Z] (do_sync_core|__text_poke|text_poke_bp){CLONE}*([[:space:]]|$)"
+    done = subprocess.run(
+        ["grep", "-cE", pattern], input="\n".join(LTO), capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) == 4
+
+
+def test_facts_and_edits_find_clones() -> None:
+    read = lambda address, length: b"\x90" * length  # noqa: E731
+    found = facts.facts(LTO, read)
+    assert found["writes text"] == "__text_poke" and found["pokes one site"] == "text_poke_bp"
+    edit = Edit(("do_sync_core",), "nop", "nop", "", 1)
+    (change,) = locate_edits([edit], LTO, read)
+    assert change.address == 0xFFFFFFFF81001000

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrator.kernel import config, definition, from_source, sources
+from orchestrator.kernel import config, definition, from_source, sources, toolchain
 from orchestrator.kernel.build import Recipe
 from orchestrator.kernel.definition import Definition
 from orchestrator.kernel.from_source import BuildPlan
@@ -53,6 +53,6 @@ def _plan(chosen: Definition, request: KernelRequest) -> BuildPlan:
         base=base.read_text() if isinstance(base, Path) else base,
         fragments=config.read_files((*chosen.fragment_files(), *request.fragments)),
         settings=request.settings,
-        make=chosen.make,
+        make=toolchain.merged(chosen.make, toolchain.settings(request.make)),
     )
     return BuildPlan(recipe=recipe, patches=(*chosen.patch_files(), *request.patches))

@@ -73,7 +73,7 @@ def by_selector(request: KernelRequest) -> bool:
 
 def refuse_changes(request: KernelRequest, kernel: object) -> None:
     """Raise UsageError if `request` has patches or settings for `kernel`, which is not built."""
-    if request.patches or request.fragments or request.settings:
+    if request.patches or request.fragments or request.settings or request.make:
         raise UsageError(
             f"{kernel} is a finished kernel: patches and settings need a source (6.1-plain)"
         )

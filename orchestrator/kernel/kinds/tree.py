@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from orchestrator.host.paths import real
 from orchestrator.kernel import from_source, sources
 from orchestrator.kernel.kinds.kind import Kind, register
 from orchestrator.kernel.model import Kernel, KernelRequest
@@ -28,9 +29,10 @@ class TreeKind(Kind):
 
     def title(self, request: KernelRequest) -> str:
         described = sources.described(_tree(request))
-        return " ".join(filter(None, (request.source, described))) + request.changes
+        name = real(_tree(request)).name
+        return " ".join(filter(None, (name, described))) + request.changes
 
 
 def _tree(request: KernelRequest) -> Path:
     assert request.tree is not None
-    return request.tree
+    return sources.top(request.tree)
