@@ -71,15 +71,14 @@ def _dry_run(spec: RunSpec, options: argparse.Namespace) -> int:
     """Say what the run would do. Fetches nothing but package lists."""
     from orchestrator import doctor, ui
     from orchestrator.host import tools
-    from orchestrator.kernel.obtain import identify
+    from orchestrator.kernel.obtain import identify, title
     from orchestrator.machine import accel
     from orchestrator.many import history
     from orchestrator.scenarios.scenario import select
 
     scenarios = [scenario.name for scenario in select(spec.scenarios, spec.skip)]
     digest, place = identify(spec.kernel)
-    path = spec.kernel.bzimage or spec.kernel.tree
-    name = str(path) if path else spec.kernel.selector
+    name = title(spec.kernel)
     kernel = {
         "name": name,
         "digest": digest,

@@ -328,7 +328,7 @@ from pathlib import Path
 from orchestrator import cli
 from orchestrator.kernel import build, from_source
 from_source.TREE_FRAGMENT = Path(sys.argv[3])
-build._NEEDED = build._TOOLS
+build._NEEDED = {}
 sys.argv[1:] = ["kernels", "build", "--tree", sys.argv[4]]
 sys.exit(cli.main())
 """

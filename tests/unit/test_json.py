@@ -72,7 +72,7 @@ def run_result(directory: Path, run: good_run.Run | None = None) -> RunResult:
     qemu = tools.Qemu(binary=Path("/q"), version=(10, 0, 2))
     return RunResult(
         spec=RunSpec(smp=2, seed=7),
-        name=KERNEL.name,
+        name="6.1-int3",
         directory=directory,
         kernel=KERNEL,
         machine=MachineSpec(qemu=qemu, accel=accel, bzimage=Path(), initrd=Path(), smp=2),
@@ -130,7 +130,7 @@ def test_a_cpu_that_was_not_seen_is_named(tmp_path: Path) -> None:
     run.drop(*[e for e in run.poke(good_run.NOP5_ON) if e["kind"] == "int3" and e["cpu"] == 1])
     content = result_file.content(run_result(tmp_path, run))
     validate(content, "verdict.schema.json")
-    assert {"scenario": "nop5", "phase": 1, "cpu": 1} in content["coverage"]["missing"]
+    assert {"scenario": "nop5", "phase": 1, "cpus": (1,)} in content["coverage"]["missing"]
 
 
 def test_a_run_without_a_guest_is_valid(tmp_path: Path) -> None:

@@ -28,6 +28,12 @@ def levels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ui, "verbose", False)
 
 
+@pytest.fixture(autouse=True)
+def nothing_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands of other tests hold signals when they end."""
+    monkeypatch.setattr(interrupts, "_held", 0)
+
+
 def test_skip_leaves_scenarios_out() -> None:
     names = [scenario.name for scenario in load_all()]
     assert [one.name for one in select([], ["nop5"])] == [name for name in names if name != "nop5"]
@@ -62,15 +68,13 @@ def test_skip_and_timeout_are_repeated_by_repeat_sh() -> None:
 
 def test_a_run_whose_time_is_up_is_infra_and_says_why() -> None:
     evidence = Run().evidence()
-    cell = run._Cell(RunSpec(timeout=0.1), [], Path(), evidence)
+    cell = run._Cell(RunSpec(timeout=0.1), [], ("run",), Path(), evidence)
     with run._errors_as_evidence(cell), interrupts.limited(0.1):
         time.sleep(10)
     assert isinstance(evidence.error, InterruptedRun)
     verdict = judge(evidence)
     assert (verdict.outcome, verdict.exit_status) == ("infra", 125)
     assert verdict.reason == "the run took longer than --timeout 0.1s"
-    with contextlib.suppress(AttributeError):
-        interrupts._held -= 1  # _errors_as_evidence holds signals from then on
 
 
 def test_no_limit_is_left_behind() -> None:

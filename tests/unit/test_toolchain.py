@@ -25,7 +25,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     fragment = tmp_path / "trim.config"
     fragment.write_text("CONFIG_SMP=y\n")
     monkeypatch.setattr(from_source, "TREE_FRAGMENT", fragment)
-    monkeypatch.setattr(build, "_NEEDED", build._TOOLS)
+    monkeypatch.setattr(build, "_NEEDED", {})
     return Path(shutil.copytree(FAKE, tmp_path / "linux"))
 
 
