@@ -2,7 +2,8 @@
 """`orchestrator nightly`: a sweep that is repeated every night and reports only what is new.
 
 The sweep does not repeat cells whose packages, branches, definitions and program have not changed.
-The report is the difference between the verdicts of this night and those of the last one.
+The report is the difference between the verdicts of this night and the last known ones: a night
+that could not build or run a cell erases nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from orchestrator import ui
 from orchestrator.errors import EXIT_KERNEL_FAILED, EXIT_PASS, EXIT_UNTESTABLE
 from orchestrator.host.files import write_report, write_whole
+from orchestrator.kernel.checkout import PREFIX, split
 from orchestrator.kernel.model import CHANGES
 from orchestrator.options import argv
 from orchestrator.spec import MACHINE, POKING
@@ -44,7 +46,7 @@ HEADINGS: dict[Kind, str] = {
 """The heading of each kind of news, the most serious kind first."""
 NIGHTS = 30
 """Number of nights whose records are kept. Run directories are kept for the last two."""
-SCHEMA = 2
+SCHEMA = 3
 """Version of the records. A record of another version is ignored, as if that night had not been."""
 
 
@@ -60,11 +62,40 @@ class CellRecord:
     signatures: tuple[str, ...] = ()
     """Fingerprints of everything that failed."""
     version: str = ""
-    """The kernel's version: that of a package, or a commit."""
+    """The kernel's version: that of a package, or what git calls the commit."""
+    commit: str = ""
+    """The commit that was run; empty if it is none, or was changed."""
     directory: str = ""
     """Directory of the run."""
     arguments: tuple[str, ...] = ()
     """The arguments for a bisection of this cell, without those that name kernels."""
+
+    @property
+    def conclusive(self) -> bool:
+        """Whether it says anything about the kernel."""
+        return self.exit_status in (EXIT_PASS, EXIT_KERNEL_FAILED)
+
+
+@dataclass(frozen=True)
+class CellHistory:
+    """What is known about a cell after a night."""
+
+    last: CellRecord
+    """The result of that night."""
+    known: CellRecord | None = None
+    """The last result with a verdict."""
+    good: CellRecord | None = None
+    """The last result that is a pass."""
+
+    def followed_by(self, now: CellRecord) -> CellHistory:
+        """What is known after another night."""
+        good = now if now.exit_status == EXIT_PASS else self.good
+        return CellHistory(now, now if now.conclusive else self.known, good)
+
+
+def first(record: CellRecord) -> CellHistory:
+    """What is known after the first night of a cell."""
+    return CellHistory(record).followed_by(record)
 
 
 @dataclass(frozen=True)
@@ -74,37 +105,52 @@ class News:
     kind: Kind
     cell: str
     before: CellRecord | None
-    """Last night's record, None if the cell was not in the matrix."""
+    """What it is compared with: the last good record of a cell that is broken, otherwise the last
+    one with a verdict, or the last one at all. None if the cell was not in the matrix."""
     now: CellRecord | None
     """This night's record, None if the cell is no longer in the matrix."""
 
 
-def compare(before: Mapping[str, CellRecord], now: Mapping[str, CellRecord]) -> list[News]:
-    """Everything that changed between two nights, the most serious first."""
+def compare(before: Mapping[str, CellHistory], now: Mapping[str, CellRecord]) -> list[News]:
+    """Everything that changed with a night, the most serious first.
+
+    Nothing did in the first night of a matrix.
+    """
     news = []
-    for cell, record in now.items():
-        if kind := _kind(before.get(cell), record):
-            news.append(News(kind, cell, before.get(cell), record))
-    news += [News("gone", cell, record, None) for cell, record in before.items() if cell not in now]
+    for cell, record in now.items() if before else ():
+        history = before.get(cell)
+        if kind := _kind(history, record):
+            earlier = _compared_with(history, kind) if history else None
+            news.append(News(kind, cell, earlier, record))
+    gone = (cell for cell in before if cell not in now)
+    news += [News("gone", cell, before[cell].known or before[cell].last, None) for cell in gone]
     return sorted(news, key=lambda item: list(HEADINGS).index(item.kind))
 
 
-def _kind(before: CellRecord | None, now: CellRecord) -> Kind | None:
+def _compared_with(history: CellHistory, kind: Kind) -> CellRecord:
+    known = history.known or history.last
+    return history.good or known if kind == "broken" else known
+
+
+def _kind(history: CellHistory | None, now: CellRecord) -> Kind | None:
     failed, passed = now.exit_status == EXIT_KERNEL_FAILED, now.exit_status == EXIT_PASS
-    if before is None:
+    if history is None:
         return "broken" if failed else "new" if passed else "untested"
-    if failed and before.exit_status == EXIT_KERNEL_FAILED:
+    known, again = history.known, not history.last.conclusive
+    if not now.conclusive:
+        return None if again else "untested"
+    if known is None:
+        return "broken" if failed else "tested"
+    if failed and known.exit_status == EXIT_KERNEL_FAILED:
         # One fault can show in several ways, and which of them come first differs between runs.
         # So one signature in common means that it is the same fault.
-        same = set(now.signatures) & set(before.signatures) or now.signatures == before.signatures
-        return None if same else "differs"
-    if now.exit_status == before.exit_status:
-        return None
+        same = set(now.signatures) & set(known.signatures) or now.signatures == known.signatures
+        return "differs" if not same else "tested" if again else None
     if failed:
         return "broken"
-    if not passed:
-        return "untested"
-    return "fixed" if before.exit_status == EXIT_KERNEL_FAILED else "tested"
+    if known.exit_status == EXIT_KERNEL_FAILED:
+        return "fixed"
+    return "tested" if again else None
 
 
 def exit_status(news: Sequence[News], now: Mapping[str, CellRecord], *, strict: bool) -> int:
@@ -122,9 +168,16 @@ def exit_status(news: Sequence[News], now: Mapping[str, CellRecord], *, strict: 
     return EXIT_PASS
 
 
-def report(news: Sequence[News], now: Mapping[str, CellRecord]) -> list[str]:
+def report(
+    news: Sequence[News], now: Mapping[str, CellRecord], *, first_night: bool = False
+) -> list[str]:
     """The lines of the report: everything that is new, and a summary of all cells in one line."""
     lines: list[str] = []
+    if first_night:
+        bad = {cell: record for cell, record in now.items() if record.exit_status != EXIT_PASS}
+        lines = ["the first night: there is nothing to compare with", *([""] if bad else [])]
+        for cell, one in bad.items():
+            lines += [f"  {cell}: {one.outcome}", f"      {one.reason}", f"      {one.directory}"]
     for kind, heading in HEADINGS.items():
         items = [item for item in news if item.kind == kind]
         if items:
@@ -143,7 +196,7 @@ def report(news: Sequence[News], now: Mapping[str, CellRecord]) -> list[str]:
     passed, failed = count[EXIT_PASS], count[EXIT_KERNEL_FAILED]
     rest = len(now) - passed - failed
     lines += ["", f"{len(now)} cells: {passed} pass, {failed} fail, {rest} without a verdict"]
-    return lines if news else ["nothing is new", *lines]
+    return lines if news or first_night else ["nothing is new", *lines]
 
 
 def bisection(news: News) -> str | None:
@@ -151,19 +204,25 @@ def bisection(news: News) -> str | None:
     before, now = news.before, news.now
     if news.kind != "broken" or not before or not now or before.exit_status != EXIT_PASS:
         return None
-    if not before.version or not now.version or before.version == now.version:
+    if (before.commit or before.version) == (now.commit or now.version):
         return None
+    if not before.version or not now.version:
+        return None
+    first = ""
     if match := re.fullmatch(r"debian:\d+\.\d+(?:\.\d+)?(-\w+)?", now.kernel):
         flavour = match[1] or ""
         ends = [f"debian:{_upstream(one.version)}{flavour}" for one in (before, now)]
-    elif now.kernel.startswith("git:"):
-        tree = now.kernel.removeprefix("git:").rpartition("@")[0]
-        if "://" in tree or not Path(tree).expanduser().is_dir():
-            return None
-        ends = ["--tree", tree, "--good", before.version, "--bad", now.version]
+    elif before.commit and now.commit:
+        tree = now.kernel
+        if tree.startswith(PREFIX):
+            tree = split(tree)[0]
+        if not Path(tree).expanduser().is_dir():  # a URL
+            clone = re.sub(r"(\.git)?/*$", "", tree).replace(":", "/").rpartition("/")[2]
+            first, tree = f"git clone {shlex.quote(tree)} {shlex.quote(clone)} && ", clone
+        ends = ["--tree", tree, "--good", before.commit, "--bad", now.commit]
     else:
         return None
-    return shlex.join(["orchestrator", "bisect", *ends, *now.arguments])
+    return first + shlex.join(["orchestrator", "bisect", *ends, *now.arguments])
 
 
 def _upstream(version: str) -> str:
@@ -193,31 +252,45 @@ def finish(directory: Path, results: Mapping[Cell, CellResult], *, strict: bool)
     nights.mkdir(exist_ok=True)
     before = last(nights)
     now = {cell.name: _record(cell, result) for cell, result in results.items()}
+    after = {
+        cell: before[cell].followed_by(record) if cell in before else first(record)
+        for cell, record in now.items()
+    }
     news = compare(before, now)
-    text = "\n".join(report(news, now))
+    text = "\n".join(report(news, now, first_night=not before))
     stamp = time.strftime("%Y%m%d-%H%M%S")
     content = {
         "schema": SCHEMA,
         "news": [{"kind": item.kind, "cell": item.cell} for item in news],
-        "cells": {cell: asdict(record) for cell, record in now.items()},
+        "cells": {cell: asdict(history) for cell, history in after.items()},
     }
     with ui.saying_what_fails("the record of this night"):
         write_whole(nights / f"{stamp}.json", json.dumps(content, indent=1) + "\n")
         write_report(directory / "news.txt", text + "\n")
-        _clean(directory, nights, {one.directory for one in (*before.values(), *now.values())})
+        kept = [one for history in (*before.values(), *after.values()) for one in _all(history)]
+        _clean(directory, nights, {one.directory for one in kept})
     return Night(news, text, exit_status(news, now, strict=strict))
 
 
-def last(nights: Path) -> dict[str, CellRecord]:
-    """The records of the last finished night, by cell; empty if there was none."""
+def _all(history: CellHistory) -> list[CellRecord]:
+    return [one for one in (history.last, history.known, history.good) if one]
+
+
+def last(nights: Path) -> dict[str, CellHistory]:
+    """What is known after the last finished night, by cell; empty if there was none."""
     for file in sorted(nights.glob("*.json"), reverse=True):
         try:
             content = json.loads(file.read_text())
             if content["schema"] == SCHEMA:
-                return {name: _cell_record(cell) for name, cell in content["cells"].items()}
+                return {name: _cell_history(cell) for name, cell in content["cells"].items()}
         except (OSError, ValueError, KeyError, TypeError):
             continue  # it is damaged: use the night before
     return {}
+
+
+def _cell_history(content: Mapping[str, Any]) -> CellHistory:
+    records = {name: _cell_record(one) for name, one in content.items() if one}
+    return CellHistory(**records)
 
 
 def _cell_record(content: Mapping[str, Any]) -> CellRecord:
@@ -241,7 +314,9 @@ def _record(cell: Cell, cell_result: CellResult) -> CellRecord:
         return record
     origin = verdict.kernel.origin if verdict.kernel else {}
     version = origin.get("version") or origin.get("git", "")
-    return replace(record, signatures=signatures(verdict), version=version)
+    changed = origin.get("git", "").endswith(" with changes")
+    commit = "" if changed else origin.get("commit", "")
+    return replace(record, signatures=signatures(verdict), version=version, commit=commit)
 
 
 def _clean(directory: Path, nights: Path, needed: set[str]) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
@@ -324,8 +323,7 @@ def test_a_report_that_cannot_be_written_does_not_change_the_verdict(
         monkeypatch.setattr(f"orchestrator.{name}", full)
     monkeypatch.setattr("orchestrator.report.terminal.show", lambda *_: None)
     monkeypatch.setattr("orchestrator.report.files.github", lambda *_: [])
-    options = argparse.Namespace(json=False, quiet=False)
-    run_command._report(cast(RunResult, SimpleNamespace(directory=tmp_path)), options)
+    run_command._report(cast(RunResult, SimpleNamespace(directory=tmp_path)))
     output = capsys.readouterr().err
     assert "report.html could not be written" in output
     assert "the history could not be written" in output

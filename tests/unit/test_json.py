@@ -267,7 +267,7 @@ COMMANDS: dict[str, tuple[Callable[[Fakes], None], int]] = {
     "kernels clean --keep 1": (Fakes.kernels, 0),
     "kernels verify": (Fakes.kernels, 125),
     "sweep m.yaml": (Fakes.sweep, 1),
-    "nightly m.yaml": (Fakes.sweep, 1),
+    "nightly m.yaml --strict": (Fakes.sweep, 1),
     "mutants --only no-int3": (Fakes.mutants, 0),
     "bisect a b": (Fakes.bisect, 0),
 }

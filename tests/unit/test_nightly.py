@@ -22,12 +22,14 @@ from orchestrator.host.paths import PROJECT
 from orchestrator.kernel.model import KernelRequest
 from orchestrator.many.nightly import (
     SCHEMA,
+    CellHistory,
     CellRecord,
     News,
     bisection,
     compare,
     exit_status,
     finish,
+    first,
     last,
     report,
 )
@@ -51,32 +53,79 @@ FAIL = replace(
 INFRA = replace(PASS, outcome="infra", exit_status=125, reason="no mirror")
 
 
+LATER = replace(FAIL, version="6.12.118-1")
+OTHER = replace(FAIL, signatures=("consumed",))
+BUILD = replace(INFRA, outcome="build-error", reason="it does not build")
+
+
+def known(*nights: CellRecord) -> CellHistory:
+    """What is known after these nights."""
+    history = first(nights[0])
+    for night in nights[1:]:
+        history = history.followed_by(night)
+    return history
+
+
 @pytest.mark.parametrize(
     ("before", "now", "kind", "status"),
     [
-        (PASS, PASS, None, 0),
-        (PASS, FAIL, "broken", 1),
-        (INFRA, FAIL, "broken", 1),
-        (None, FAIL, "broken", 1),
-        (FAIL, FAIL, None, 0),
-        (FAIL, replace(FAIL, signatures=("consumed", "sync")), None, 0),
-        (FAIL, replace(FAIL, signatures=("consumed",)), "differs", 1),
-        (FAIL, PASS, "fixed", 0),
-        (INFRA, PASS, "tested", 0),
-        (None, PASS, "new", 0),
-        (PASS, INFRA, "untested", 125),
-        (FAIL, INFRA, "untested", 125),
-        (INFRA, INFRA, None, 125),
-        (PASS, None, "gone", 125),
+        ((PASS,), PASS, None, 0),
+        ((PASS,), FAIL, "broken", 1),
+        ((INFRA,), FAIL, "broken", 1),
+        ((), FAIL, "broken", 1),
+        ((FAIL,), FAIL, None, 0),
+        ((FAIL,), replace(FAIL, signatures=("consumed", "sync")), None, 0),
+        ((FAIL,), OTHER, "differs", 1),
+        ((FAIL,), PASS, "fixed", 0),
+        ((INFRA,), PASS, "tested", 0),
+        ((), PASS, "new", 0),
+        ((PASS,), INFRA, "untested", 125),
+        ((FAIL,), INFRA, "untested", 125),
+        ((INFRA,), INFRA, None, 125),
+        ((PASS,), None, "gone", 125),
+        # a night that could not build or run erases nothing
+        ((FAIL, INFRA), FAIL, "tested", 0),
+        ((FAIL, BUILD), FAIL, "tested", 0),
+        ((FAIL, INFRA, INFRA), LATER, "tested", 0),
+        ((FAIL, INFRA), OTHER, "differs", 1),
+        ((PASS, INFRA), FAIL, "broken", 1),
+        ((FAIL, BUILD), PASS, "fixed", 0),
+        ((PASS, BUILD), PASS, "tested", 0),
+        ((FAIL, PASS), FAIL, "broken", 1),
+        ((PASS, INFRA), INFRA, None, 125),
     ],
 )
 def test_news_of_one_cell(
-    before: CellRecord | None, now: CellRecord | None, kind: str | None, status: int
+    before: tuple[CellRecord, ...], now: CellRecord | None, kind: str | None, status: int
 ) -> None:
-    old, new = {"c": before} if before else {}, {"c": now} if now else {}
-    news = compare(old, new)
+    # in a matrix with another cell that was there before
+    old = {"other": known(PASS)} | ({"c": known(*before)} if before else {})
+    new = {"c": now} if now else {}
+    news = compare(old, {**new, "other": PASS})
     assert [item.kind for item in news] == ([kind] if kind else [])
     assert exit_status(news, new, strict=False) == status
+
+
+def test_a_failure_after_nights_without_a_verdict_is_bisected_from_the_last_good_kernel() -> None:
+    (broken,) = compare({"c": known(PASS, INFRA, BUILD)}, {"c": LATER})
+    assert bisection(broken) == ("orchestrator bisect debian:6.12.107 debian:6.12.118 --smp 8")
+    assert not compare({"c": known(PASS, FAIL, PASS, FAIL)}, {"c": LATER})
+
+
+def test_nothing_is_new_in_the_first_night() -> None:
+    now = {"a": PASS, "b": FAIL}
+    news = compare({}, now)
+    assert news == [] and exit_status(news, now, strict=False) == 0
+    assert exit_status(news, now, strict=True) == 1
+    assert report(news, now, first_night=True) == [
+        "the first night: there is nothing to compare with",
+        "",
+        "  b: fail",
+        "      sync: no",
+        "      /runs/1",
+        "",
+        "2 cells: 1 pass, 1 fail, 0 without a verdict",
+    ]
 
 
 def test_strict_counts_known_failures() -> None:
@@ -85,7 +134,7 @@ def test_strict_counts_known_failures() -> None:
 
 
 def test_the_most_serious_news_come_first_and_a_summary_last() -> None:
-    before = {"a": FAIL, "b": PASS, "c": PASS, "d": FAIL}
+    before = {"a": known(FAIL), "b": known(PASS), "c": known(PASS), "d": known(FAIL)}
     now = {"a": PASS, "b": FAIL, "c": PASS, "d": FAIL}
     lines = report(compare(before, now), now)
     assert lines == [
@@ -105,19 +154,26 @@ def test_the_most_serious_news_come_first_and_a_summary_last() -> None:
 
 
 def test_a_bisection_is_offered_if_both_ends_have_names(tmp_path: Path) -> None:
-    (broken,) = compare({"c": PASS}, {"c": FAIL})
+    (broken,) = compare({"c": known(PASS)}, {"c": FAIL})
     git = f"git:{tmp_path}@main"
     assert bisection(broken)
     assert broken.before and broken.now
     same = replace(broken, now=replace(broken.now, version=PASS.version))
+    branch = "git:ssh://git@example.org/linux.git@main"
     elsewhere = replace(
-        broken, now=replace(broken.now, kernel="git:https://example.org/linux.git@main")
+        broken,
+        before=replace(PASS, kernel=branch, version="v1", commit="abc"),
+        now=replace(FAIL, kernel=branch, version="v2", commit="def"),
     )
     built = replace(broken, now=replace(broken.now, kernel="6.1-int3"))
     new = replace(broken, before=None)
-    assert [bisection(one) for one in (same, elsewhere, built, new)] == [None] * 4
+    assert [bisection(one) for one in (same, built, new)] == [None] * 3
+    assert bisection(elsewhere) == (
+        "git clone ssh://git@example.org/linux.git linux && "
+        "orchestrator bisect --tree linux --good abc --bad def --smp 8"
+    )
     tree = replace(
-        broken, before=replace(PASS, version="abc"), now=replace(FAIL, kernel=git, version="def")
+        broken, before=replace(PASS, commit="abc"), now=replace(FAIL, kernel=git, commit="def")
     )
     assert bisection(tree) == f"orchestrator bisect --tree {tmp_path} --good abc --bad def --smp 8"
 
@@ -133,8 +189,9 @@ def test_the_offered_bisection_is_of_the_kernel_as_the_row_changes_it(tmp_path: 
     results = {Cell(kernel="mine", spec=spec): CellResult("fail", 1, "sync: no")}
     finish(tmp_path, results, strict=False)
     (now,) = last(tmp_path / "nights").values()
-    before = replace(PASS, version="abc")
-    command = bisection(News("broken", "mine", before, replace(now, version="def")))
+    before = replace(PASS, version="1", commit="abc")
+    record = replace(now.last, version="2", commit="def")
+    command = bisection(News("broken", "mine", before, record))
     assert command
     options = cli.parser().parse_args(shlex.split(command)[1:])
     assert options.tree == tmp_path and (options.good, options.bad) == ("abc", "def")
@@ -182,18 +239,24 @@ def test_nights_follow_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert {path.name for path in (tmp_path / "cells").iterdir()} == {"1", "2"}
     assert night(tmp_path, monkeypatch, "3", "fail", 1) == 0
     assert (tmp_path / "news.txt").read_text().startswith("nothing is new")
-    assert {path.name for path in (tmp_path / "cells").iterdir()} == {"2", "3"}
-    (record,) = last(tmp_path / "nights").values()
-    assert (record.signatures, record.version, record.exit_status) == (("sync",), "3", 1)
+    # of the last two nights, and of the last good kernel
+    assert {path.name for path in (tmp_path / "cells").iterdir()} == {"1", "2", "3"}
+    assert night(tmp_path, monkeypatch, "4", "infra", 125) == 125
+    assert night(tmp_path, monkeypatch, "5", "fail", 1) == 0
+    assert "with a verdict again" in (tmp_path / "news.txt").read_text()
+    (history,) = last(tmp_path / "nights").values()
+    record = history.last
+    assert history.good and history.good.version == "1"
+    assert (record.signatures, record.version, record.exit_status) == (("sync",), "5", 1)
     assert "--seed" not in record.arguments and "--smp" in record.arguments
 
 
 def test_a_damaged_or_foreign_record_is_ignored(tmp_path: Path) -> None:
-    record = {"schema": SCHEMA, "cells": {"c": asdict(PASS)}}
+    record = {"schema": SCHEMA, "cells": {"c": asdict(known(PASS, INFRA))}}
     (tmp_path / "1.json").write_text(json.dumps(record))
     (tmp_path / "3.json").write_text(json.dumps({**record, "schema": SCHEMA + 1, "cells": {}}))
     (tmp_path / "2.json").write_text("{")
-    assert last(tmp_path) == {"c": PASS}
+    assert last(tmp_path) == {"c": known(PASS, INFRA)}
     assert last(tmp_path / "none") == {}
 
 
@@ -209,6 +272,19 @@ def test_the_workflow_has_a_valid_command() -> None:
     assert options.command is nightly_command.main and options.matrix == Path("matrix.yaml")
     assert any("setup" in step.get("run", "") for step in steps)
     assert re.search("^setup:", (PROJECT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_the_workflow_keeps_what_is_known_also_when_it_fails() -> None:
+    steps = yaml.safe_load((DOCS / "workflow.yaml").read_text())["jobs"]["nightly"]["steps"]
+    by_action = {step["uses"].partition("@")[0]: step for step in steps if "uses" in step}
+    assert "actions/cache" not in by_action  # it saves nothing after a failure
+    save, restore = by_action["actions/cache/save"], by_action["actions/cache/restore"]
+    assert save["if"] == "always()" and save["with"]["path"] == restore["with"]["path"]
+    assert save["with"]["key"].startswith(restore["with"]["restore-keys"].strip())
+
+
+def test_the_service_may_use_kvm() -> None:
+    assert "SupplementaryGroups=kvm" in (DOCS / "orchestrator-nightly.service").read_text()
 
 
 def test_the_service_has_a_valid_command() -> None:

@@ -118,6 +118,7 @@ class Sweep:
         self._expected: dict[Cell, float | None] = {}
         self._attempts: dict[Cell, int] = {}
         self._took: dict[Cell, float] = {}
+        self._built: list[float] = []  # seconds of each build or fetch
         self._last_line = time.monotonic()
         self._width = 1  # cells at a time
         self._waiting = self._ordered(
@@ -167,8 +168,10 @@ class Sweep:
 
     def _prepare(self, label: str, builds: Children) -> None:
         """Build or fetch a kernel, in a child process. Its row says what came of it."""
+        start = time.monotonic()
         try:
             self._build(label, builds)
+            self._built.append(time.monotonic() - start)
         except Stopped:
             return
         except Exception as error:
@@ -350,7 +353,8 @@ class Sweep:
         """What is left to do, and for how long.
 
         The estimate is the duration of earlier runs, scaled by how this sweep compares with them so
-        far. It is omitted if there is a cell about which nothing is known.
+        far; a build takes as long as those before. It is omitted if there is a cell about which
+        nothing is known, or a kernel to build and none was built yet.
         """
         if not (running or self._waiting):
             return ""
@@ -369,14 +373,14 @@ class Sweep:
         builds = len({cell.kernel for cell in self._waiting if not self._rows[cell.kernel].ready})
         text = f"; {len(running)} running, {len(self._waiting)} waiting"
         text += f", {builds} kernels to build or fetch" if builds else ""
-        if None in waiting or None in under_way:
+        if None in waiting or None in under_way or (builds and not self._built):
             return text
         rest = [
             max(1.0, (seconds or 0) - (now - run.since))
             for seconds, run in zip(under_way, running, strict=True)
         ]
         total = sum((*rest, *(seconds or 0 for seconds in waiting))) / max(1, self._width)
-        total = max(total, *rest, 0.0)
+        total = max(total, *rest, 0.0) + (builds * fmean(self._built) if builds else 0.0)
         return f"{text}: about " + (f"{total / 60:.0f} min" if total >= 90 else f"{total:.0f} s")
 
 
@@ -413,7 +417,7 @@ def _check_remote(plan: SweepPlan) -> None:
 
 
 def _row(request: KernelRequest, *, remote: bool) -> KernelRow:
-    changed = request.patches or request.fragments or request.settings
+    changed = request.patches or request.fragments or request.settings or request.make
     named = not (request.tree or request.bzimage or changed) and (
         request.selector.startswith("debian:") or request.selector in definition.names()
     )
