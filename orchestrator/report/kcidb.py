@@ -128,7 +128,7 @@ def _tests(run: _Run, build: str, origin: str) -> Iterator[dict[str, Any]]:
         "environment": {
             "comment": f"QEMU, {run.spec.smp} CPUs",
             "misc": {name: spec[name] for name in declared(RunSpec)}
-            | ({"accel": verdict.machine.accelerator} if verdict.machine else {}),
+            | ({"accel": verdict.accel} if verdict.accel else {}),
         },
         "start_time": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(run.start)),
     }

@@ -15,11 +15,11 @@ MODULE = "test module"
 
 @dataclass(frozen=True, kw_only=True)
 class Uncovered:
-    """A CPU that a scenario did not show in a phase."""
+    """The CPUs that a scenario did not show in a phase."""
 
     scenario: str
     phase: int
-    cpu: int
+    cpus: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,23 +67,25 @@ class Failure:
 
 def coverage(evidence: Evidence) -> Coverage:
     """What coverage_steps had to show, and what they showed."""
-    total, missing = 0, []
+    total, found = 0, 0
+    missing: dict[tuple[str, int], set[int]] = {}
     for step in evidence.coverage_steps:
         expected, seen = expected_coverage(evidence, step), seen_coverage(step)
         total += len(expected)
-        missing += [
-            Uncovered(scenario=step.scenario.name, phase=key.phase, cpu=key.cpu)
-            for key in sorted(expected)
-            if not seen[key]
-        ]
-    return Coverage(seen=total - len(missing), expected=total, missing=tuple(missing))
+        for key in expected:
+            if seen[key]:
+                found += 1
+            else:
+                missing.setdefault((step.scenario.name, key.phase), set()).add(key.cpu)
+    uncovered = tuple(
+        Uncovered(scenario=scenario, phase=phase, cpus=tuple(sorted(cpus)))
+        for (scenario, phase), cpus in sorted(missing.items())
+    )
+    return Coverage(seen=found, expected=total, missing=uncovered)
 
 
 def pokes(evidence: Evidence) -> dict[str, int]:
-    """The number of judged pokes by owner. Without a record only those that GDB watched are; their
-    owner is the test module or a function of the kernel."""
-    if evidence.record:
-        return dict(evidence.record.judged.most_common())
+    """The number of pokes that GDB watched, by owner: the test module, or a kernel function."""
     watched = [step.watched for step in evidence.watched_steps if step.watched]
     owners = Counter({MODULE: sum(len(one.announced) for one in watched)})
     owners.update(evidence.kernel_pokers)

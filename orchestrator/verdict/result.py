@@ -99,6 +99,8 @@ class VerdictRecord:
     exit_status: int
     name: str = ""
     """What the kernel is called, also if there was none to run."""
+    accel: str = ""
+    """The accelerator as QEMU names it; empty if the run ended before it was chosen."""
     kernel: KernelRecord | None = None
     edited: tuple[str, ...] = ()
     """Instructions that --edit-text changed in the kernel's code, one line each."""
@@ -125,7 +127,7 @@ class VerdictRecord:
     """Equal for runs that were equal event by event; None if nobody recorded the events."""
     coverage: Coverage = field(default_factory=Coverage)
     pokes: dict[str, int] = field(default_factory=dict)
-    """Number of judged pokes, by owner."""
+    """Number of watched pokes, by owner."""
     latencies: tuple[Latency, ...] = ()
     failure: Failure | None = None
     """The first failure; None if no check failed."""
@@ -144,6 +146,7 @@ def record(result: RunResult) -> VerdictRecord:
         reason=verdict.reason,
         exit_status=verdict.exit_status,
         name=result.name,
+        accel=result.machine.accel.option if result.machine else "",
         kernel=_kernel(result.kernel) if result.kernel else None,
         edited=tuple(evidence.edited),
         hang_report=tuple(evidence.hang_report),
