@@ -242,6 +242,7 @@ def _simulate(options: argparse.Namespace) -> int:
     # Each bisection has one core, so threads of numpy's own would only slow the others down.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from orchestrator.many.bisect import simulate
+    from orchestrator.report import tables
     from orchestrator.ui import SafeConsole
 
     build = 10.0 if options.build_cost is None else options.build_cost
@@ -258,5 +259,5 @@ def _simulate(options: argparse.Namespace) -> int:
         build=build,
         seed=options.seed,
     )
-    SafeConsole().print(simulate.table(list(rows)))
+    tables.show(simulate.table(list(rows)), SafeConsole())
     return EXIT_PASS

@@ -27,7 +27,8 @@ Pairs = Sequence[tuple[Mutant, MutantResult]]
 
 def show(pairs: Pairs, seconds: float, console: Console) -> None:
     """Print the table and the score."""
-    table = tables.terminal(("kernel", "mutant", "result", "by", "s"), left=4, fold=("by",))
+    headings = ("kernel", "mutant", "result", "by", "s")
+    table = tables.terminal(headings, left=4, fold=("by",))
     for mutant, result in pairs:
         word = "not counted" if mutant.unseen else result.result
         by = mutant.unseen or ", ".join(_naming_checks(mutant, result)) or result.reason
@@ -38,7 +39,7 @@ def show(pairs: Pairs, seconds: float, console: Console) -> None:
             by if word != "healthy" else "",
             f"{result.seconds:.0f}",
         )
-    console.print(table)
+    tables.show(table, console)
     console.print(score(pairs, seconds), soft_wrap=True)
 
 

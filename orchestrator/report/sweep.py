@@ -40,14 +40,14 @@ def show(results: Results, seconds: float, console: Console) -> None:
     """Print the table, the cells that did not pass, and the score."""
     columns = shapes(results)
     headings = list(columns.values())
-    table = tables.terminal(("kernel", *headings), fold=headings)
+    table = tables.terminal(("kernel", *headings), fold=("kernel",))
     for kernel in rows(results):
         by_shape = [_cells(results, kernel, shape) for shape in columns]
         table.add_row(
             kernel,
             *(Text(counted(cells), STYLE[worst(cells)] if cells else "") for cells in by_shape),
         )
-    console.print(table)
+    tables.show(table, console)
     for cell, result in not_passed(results):
         mark = "FAIL" if status(result) == "fail" else result.outcome
         console.print(

@@ -5,9 +5,60 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
+
+PLAIN_WIDTH = 120
+"""Width of text that goes to no terminal, unless its console has another one."""
+NARROWEST = 16
+"""Least width of a column whose text may wrap."""
+
+
+class ReportTable(Table):
+    """A table that cuts no number.
+
+    If it is too wide, text wraps. If that is not enough, columns go: those of `optional`, in this
+    order. If it is still too wide, the terminal wraps its lines. Without a terminal, lines are as
+    long as they have to be. show() prints it.
+    """
+
+    optional: Sequence[str] = ()
+    """Headings of the columns that may go."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        plain = not console.is_terminal
+        available = max(options.max_width, PLAIN_WIDTH) if plain else options.max_width
+        table, gone = self, [] if plain else list(self.optional)
+        while (needed := table._needed(console, options)) > available and gone:
+            table = table._without(gone.pop(0))
+        width = max(available, needed)
+        yield from Table.__rich_console__(table, console, options.update(width=width))
+
+    def _needed(self, console: Console, options: ConsoleOptions) -> int:
+        """The width at which nothing is cut."""
+        widths = []
+        for column in self.columns:
+            cells = [column.header, *column.cells]
+            sizes = [Measurement.get(console, options.update(width=9999), cell) for cell in cells]
+            if column.no_wrap:
+                widths.append(max(size.maximum for size in sizes))
+            else:
+                least = max(size.minimum for size in sizes)
+                widths.append(min(least, max(NARROWEST, sizes[0].maximum)))
+        return sum(widths) + self._extra_width + 2 * len(widths)
+
+    def _without(self, heading: str) -> ReportTable:
+        kept = [column for column in self.columns if column.header != heading]
+        table = ReportTable(box=self.box, pad_edge=self.pad_edge)
+        table.columns = [replace(column, _index=number) for number, column in enumerate(kept)]
+        for old, new in zip(kept, table.columns, strict=True):
+            new._cells = old._cells
+        table.rows = list(self.rows)
+        return table
 
 
 def terminal(
@@ -15,14 +66,17 @@ def terminal(
     *,
     left: int = 1,
     fold: Sequence[str] = (),
-) -> Table:
+    optional: Sequence[str] = (),
+) -> ReportTable:
     """An empty table in the style of all reports; add rows with add_row().
 
     columns: the headings.
     left: number of left-aligned columns; the others are right-aligned.
-    fold: headings of columns whose text may wrap.
+    fold: headings of columns whose text may wrap. Not for numbers.
+    optional: headings of columns that may go on a narrow terminal, in this order.
     """
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = ReportTable(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.optional = optional
     for number, heading in enumerate(columns):
         table.add_column(
             heading,
@@ -31,6 +85,11 @@ def terminal(
             overflow="fold",
         )
     return table
+
+
+def show(table: Table, console: Console) -> None:
+    """Print `table`. rich would cut what is wider than the console."""
+    console.print(table, crop=False)
 
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

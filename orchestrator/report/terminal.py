@@ -122,7 +122,7 @@ def _show_table(console: Console, title: str, table: Table) -> None:
     # Not as the table's own title, which rich wraps to the width of the table.
     console.print()
     console.print(title, style="bold", highlight=False)
-    console.print(table)
+    tables.show(table, console)
 
 
 def _sites(evidence: Evidence) -> Table:
@@ -131,6 +131,7 @@ def _sites(evidence: Evidence) -> Table:
         ("scenario", "old/new bytes", "held", "int3", "covered", "pokes", "int3"),
         left=2,
         fold=("old/new bytes",),
+        optional=("old/new bytes", "held", "pokes"),
     )
     for name, steps in _by_scenario(evidence, code=False).items():
         if reason := _why_no_result(evidence, steps):
@@ -173,9 +174,9 @@ def _code(evidence: Evidence) -> Table:
     """The code scenarios."""
     table = tables.terminal(
         ("scenario", "pokes", "int3", "result"),
+        fold=("result",),
     )
     table.columns[-1].justify = "left"
-    table.columns[-1].no_wrap = False
     for name, steps in _by_scenario(evidence, code=True).items():
         watched = [step.watched for step in steps if step.watched]
         table.add_row(
@@ -227,7 +228,7 @@ def _cpus(evidence: Evidence) -> Table:
     table = tables.terminal(
         ("CPU", *PHASES, *RESULTS),
         left=0,
-        fold=("CPU", *RESULTS),
+        optional=("2 cc+new", "1 cc+old", "3 new", "0 old"),
     )
     for cpu in evidence.cpus:
         held: list[str | Text] = []
