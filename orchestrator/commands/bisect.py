@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.commands import document
-from orchestrator.commands.options import MAX_JOBS, add_verbosity
+from orchestrator.commands.options import MAX_JOBS, add_output, add_verbosity
 from orchestrator.errors import (
     EXIT_PASS,
     EXIT_UNTESTABLE,
@@ -39,7 +39,7 @@ BASE = "6.1-plain"
 DESCRIPTION = """\
 Finds the first bad kernel of many, even if the fault shows rarely. There are three ways to name the
 candidates:
-  --tree T --good G --bad B         the commits of a git tree after G, up to B
+  --tree T --good G --bad B [-- P]  the commits of a git tree after G, up to B [that touch P]
   --kernel K --series FILE          the patches of a series on top of a kernel
   debian:6.1.170 debian:6.1.176 ... kernels by name, the good one first
 Repeat the command to continue an interrupted bisection."""
@@ -49,7 +49,10 @@ PROBABILITIES = (1, 0.5, 0.2, 0.05)
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.formatter_class = DESCRIPTION, argparse.RawDescriptionHelpFormatter
     parser.add_argument(
-        "kernels", nargs="*", metavar="KERNEL", help="in order, from the good end to the bad end"
+        "kernels",
+        nargs="*",
+        metavar="KERNEL",
+        help="in order, from the good end to the bad end; with --good, paths in the tree",
     )
     parser.add_argument(
         "--tree", type=Path, metavar="PATH", help="git tree of the kernel (never written to)"
@@ -60,7 +63,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--kernel", metavar="NAME", help="kernel to apply the series to (default: 6.1-plain)"
     )
     parser.add_argument(
-        "--series", type=Path, metavar="FILE", help="list of patches, in quilt's format"
+        "--series", type=_series, metavar="FILE", help="a series of patches, as --patch takes it"
     )
     add_declared(parser, KernelRequest, CHANGES)
     parser.add_argument(
@@ -92,6 +95,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--restart", action="store_true", help="discard the log of this bisection and start again"
     )
+    parser.add_argument(
+        "--no-confirm",
+        action="store_true",
+        help="do not try whether the bad end passes without what was found",
+    )
+    add_output(parser, "directory for the log and the runs (default: one in the state directory)")
     add_declared(parser, RunSpec, MACHINE, POKING)
     parser.add_argument(
         "--seed",
@@ -132,7 +141,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     from orchestrator import ui
     from orchestrator.host.files import locked, write_report
-    from orchestrator.host.paths import real, state_dir
+    from orchestrator.host.paths import output_directory, real, state_dir
     from orchestrator.kernel import config, patches
     from orchestrator.many.bisect.bisection import Bisection, as_json, explained
     from orchestrator.many.bisect.search import Search
@@ -160,14 +169,16 @@ def main(options: argparse.Namespace) -> int:
         (candidates.identity, versions, argv(spec, MACHINE, POKING), files, options.shows)
     )
     key = hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:16]
-    directory = state_dir() / "bisections" / key
+    directory = options.output or state_dir() / "bisections" / key
+    if options.output:
+        directory = output_directory(real(options.output), "the runs of a bisection")
 
     def refuse() -> None:
         raise UsageError(f"the same bisection is running in another process ({directory})")
 
     with locked(directory.with_name(f".{key}.lock"), refuse):
         if options.restart:
-            shutil.rmtree(directory, ignore_errors=True)
+            _discard(directory)
         bisection = Bisection(
             candidates,
             ChildTester(candidates, spec, directory, options.shows),
@@ -178,15 +189,32 @@ def main(options: argparse.Namespace) -> int:
             build=options.build_cost,
         )
         answer = bisection.run()
-        text = explained(bisection, answer)
+        sure = answer.probability >= options.confidence
+        confirmation = bisection.confirm(answer) if sure and not options.no_confirm else None
+        refuted = confirmation and confirmation.holds is False
+        status = EXIT_PASS if sure and not refuted else EXIT_UNTESTABLE
+        text = explained(bisection, answer, confirmation)
         with ui.saying_what_fails("answer.txt"):
             write_report(directory / "answer.txt", text)
-        status = EXIT_PASS if answer.probability >= options.confidence else EXIT_UNTESTABLE
         if options.json:
-            content = as_json(bisection, answer)
+            content = as_json(bisection, answer, confirmation)
             return document.show("bisect", status, directory=directory, **content)
         ui.show(f"{text}\nresults: {directory}")
     return status
+
+
+def _series(text: str) -> Path:
+    from orchestrator.kernel import patches
+
+    return patches.argument(text)
+
+
+def _discard(directory: Path) -> None:
+    """Remove what a bisection has written. --output may name a directory with other things."""
+    for path in (*directory.glob("*.[0-9]*"), *directory.glob("revert-*.patch")):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for name in ("log.jsonl", "answer.txt"):
+        (directory / name).unlink(missing_ok=True)
 
 
 def _settle(options: argparse.Namespace) -> list[list[Package]]:
@@ -197,7 +225,8 @@ def _settle(options: argparse.Namespace) -> list[list[Package]]:
     from orchestrator.kernel import versions
     from orchestrator.kernel.obtain import settle
 
-    names = options.kernels or ([] if options.tree else [options.kernel or BASE])
+    kernels = [] if options.tree else options.kernels
+    names = kernels or ([] if options.tree else [options.kernel or BASE])
     for name in names:
         with contextlib.suppress(OrchestratorError):  # the runs of this kernel will report it
             settle(KernelRequest(selector=name))
@@ -208,10 +237,11 @@ def _candidates(options: argparse.Namespace) -> Candidates:
     from orchestrator.host.paths import real
     from orchestrator.many.bisect.candidates import Commits, Ready, Series
 
+    commits = options.good is not None or options.bad is not None
     ways = [
-        bool(options.kernels),
+        bool(options.kernels) and not commits,
         options.series is not None,
-        options.good is not None or options.bad is not None,
+        commits,
     ]
     if sum(ways) != 1:
         raise UsageError(
@@ -226,7 +256,7 @@ def _candidates(options: argparse.Namespace) -> Candidates:
         settings=tuple(options.settings),
         make=tuple(options.make),
     )
-    if options.kernels:
+    if options.kernels and not commits:
         if options.tree or options.kernel:
             raise UsageError("kernels by name take neither --tree nor --kernel")
         return Ready(base, options.kernels)
@@ -234,7 +264,7 @@ def _candidates(options: argparse.Namespace) -> Candidates:
         return Series(base, options.series)
     if not (options.tree and options.good and options.bad):
         raise UsageError("a bisection of commits needs all of --tree, --good and --bad")
-    return Commits(base, options.tree, options.good, options.bad, slots=options.jobs)
+    return Commits(base, options.tree, options.good, options.bad, options.kernels)
 
 
 def _simulate(options: argparse.Namespace) -> int:

@@ -92,6 +92,17 @@ def letters(files: Iterable[Path]) -> list[Letter]:
     ]
 
 
+def filed(letter: Letter, number: int) -> Path:
+    """A file with this patch alone, for one that came with others. number: in its series."""
+    words = re.sub(r"[^\w.]+", "-", re.sub(r"^(\s*\[[^]]*\])*", "", letter.subject)).strip("-")
+    digest = hashlib.sha256(letter.text.encode(errors="surrogateescape")).hexdigest()[:8]
+    file = state_dir() / "patches" / f"{number:04}-{words[:52] or 'patch'}-{digest}.patch"
+    file.parent.mkdir(exist_ok=True)
+    text = f"Subject: {letter.subject}\n\n{letter.text}"
+    write_whole(file, text.encode(errors="surrogateescape"))
+    return file
+
+
 def read(files: Iterable[Path]) -> list[tuple[str, str]]:
     """(name, diff) of each patch in `files`, as letters(); a mail's name includes its subject."""
     return [

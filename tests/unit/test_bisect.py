@@ -16,8 +16,9 @@ import pytest
 
 from orchestrator import cli
 from orchestrator.errors import InfraError, UsageError
+from orchestrator.kernel import checkout, patches
 from orchestrator.kernel.model import KernelRequest
-from orchestrator.many.bisect.bisection import Bisection, explained
+from orchestrator.many.bisect.bisection import Bisection, _enough, explained
 from orchestrator.many.bisect.candidates import Commits, Ready, Series
 from orchestrator.many.bisect.tester import ChildTester, RunSummary, property_signature
 from orchestrator.spec import RunSpec
@@ -37,6 +38,9 @@ class FakeTester:
         with self._lock:
             self.runs.append(number)
             return self.answer(number, attempt)
+
+    def test_without(self, number: int, attempt: int) -> RunSummary:
+        raise UsageError("this one cannot")
 
     def stop(self) -> None:
         self.stopped = True
@@ -274,6 +278,9 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tree
 
 
+IDENTITY = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+
+
 def git(tree: Path, *arguments: str) -> str:
     return subprocess.run(
         ["git", "-C", tree, *arguments], check=True, capture_output=True, text=True
@@ -284,28 +291,42 @@ def state(tree: Path) -> list[tuple[str, int]]:
     return sorted((str(path), path.lstat().st_mtime_ns) for path in tree.rglob("*"))
 
 
-def test_each_commit_is_checked_out_outside_the_tree(tree: Path) -> None:
+def test_each_commit_is_a_kernel_of_its_own_name(tree: Path) -> None:
     before = state(tree)
-    commits = Commits(KernelRequest(), tree, "v1", "v4")
+    commits = Commits(KernelRequest(tree=tree), tree, "v1", "v4")
     assert [one.title for one in commits.candidates] == ["step 1", "step 2", "step 3", "step 4"]
     for number in (2, 0, 3):
+        commit = git(tree, "rev-parse", f"v{number + 1}").strip()
         with commits.request(number) as request:
-            assert request.tree and request.tree != tree
-            assert (request.tree / "file").read_text() == f"{number + 1}\n"
-            (request.tree / "left over").touch()
+            # which repeat.sh of its run names, too
+            assert request.argv() == ["--kernel", f"git:{tree}@{commit}"]
+            with checkout.checked_out(request.selector) as folder:
+                assert (folder / "file").read_text() == f"{number + 1}\n"
+                (folder / "left over").touch()
     assert state(tree) == before, "the tree was written to"
     assert commits.reference(2).startswith(f'Fixes: {git(tree, "rev-parse", "v3")[:12]} ("step 3")')
     assert "1 file changed" in commits.reference(2)
 
 
-def test_each_job_has_a_checkout_of_its_own(tree: Path) -> None:
-    commits = Commits(KernelRequest(), tree, "v0", "v5", slots=2)
-    with commits.request(1) as one, commits.request(4) as other:
-        assert one.tree and other.tree
-        assert [(one.tree / "file").read_text(), (other.tree / "file").read_text()] == [
-            "1\n",
-            "4\n",
-        ]
+def test_only_commits_that_touch_a_path_are_candidates(tree: Path) -> None:
+    (tree / "other").write_text("other\n")
+    git(tree, "add", "other")
+    git(tree, *IDENTITY, "commit", "-qm", "another file")
+    commits = Commits(KernelRequest(), tree, "v3", "HEAD", ["file"])
+    assert [one.title for one in commits.candidates] == ["step 3", "step 4", "step 5"]
+    commits = Commits(KernelRequest(), tree, "v3", "HEAD", ["other"])
+    assert [one.title for one in commits.candidates] == ["step 3", "another file"]
+    with pytest.raises(UsageError, match="no commit after v3 touches nothing/here, up to HEAD"):
+        Commits(KernelRequest(), tree, "v3", "HEAD", ["nothing/here"])
+
+
+def test_the_tip_without_a_commit_has_its_revert_as_a_patch(tree: Path, tmp_path: Path) -> None:
+    commits = Commits(KernelRequest(patches=(tmp_path / "a",)), tree, "v0", "v5")
+    request = commits.without(2, tmp_path)
+    commit = git(tree, "rev-parse", "v2").strip()
+    assert request.selector.endswith(git(tree, "rev-parse", "v5").strip())
+    assert [path.name for path in request.patches] == ["a", f"revert-{commit[:12]}.patch"]
+    assert "-2\n+1\n" in request.patches[-1].read_text()
 
 
 @pytest.mark.parametrize(
@@ -333,7 +354,167 @@ def test_the_candidates_of_a_series_are_its_prefixes(tmp_path: Path) -> None:
         Series(KernelRequest(), tmp_path / "series")
 
 
+def test_a_series_is_what_patch_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    mails = Path(__file__).parent.parent / "data" / "mails" / "thread-with-tip-mails.mbox"
+    series = Series(KernelRequest(selector="6.1-plain"), mails)
+    assert [one.title for one in series.candidates] == [
+        "no patch",
+        "[PATCH v2 1/3] kernel: first",
+        "[PATCH v2 2/3] kernel: second",
+        "[PATCH v2 3/3] kernel: third",
+    ]
+    with series.request(3) as request:
+        assert patches.canonical(request.patches) == patches.canonical([mails])
+        assert request.patches[1].name.startswith("0002-kernel-second-")
+    assert '"[PATCH v2 2/3] kernel: second", ' in series.reference(2)
+    without = series.without(2, tmp_path)
+    assert patches.canonical(without.patches) == [
+        patches.canonical([mails])[number] for number in (0, 2)
+    ]
+
+
+# -- the confirmation
+
+
+class Confirming(FakeTester):
+    """Also answers for the bad end without the candidate that was found."""
+
+    def __init__(
+        self,
+        answer: Callable[[int, int], RunSummary],
+        without: Callable[[int], RunSummary],
+    ) -> None:
+        super().__init__(answer)
+        self.without = without
+
+    def test_without(self, number: int, attempt: int) -> RunSummary:
+        return self.without(attempt)
+
+
+BROKEN = RunSummary("build-error", (), "revert-x.patch does not apply: a.c: hunk #1", 1.0)
+INFRA = RunSummary("infra", (), "no KVM", 1.0)
+
+
+def _refuse(attempt: int) -> RunSummary:
+    raise UsageError("nobody knows how")
+
+
+@pytest.mark.parametrize(
+    ("without", "holds", "text"),
+    [
+        (lambda _: PASS, True, "confirmed:   it failed again, and the bad end without it passed"),
+        (lambda _: SYNC, False, "REFUTED:     it failed again, but the bad end without it fails"),
+        (lambda _: BROKEN, None, "unconfirmed: it failed again; without it the bad end is no test"),
+        (lambda _: INFRA, None, "unconfirmed: it failed again; 5 runs of the bad end without it"),
+        (_refuse, None, "unconfirmed: it failed again; nobody knows how"),
+        (lambda attempt: INFRA if attempt < 2 else PASS, True, "confirmed: "),
+    ],
+)
+def test_what_was_found_is_confirmed(
+    without: Callable[[int], RunSummary], holds: bool | None, text: str, tmp_path: Path
+) -> None:
+    fake = Confirming(lambda number, _: SYNC if number >= 5 else PASS, without)
+    bisection = Bisection(ready(8), fake, tmp_path / "log")
+    answer = bisection.run()
+    confirmation = bisection.confirm(answer)
+    assert confirmation.holds is holds
+    assert text in explained(bisection, answer, confirmation)
+
+
+def test_a_fault_that_does_not_show_again_is_not_confirmed(tmp_path: Path) -> None:
+    fake = Confirming(lambda number, _: SYNC if number >= 5 else PASS, lambda _: PASS)
+    bisection = Bisection(ready(8), fake, tmp_path / "log")
+    answer = bisection.run()
+    fake.answer = lambda number, _: PASS
+    confirmation = bisection.confirm(answer)
+    assert confirmation.holds is None and "did not fail again in" in confirmation.text
+
+
+def test_a_rare_fault_needs_more_passes_than_one_that_always_shows(tmp_path: Path) -> None:
+    assert _enough(1.0) == 1 and _enough(0.5) == 5 and _enough(0.2) == 14 and _enough(0.01) == 30
+
+
+# -- what a maintainer brings
+
+
+def test_a_fault_in_some_schedules_among_kernels_that_neither_build_nor_boot(
+    tmp_path: Path,
+) -> None:
+    """40 commits: the fault shows in one run out of three; four do not build, one does not boot."""
+    rng = random.Random(7)
+    reset = RunSummary("boot-error", (), "the guest reset itself while booting", 1.0)
+
+    def answer(number: int, _: int) -> RunSummary:
+        if number in (11, 12, 13, 30):
+            return RunSummary("build-error", (), "a.c:1: error: x", 1.0)
+        if number in (24, 25):
+            return reset
+        return SYNC if number >= 21 and rng.random() < 1 / 3 else PASS
+
+    fake = Confirming(answer, lambda _: PASS)
+    bisection = Bisection(ready(41), fake, tmp_path / "log")
+    found = bisection.run()
+    assert (found.first, found.last) == (21, 21)
+    assert bisection.confirm(found).holds
+
+
+def test_five_kernels_that_do_not_boot_do_not_end_the_search(tmp_path: Path) -> None:
+    reset = RunSummary("boot-error", (), "the guest reset itself while booting", 1.0)
+    fake = FakeTester(
+        lambda number, _: reset if 3 <= number < 12 else SYNC if number >= 14 else PASS
+    )
+    assert Bisection(ready(16), fake, tmp_path / "log").run().first == 14
+
+
+def test_each_build_has_a_line_and_a_long_one_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.many.bisect.bisection.HEARTBEAT", 0.02)
+
+    def slow(number: int, _: int) -> RunSummary:
+        threading.Event().wait(0.1)
+        return SYNC if number >= 5 else PASS
+
+    fake = FakeTester(slow)
+    Bisection(ready(16), fake, tmp_path / "log").run()
+    lines = capsys.readouterr().err
+    for number in set(fake.runs):
+        assert f"building and running debian:6.1.{number}\n" in lines or (
+            f"building and running debian:6.1.{number}; " in lines
+        )
+    assert "candidates are likely, about 4 more to build" in lines
+    assert "s so far" in lines
+
+
 # -- the command
+
+
+def test_the_command_takes_paths_and_output(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    seen: list[Bisection] = []
+
+    def run(bisection: Bisection) -> object:
+        seen.append(bisection)
+        raise UsageError("enough")
+
+    monkeypatch.setattr(Bisection, "run", run)
+    arguments = [
+        "--tree",
+        str(tree),
+        "--good",
+        "v1",
+        "--bad",
+        "v4",
+        "--output",
+        str(tmp_path / "x"),
+    ]
+    assert cli.main(["bisect", *arguments, "--", "file"]) == 129
+    (bisection,) = seen
+    assert bisection._log == tmp_path / "x" / "log.jsonl"
+    assert isinstance(bisection.candidates, Commits) and bisection.candidates.paths == ["file"]
 
 
 @pytest.mark.parametrize(

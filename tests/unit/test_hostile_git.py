@@ -148,8 +148,11 @@ def test_a_hostile_tree_is_bisected(hostile: Path) -> None:
     commits = Commits(KernelRequest(), hostile, "main~1", "main")
     assert [candidate.title for candidate in commits.candidates] == ["one", "two"]
     for number in (0, 1):
-        with commits.request(number) as request:
-            assert request.tree and sources.from_tree(request.tree).manifest
+        with (
+            commits.request(number) as request,
+            checkout.checked_out(request.selector) as tree,
+        ):
+            assert sources.from_tree(tree).manifest
     assert "Makefile | 1 +" in commits.reference(1)
 
 

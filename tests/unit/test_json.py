@@ -239,6 +239,9 @@ class Fakes:
             def run(self) -> SearchAnswer:
                 return SearchAnswer(first=1, last=1, probability=0.99, p=1.0)
 
+            def confirm(self, answer: SearchAnswer) -> bisection.Confirmation:
+                return bisection.Confirmation(holds=True, text="it fails again")
+
         self.set(bisect, _candidates=lambda _: Fixed(), _settle=lambda _: [])
         self.set(bisection, Bisection=Done, explained=lambda *_: "")
 

@@ -61,7 +61,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     real, ours = cache_dir(), tmp_path / "cache" / "orchestrator"
     ours.mkdir(parents=True)
     for entry in real.iterdir():
-        if entry.name not in ("bisect", "kernels", "work"):
+        if entry.name not in ("checkouts", "kernels", "work"):
             (ours / entry.name).symlink_to(entry)
     monkeypatch.setenv("XDG_CACHE_HOME", str(ours.parent))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import statistics
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,6 +24,12 @@ from orchestrator.verdict.checks import KERNEL_FAILED
 
 VERSION = 2
 """Version of the log's format."""
+HEARTBEAT = 60.0
+"""Seconds between two lines while a run goes on."""
+DOUBT = 0.05
+"""Probability of a pass in all runs of the confirmation if the fault is still there."""
+MOST_RUNS = 30
+"""Most runs of one kernel for the confirmation."""
 PATIENCE = 5
 """After this many inconclusive runs in a row, somebody has to look at the host."""
 
@@ -34,6 +42,15 @@ class LogEntry:
     outcome: RunOutcome
     """What the run counts as in the search."""
     summary: RunSummary
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """Whether the first bad candidate is to blame, tried apart from the search."""
+
+    holds: bool | None
+    """None if that cannot be told."""
+    text: str
 
 
 class Bisection:
@@ -69,6 +86,7 @@ class Bisection:
         )
         self.entries: list[LogEntry] = []
         self._log = log
+        self._costs: tuple[float, float] | None = None  # seconds of a build and of a run
         self._fixed_cost = build is not None
         self._numbers = {
             candidate.name: number for number, candidate in enumerate(candidates.candidates)
@@ -95,15 +113,61 @@ class Bisection:
                     self._check_ends()
                     idle = 0 if self.search.done else self.jobs - len(pending)
                     for number in self.search.propose(idle, pending.values()):
+                        self._announce(number, attempts[number])
                         pending[pool.submit(self.tester.test, number, attempts[number])] = number
                         attempts[number] += 1
                     if self.search.done or not pending:
                         break
-                    for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                    for future in self._wait(pending):
                         self._finish(pending.pop(future), future.result())
             finally:
                 self.tester.stop()
         return self.search.answer()
+
+    def confirm(self, answer: SearchAnswer) -> Confirmation:
+        """Whether the first bad candidate fails again, and the bad end without it passes.
+
+        Its own runs are logged like all others.
+        """
+        if answer.first != answer.last:
+            return Confirmation(None, "it cannot be told which of them it is")
+        number, runs = answer.first, _enough(answer.p)
+        name = self.candidates.candidates[number].name
+        ui.say(f"confirming {name}: it must fail again, and {runs} runs without it must pass")
+        attempt = self.search.tallies[number].usable
+        for count in range(1, runs + 1):
+            again = self._finish(number, self.tester.test(number, attempt + count))
+            if again is RunOutcome.FAIL:
+                break
+        else:
+            return Confirmation(None, f"{name} did not fail again in {runs} runs")
+        return self._without(number, runs)
+
+    def _without(self, number: int, runs: int) -> Confirmation:
+        passed = inconclusive = 0
+        while passed < runs:
+            try:
+                summary = self.tester.test_without(number, passed + inconclusive)
+            except UsageError as error:
+                return Confirmation(None, f"it failed again; {error}")
+            outcome = self._outcome(self.search.bad_end, summary)
+            ui.say(f"the bad end without it: {outcome} ({summary.seconds:.0f} s)")
+            if outcome is RunOutcome.FAIL:
+                text = "it failed again, but the bad end without it fails in the same way"
+                return Confirmation(False, f"{text} ({summary.directory})")
+            if outcome is RunOutcome.UNTESTABLE:
+                why = _first_error(summary.reason)
+                return Confirmation(
+                    None, f"it failed again; without it the bad end is no test: {why}"
+                )
+            passed += outcome is RunOutcome.PASS
+            inconclusive += outcome is not RunOutcome.PASS
+            if inconclusive == PATIENCE:
+                why = f"{PATIENCE} runs of the bad end without it said nothing: {summary.reason}"
+                return Confirmation(None, f"it failed again; {why}")
+        return Confirmation(
+            True, f"it failed again, and the bad end without it passed {passed} of {passed} runs"
+        )
 
     def reason(self, candidate: str) -> str:
         """The reason that the last run of `candidate` gave for its verdict."""
@@ -113,7 +177,37 @@ class Bisection:
 
     # -- one run
 
-    def _finish(self, number: int, summary: RunSummary) -> None:
+    def _announce(self, number: int, attempt: int) -> None:
+        one = self.candidates.candidates[number]
+        title = f' ("{one.title}")' if one.title else ""
+        what = f"running {one.name} again" if attempt else f"building and running {one.name}{title}"
+        ui.say(f"{what}{self._remaining()}")
+
+    def _remaining(self) -> str:
+        """How much is left to do, as far as that can be told: the likely candidates are halved."""
+        shares = sorted(self.search.posterior(), reverse=True)
+        likely = 1
+        while sum(shares[:likely]) < self.search.confidence and likely < len(shares):
+            likely += 1
+        if likely == 1 or not self.search.verified:
+            return ""
+        builds = math.ceil(math.log2(likely))
+        text = f"; {likely} candidates are likely, about {builds} more to build"
+        if self._costs:
+            build, run = self._costs
+            seconds = builds * (build + run / max(self.search.answer().p, MIN_P))
+            text += f", {max(1.0, seconds / 60):.0f} min"
+        return text
+
+    def _wait(self, pending: Mapping[Future[RunSummary], int]) -> Iterator[Future[RunSummary]]:
+        """The runs that have ended, at least one."""
+        start = time.monotonic()
+        while not (done := wait(pending, timeout=HEARTBEAT, return_when=FIRST_COMPLETED).done):
+            names = {self.candidates.candidates[number].name for number in pending.values()}
+            ui.say(f"{', '.join(sorted(names))}: {time.monotonic() - start:.0f} s so far")
+        yield from done
+
+    def _finish(self, number: int, summary: RunSummary) -> RunOutcome:
         entry = self._take(number, summary)
         self._write(entry)
         answer = self.search.answer()
@@ -121,8 +215,8 @@ class Bisection:
         why = f" ({summary.reason})" if unclear else ""
         best = self.candidates.candidates[answer.last].name
         ui.say(
-            f"run {len(self.entries)}: {entry.candidate} {entry.outcome}{why}; "
-            f"most likely {best}, {100 * answer.probability:.1f} %"
+            f"run {len(self.entries)}: {entry.candidate} {entry.outcome}{why}, "
+            f"{summary.seconds:.0f} s; most likely {best}, {100 * answer.probability:.1f} %"
         )
         last = self.entries[-PATIENCE:]
         if len(last) == PATIENCE and all(run.outcome is RunOutcome.INFRA for run in last):
@@ -130,6 +224,7 @@ class Bisection:
                 f"{PATIENCE} runs in a row said nothing about the kernel: {summary.reason} "
                 f"({summary.directory}); fix that and repeat the command, which continues from here"
             )
+        return entry.outcome
 
     def _take(self, number: int, summary: RunSummary) -> LogEntry:
         name, outcome = self.candidates.candidates[number].name, self._outcome(number, summary)
@@ -169,6 +264,7 @@ class Bisection:
         later = [value for durations in seconds.values() for value in durations[1:]]
         if later and (run := statistics.median(later)) > 0:
             build = statistics.median(durations[0] for durations in seconds.values()) - run
+            self._costs = (max(build, 0.0), run)
             self.search.cost(build=max(build, 0.0), run=run)
 
     def _check_ends(self) -> None:
@@ -230,7 +326,9 @@ def _read(log: Path, identity: str) -> Iterator[tuple[str, RunSummary]]:
 # -- the answer
 
 
-def explained(bisection: Bisection, answer: SearchAnswer) -> str:
+def explained(
+    bisection: Bisection, answer: SearchAnswer, confirmation: Confirmation | None = None
+) -> str:
     """The answer as text for a mail: the culprit, how certain that is, and the runs behind it."""
     search = bisection.search
     lines: list[str] = []
@@ -247,7 +345,11 @@ def explained(bisection: Bisection, answer: SearchAnswer) -> str:
     lines += [f"probability: {probability}", f"signature:   {bisection.signature}"]
     bad = search.tallies[answer.last :]
     failed, usable = sum(tally.failed for tally in bad), sum(tally.usable for tally in bad)
-    lines += [f"it shows in  {failed} of {usable} runs from there on", ""]
+    lines += [f"it shows in  {failed} of {usable} runs from there on"]
+    if confirmation:
+        heading = {True: "confirmed:  ", False: "REFUTED:    ", None: "unconfirmed:"}
+        lines += [f"{heading[confirmation.holds]} {confirmation.text}"]
+    lines += [""]
     if answer.first == answer.last:
         lines += [bisection.candidates.reference(answer.last).rstrip(), ""]
     lines += ["runs:", *_table(bisection, answer)]
@@ -259,7 +361,9 @@ def explained(bisection: Bisection, answer: SearchAnswer) -> str:
     return "\n".join(lines) + "\n"
 
 
-def as_json(bisection: Bisection, answer: SearchAnswer) -> dict[str, Any]:
+def as_json(
+    bisection: Bisection, answer: SearchAnswer, confirmation: Confirmation | None
+) -> dict[str, Any]:
     """The answer as JSON values."""
     candidates, posterior = bisection.candidates.candidates, bisection.search.posterior()
     tested = [
@@ -282,6 +386,7 @@ def as_json(bisection: Bisection, answer: SearchAnswer) -> dict[str, Any]:
         "probability": float(answer.probability),
         "confidence": bisection.search.confidence,
         "signature": bisection.signature,
+        "confirmation": asdict(confirmation) if confirmation else None,
         "tested": tested,
     }
 
@@ -289,6 +394,19 @@ def as_json(bisection: Bisection, answer: SearchAnswer) -> dict[str, Any]:
 def _described(bisection: Bisection, number: int) -> str:
     candidate = bisection.candidates.candidates[number]
     return f'{candidate.name} ("{candidate.title}")' if candidate.title else candidate.name
+
+
+def _enough(p: float) -> int:
+    """The number of passes after which a fault with this probability is gone, most likely."""
+    if p >= 1 - DOUBT:
+        return 1
+    return min(MOST_RUNS, math.ceil(math.log(DOUBT) / math.log1p(-max(p, MIN_P))))
+
+
+def _first_error(reason: str) -> str:
+    """The line of a reason that says what is wrong."""
+    lines = reason.split("\n")
+    return next((line for line in lines if "error:" in line), lines[0])
 
 
 def _table(bisection: Bisection, answer: SearchAnswer) -> Iterator[str]:
@@ -304,8 +422,7 @@ def _table(bisection: Bisection, answer: SearchAnswer) -> Iterator[str]:
         }
         notes = [f"{count} {word}" for word, count in counts.items() if count]
         if tally.untestable:
-            lines = bisection.reason(names[number].name).split("\n")
-            error = next((line for line in lines if "error:" in line), lines[0])
+            error = _first_error(bisection.reason(names[number].name))
             notes.append(f"cannot be tested: {error}")
         if notes:
             notes += ["first bad"] if number == answer.first == answer.last else []

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import queue
+import subprocess
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -14,10 +14,9 @@ from typing import Protocol
 
 from orchestrator.errors import UsageError
 from orchestrator.host import proc
-from orchestrator.host.files import lock_of, locked
-from orchestrator.host.paths import cache_dir, real
+from orchestrator.host.paths import real
 from orchestrator.kernel import patches
-from orchestrator.kernel.checkout import borrow, mending, resolve, switch, view
+from orchestrator.kernel.checkout import PREFIX, reason, resolve, view
 from orchestrator.kernel.model import KernelRequest
 
 LOG = ("log", "--first-parent", "--no-show-signature", "--no-color", "--format=%H %s")
@@ -48,6 +47,12 @@ class Candidates(Protocol):
     def reference(self, number: int) -> str:
         """How to refer to a first bad candidate in a mail. number: 1 or more."""
 
+    def without(self, number: int, scratch: Path) -> KernelRequest:
+        """The bad end without what a first bad candidate changes.
+
+        scratch: a directory for files of the request. Raises UsageError if there is no such kernel.
+        """
+
 
 @dataclass
 class Ready:
@@ -74,10 +79,16 @@ class Ready:
     def reference(self, number: int) -> str:
         return f"{self.selectors[number - 1]} is good, {self.selectors[number]} is bad"
 
+    def without(self, number: int, scratch: Path) -> KernelRequest:
+        raise UsageError("nobody knows how to take one change back in a named kernel")
+
 
 @dataclass
 class Series:
-    """The first n patches of a series on top of one kernel, for each n from 0."""
+    """The first n patches of a series on top of one kernel, for each n from 0.
+
+    The series is what --patch takes. A patch that has no file of its own gets one.
+    """
 
     request_base: KernelRequest
     series: Path
@@ -86,14 +97,19 @@ class Series:
     identity: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self._patches = [real(patch) for patch in patches.listed(self.series)]
-        if not self._patches:
+        letters = patches.letters([self.series])
+        if not letters:
             raise UsageError(f"{self.series} lists no patch")
-        self.candidates = [Candidate("0", "no patch")] + [
-            Candidate(f"{number}", patch.name) for number, patch in enumerate(self._patches, 1)
+        shared = Counter(letter.file for letter in letters)
+        self._patches = [
+            real(letter.file) if shared[letter.file] == 1 else patches.filed(letter, number)
+            for number, letter in enumerate(letters, 1)
         ]
-        texts = [text for _, text in patches.read(self._patches)]
-        self.identity = repr((self.request_base, texts))
+        self.candidates = [Candidate("0", "no patch")] + [
+            Candidate(f"{number}", letter.subject or letter.file.name)
+            for number, letter in enumerate(letters, 1)
+        ]
+        self.identity = repr((self.request_base, patches.canonical([self.series])))
 
     @contextlib.contextmanager
     def request(self, number: int) -> Iterator[KernelRequest]:
@@ -105,22 +121,31 @@ class Series:
         stat = proc.run(
             [proc.need("git", "git"), "apply", "--stat", self._patches[number - 1]], check=False
         ).stdout
-        return f"{self._patches[number - 1]}, patch {number} of {len(self._patches)}\n\n{stat}"
+        name = self._patches[number - 1]
+        title = self.candidates[number].title
+        what = f'"{title}", ' if title != name.name else ""
+        return f"{what}{name}, patch {number} of {len(self._patches)}\n\n{stat}"
+
+    def without(self, number: int, scratch: Path) -> KernelRequest:
+        rest = [*self._patches[: number - 1], *self._patches[number:]]
+        return replace(self.request_base, patches=(*self.request_base.patches, *rest))
 
 
 @dataclass
 class Commits:
     """The commits after `good` up to `bad`, along first parents, so that a merge is one step.
 
-    Each is checked out into one of `slots` directories of the cache, which borrow the objects of
-    the tree. The tree itself, its index and its list of worktrees are never written to.
+    Each is a kernel `git:TREE@COMMIT`, so that its results name the commit, and its repeat.sh does
+    as well. The tree itself, its index and its list of worktrees are never written to.
+
+    paths: only the commits that touch them. The last one takes the place of `bad`.
     """
 
     request_base: KernelRequest
     tree: Path
     good: str
     bad: str
-    slots: int = 1
+    paths: Sequence[str] = ()
     build: float = 10.0
     candidates: Sequence[Candidate] = field(init=False)
     identity: str = field(init=False)
@@ -134,7 +159,15 @@ class Commits:
                     f"{self.good} is not an ancestor of {self.bad}: the good commit comes before "
                     "the bad one"
                 )
-            lines = ours.git(*LOG, bad, f"^{good}").stdout.splitlines()
+            where = ("--", *self.paths) if self.paths else ()
+            try:
+                lines = ours.git(*LOG, bad, f"^{good}", *where).stdout.splitlines()
+            except subprocess.CalledProcessError as error:
+                raise UsageError(f"{self.tree}: {reason(error.output)}") from error
+            if self.paths and not lines:
+                raise UsageError(
+                    f"no commit after {self.good} touches {' '.join(self.paths)}, up to {self.bad}"
+                )
             lines += ours.git(*LOG, "-1", good).stdout.splitlines()
         if good == bad:
             raise UsageError(
@@ -148,26 +181,26 @@ class Commits:
             for commit, title in zip(self._hashes, titles, strict=True)
         ]
         self.identity = repr((self.request_base, str(self.tree), self._hashes))
-        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for slot in range(self.slots):
-            self._free.put(slot)
 
     @contextlib.contextmanager
     def request(self, number: int) -> Iterator[KernelRequest]:
-        slot = self._free.get()
-        try:
-            name = hashlib.sha256(f"{self.tree}".encode()).hexdigest()[:16]
-            checkout = cache_dir() / "bisect" / f"{name}-{slot}"
-            with locked(lock_of(checkout)):
+        yield self._request(number)
 
-                def check_out() -> None:
-                    borrow(self.tree, checkout)
-                    switch(checkout, self._hashes[number], self.tree)
+    def _request(self, number: int) -> KernelRequest:
+        selector = f"{PREFIX}{self.tree}@{self._hashes[number]}"
+        return replace(self.request_base, tree=None, selector=selector)
 
-                mending(checkout, check_out)
-                yield replace(self.request_base, tree=checkout)
-        finally:
-            self._free.put(slot)
+    def without(self, number: int, scratch: Path) -> KernelRequest:
+        commit = self._hashes[number]
+        plain = ("--no-ext-diff", "--no-textconv", "--no-color", "--binary", "--full-index")
+        with view(self.tree) as ours:
+            text = ours.git("diff", *plain, commit, f"{commit}^1").stdout
+        if not text:
+            raise UsageError("the commit changes no file")
+        patch = scratch / f"revert-{commit[:12]}.patch"
+        patch.write_text(text, errors="surrogateescape")
+        last = self._request(len(self._hashes) - 1)
+        return replace(last, patches=(*last.patches, patch))
 
     def reference(self, number: int) -> str:
         commit = self._hashes[number]

@@ -6,11 +6,13 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 from orchestrator.errors import sentence
+from orchestrator.kernel.model import KernelRequest
 from orchestrator.many.bisect.candidates import Candidates
 from orchestrator.many.children import PROGRAM, Children, Stopped
 from orchestrator.spec import RunSpec
@@ -39,6 +41,12 @@ class Tester(Protocol):
     def test(self, number: int, attempt: int) -> RunSummary:
         """Run candidate `number` to its end. `attempt` counts its runs, from 0."""
 
+    def test_without(self, number: int, attempt: int) -> RunSummary:
+        """Run the bad end without what candidate `number` changes.
+
+        Raises UsageError, with the reason, if there is no such kernel.
+        """
+
     def stop(self) -> None:
         """End all runs. test() returns soon after."""
 
@@ -65,14 +73,27 @@ class ChildTester:
     _children: Children = field(default_factory=Children)
 
     def test(self, number: int, attempt: int) -> RunSummary:
+        name = f"{number}-{self.candidates.candidates[number].name}"
+        return self._test(name, self.candidates.request(number), attempt)
+
+    def test_without(self, number: int, attempt: int) -> RunSummary:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        request = self.candidates.without(number, self.directory)
+        return self._test(f"without-{number}", contextlib.nullcontext(request), attempt)
+
+    def _test(
+        self, name: str, request: AbstractContextManager[KernelRequest], attempt: int
+    ) -> RunSummary:
         try:
-            return self._test(number, attempt)
+            return self._run(name, request, attempt)
         except OSError as error:  # a full disk says nothing about the candidate
             return RunSummary("infra", reason=sentence(error), directory=str(self.directory))
 
-    def _test(self, number: int, attempt: int) -> RunSummary:
-        directory = self._new_directory(number)
-        with self.candidates.request(number) as kernel:
+    def _run(
+        self, name: str, request: AbstractContextManager[KernelRequest], attempt: int
+    ) -> RunSummary:
+        directory = self._new_directory(name)
+        with request as kernel:
             spec = replace(self.spec, kernel=kernel, seed=self.spec.seed + attempt)
             try:
                 ended = self._children.run(
@@ -103,15 +124,15 @@ class ChildTester:
     def stop(self) -> None:
         self._children.stop()
 
-    def _new_directory(self, number: int) -> Path:
+    def _new_directory(self, name: str) -> Path:
         """Make a directory that no earlier run has used, not even one that was cut short."""
-        name = re.sub(r"[^\w.]+", "-", self.candidates.candidates[number].name)[:100]
+        name = re.sub(r"[^\w.]+", "-", name)[:100]
         for attempt in range(100_000):
-            directory = self.directory / f"{number}-{name}.{attempt}"
+            directory = self.directory / f"{name}.{attempt}"
             with contextlib.suppress(FileExistsError):
                 directory.mkdir(parents=True)
                 return directory
-        raise AssertionError(f"candidate {number} has 100,000 directories")
+        raise AssertionError(f"{name} has 100,000 directories")
 
 
 def _judged_by_property(summary: RunSummary, shows: str, directory: Path) -> RunSummary:
