@@ -354,6 +354,8 @@ def _refresh(state: Path) -> None:
     with ui.step(f"package lists of {state.name.replace('+', ', ')}"):
         try:
             need_space(state, 300, "apt's lists")
+            if seal.damage(state / "lists", ()):  # apt believes what it finds there
+                files.remove(state / "lists")
             _configure(state)
             _apt(state, ["apt-get", "update"], f"cannot fetch the package lists of {state.name}")
         except InfraError as error:

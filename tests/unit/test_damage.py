@@ -17,7 +17,7 @@ from orchestrator import ui
 from orchestrator.attach import notes
 from orchestrator.errors import InfraError
 from orchestrator.guest import initramfs, module
-from orchestrator.host import debian, proc, seal, tools
+from orchestrator.host import debian, files, proc, seal, tools
 from orchestrator.host.debian import Package
 from orchestrator.host.paths import cache_dir
 from orchestrator.kernel import build, bundle, from_source, obtain
@@ -42,7 +42,21 @@ def empty(file: Path) -> None:
     file.write_bytes(b"")
 
 
-DAMAGES = (flip, cut, empty, Path.unlink)
+def longer(file: Path) -> None:
+    file.write_bytes(file.read_bytes() + b"more")
+
+
+def directory(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def loop(file: Path) -> None:
+    file.unlink()
+    file.symlink_to(file.name)
+
+
+DAMAGES = (flip, cut, empty, longer, Path.unlink, directory, loop)
 
 
 @pytest.fixture(autouse=True)
@@ -300,3 +314,4 @@ def test_package_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert use() == "2.0-1" and len(updates) == before + 1
         damage(state / "answers")
         assert use() == "2.0-1"
+        files.remove(state / "answers")
