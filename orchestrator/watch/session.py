@@ -9,6 +9,7 @@ result with that token has arrived. Nor is its parser: see mi.py.
 from __future__ import annotations
 
 import contextlib
+import json
 import shlex
 import signal
 import subprocess
@@ -16,10 +17,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pygdbmi.gdbcontroller import GdbController
 
-from orchestrator.errors import InfraError
+from orchestrator.errors import InfraError, shortened
 from orchestrator.host.logs import Log
 from orchestrator.host.proc import mortal, need
 from orchestrator.machine.waiting import POLL, settle, until
@@ -183,6 +185,21 @@ class Gdb:
         The strings reach it as they are, whatever characters they have. Raises as execute().
         """
         return self.console(f"python {function}({', '.join(map(ascii, arguments))})", timeout)
+
+    def evaluate(self, expression: str, timeout: float = 30.0) -> Any:
+        """The value of an expression of GDB's Python, carried over as JSON. Raises as execute().
+
+        It is found by a mark, since GDB may print something in between: how the guest has ended.
+        """
+        mark = f"answer {self._token}: "
+        line = f"python print({mark!r} + json.dumps({expression}))"
+        _, marked, rest = self.console(line, timeout).rpartition(mark)
+        try:
+            return json.loads(rest.partition("\n")[0] if marked else "")
+        except ValueError as error:
+            raise InfraError(
+                f"GDB did not answer {expression!r}, but {shortened(rest)!r}"
+            ) from error
 
     # -- the guest
 

@@ -135,7 +135,7 @@ class Watch:
             self._events.clear()
             self._copy.start_over()
             self._copied = 0
-            self.points = self._evaluate(f"AGENT.open({step})")
+            self.points = self._gdb.evaluate(f"AGENT.open({step})")
         yield
         with self._stopped():
             self._gdb.console("python AGENT.close()")
@@ -144,7 +144,7 @@ class Watch:
         """What GDB has seen since the beginning of the last window."""
         count, why = None, ""
         try:
-            status = self._evaluate("AGENT.status()")
+            status = self._gdb.evaluate("AGENT.status()")
             count, why = status["count"], status["error"]
         except OrchestratorError as error:
             why = str(error)
@@ -165,11 +165,8 @@ class Watch:
         inferior = "gdb.selected_inferior()"
 
         def read(address: int, size: int) -> bytes:
-            return bytes.fromhex(
-                self._gdb.console(
-                    f"python print(bytes({inferior}.read_memory({address}, {size})).hex())"
-                )
-            )
+            code = f"bytes({inferior}.read_memory({address}, {size})).hex()"
+            return bytes.fromhex(self._gdb.evaluate(code))
 
         def write(address: int, data: bytes) -> None:
             self._gdb.console(
@@ -208,7 +205,7 @@ class Watch:
         with self._stopped():
             # Handlers that returned since the last stop; after a panic no further stop may come.
             self._gdb.console("python AGENT.emit_returns()")
-            return list(self._evaluate("AGENT.cpus()"))
+            return list(self._gdb.evaluate("AGENT.cpus()"))
 
     def survey(self, seconds: float) -> list[dict[str, int]]:
         """Count int3 by CPU and address for `seconds`.
@@ -220,11 +217,7 @@ class Watch:
         until(lambda: False, seconds, self._machine.check)
         with self._stopped():
             self._gdb.console("python AGENT.close()")
-            return list(self._evaluate("list(AGENT.surveyed.values())"))
-
-    def _evaluate(self, expression: str) -> Any:
-        """The value of a Python expression inside GDB, carried over as JSON."""
-        return json.loads(self._gdb.console(f"python print(json.dumps({expression}))"))
+            return list(self._gdb.evaluate("list(AGENT.surveyed.values())"))
 
     def _copy_events(self) -> None:
         """Append the new events to events.jsonl, so that even a killed run shows what it saw."""

@@ -76,6 +76,22 @@ def test_quotes_and_backslashes_arrive_unchanged(gdb: Gdb) -> None:
     assert gdb.console(f"python print({text!r})").strip() == text
 
 
+@pytest.mark.parametrize(
+    "noise", ["", "\\nThread 2 received signal SIGQUIT\\n", "no end", "answer 1: 7\\n"]
+)
+def test_a_value_is_found_in_what_gdb_prints_besides(gdb: Gdb, noise: str) -> None:
+    gdb.console("python import json")
+    value = {"a": "line\nline", "b": [1, None]}
+    expression = f"(gdb.write('{noise}'), {value!r})[1]"
+    assert gdb.evaluate(expression) == value
+
+
+def test_an_answer_without_a_value_is_an_error(gdb: Gdb) -> None:
+    gdb.console("python import json; json.dumps = str")
+    with pytest.raises(InfraError, match="GDB did not answer 'object', but"):
+        gdb.evaluate("object")
+
+
 def test_an_error_answer_is_raised_and_the_session_goes_on(gdb: Gdb) -> None:
     with pytest.raises(Refused, match="-no-such-command"):
         gdb.execute("-no-such-command")
