@@ -94,6 +94,12 @@ class _Head(NamedTuple):
     """Whether it may be one line of a WARN() or BUG(): its message, before or after the header."""
 
 
+_RESTART = re.compile(
+    r"(reboot: )?(Restarting system|machine restart)|(sysrq: |SysRq : )Resetting$"
+)
+"""What the kernel says before it resets the machine because a program asks for it."""
+
+
 def _heads(*rows: tuple[str, str], excuse: str = "", part: bool = False) -> list[_Head]:
     return [_Head(kind, re.compile(pattern), excuse, part) for kind, pattern in rows]
 
@@ -343,6 +349,9 @@ class FaultScanner:
     """Number of lines so far."""
     boots: int = 0
     """Number of boots so far: 1 unless the guest has reset."""
+    restart: str = ""
+    """The line by which the kernel says that it was told to reset the machine; empty if it was not.
+    After a triple fault there is none."""
     ready: bool = False
     """Whether the guest's init has reported READY."""
     _source: _KernelLines = field(default_factory=_KernelLines)
@@ -403,6 +412,8 @@ class FaultScanner:
         )
         if ended:
             report = None
+        if _RESTART.match(text):
+            self.restart = text
         if text.startswith(BOOT):
             self.boots += 1
             if self.boots > 1:

@@ -27,7 +27,7 @@ class KernelFault(OrchestratorError):
 
 
 class GuestReset(LostVM):
-    """The guest was up and reset itself: a triple fault.
+    """The guest was up and reset itself, and no program had asked for it: a triple fault.
 
     That counts as a panic, one that came too early or too deep for the kernel to report it.
     """

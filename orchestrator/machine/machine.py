@@ -28,6 +28,8 @@ QUIT_SECONDS = 2.0
 """Time for QEMU to end by itself."""
 STOP_SECONDS = 1.0
 """After this time a guest whose CPUs are stopped is asked why. GDB stops it for milliseconds."""
+RESTART_SECONDS = 0.5
+"""Limit for the time until the console shows why the guest has reset."""
 PAUSED_SECONDS = 10.0
 """After this time a QEMU whose process somebody has stopped (SIGSTOP) is given up."""
 RUN_STATES = ("running", "debug", "paused", "prelaunch")
@@ -241,6 +243,10 @@ class Machine:
                     "reset itself while booting (triple fault)" if reset else "ended while booting"
                 )
                 raise BootError(f"the guest {how}; {self._last_line()}")
+            # The console may be a moment behind.
+            scanner = self.console.scanner
+            if reset and until(lambda: bool(scanner.restart), RESTART_SECONDS, lambda: None):
+                raise LostVM(f"a program of the guest has reset it: {scanner.restart}")
             lost = GuestReset if reset else LostVM
             raise lost(
                 f"the guest is no longer running ({reason}): "

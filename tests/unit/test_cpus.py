@@ -67,13 +67,14 @@ def test_a_snapshot(running: bool) -> None:
     assert ("stop" in monitor.calls) == (monitor.calls[-1] == "cont") == running
 
 
-def machine(ready: bool, reason: str) -> Machine:
+def machine(ready: bool, reason: str, restart: str = "") -> Machine:
     event = QmpEvent(1.0, "SHUTDOWN", {"guest": reason.startswith("guest"), "reason": reason})
     one = Machine.__new__(Machine)
     one.process = SimpleNamespace(poll=lambda: None, pid=0)  # type: ignore[assignment]
     one.qmp = SimpleNamespace(find=lambda _: event, lost="", gone=False)  # type: ignore[assignment]
     lines = ["[    0.1] Linux version 6.1", "[    0.2] the last", ""]
-    one.console = SimpleNamespace(ready=ready, lines=lines, ended=False)  # type: ignore[assignment]
+    scanner = SimpleNamespace(restart=restart)
+    one.console = SimpleNamespace(ready=ready, lines=lines, ended=False, scanner=scanner)  # type: ignore[assignment]
     one._ending = False
     return one
 
@@ -97,6 +98,12 @@ def test_a_guest_that_ends_by_itself(
     assert ("the last console line was: [    0.2] the last" in str(caught.value)) == (
         kind is BootError
     )
+
+
+def test_a_guest_that_was_told_to_reset_is_no_fault_of_the_kernel() -> None:
+    with pytest.raises(LostVM, match="a program of the guest has reset it: sysrq: Resetting") as it:
+        machine(True, "guest-reset", "sysrq: Resetting").poll()
+    assert type(it.value) is LostVM and it.value.exit_status == 125
 
 
 def registers(flags: str = "00000206", mode: int = 0, halted: int = 0) -> str:

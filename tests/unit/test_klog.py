@@ -183,6 +183,25 @@ def test_a_second_boot_is_fatal() -> None:
     assert [finding.kind for finding in scanner.fatal] == ["reboot"]
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("[    9.0] sysrq: Resetting", True),
+        ("[    9.0] SysRq : Resetting", True),  # until 4.19
+        ("[    9.0] reboot: Restarting system", True),
+        ("[    9.0] reboot: Restarting system with command 'now'", True),
+        ("[    9.0] Restarting system.", True),  # 3.10
+        ("[    9.0] reboot: machine restart", True),
+        ("[    9.0] usb 1-1: Resetting", False),
+        ("sysrq: Resetting", False),  # printed by a program
+        ("[    9.0] reboot: Power down", False),
+    ],
+)
+def test_a_reset_that_a_program_asks_for_is_told_from_a_triple_fault(line: str, told: bool) -> None:
+    scanner = scan([*lines("6.1-clean"), line])
+    assert bool(scanner.restart) == told and not scanner.findings
+
+
 def test_every_kind_has_an_outcome() -> None:
     assert {kind for expected in EXPECTED.values() for kind in expected} <= OUTCOMES.keys()
 
