@@ -62,7 +62,7 @@ def _main(arguments: Sequence[str] | None, as_json: bool) -> int:
     from orchestrator.host import stdio
 
     if arguments is None:
-        _use_utf8()
+        _restart_if_needed()
     stdio.prepare()
     try:
         options = parser().parse_args(arguments)
@@ -103,13 +103,19 @@ def _say(text: str) -> None:
     print(f"orchestrator: {printable(text)}", file=sys.stderr)
 
 
-def _use_utf8() -> None:
-    """Start again in Python's UTF-8 mode if the locale has another encoding.
+DISTURBING = ("PYTHONDEVMODE", "PYTHONINSPECT", "PYTHONWARNINGS")
+"""Settings with which Python ends with another status than ours, or takes warnings for errors."""
+
+
+def _restart_if_needed() -> None:
+    """Start again without DISTURBING, and in UTF-8 mode if the locale has another encoding.
 
     All our files are in UTF-8. Python does this by itself in the locale C.
     """
-    if sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode:
-        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    utf8 = sys.getfilesystemencoding() == "utf-8" or sys.flags.utf8_mode
+    options = [] if utf8 else ["-X", "utf8"]
+    if [name for name in DISTURBING if os.environ.pop(name, "")] or options:
+        os.execv(sys.executable, [sys.executable, *options, *sys.orig_argv[1:]])
 
 
 def _silence_libraries() -> None:

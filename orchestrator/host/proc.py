@@ -34,6 +34,12 @@ def mortal(command: Sequence[str | Path]) -> list[str]:
     return ["setpriv", "--pdeathsig", "KILL", "--", *map(str, command)]
 
 
+def without_python(command: Sequence[str]) -> list[str]:
+    """`command` without the settings of our Python: GDB has one of its own, of another version."""
+    ours = sorted(name for name in os.environ if name.startswith("PYTHON"))
+    return [need("env", "coreutils"), *(f"--unset={name}" for name in ours), *command]
+
+
 def need(program: str, package: str) -> str:
     """The path of `program`. Raises InfraError, naming the Debian package that has it."""
     path = shutil.which(program)

@@ -23,7 +23,7 @@ from pygdbmi.gdbcontroller import GdbController
 
 from orchestrator.errors import InfraError, shortened
 from orchestrator.host.logs import Log
-from orchestrator.host.proc import mortal, need
+from orchestrator.host.proc import mortal, need, without_python
 from orchestrator.machine.waiting import POLL, settle, until
 from orchestrator.watch.mi import Output, Record
 
@@ -68,7 +68,7 @@ class Gdb:
         self._not_resumed: Record | None = None  # its error, if it came after its first answer
         # A session of its own keeps Ctrl-C from GDB: we handle it.
         gdb = ["setsid", need("gdb", "gdb"), "-nx", "-quiet", "--interpreter=mi3"]
-        self.command = mortal([*gdb, "-iex", "set auto-load off"])
+        self.command = mortal(without_python([*gdb, "-iex", "set auto-load off"]))
         self.log.write(f"$ {shlex.join(self.command)}\n")
         self._controller = GdbController(
             command=self.command, time_to_check_for_additional_output_sec=1e-6

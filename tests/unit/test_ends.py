@@ -115,17 +115,21 @@ def test_streams_that_fail_do_not_change_the_exit_status(
         {"PYTHONIOENCODING": "utf-8:strict"},
         {"TERM": "dumb", "COLUMNS": "1"},
         {"COLUMNS": "no number"},
+        {"COLUMNS": "0"},
+        {"PYTHONINSPECT": "1"},
+        {"PYTHONWARNINGS": "error"},
+        {"PYTHONDEVMODE": "1", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
     ],
     ids=lambda environment: " ".join(f"{name}={value}" for name, value in environment.items()),
 )
-def test_no_locale_changes_the_exit_status(
+def test_no_locale_and_no_setting_of_python_changes_the_exit_status(
     environment: dict[str, str],
     failing_run: Callable[..., subprocess.CompletedProcess[bytes]],
     tmp_path: Path,
 ) -> None:
     done = failing_run(**environment)
     assert (done.returncode, b"Traceback" in done.stderr) == (1, False)
-    assert b"FAIL  " in done.stdout.splitlines()[-1]
+    assert b"FAIL  " in done.stdout.splitlines()[-1] and b"Warning" not in done.stderr
     assert "×" in (tmp_path / "run" / "report.txt").read_text(encoding="utf-8")
 
 

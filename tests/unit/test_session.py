@@ -177,6 +177,18 @@ def test_a_missing_gdb_names_the_package(tmp_path: Path, monkeypatch: pytest.Mon
         Gdb(tmp_path / "gdb.log", lambda: None)
 
 
+def test_the_settings_of_our_python_do_not_reach_that_of_gdb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('not this one')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONHOME", "/nowhere")
+    monkeypatch.setenv("PYTHONWARNINGS", "error")
+    with Gdb(tmp_path / "gdb.log", lambda: None) as gdb:
+        gdb.console("python import json; print(json.dumps('seen'))")
+    assert '"seen' in (tmp_path / "gdb.log").read_text().replace("\\", "")
+
+
 def test_the_log_has_both_directions(gdb: Gdb, tmp_path: Path) -> None:
     gdb.console("python print('seen')")
     text = (tmp_path / "gdb.log").read_text()
