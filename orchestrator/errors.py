@@ -22,8 +22,12 @@ SIGHUP is number 1, so its status is that of wrong usage as well. The sentence o
 tells them apart: only that of a signal begins with INTERRUPTED.
 """
 INTERRUPTED = "interrupted by "
-SIGNALS = {1: "SIGHUP", 2: "SIGINT", 15: "SIGTERM"}
-"""The signals that end the program in order, by number."""
+SIGNALS = {
+    1: "SIGHUP", 2: "SIGINT", 3: "SIGQUIT", 10: "SIGUSR1", 12: "SIGUSR2", 14: "SIGALRM",
+    15: "SIGTERM", 24: "SIGXCPU",
+}  # fmt: skip
+"""The signals that end the program in order, by number: all with which a user, a service manager or
+a batch system ends programs. SIGUSR1, SIGUSR2, SIGALRM and SIGXCPU say that the time is up."""
 
 
 class OrchestratorError(Exception):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""SIGINT, SIGTERM and SIGHUP: each ends the program in order, with status 128 plus its number.
+"""SIGINT, SIGTERM and their like: each ends the program in order, with status 128 plus its number.
 
 The first one raises Interrupted in the main thread, and the program unwinds: guests, GDB and make
 are ended, and a run writes its verdict. Where the program ends anyway, or must not stop half-way,

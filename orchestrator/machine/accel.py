@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from orchestrator.errors import InfraError, UsageError, nearest
+from orchestrator.errors import SIGNALS, InfraError, UsageError, nearest
 from orchestrator.host import proc
 from orchestrator.host.files import lock_of
 from orchestrator.host.paths import DATA, cache_dir, cached_dir, locked, remembered, write_whole
@@ -244,7 +244,7 @@ def _how_it_ended(status: int | None) -> str:
     return f"ended with status {status}" if status > 0 else f"died of signal {-status}"
 
 
-SIGNALS_OF_OTHERS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SIGNALS_OF_OTHERS = (signal.SIGKILL, *SIGNALS)
 """Signals that say nothing about QEMU, which does not end itself with them."""
 
 NOISE = re.compile(r"[A-Z0-9]{2,5} ?=|Code=|extra data\[|.*: warning: ")

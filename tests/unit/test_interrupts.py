@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from processes import SECONDS, marked, within
 
+from orchestrator.errors import SIGNALS as ENDING
 from orchestrator.host import failures
 from orchestrator.host.paths import PROJECT
 from orchestrator.many import history
@@ -89,16 +90,16 @@ def script(body: str = "wait()", more: str = "") -> str:
     return RUN.replace("{body}", body).replace("{more}", more)
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", [signal.Signals(number) for number in ENDING])
 def test_a_signal_ends_a_run_with_a_verdict_reports_and_a_row(
     number: signal.Signals, tmp_path: Path, mark: str
 ) -> None:
     program = Program(tmp_path, script(), "run")
     program.wait_ready()
     program.process.send_signal(number)
-    status, output, errors = program.end()
+    status, output, messages = program.end()
     assert status == 128 + number
-    assert errors.splitlines()[-1] == f"orchestrator: interrupted by {number.name}"
+    assert messages.splitlines()[-1] == f"orchestrator: interrupted by {number.name}"
     verdict = program.verdict()
     assert verdict["outcome"] == "infra" and verdict["exit_status"] == 125
     assert verdict["reason"] == f"interrupted by {number.name}"

@@ -19,6 +19,7 @@ GUEST = ("boot", "ready", "watch", "free")
 def faults() -> Iterator[Fault]:
     yield Fault(name="signal/none", allowed=SURVIVED, repeats=False, short=True)
     yield from _to_us()
+    yield from _by_batch_systems()
     yield from _to_helpers()
     yield from _to_compilers()
 
@@ -104,6 +105,17 @@ def _to_us() -> Iterator[Fault]:
         allowed=killed_by(Signals.SIGTERM),
         silence=10,
     )
+
+
+def _by_batch_systems() -> Iterator[Fault]:
+    for name in ("QUIT", "USR1", "USR2", "ALRM", "XCPU"):
+        number = Signals[f"SIG{name}"]
+        yield Fault(
+            name=f"signal/main-{name}",
+            inject=_send("main", number, at=tuple(MOMENTS)),
+            allowed=killed_by(number) | {TRUTH},
+            silence=10,
+        )
 
 
 def _to_group(number: Signals) -> Callable[[Trial], None]:
