@@ -146,7 +146,8 @@ def past(
     - scenario: a shell pattern; only runs in which a matching scenario or claim failed.
     """
     failing = "SELECT run FROM entry WHERE status = 'fail' AND kind != 'run' AND name GLOB ?"
-    query = "SELECT * FROM run WHERE (kernel GLOB ? OR release GLOB ?)"
+    columns = [name for name in PastRun.__dataclass_fields__ if name != "failed"]
+    query = f"SELECT id, {', '.join(columns)} FROM run WHERE (kernel GLOB ? OR release GLOB ?)"
     query += f" AND id IN ({failing})" if scenario else ""
     values: list[str | int] = [kernel, kernel, *([scenario] if scenario else []), count]
 
@@ -156,7 +157,7 @@ def past(
         ).fetchall()
         return [
             PastRun(
-                **{name: row[name] for name in PastRun.__dataclass_fields__ if name != "failed"},
+                **{name: row[name] for name in columns},
                 failed=tuple(
                     name
                     for (name,) in connection.execute(
@@ -233,7 +234,9 @@ def find(number: int, path: Path | None = None) -> str | None:
 def table(runs: Sequence[PastRun]) -> Iterator[str]:
     """Two lines for each run: what came of it, and where it is."""
     for run in runs:
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.ended))
+        when = "                "
+        with contextlib.suppress(ValueError, OverflowError, TypeError):  # a damaged number
+            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.ended))
         why = "" if run.outcome == "pass" else run.reason
         if run.outcome in KERNEL_FAILED:
             why = ", ".join(run.failed)
@@ -260,8 +263,10 @@ def _use(path: Path | None, use: Callable[[sqlite3.Connection], T], *, write: bo
         try:
             with _opened(path, read_only=read_only) as connection:
                 return use(connection)
-        except sqlite3.Error as error:
-            code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            # The name of a damaged table is in SQLite's message, and need not be UTF-8.
+            unreadable = sqlite3.SQLITE_CORRUPT if isinstance(error, UnicodeDecodeError) else 0
+            code = (getattr(error, "sqlite_errorcode", None) or unreadable) & 0xFF
             if code in LOCKED and time.monotonic() < deadline:
                 time.sleep(POLL)
             elif code in UNWRITABLE and path.is_file() and not (write or read_only):
@@ -284,6 +289,7 @@ def _opened(path: Path, *, read_only: bool = False) -> Iterator[sqlite3.Connecti
     )
     try:
         connection.row_factory = sqlite3.Row
+        connection.text_factory = lambda raw: raw.decode(errors="replace")
         if not read_only:
             connection.execute("PRAGMA journal_mode = WAL")
         version = _version(connection)

@@ -431,6 +431,40 @@ def test_concurrent_writers_lose_nothing(tmp_path: Path) -> None:
     assert len(history.past(count=100, path=tmp_path / "history.sqlite")) == 40
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"CREATE TABLE run", b"CREATE TABLE \xcc\xcc\xcc"),  # is quoted in the error
+        (b"    outcome TEXT", b"    outcame TEXT"),
+        (b"    kind TEXT", b"    kind TEX\xff"),
+        (b"SQLite format 3", b"SQLite format 4"),
+    ],
+)
+def test_a_history_with_a_damaged_schema_is_put_aside(
+    old: bytes, new: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "history.sqlite"
+    history.record(result_of(Run(), tmp_path), path)
+    content = path.read_bytes()
+    assert content.count(old) == 1
+    path.write_bytes(content.replace(old, new))
+    assert len(history.past(path=path)) in (0, 1)
+    history.record(result_of(Run(), tmp_path), path)
+    assert 1 <= len(history.past(path=path)) <= 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_damaged_content_of_a_history_is_shown_as_far_as_it_goes(tmp_path: Path) -> None:
+    path = tmp_path / "history.sqlite"
+    history.record(result_of(Run(), tmp_path), path)
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE run SET kernel = CAST(x'ff41' AS TEXT), ended = 1e300")
+    connection.commit()
+    connection.close()
+    (line,) = history.table(history.past(path=path))
+    assert "\ufffdA" in line and "pass" in line
+
+
 @pytest.mark.parametrize("look", [1, 2, 3, 4])
 def test_a_database_that_another_process_makes_meanwhile_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, look: int
