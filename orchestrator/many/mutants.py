@@ -7,7 +7,7 @@ kernels/mutants/BASE/NAME.patch is a small fault in the kernel BASE of kernels/.
 it:
 
     Subject: x86/alternative: do not sync after writing int3
-    Violates: after each write every CPU runs do_sync_core before the next write
+    Violates: after each write every CPU syncs before the next write
     Caught-by: sync
 
 - Caught-by lists checks of a run's verdict: CHECK; guest/SCENARIO, what the guest asserts in a
@@ -15,6 +15,9 @@ it:
   mutant that fails in another way, such as a timeout, does not count as caught.
 - Cannot-be-seen takes its place in a mutant that no test of this kind can tell from a healthy
   kernel, and gives the reason. Such a mutant is listed and not counted.
+
+- Equivalent takes its place in a patch that changes how a kernel does it and breaks nothing, and
+  gives the reason. Its run must pass.
 
 kernels/mutants/stock/NAME.yaml is a fault in kernels that are not built here. It edits their code
 in the guest's memory (text/edit.py), and has the fields title, violates, caught-by and kernels, the
@@ -71,7 +74,7 @@ MutantOutcome = Literal["caught", "otherwise", "hang", "missed", "untested", "he
 - hang: the run timed out.
 - missed: the run passed.
 - untested: there is no verdict on the kernel.
-- healthy: nothing was broken, and the run passed.
+- healthy: nothing was broken, and the run passed; so does an equivalent kernel.
 - blamed: nothing was broken, and the run failed.
 """
 
@@ -92,7 +95,14 @@ class Mutant:
     """The checks that name it."""
     unseen: str | None = None
     """Why no check can see it."""
+    equivalent: str | None = None
+    """Why it breaks nothing, if it is a kernel that must pass."""
     seed: int = 1
+
+    @property
+    def broken(self) -> bool:
+        """Whether the kernel has a fault."""
+        return self.fault is not None and self.equivalent is None
 
     def spec(self) -> RunSpec:
         """The run that tests it."""
@@ -124,8 +134,11 @@ def read(patch: Path) -> Mutant:
     head = patch.read_text().split("\n---\n", 1)[0]
     fields = {name: " ".join(text.split()) for name, text in HEAD.findall(head)}
     caught_by = tuple(fields.get("Caught-by", "").replace(",", " ").split())
-    if bool(caught_by) == ("Cannot-be-seen" in fields):
-        raise UsageError(f"{patch}: needs either Caught-by: CHECK or Cannot-be-seen: REASON")
+    given = [bool(caught_by), "Cannot-be-seen" in fields, "Equivalent" in fields]
+    if sum(given) != 1:
+        raise UsageError(
+            f"{patch}: needs either Caught-by: CHECK, Cannot-be-seen: REASON or Equivalent: REASON"
+        )
     return Mutant(
         base=patch.parent.name,
         name=patch.stem,
@@ -134,6 +147,7 @@ def read(patch: Path) -> Mutant:
         violates=fields.get("Violates", ""),
         caught_by=caught_by,
         unseen=fields.get("Cannot-be-seen"),
+        equivalent=fields.get("Equivalent"),
     )
 
 
@@ -279,7 +293,7 @@ def judge(mutant: Mutant, status: int, outcome: str, checks: tuple[str, ...]) ->
 
     status, outcome: those of its verdict. checks: the failed ones, as Caught-by names them.
     """
-    if mutant.fault is None:
+    if not mutant.broken:
         if status == EXIT_PASS:
             return "healthy"
         return "blamed" if status == EXIT_KERNEL_FAILED else "untested"

@@ -46,8 +46,8 @@ def show(pairs: Pairs, seconds: float, console: Console) -> None:
 def score(pairs: Pairs, seconds: float) -> str:
     """One sentence."""
     counted = [(mutant, result) for mutant, result in pairs if not mutant.unseen]
-    broken = Counter(result.result for mutant, result in counted if mutant.fault)
-    healthy = Counter(result.result for mutant, result in counted if not mutant.fault)
+    broken = Counter(result.result for mutant, result in counted if mutant.broken)
+    healthy = Counter(result.result for mutant, result in counted if not mutant.broken)
     parts = []
     if broken:
         others = ", ".join(f"{count} {word}" for word, count in broken.items() if word != "caught")
@@ -96,6 +96,8 @@ def _markdown(pairs: Pairs, sentence: str) -> str:
         if not mutant.fault:
             continue
         by: str = result.result
+        if mutant.equivalent:
+            by = f"{result.result} (equivalent)"
         if result.result == "caught":
             by = ", ".join(f"`{check}`" for check in _naming_checks(mutant, result))
         if mutant.unseen:

@@ -23,20 +23,26 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.text import semantics
 from orchestrator.text.functions import STOPPERS
-from orchestrator.verdict.model import Event
+from orchestrator.verdict.model import Event, cpu_names
 
-WRITE, WRITER, CALLERS, SYNC, SERIALISE, TRAP, RESUME, CODE, PASS, STOPPER, UNLOCK = range(1, 12)
+WRITE, WRITER, CALLERS, SYNC, SERIALISE, TRAP, RESUME, CODE, PASS, STOPPER, UNLOCK, MODE = range(
+    1, 13
+)
 """enum kind in recorder.c."""
 F_IRQS, F_EARLY, F_MEMSET, F_UNREADABLE = 1, 2, 4, 8
 """Flags of WRITE."""
-S_IN_SYNC = 0x100
-"""Flag of SERIALISE: within do_sync_core()."""
+S_IN_SYNC, S_ON_PURPOSE = 0x100, 0x200
+"""Flags of SERIALISE: within do_sync_core(); by an instruction that is there for nothing else."""
+M_KERNEL, M_USER, M_IDLE = range(3)
+"""What a CPU is in, by MODE and the sets of CPUs in WRITER and UNLOCK."""
+ELSEWHERE = {M_USER: "in user mode", M_IDLE: "idle"}
 H_POKE, H_KPROBE = 2, 4
 """Flags of RESUME: handlers that were entered."""
 INLINE = 16
@@ -78,7 +84,7 @@ class Surroundings:
     module: tuple[int, int] = (0, 0)
     """Where the test module begins and ends."""
     syncs: bool = True
-    """Whether the kernel has do_sync_core(), so that sync rounds can be seen."""
+    """Whether the kernel has do_sync_core(), in which each CPU is to serialise."""
     kprobe_syncs: bool = True
     """Whether its kprobes are to sync: since 5.5 (5c02ece81848)."""
     only_writers: bool = True
@@ -135,6 +141,22 @@ class Finished:
     owner: str
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """A CPU that a sync round left out while it was in user mode or idle."""
+
+    cpu: int
+    mode: int
+    """What it was in."""
+    site: Site
+    since: int
+    """Record of the write that the round followed."""
+    until: int
+    """Record by which the round was over."""
+    text: str
+    """What to say if that was wrong."""
+
+
 @dataclass
 class Judgement:
     """What the log shows."""
@@ -150,6 +172,8 @@ class Judgement:
     """int3 of judged pokes and kprobes that were judged."""
     rounds: int = 0
     """Sync rounds that were judged."""
+    deferred: Counter[str] = field(default_factory=Counter)
+    """CPUs that a round left out and that serialised later, by what they were in."""
     disagreements: list[str] = field(default_factory=list)
     """Where the log and what GDB saw differ, of the last window."""
     sites: dict[int, Site] = field(default_factory=dict)
@@ -192,17 +216,24 @@ class _Judge:
         }
         self.has_unlock = bool(np.any(self.kinds == UNLOCK))
         cpus = records["cpu"]
-        used = cpus[(self.kinds == SYNC) & (cpus < 64)]
+        used = cpus[np.isin(self.kinds, (SYNC, SERIALISE, MODE)) & (cpus < 64)]
         self.cpus = int(used.max()) + 1 if len(used) else 1
         self.moments = np.flatnonzero(np.isin(self.kinds, (WRITE, UNLOCK, STOPPER)))
         self.synced = self._last_before(self.kinds == SYNC)
-        inside = (self.kinds == SERIALISE) & (records["flags"] & S_IN_SYNC != 0)
-        self.serialised = self._last_before(inside)
+        serialises, flags = self.kinds == SERIALISE, records["flags"]
+        self.serialised_inside = self._last_before(serialises & (flags & S_IN_SYNC != 0))
+        # Where a kernel has no do_sync_core(), nobody knows which instruction is its sync.
+        wanted = serialises & (flags & S_ON_PURPOSE != 0) if around.syncs else serialises
+        self.serialised = self._last_before(wanted)
+        self.changed_mode = self._last_before(self.kinds == MODE)
+        self.left_out: list[LeftOut] = []
+        self.interrupted: Counter[int] = Counter()
+        """How often a CPU that was in a mode did sync in a round."""
         self.owner_at = self._owner_word()
 
-    def _last_before(self, wanted: NDArray[np.bool_]) -> NDArray[np.int64]:
+    def _last_before(self, wanted: NDArray[np.bool_]) -> NDArray[np.int32]:
         """For each moment and CPU, the last such record before it; -1 for none."""
-        last = np.full((len(self.moments), self.cpus), -1, np.int64)
+        last = np.full((len(self.moments), self.cpus), -1, np.int32)
         cpus = self.records["cpu"]
         for cpu in range(self.cpus):
             at = np.flatnonzero(wanted & (cpus == cpu))
@@ -236,6 +267,7 @@ class _Judge:
                 self._on_unlock(number, at)
             else:
                 self._on_stopper(at)
+        self._judge_left_out()
         self._judge_code()
         self._judge_int3()
         return self.result
@@ -429,28 +461,136 @@ class _Judge:
     def _check_round(
         self, site: Site, number: int, at: int, until: str, since: int | None = None
     ) -> None:
-        """Every CPU that was online must have run do_sync_core() since the last write."""
+        """Every CPU that was online must have synced since the last write."""
         since = site.last if since is None else since
-        if not self.around.syncs:
-            self.result.not_judged["sync rounds of a kernel without do_sync_core()"] += 1
-            return
         self.result.rounds += 1
         online = int(self.words[since][6])
         online &= int(self.words[at][6 if self.kinds[at] == WRITE else 1])
-        cpus = [cpu for cpu in range(64) if online >> cpu & 1]
-        synced, serialised = self.synced[number], self.serialised[number]
-        missing = [cpu for cpu in cpus if cpu >= self.cpus or synced[cpu] < since]
+        user, idle = self._elsewhere(since)
+        missing, quiet, left_out = [], [], []
+        for cpu in (cpu for cpu in range(64) if online >> cpu & 1):
+            if cpu < self.cpus and self.synced[number, cpu] > since:
+                for mode, cpus in ((M_USER, user), (M_IDLE, idle)):
+                    self.interrupted[mode] += cpus >> cpu & 1
+                if self.serialised_inside[number, cpu] < since:
+                    quiet.append(cpu)
+            elif cpu < self.cpus and self.serialised[number, cpu] > since:
+                pass  # in whatever function that was
+            elif mode := self._mode_in(cpu, number, since, at):
+                left_out.append((cpu, mode))
+            else:
+                missing.append(cpu)
+        written = f"between the write of {self._written(since, site)} and {until}"
+        for cpu, mode in left_out:
+            text = f"{written} {cpu_names([cpu])} was {ELSEWHERE[mode]} and did not {self._to_sync}"
+            self.left_out.append(LeftOut(cpu, mode, site, since, at, text))
         if missing:
-            who = "no CPU" if missing == cpus else f"CPU {', '.join(map(str, missing))} had not"
-            ran = "had run" if missing == cpus else "run"
-            text = f"between the write of {self._written(since, site)} and {until}"
-            self._blame("sync", f"{text} {who} {ran} do_sync_core", at, site.address, since)
-            return
-        quiet = [cpu for cpu in cpus if serialised[cpu] < since]
-        if quiet:
-            who = ", ".join(map(str, quiet))
-            text = f"do_sync_core on CPU {who} executed no instruction that serialises"
+            all_missing = len(missing) == online.bit_count()
+            did = "ran do_sync_core" if self.around.syncs else "serialised"
+            who = (
+                f"no CPU {did}" if all_missing else f"{cpu_names(missing)} did not {self._to_sync}"
+            )
+            self._blame("sync", f"{written} {who}", at, site.address, since)
+        elif quiet:
+            text = f"do_sync_core on {cpu_names(quiet)} executed no instruction that serialises"
             self._blame("sync", text, at, site.address, since)
+
+    @property
+    def _to_sync(self) -> str:
+        return "run do_sync_core" if self.around.syncs else "serialise"
+
+    # -- CPUs that a round may leave out
+
+    def _elsewhere(self, at: int) -> tuple[int, int]:
+        """The CPUs in user mode, and those that are idle, at a WRITE or UNLOCK."""
+        if self.kinds[at] == UNLOCK:
+            return int(self.words[at][2]), int(self.words[at][3])
+        if self.kinds[at + 1 : at + 2].tolist() == [WRITER]:
+            return int(self.words[at + 1][5]), int(self.words[at + 1][6])
+        return 0, 0
+
+    def _mode_in(self, cpu: int, number: int, since: int, at: int) -> int:
+        """Where a CPU was between a write and moment `number`, which is record `at`.
+
+        M_KERNEL if it was in the kernel all the time: then nothing excuses it. A kernel that defers
+        syncs takes a CPU for idle a little before it sleeps, so what it does next counts as well.
+        """
+        for moment in (since, at):
+            for mode, cpus in zip((M_USER, M_IDLE), self._elsewhere(moment), strict=True):
+                if cpus >> cpu & 1:
+                    return mode
+        change = int(self.changed_mode[number, cpu]) if cpu < self.cpus else -1
+        if change > since:
+            return int(self.records["number"][change]) or M_USER
+        after = self._next(MODE, cpu, at)
+        if after is not None and not self._next_before(SERIALISE, cpu, at, after):
+            return int(self.records["number"][after])
+        return M_KERNEL
+
+    @cached_property
+    def _by_cpu(self) -> dict[tuple[int, int], NDArray[np.int64]]:
+        """Numbers of the records by kind and CPU, of the kinds that follow a CPU."""
+        cpus = self.records["cpu"]
+        return {
+            (kind, cpu): np.flatnonzero((self.kinds == kind) & (cpus == cpu))
+            for kind in (MODE, SERIALISE, PASS, TRAP)
+            for cpu in range(self.cpus)
+        }
+
+    def _next(self, kind: int, cpu: int, after: int) -> int | None:
+        """The next record of a kind by this CPU."""
+        at = self._by_cpu.get((kind, cpu), np.zeros(0, np.int64))
+        index = int(np.searchsorted(at, after, side="right"))
+        return int(at[index]) if index < len(at) else None
+
+    def _next_before(self, kind: int, cpu: int, after: int, before: int) -> bool:
+        """Whether there is one between two others."""
+        found = self._next(kind, cpu, after)
+        return found is not None and found < before
+
+    def _judge_left_out(self) -> None:
+        """A kernel may leave a CPU out that executes none of its text, if that CPU serialises
+        before it does.
+
+        Whether a kernel does so by design is told by what it does with most such CPUs.
+        """
+        left = Counter(one.mode for one in self.left_out)
+        for one in self.left_out:
+            where = ELSEWHERE[one.mode]
+            if left[one.mode] <= self.interrupted[one.mode]:
+                why: str | None = one.text
+            else:
+                self.result.deferred[where] += 1
+                why = self._not_made_up(one)
+            if why:
+                self._blame("sync", why, one.until, one.site.address, one.since)
+
+    def _not_made_up(self, one: LeftOut) -> str | None:
+        """What a CPU that was left out did without having serialised; None if it did nothing."""
+        names = f"{cpu_names([one.cpu])}, which was {ELSEWHERE[one.mode]} at its last sync round,"
+        for kind in (PASS, TRAP):
+            at = self._by_cpu.get((kind, one.cpu), np.zeros(0, np.int64))
+            at = at[at > one.until]
+            at = at[self.words[at, 0] == one.site.address][:1]
+            if len(at) and not self._next_before(SERIALISE, one.cpu, one.since, int(at[0])):
+                return f"{names} executed the site [record {int(at[0])}] and had not serialised"
+        modes = self._by_cpu.get((MODE, one.cpu), np.zeros(0, np.int64))
+        modes = modes[modes > one.until]
+        kinds = self.records["number"][modes].tolist()
+        for number, (came, went) in enumerate(itertools.pairwise(kinds)):
+            if came == M_KERNEL and went != M_KERNEL:
+                if self._serialised_on_purpose(one.cpu, one.since, int(modes[number + 1])):
+                    return None
+                return (
+                    f"{names} came back to the kernel [record {int(modes[number])}] and left it "
+                    f"again [record {int(modes[number + 1])}], and had not serialised"
+                )
+        return None
+
+    def _serialised_on_purpose(self, cpu: int, since: int, before: int) -> bool:
+        at = self._by_cpu.get((SERIALISE, cpu), np.zeros(0, np.int64))
+        at = at[(at > since) & (at < before)]
+        return bool(np.any(self.records["flags"][at] & S_ON_PURPOSE))
 
     def _written(self, at: int, site: Site) -> str:
         words = self.words[at]
@@ -675,7 +815,7 @@ def disagreements(records: Records, events: Iterable[Event]) -> list[str]:
         if ours[at] == theirs[0] and ours[at : at + size] == theirs
     ]
     if not places:
-        return [f"the recorder's log has no such {size} writes as GDB saw"]
+        return [f"the {size} writes that GDB saw are not in the recorder's log in this order"]
     return min((_other_syncs(records, numbers[at : at + size], syncs) for at in places), key=len)
 
 

@@ -33,13 +33,15 @@ stops while GDB steps this one over its breakpoint. Further fields, by kind:
                  irqs (bool): interrupts are on
                  owner: the task that holds text_mutex, 0 for none. Left out until the agent knows
                  which word of the mutex that is
+                 elsewhere: CPUs that have not synced since the last write, and are in user mode or
+                 sleep. Left out if there are none
                  before (hex: 8 bytes at addr), callers (return addresses on the stack): only if the
                  module has not announced the write
     int3         ip: address of the byte that trapped
     return       value: what the handler returned; ip: where the CPU continues
                  trap: ip of the int3 event
     stopper      own (bool): the poker called stop_machine()
-    end          seq: of the window that has ended
+    end          seq: of the window that has ended; elsewhere: as in a write
     cpus         cpus: where each CPU is, as in Agent.cpus(). At most once per window, if something
                  happened that the report may want to show
     error        what: the exception
@@ -198,14 +200,23 @@ def follows_call(address):
     return code[0] == 0xE8 or (code[3] == 0xFF and code[4] & 0xF8 == 0xD0)
 
 
+def sleeps(rip):
+    """Whether a CPU has executed HLT or MWAIT, and nothing after it."""
+    try:
+        code = memory(rip - 3, 3)
+    except gdb.MemoryError:
+        return False
+    return code[2:] == b"\xf4" or code == b"\x0f\x01\xc9"
+
+
 class Agent:
     """The breakpoints, the gate, and what is known of the poke in progress.
 
     The configuration is the content of watch.json:
 
-    symbols: addresses by name. Always `write`, `sync`, `int3` and `text_mutex`; if the kernel has
-        it, `stopper`; with the test module, `orch_window`, `orch_gate_stub`, `orch_gate_resume`,
-        `orch_slots`, `orch_returns` and `orch_return_stubs`.
+    symbols: addresses by name. Always `write`, `int3` and `text_mutex`; if the kernel has them,
+        `sync` and `stopper`; with the test module, `orch_window`, `orch_gate_stub`,
+        `orch_gate_resume`, `orch_slots`, `orch_returns` and `orch_return_stubs`.
     limit: number of hardware breakpoints that the machine has.
     regs: where the int3 handler gets its pt_regs. `rdi`, or `die_args` for a die notifier: the
         first member of struct die_args, its third argument.
@@ -335,6 +346,18 @@ class Agent:
         selected.switch()
         return cpus
 
+    def elsewhere(self):
+        """The CPUs that have not synced since the last write and are in user mode or sleep."""
+        cpus, selected = [], gdb.selected_thread()
+        for thread in gdb.selected_inferior().threads():
+            if (cpu := thread.ptid[1] - 1) not in self.synced:
+                thread.switch()
+                frame = gdb.newest_frame()
+                if register(frame, "cs") & 3 == 3 or sleeps(register(frame, "rip")):
+                    cpus.append(cpu)
+        selected.switch()
+        return cpus
+
     # -- the window, and what the kernel's functions were called with
 
     def set_breakpoint(self, name, on_hit):
@@ -382,7 +405,9 @@ class Agent:
     def end_window(self):
         """End the window, if one is open: its `end` event has the bytes that the poke left."""
         if self.window:
-            self.emit("end", -1, seq=self.seq)
+            threads = len(gdb.selected_inferior().threads())
+            elsewhere = self.elsewhere() if len(self.synced) < threads else []
+            self.emit("end", -1, seq=self.seq, elsewhere=elsewhere)
             if memory(self.window["site"], self.window["len"]) != self.window["to"]:
                 self.emit_cpus()
         self.window = None
@@ -438,7 +463,7 @@ class Agent:
     def on_write(self, cpu, frame):
         """At the entry of the function that writes text."""
         self.read_window(cpu)
-        if self.sync_seen:  # a new phase
+        if self.sync_seen or "sync" not in self.symbols:  # a new phase
             self.sync_seen, self.int3_counts = False, {}
             self.enable_int3(True)
         address, source, length = self.write_arguments(frame)
@@ -456,6 +481,9 @@ class Agent:
         if not own:
             fields["before"] = memory(address, 8).hex()
             fields["callers"] = return_addresses(stack, 32)[:CALLERS]
+        incomplete = len(self.synced) < len(gdb.selected_inferior().threads())
+        if incomplete and (elsewhere := self.elsewhere()):
+            fields["elsewhere"] = elsewhere
         site_bytes = memory(self.window["site"], self.window["len"]) if own else None
         this_write = (stack, address, fields["src"], site_bytes)
         if own and self.last_write == this_write:
@@ -465,17 +493,17 @@ class Agent:
         if own and self.window["gated"] and self.writes and self.held_stack != stack:
             self.held_stack = stack
             self.emit("hold", cpu, **fields)
-            if len(self.synced) < len(gdb.selected_inferior().threads()):
+            if incomplete:
                 self.emit_cpus()
             self.move_to_gate(frame)
             return
         self.held_stack = None
         self.emit("write", cpu, **fields)
+        self.synced = set()
         self.writes += own
         if own:
             self.poker_stack = stack
             self.last_write = this_write
-            self.synced = set()
             if (self.writes == 1 and fields["src"] != "cc") or not fields["irqs"]:
                 self.emit_cpus()
 

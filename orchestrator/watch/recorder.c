@@ -66,13 +66,20 @@ enum kind {
 	 * the CPUs online.
 	 */
 	WRITE = 1,
-	/* Follows WRITE, but not while a single CPU boots. words: the first four of text_mutex; the current task. */
+	/*
+	 * Follows WRITE, but not while a single CPU boots. words: the first four of
+	 * text_mutex; the current task; the CPUs in user mode; those that are idle.
+	 */
 	WRITER,
 	/* Follows WRITER, up to twice. number: how many words of the stack may be return addresses. */
 	CALLERS,
 	/* do_sync_core() was entered. words: rsp; where it returns to. */
 	SYNC,
-	/* A CPU serialised for the first time since a WRITE. flags: how. words: rip. */
+	/*
+	 * A CPU serialised for the first time since a WRITE, for the first time
+	 * within do_sync_core(), or for the first time for its own sake. flags: how.
+	 * words: rip.
+	 */
 	SERIALISE,
 	/* int3 is executed. words: address; rsp. */
 	TRAP,
@@ -94,12 +101,18 @@ enum kind {
 	PASS,
 	/* multi_cpu_stop() was entered. words: rdi. */
 	STOPPER,
-	/* text_mutex is released. words: its owner; the CPUs online. */
+	/* text_mutex is released. words: its owner; the CPUs online; in user mode; idle. */
 	UNLOCK,
+	/*
+	 * A CPU that has not serialised for its own sake since a WRITE changes to
+	 * user mode, the kernel, or sleep. number: enum mode, what it is from now on.
+	 */
+	MODE,
 };
 
 enum { F_IRQS = 1, F_EARLY = 2, F_MEMSET = 4, F_UNREADABLE = 8, F_FIRST = 1 };
-enum { S_IRET = 1, S_CPUID, S_SERIALIZE, S_CONTROL, S_MSR, S_OTHER, S_IN_SYNC = 0x100 };
+enum { S_IRET = 1, S_CPUID, S_SERIALIZE, S_CONTROL, S_MSR, S_OTHER, S_IN_SYNC = 0x100, S_ON_PURPOSE = 0x200 };
+enum mode { M_KERNEL, M_USER, M_IDLE };
 enum { RETURNED_ZERO = 0x100, RETURNED_NONZERO = 0x200 };
 
 struct control {
@@ -197,7 +210,8 @@ static void emit(enum kind kind, unsigned int cpu, unsigned int flags, uint32_t 
 		return;
 	}
 	*record = (struct record){ .kind = kind, .cpu = cpu, .flags = flags, .number = number };
-	memcpy(record->word, words, count * sizeof(*words));
+	if (count)
+		memcpy(record->word, words, count * sizeof(*words));
 	__atomic_store_n(&control->records, control->records + 1, __ATOMIC_RELEASE);
 }
 
@@ -513,6 +527,7 @@ static void heed(void)
 #define CALLERS_KEPT	7
 
 static uint64_t round_number;	/* WRITEs so far */
+static uint64_t in_user, in_idle;	/* CPUs; see set_mode() */
 
 /* Whether there is a call before `address`: of a function (e8), or by a register (ff d0 to ff d7). */
 static bool behind_call(uint64_t address)
@@ -590,7 +605,7 @@ static void on_write(unsigned int cpu, uint64_t rsp, bool early)
 	uint64_t words[7] = { address, 0, 0, 0, 0, rsp, 0 };
 	size_t kept = length < LONGEST ? length : LONGEST;
 	unsigned int flags = (reg(EFLAGS) & EFLAGS_IF ? F_IRQS : 0) | (early ? F_EARLY : 0);
-	uint64_t gs = reg(GS_BASE), mutex[5] = { 0 };
+	uint64_t gs = reg(GS_BASE), mutex[7] = { 0 };
 
 	if (with_function && arg[0] == memset_function) {
 		flags |= F_MEMSET;
@@ -619,7 +634,9 @@ static void on_write(unsigned int cpu, uint64_t rsp, bool early)
 	if (text_mutex)
 		memory(text_mutex, mutex, 4 * sizeof(*mutex));
 	mutex[4] = current_task && gs >> 63 ? quad(gs + current_task) : 0;
-	emit(WRITER, cpu, 0, 0, mutex, 5);
+	mutex[5] = in_user;
+	mutex[6] = in_idle;
+	emit(WRITER, cpu, 0, 0, mutex, 7);
 	emit_callers(cpu, rsp);
 }
 
@@ -632,7 +649,29 @@ static struct {
 	uint64_t round_in_sync;	/* the same, within do_sync_core() */
 	uint64_t sync_rsp;	/* where do_sync_core() was entered, since the last WRITE */
 	uint64_t sync_round;
+	uint64_t round_on_purpose;	/* since which it has serialised, and for its own sake */
+	uint64_t mode_round;	/* since which `modes` of MODE were emitted */
+	unsigned int modes;
 } core[CPUS];
+
+#define MODES	4	/* MODEs of a CPU after one WRITE, at most */
+
+static void set_mode(unsigned int cpu, enum mode mode)
+{
+	uint64_t bit = 1ull << cpu;
+	enum mode before = in_user & bit ? M_USER : in_idle & bit ? M_IDLE : M_KERNEL;
+
+	if (mode == before)
+		return;
+	in_user = mode == M_USER ? in_user | bit : in_user & ~bit;
+	in_idle = mode == M_IDLE ? in_idle | bit : in_idle & ~bit;
+	if (core[cpu].mode_round != round_number) {
+		core[cpu].mode_round = round_number;
+		core[cpu].modes = 0;
+	}
+	if (core[cpu].round_on_purpose != round_number && core[cpu].modes++ < MODES)
+		emit(MODE, cpu, 0, mode, NULL, 0);
+}
 
 static void on_sync(unsigned int cpu, uint64_t rsp)
 {
@@ -661,11 +700,23 @@ static bool quiet_msr(uint32_t msr)
 	       (msr >= 0x800 && msr <= 0x8ff) || (msr >= 0xc0000100 && msr <= 0xc0000102);
 }
 
+/*
+ * Whether the instruction is there to serialise: an iret to what follows it, or
+ * one that nothing but a sync needs. Other irets return from an interrupt, and
+ * the kernel moves to cr3 and writes MSRs for reasons of its own.
+ */
+static bool is_on_purpose(unsigned int how, uint64_t address, uint64_t rsp)
+{
+	if (how == S_IRET)
+		return quad(rsp) == address + 2;	/* 48 cf */
+	return how == S_CPUID || how == S_SERIALIZE;
+}
+
 static void serialises(unsigned int vcpu, void *data)
 {
 	uint64_t where = (uintptr_t)data, address = where | 0xffff000000000000ull, rsp;
 	unsigned int how = (where >> 48) & 0xff, cpu;
-	bool in_sync;
+	bool in_sync, on_purpose, first;
 
 	/* The pointer has the address in its lower 48 bits, and above them how. */
 	(void)vcpu;
@@ -673,19 +724,53 @@ static void serialises(unsigned int vcpu, void *data)
 	heed();
 	cpu = cpu_now();
 	if (cpu < CPUS && !(how == S_MSR && quiet_msr(reg(RCX)))) {
-		if (how == S_IRET)
-			resume(cpu);
 		rsp = reg(RSP);
+		on_purpose = is_on_purpose(how, address, rsp);
 		in_sync = in_sync_core(cpu, rsp);
-		if (core[cpu].round != round_number ||
-		    (in_sync && core[cpu].round_in_sync != round_number)) {
-			core[cpu].round = round_number;
-			if (in_sync)
-				core[cpu].round_in_sync = round_number;
-			emit(SERIALISE, cpu, how | (in_sync ? S_IN_SYNC : 0), 0, &address, 1);
+		if (how == S_IRET && !on_purpose) {
+			resume(cpu);
+			if (in_idle >> cpu & 1)	/* from the interrupt that woke it */
+				set_mode(cpu, M_KERNEL);
 		}
+		first = core[cpu].round != round_number ||
+			(in_sync && core[cpu].round_in_sync != round_number) ||
+			(on_purpose && core[cpu].round_on_purpose != round_number);
+		core[cpu].round = round_number;
+		if (in_sync)
+			core[cpu].round_in_sync = round_number;
+		if (on_purpose)
+			core[cpu].round_on_purpose = round_number;
+		if (first)
+			emit(SERIALISE, cpu, how | (in_sync ? S_IN_SYNC : 0) | (on_purpose ? S_ON_PURPOSE : 0),
+			     0, &address, 1);
 	}
 	pthread_mutex_unlock(&lock);
+}
+
+/* hlt, mwait: the CPU sleeps. swapgs: it comes from user mode, or is about to go there. */
+static void changes_mode(unsigned int vcpu, void *sleeps)
+{
+	unsigned int cpu;
+
+	(void)vcpu;
+	pthread_mutex_lock(&lock);
+	heed();
+	cpu = cpu_now();
+	if (cpu < CPUS)
+		set_mode(cpu, sleeps ? M_IDLE : reg(GS_BASE) >> 63 ? M_USER : M_KERNEL);
+	pthread_mutex_unlock(&lock);
+}
+
+enum { SWAPGS = 1, SLEEP };
+
+/* Whether the instruction is one that changes_mode() is for. */
+static int how_changing_mode(const uint8_t *code, size_t length)
+{
+	if (length == 1 && code[0] == 0xf4)
+		return SLEEP;
+	if (length == 3 && code[0] == 0x0f && code[1] == 0x01)
+		return code[2] == 0xf8 ? SWAPGS : code[2] == 0xc9 ? SLEEP : 0;
+	return 0;
 }
 
 /* How the instruction serialises, 0 if it does not. Of those that Intel's SDM and AMD's APM both name. */
@@ -828,7 +913,7 @@ static void on_site(struct watched *site, unsigned int cpu)
 /* rsp: as it was when the function was entered. */
 static void at_point(struct watched *here, unsigned int cpu, uint64_t rsp)
 {
-	uint64_t words[2];
+	uint64_t words[4];
 
 	switch (here->point) {
 	case P_NONE:
@@ -847,7 +932,9 @@ static void at_point(struct watched *here, unsigned int cpu, uint64_t rsp)
 	case P_UNLOCK:
 		words[0] = quad(text_mutex);
 		words[1] = cpus_online();
-		emit(UNLOCK, cpu, 0, 0, words, 2);
+		words[2] = in_user;
+		words[3] = in_idle;
+		emit(UNLOCK, cpu, 0, 0, words, 4);
 		break;
 	case P_SITE:
 		on_site(here, cpu);
@@ -993,6 +1080,9 @@ static void instruction(struct qemu_plugin_insn *insn)
 
 		qemu_plugin_register_vcpu_insn_exec_cb(insn, serialises, QEMU_PLUGIN_CB_R_REGS,
 						       (void *)(uintptr_t)where);
+	} else if ((how = how_changing_mode(code, length))) {
+		qemu_plugin_register_vcpu_insn_exec_cb(insn, changes_mode, QEMU_PLUGIN_CB_R_REGS,
+						       (void *)(uintptr_t)(how == SLEEP));
 	} else if (length == 5 && code[0] == 0xe8) {
 		int32_t distance;
 

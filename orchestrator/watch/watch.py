@@ -68,12 +68,15 @@ class Watch:
         self._machine = machine
         self.handler = _first(symbols, tuple(HANDLERS), "int3 handler for text pokes")
         self.writer = _first(symbols, WRITERS, "function that writes text")
-        _first(symbols, (SYNC,), "function that syncs a core")
-        roles = {"write": self.writer, "sync": SYNC, "int3": self.handler}
+        roles = {"write": self.writer, "int3": self.handler}
         stopper = next((name for name in STOPPERS if name in symbols), None)
         roles |= {"stopper": stopper} if stopper else {}
         self.impossible: dict[str, str] = {}
         """Breakpoints that make no sense in this kernel, and why."""
+        if SYNC in symbols:
+            roles["sync"] = SYNC
+        else:
+            self.impossible["sync"] = f"this kernel has no {SYNC}()"
         if not stopper and STOP_MACHINE not in symbols:
             self.impossible["stopper"] = f"this kernel has no {STOP_MACHINE}()"
         addresses = {role: symbols[name] for role, name in roles.items()}

@@ -23,7 +23,7 @@ RUN = ("run", "--smp", "2", "--scenario", "nop5", "--duration", "0.3")
 
 BROKEN_EDIT = """\
 title: the round of syncs after the tail is written is left out
-violates: "after each write every CPU runs do_sync_core before the next write or the end"
+violates: "after each write every CPU syncs before the next write or the end"
 caught-by: [sync]
 kernels: ["6.1-int3"]
 edits:

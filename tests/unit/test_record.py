@@ -314,12 +314,23 @@ def test_the_end_of_a_log_breaks_nothing() -> None:
         assert not judge(RUN[:end], AROUND).violations
 
 
-def test_without_do_sync_core_rounds_are_not_judged() -> None:
-    no_syncs = RUN[RUN["kind"] != SYNC]
-    around = Surroundings(AROUND.name, AROUND.text, AROUND.sites, AROUND.module, syncs=False)
-    result = judge(no_syncs, around)
+NO_SYNC_FUNCTION = Surroundings(AROUND.name, AROUND.text, AROUND.sites, AROUND.module, syncs=False)
+"""A kernel whose sync is in a function of another name, or in none."""
+
+
+def test_without_do_sync_core_it_counts_whether_each_cpu_serialised() -> None:
+    result = judge(RUN[RUN["kind"] != SYNC], NO_SYNC_FUNCTION)
     assert not result.violations
-    assert result.not_judged["sync rounds of a kernel without do_sync_core()"]
+    assert result.rounds == judge(RUN, AROUND).rounds
+
+
+def test_without_do_sync_core_a_cpu_that_does_not_serialise_is_missed() -> None:
+    log = RUN[RUN["kind"] != SYNC]
+    poke = pokes(log, "[orch]")[60]
+    log = without(log, *between(log, poke[FIRST], poke[SECOND], SERIALISE, 1))
+    (fault,) = judge(log, NO_SYNC_FUNCTION).violations
+    assert fault.claim == "sync"
+    assert "and the next write CPU 1 did not serialise" in fault.text
 
 
 def test_an_offline_cpu_need_not_sync() -> None:
@@ -368,5 +379,5 @@ def test_gdb_and_the_log_agree_event_by_event() -> None:
     lacking = [event for event in events if event["kind"] == "write"]
     assert "GDB saw 0 syncs, the recorder 2" in record.disagreements(RUN, lacking)[0]
     others = [{**event, "src": "ee"} for event in lacking]
-    assert "no such 33 writes" in record.disagreements(RUN, others)[0]
+    assert "33 writes that GDB saw are not in" in record.disagreements(RUN, others)[0]
     assert record.disagreements(RUN, []) == []

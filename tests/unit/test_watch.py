@@ -112,6 +112,15 @@ def test_a_kernel_for_one_cpu_has_no_breakpoint_on_stop_machine(
             assert watching.points == ["write", "sync", "int3"]
 
 
+def test_a_kernel_may_have_its_sync_in_a_function_of_any_name(
+    machine: Machine, tmp_path: Path
+) -> None:
+    with watch(machine, tmp_path, without=("do_sync_core",)) as watching:
+        assert watching.impossible == {"sync": "this kernel has no do_sync_core()"}
+        with watching.window():
+            assert watching.points == ["write", "int3", "stopper"]
+
+
 def test_a_stopper_under_another_name_is_not_taken_for_none(
     machine: Machine, tmp_path: Path
 ) -> None:
