@@ -466,10 +466,7 @@ class Observer:
             guest = report.step(number)
             watched = None
             if seen.step.is_watched and not (guest and guest.skip):
-                # GDB sees a sync by its function; a kernel that has it under another name is left
-                # to the recorder.
-                cpus = evidence.cpus if "sync" in evidence.breakpoints else ()
-                watched = model.follow(events.get(number, []), cpus)
+                watched = model.follow(events.get(number, []), evidence.cpus)
             evidence.steps[index] = replace(seen, guest=guest, watched=watched)
         evidence.lost["ledger"] = self.recorder.lost_int3
         qmp = self.machine.qmp
@@ -518,6 +515,7 @@ class Observer:
             syncs=bool(recorder.address("sync")),
             kprobe_syncs=modern,
             only_writers=modern or FTRACE not in functions,
+            rcu_tasks=bool(recorder.address("tasks")),
         )
 
     def _copy_results(self) -> None:

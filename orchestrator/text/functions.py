@@ -31,6 +31,25 @@ FTRACE = "ftrace_replace_code"
 """Patches the calls of the function tracer. It uses text_poke_bp() since kprobes sync."""
 STOPPERS = ("multi_cpu_stop", "stop_machine_cpu_stop")
 """Runs on every CPU that stop_machine() stops. The second name was used up to 3.12."""
+KEY_SWITCHES = (
+    "static_key_slow_inc",
+    "static_key_slow_inc_cpuslocked",
+    "static_key_slow_dec",
+    "static_key_slow_dec_cpuslocked",
+    "__static_key_slow_dec",
+    "__static_key_slow_dec_cpuslocked",
+    "static_key_enable",
+    "static_key_enable_cpuslocked",
+    "static_key_disable",
+    "static_key_disable_cpuslocked",
+    "jump_label_update",
+    "__jump_label_update",
+    "__jump_label_mod_update",
+)
+"""Switch a static key, their first argument, or the branches of one."""
+TASKS = "synchronize_rcu_tasks"
+"""Waits until no task is preempted within a few instructions. Kprobes call it before they replace
+some by a jump, in a kernel with preemption."""
 LOCK = "text_mutex"
 """The mutex under which text is written."""
 PATCHERS = {

@@ -59,6 +59,9 @@ CLAIMS = {
     "stopper": "no poke uses stop_machine()",
 }
 
+NAMED = (*CLAIMS, "sites")
+"""Checks whose name says what is wrong: the claims, and the one that only the recorder can make."""
+
 INSTRUCTION = 8
 """A write less than this many bytes behind an int3 may belong to the same poke. No instruction that
 the kernel pokes is longer."""

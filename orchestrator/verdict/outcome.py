@@ -17,7 +17,7 @@ from orchestrator.errors import (
 from orchestrator.guest.klog import Finding
 from orchestrator.verdict.checks import KERNEL_FAILED, CheckResult, kernel_faults, run_checks
 from orchestrator.verdict.evidence import Evidence
-from orchestrator.verdict.model import CLAIMS
+from orchestrator.verdict.model import NAMED
 
 __all__ = ["KERNEL_FAILED", "Verdict", "judge"]
 
@@ -64,7 +64,7 @@ def _judge(evidence: Evidence, results: tuple[CheckResult, ...]) -> Verdict:
         return _judge_boot(evidence, error, results)
     failed = [result for result in results if result.status == "fail" and result.check != "console"]
     claim = next(
-        (f"{result.check}: {result.text}" for result in failed if result.check in CLAIMS), None
+        (f"{result.check}: {result.text}" for result in failed if result.check in NAMED), None
     )
     if fault := _gravest(kernel_faults(evidence)):
         unfinished = evidence.unfinished_step if fault.fatal else None

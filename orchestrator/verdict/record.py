@@ -32,12 +32,14 @@ from orchestrator.text import semantics
 from orchestrator.text.functions import STOPPERS
 from orchestrator.verdict.model import Event, cpu_names
 
-WRITE, WRITER, CALLERS, SYNC, SERIALISE, TRAP, RESUME, CODE, PASS, STOPPER, UNLOCK, MODE = range(
-    1, 13
-)
+WRITE, WRITER, CALLERS, SYNC, SERIALISE, TRAP, RESUME, CODE, PASS, STOPPER, UNLOCK = range(1, 12)
+MODE, BRANCH, CALL, TASKS = range(12, 16)
 """enum kind in recorder.c."""
-F_IRQS, F_EARLY, F_MEMSET, F_UNREADABLE = 1, 2, 4, 8
-"""Flags of WRITE."""
+F_IRQS, F_EARLY, F_MEMSET, F_UNREADABLE, F_MAPPED = 1, 2, 4, 8, 16
+"""Flags of WRITE; UNLOCK has the last."""
+SITE_FLIPPED, SITE_TAIL, SITE_INIT = 1, 1, 2
+"""Flags of BRANCH and CALL: the branch is taken unless the key is on; the call is a jump; the site
+is in text that is there only at the beginning."""
 S_IN_SYNC, S_ON_PURPOSE = 0x100, 0x200
 """Flags of SERIALISE: within do_sync_core(); by an instruction that is there for nothing else."""
 M_KERNEL, M_USER, M_IDLE = range(3)
@@ -47,7 +49,7 @@ H_POKE, H_KPROBE = 2, 4
 """Flags of RESUME: handlers that were entered."""
 INLINE = 16
 """Bytes that WRITE has of a write."""
-INT3 = 0xCC
+INT3, JUMP = 0xCC, 0xE9
 LONGEST = 8
 """No instruction that is poked is longer."""
 THREAD_SIZE = 0x4000
@@ -89,6 +91,8 @@ class Surroundings:
     """Whether its kprobes are to sync: since 5.5 (5c02ece81848)."""
     only_writers: bool = True
     """Whether text changes by recorded functions only: ftrace has others before 5.6."""
+    rcu_tasks: bool = False
+    """Whether kprobes must call synchronize_rcu_tasks() before they write a jump."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,8 @@ class Site:
     kprobe: bytes = b""
     """Eight bytes, as they were before a kprobe was armed; empty if there is none. It may be a jump
     by now."""
+    armed: int = -1
+    """Number of the WRITE that armed the kprobe; -1 if that is in an earlier log."""
 
     @property
     def is_armed(self) -> bool:
@@ -172,6 +178,8 @@ class Judgement:
     """int3 of judged pokes and kprobes that were judged."""
     rounds: int = 0
     """Sync rounds that were judged."""
+    sites_looked_at: int = 0
+    """Sites of keys and static calls that were compared to what these are set to."""
     deferred: Counter[str] = field(default_factory=Counter)
     """CPUs that a round left out and that serialised later, by what they were in."""
     disagreements: list[str] = field(default_factory=list)
@@ -230,6 +238,9 @@ class _Judge:
         self.interrupted: Counter[int] = Counter()
         """How often a CPU that was in a mode did sync in a round."""
         self.owner_at = self._owner_word()
+        self.tasks = np.flatnonzero(self.kinds == TASKS)
+        for site in self.sites.values():
+            site.armed = -1
 
     def _last_before(self, wanted: NDArray[np.bool_]) -> NDArray[np.int32]:
         """For each moment and CPU, the last such record before it; -1 for none."""
@@ -268,6 +279,8 @@ class _Judge:
             else:
                 self._on_stopper(at)
         self._judge_left_out()
+        self._judge_mappings()
+        self._judge_sites()
         self._judge_code()
         self._judge_int3()
         return self.result
@@ -315,8 +328,7 @@ class _Judge:
 
         The text of other modules may be in place of one that was unloaded, and not live yet.
         """
-        begin, end = self.around.text
-        if begin <= address < end:
+        if self._in_text(address):
             return True
         near = range(address, address - LONGEST, -1)
         return any(at in self.around.sites for at in near) or (
@@ -387,7 +399,13 @@ class _Judge:
     def _finish(self, site: Site, at: int) -> None:
         """The first byte was written."""
         new = bytes(site.memory)
+        begun = site.begun
         self._close(site, at, kprobe=bool(site.kprobe))
+        if self.around.rcu_tasks and site.kprobe and site.tailed and new[0] == JUMP:
+            tasks = self.tasks[(self.tasks > site.armed) & (self.tasks < begun)]
+            if site.armed >= 0 and not len(tasks):
+                text = "a kprobe became a jump, and nobody had called synchronize_rcu_tasks()"
+                self._blame("sync", text, at, site.address, begun)
         if site.kprobe and new[0] != site.kprobe[0] and not site.tailed:
             self._blame_disarm(site, at, new)
         if not site.tailed or new[:5] == site.kprobe[:5]:
@@ -445,9 +463,10 @@ class _Judge:
             left = bytes(site.memory).hex()
             text = f"the poke ended with int3 in place ({left})"
             self._blame("writes", text, at, site.address, site.begun)
+        begun = site.begun
         self._close(site, site.last, kprobe=True)
         if not site.kprobe:
-            site.kprobe = site.original
+            site.kprobe, site.armed = site.original, begun
 
     def _end_round(self, number: int, at: int) -> None:
         """The last rounds of all pokes so far must be over."""
@@ -622,6 +641,65 @@ class _Judge:
                 self._blame("stopper", text, at, site.address)
                 return
 
+    # -- what a key or static call is set to, and what its sites are
+
+    def _judge_sites(self) -> None:
+        for kind, wrong in ((BRANCH, self._wrong_branch), (CALL, self._wrong_call)):
+            numbers = np.flatnonzero(self.kinds == kind)
+            self.result.sites_looked_at += len(numbers)
+            rows, first = np.unique(self.words[numbers, :6], axis=0, return_index=True)
+            for row, at in zip(rows.tolist(), numbers[first].tolist(), strict=True):
+                if why := wrong(*row):
+                    where = self.around.name(row[2]) or f"{row[2]:x}"
+                    self.result.blame("sites", f"{why} (site {where})", at, row[2])
+
+    def _wrong_branch(
+        self, key: int, count: int, site: int, target: int, flags: int, memory: int
+    ) -> str | None:
+        """What is wrong with a branch of a static key."""
+        code = memory.to_bytes(8, "little")
+        if flags & SITE_INIT or not (self._in_text(site) or self._in_module(site)):
+            return None
+        effect, jumps = semantics.effect(site, code, 0), code[0] in (0xE9, 0xEB)
+        name = self.around.name(key) or f"{key:x}"
+        of = f"{code[:5].hex()} is left at a branch of a key ({name}) that is"
+        if bool(count) != bool(flags & SITE_FLIPPED):
+            if not jumps or effect is None or effect.ip != target:
+                return f"{of} {'on' if count else 'off'}, where a jump to {target:x} is due"
+        elif effect is None or jumps or effect.ip != site + semantics.length(code):
+            return f"{of} {'on' if count else 'off'}, where a NOP is due"
+        return None
+
+    def _wrong_call(
+        self, key: int, function: int, site: int, flags: int, memory: int, _: int
+    ) -> str | None:
+        """What is wrong with a call of a static call, or with its trampoline."""
+        code = memory.to_bytes(8, "little")
+        if flags & SITE_INIT or not (self._in_text(site) or self._in_module(site)):
+            return None
+        effect = semantics.effect(site, code, 0)
+        ip = effect.ip if effect else 0
+        if not function:
+            if flags & SITE_TAIL:  # RET, or a jump to the thunk that returns
+                fine = code[0] == 0xC3 or "return_thunk" in (self.around.name(ip or 0) or "")
+            else:
+                fine = ip == site + 5 and code[0] not in (0xE8, 0xE9)
+            due = "nothing is to be called"
+        else:
+            name = self.around.name(function) or ""
+            opcodes = (0xE9, 0x0F) if flags & SITE_TAIL else (0xE8,)
+            fine = code[0] in opcodes and (ip == function or code[0] == 0x0F)
+            fine |= name.startswith("__static_call_return0") and code[:5] == semantics.RETURN_0
+            due = f"{name or f'{function:x}'} is to be called"
+        return None if fine else f"{code[:5].hex()} is left at a static call, where {due}"
+
+    def _judge_mappings(self) -> None:
+        mapped = self.records["flags"] & F_MAPPED != 0
+        for at in np.flatnonzero(mapped & np.isin(self.kinds, (WRITE, UNLOCK))).tolist():
+            text = "the mapping through which text is written was still there afterwards"
+            before = self.writes[np.searchsorted(self.writes, at) - 1]
+            self._blame("writes", text, at, int(self.words[before][0]), int(before))
+
     # -- text that nobody has written
 
     def _judge_code(self) -> None:
@@ -752,6 +830,10 @@ class _Judge:
                 if name := self.around.name(word):
                     names.append(name.partition("+")[0])
         return names
+
+    def _in_text(self, address: int) -> bool:
+        begin, end = self.around.text
+        return begin <= address < end
 
     def _in_module(self, address: int) -> bool:
         begin, end = self.around.module

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 
 from orchestrator.verdict.checks import KERNEL_FAILED
-from orchestrator.verdict.model import CLAIMS
+from orchestrator.verdict.model import NAMED
 from orchestrator.verdict.result import VerdictRecord
 
 LINE = re.compile(r"^line [0-9]+: ")
@@ -19,13 +19,13 @@ NUMBER = re.compile(r"\b(0x)?[0-9a-f]*[0-9][0-9a-f]*\b")
 def signatures(record: VerdictRecord) -> tuple[str, ...]:
     """Fingerprints of what failed. The same fault has the same fingerprint in every run.
 
-    A broken claim of the phase model is its name alone, because the CPU, site and scenario that
+    A broken claim is its name alone, because the CPU, site and scenario that
     show it differ between runs. Any other failed check is its name and text without numbers and
     addresses. The console check gives one fingerprint for each of its findings.
     """
     found: list[str] = []
     for check in record.with_status("fail"):
-        if check.check in CLAIMS:
+        if check.check in NAMED:
             found.append(check.check)
         elif check.check == "console":
             found += [f"console: {_without_numbers(LINE.sub('', line))}" for line in check.details]

@@ -62,8 +62,9 @@ struct record {
 enum kind {
 	/*
 	 * A function that writes text was entered. number: length. words: address;
-	 * 16 new bytes (of a longer write their FNV-1a hash); 16 bytes before; rsp;
-	 * the CPUs online.
+	 * 16 new bytes, 16 bytes before (of a longer write the FNV-1a hash of both);
+	 * rsp; the CPUs online. F_MAPPED: the mapping through which the write before
+	 * this one was made is still there.
 	 */
 	WRITE = 1,
 	/*
@@ -101,16 +102,32 @@ enum kind {
 	PASS,
 	/* multi_cpu_stop() was entered. words: rdi. */
 	STOPPER,
-	/* text_mutex is released. words: its owner; the CPUs online; in user mode; idle. */
+	/* text_mutex is released. words: its owner; the CPUs online; in user mode; idle. flags: F_MAPPED. */
 	UNLOCK,
 	/*
 	 * A CPU that has not serialised for its own sake since a WRITE changes to
 	 * user mode, the kernel, or sleep. number: enum mode, what it is from now on.
 	 */
 	MODE,
+	/*
+	 * A branch of a static key: when jump_label_mutex is released by whoever
+	 * switched the key, and all of them when the host asks for a look. words: the
+	 * key; its count; where the branch is; its target; its flags (1: it is taken
+	 * unless the key is on; 2: it is in init text); 8 bytes that are there now.
+	 */
+	BRANCH,
+	/*
+	 * A call of a static call, or its trampoline: when static_call_mutex is
+	 * released, or text_mutex if this one was asked for. words: the key, 0 for one
+	 * that was asked for; the function; where the call is; its flags (1: in tail
+	 * position, or a trampoline; 2: in init text); 8 bytes that are there now.
+	 */
+	CALL,
+	/* synchronize_rcu_tasks() was entered. */
+	TASKS,
 };
 
-enum { F_IRQS = 1, F_EARLY = 2, F_MEMSET = 4, F_UNREADABLE = 8, F_FIRST = 1 };
+enum { F_IRQS = 1, F_EARLY = 2, F_MEMSET = 4, F_UNREADABLE = 8, F_MAPPED = 16, F_FIRST = 1 };
 enum { S_IRET = 1, S_CPUID, S_SERIALIZE, S_CONTROL, S_MSR, S_OTHER, S_IN_SYNC = 0x100, S_ON_PURPOSE = 0x200 };
 enum mode { M_KERNEL, M_USER, M_IDLE };
 enum { RETURNED_ZERO = 0x100, RETURNED_NONZERO = 0x200 };
@@ -265,6 +282,7 @@ static uint64_t quad(uint64_t address)
 
 enum point {
 	P_NONE, P_WRITE, P_EARLY, P_SYNC, P_STOPPER, P_UNLOCK, P_SITE,
+	P_KEY, P_STATIC_CALL, P_TRANSFORM, P_TASKS,
 	P_ENTRY, P_POKE, P_KPROBE, P_FTRACE,	/* handlers: bit 0, 1, 2, 3 of RESUME */
 	P_RETURN, P_SECOND,
 };
@@ -288,6 +306,9 @@ static int site_count;
 /* Addresses of data, 0 where the kernel has none. */
 static uint64_t text_mutex, per_cpu_offset, online_mask, current_task, memset_function;
 static uint64_t text_start, text_end;
+static uint64_t jump_label_mutex, jump_table, jump_table_end;
+static uint64_t static_call_mutex, call_sites_end;
+static uint64_t poking_mm, poking_addr, page_offset_base, init_top_pgt;
 
 static struct watched **place_of(uint64_t address)
 {
@@ -449,6 +470,7 @@ static unsigned int cpu_now(void)
 /* -- the host's wishes */
 
 static qemu_plugin_id_t plugin_id;
+static void look_at_branches(void);
 
 /* Read the configuration, in place of the one that was read before. */
 static void load(void)
@@ -460,7 +482,8 @@ static void load(void)
 		{ "write", P_WRITE }, { "early", P_EARLY }, { "sync", P_SYNC },
 		{ "stopper", P_STOPPER }, { "unlock", P_UNLOCK }, { "site", P_SITE },
 		{ "entry", P_ENTRY }, { "poke", P_POKE }, { "kprobe", P_KPROBE },
-		{ "ftrace", P_FTRACE },
+		{ "ftrace", P_FTRACE }, { "key", P_KEY }, { "static_call", P_STATIC_CALL },
+		{ "transform", P_TRANSFORM }, { "tasks", P_TASKS },
 	};
 	const struct {
 		const char *name;
@@ -469,7 +492,11 @@ static void load(void)
 		{ "text_mutex", &text_mutex }, { "per_cpu_offset", &per_cpu_offset },
 		{ "online_mask", &online_mask }, { "current_task", &current_task },
 		{ "memset", &memset_function }, { "text_start", &text_start },
-		{ "text_end", &text_end },
+		{ "text_end", &text_end }, { "jump_label_mutex", &jump_label_mutex },
+		{ "jump_table", &jump_table }, { "jump_table_end", &jump_table_end },
+		{ "static_call_mutex", &static_call_mutex }, { "call_sites_end", &call_sites_end },
+		{ "poking_mm", &poking_mm }, { "poking_addr", &poking_addr },
+		{ "page_offset_base", &page_offset_base }, { "init_top_pgt", &init_top_pgt },
 	};
 	unsigned long long address, number;
 	char line[256], name[64];
@@ -514,8 +541,9 @@ static void heed(void)
 	/* Not in the middle of a poke. */
 	if (control->turn != control->turned && !(text_mutex && quad(text_mutex)))
 		turn();
-	if (control->look != control->looked) {
+	if (control->look != control->looked && !(jump_label_mutex && quad(jump_label_mutex))) {
 		look_at_text();
+		look_at_branches();
 		control->looked = control->look;
 	}
 }
@@ -573,6 +601,49 @@ static uint64_t cpus_online(void)
 	return online_mask ? quad(online_mask) : 1;
 }
 
+/* -- the mapping through which text is written, since 5.1 (use_temporary_mm()) */
+
+#define DIRECT_MAP	0xffff888000000000ull	/* where the kernel maps all memory if nothing moves it */
+#define PRESENT		1
+#define LARGE		0x80
+#define MM_SIZE		0x200	/* bytes of struct mm_struct among which `pgd` is */
+
+/* The page table of poking_mm, which shares the kernel's half with all others; 0 if it is not found. */
+static uint64_t find_pgd(uint64_t direct_map)
+{
+	static uint64_t mm, pgd;
+	uint64_t words[MM_SIZE / 8], kernel = quad(init_top_pgt + 511 * 8);
+
+	if (mm == quad(poking_mm))
+		return pgd;
+	mm = quad(poking_mm);
+	pgd = 0;
+	if (!mm || !kernel || !memory(mm, words, sizeof(words)))
+		return 0;
+	for (int i = 0; i < MM_SIZE / 8 && !pgd; i++)
+		if (!(words[i] & 0xfff) && words[i] - direct_map < 1ull << 46 &&
+		    quad(words[i] + 511 * 8) == kernel)
+			pgd = words[i];
+	return pgd;
+}
+
+static bool still_mapped(void)
+{
+	uint64_t direct_map = page_offset_base ? quad(page_offset_base) : DIRECT_MAP, table, entry, at;
+
+	if (!poking_mm || !poking_addr || !init_top_pgt)
+		return false;
+	table = find_pgd(direct_map);
+	at = quad(poking_addr);
+	for (int shift = 39; table && shift >= 12; shift -= 9) {
+		entry = quad(table + (at >> shift & 511) * 8);
+		if (!(entry & PRESENT) || (entry & LARGE && shift > 12))
+			return false;
+		table = direct_map + (entry & 0xffffffffff000ull);
+	}
+	return table;
+}
+
 static void flush_passes(uint64_t address, uint64_t length)
 {
 	for (int i = 0; i < site_count; i++) {
@@ -604,7 +675,8 @@ static void on_write(unsigned int cpu, uint64_t rsp, bool early)
 	uint64_t length = arg[2 + with_function];
 	uint64_t words[7] = { address, 0, 0, 0, 0, rsp, 0 };
 	size_t kept = length < LONGEST ? length : LONGEST;
-	unsigned int flags = (reg(EFLAGS) & EFLAGS_IF ? F_IRQS : 0) | (early ? F_EARLY : 0);
+	unsigned int flags = (reg(EFLAGS) & EFLAGS_IF ? F_IRQS : 0) | (early ? F_EARLY : 0) |
+			     (still_mapped() ? F_MAPPED : 0);
 	uint64_t gs = reg(GS_BASE), mutex[7] = { 0 };
 
 	if (with_function && arg[0] == memset_function) {
@@ -624,8 +696,10 @@ static void on_write(unsigned int cpu, uint64_t rsp, bool early)
 	else
 		words[1] = fnv1a(bytes, kept);
 	/* What follows the write as well: a tail that is written later is compared to it. */
-	if (!memory(address, &words[3], INLINE))
-		memory(address, &words[3], length < INLINE ? length : INLINE);
+	if (length > INLINE)
+		words[3] = memory(address, bytes, kept) ? fnv1a(bytes, kept) : 0;
+	else if (!memory(address, &words[3], INLINE))
+		memory(address, &words[3], length);
 	words[6] = cpus_online();
 	emit(WRITE, cpu, flags, length, words, 7);
 	round_number++;
@@ -900,6 +974,171 @@ static void resume(unsigned int cpu)
 	emit(RESUME, cpu, trap->seen, at, words, 7);
 }
 
+/* -- what is seen: keys and static calls that are switched, and all of their sites */
+
+#define PENDING		64
+#define ENTRIES		8192	/* of one key, at most; and links of its list */
+enum { LINKED = 2, DIRECT = 1, INIT = 2 };
+
+/* What a task has asked for, until it releases the mutex. */
+static struct pending {
+	uint64_t what, task, function;
+	enum point point;
+	unsigned int flags;
+} pending[PENDING];
+
+static uint64_t task_now(void)
+{
+	uint64_t gs = reg(GS_BASE);
+
+	return current_task && gs >> 63 ? quad(gs + current_task) : 0;
+}
+
+static void ask_for(enum point point, uint64_t what, uint64_t function, unsigned int flags)
+{
+	uint64_t task = task_now();
+	struct pending *free = NULL;
+
+	for (int i = 0; i < PENDING; i++) {
+		struct pending *one = &pending[i];
+
+		if (one->point == point && one->what == what && one->task == task)
+			free = one;
+		else if (!one->point && !free)
+			free = one;
+	}
+	if (free)
+		*free = (struct pending){ what, task, function, point, flags };
+}
+
+/* struct jump_entry with relative addresses, since 4.19. Returns whether it belongs to the key. */
+static bool branch(uint64_t entry, uint64_t key, bool all)
+{
+	uint64_t words[6] = { 0 };
+	struct {
+		int32_t code, target;
+		int64_t key;
+	} raw;
+
+	if (!memory(entry, &raw, sizeof(raw)))
+		return false;
+	words[0] = entry + 8 + raw.key;
+	words[4] = words[0] & 3;
+	words[0] &= ~3ull;
+	if (!all && words[0] != key)
+		return false;
+	words[1] = (uint32_t)quad(words[0]);
+	words[2] = entry + raw.code;
+	words[3] = entry + 4 + raw.target;
+	if (!memory(words[2], &words[5], 8))
+		words[4] |= INIT;	/* freed */
+	emit(BRANCH, NO_CPU, 0, 0, words, 6);
+	return true;
+}
+
+/* Whether the table is one of such entries: all of its code is near the kernel's text. */
+static bool has_branches(void)
+{
+	int32_t raw[4];
+
+	if (!jump_table || jump_table_end <= jump_table || !text_start)
+		return false;
+	for (uint64_t entry = jump_table; entry < jump_table_end && entry < jump_table + 8 * 16; entry += 16)
+		if (!memory(entry, raw, 16) || entry + raw[0] - text_start > 64 << 20 ||
+		    entry + 4 + raw[1] - text_start > 64 << 20)
+			return false;
+	return true;
+}
+
+static void look_at_branches(void)
+{
+	if (has_branches())
+		for (uint64_t entry = jump_table; entry < jump_table_end; entry += 16)
+			branch(entry, 0, true);
+}
+
+static void branches_of(uint64_t entry, uint64_t key)
+{
+	for (int i = 0; i < ENTRIES && entry && entry != jump_table_end; i++, entry += 16)
+		if (!branch(entry, key, false))
+			return;
+}
+
+static void key_was_switched(uint64_t key)
+{
+	uint64_t type = quad(key + 8), link[2];
+
+	if (!has_branches())
+		return;
+	if (!(type & LINKED)) {
+		branches_of(type & ~3ull, key);
+		return;
+	}
+	type &= ~3ull;
+	for (int i = 0; i < ENTRIES && type && memory(type, link, sizeof(link)); i++) {
+		branches_of(link[1], key);	/* struct static_key_mod: next, entries, mod */
+		type = link[0];
+	}
+}
+
+static void emit_call(uint64_t key, uint64_t function, uint64_t site, unsigned int flags)
+{
+	uint64_t words[5] = { key, function, site, flags };
+
+	if (memory(site, &words[4], 8))
+		emit(CALL, NO_CPU, 0, 0, words, 5);
+}
+
+/* struct static_call_site: both members relative. */
+static void calls_of(uint64_t entry, uint64_t key, uint64_t function)
+{
+	int32_t raw[2];
+
+	for (int i = 0; i < ENTRIES && entry && entry != call_sites_end; i++, entry += 8) {
+		if (!memory(entry, raw, sizeof(raw)) || ((entry + 4 + raw[1]) & ~3ull) != key)
+			return;
+		emit_call(key, function, entry + raw[0], (entry + 4 + raw[1]) & 3);
+	}
+}
+
+static void call_was_switched(uint64_t key)
+{
+	uint64_t words[2], link[3];
+
+	if (!memory(key, words, sizeof(words)))
+		return;
+	if (words[1] & DIRECT) {
+		calls_of(words[1] & ~1ull, key, words[0]);
+		return;
+	}
+	for (int i = 0; i < ENTRIES && words[1] && memory(words[1], link, sizeof(link)); i++) {
+		calls_of(link[2], key, words[0]);	/* struct static_call_mod: next, mod, sites */
+		words[1] = link[0];
+	}
+}
+
+/* A mutex is about to be released: what did its owner switch? */
+static void on_released(uint64_t mutex)
+{
+	uint64_t task = task_now();
+
+	for (int i = 0; i < PENDING; i++) {
+		struct pending one = pending[i];
+
+		if (!one.point || one.task != task)
+			continue;
+		if (one.point == P_KEY && mutex == jump_label_mutex)
+			key_was_switched(one.what);
+		else if (one.point == P_STATIC_CALL && mutex == static_call_mutex)
+			call_was_switched(one.what);
+		else if (one.point == P_TRANSFORM && mutex == text_mutex)
+			emit_call(0, one.function, one.what, one.flags);
+		else
+			continue;
+		pending[i].point = P_NONE;
+	}
+}
+
 /* -- what is seen: the rest */
 
 static void on_site(struct watched *site, unsigned int cpu)
@@ -930,11 +1169,27 @@ static void at_point(struct watched *here, unsigned int cpu, uint64_t rsp)
 		emit(STOPPER, cpu, 0, 0, words, 1);
 		break;
 	case P_UNLOCK:
+		on_released(reg(RDI));
+		if (reg(RDI) != text_mutex)
+			break;
 		words[0] = quad(text_mutex);
 		words[1] = cpus_online();
 		words[2] = in_user;
 		words[3] = in_idle;
-		emit(UNLOCK, cpu, 0, 0, words, 4);
+		emit(UNLOCK, cpu, still_mapped() ? F_MAPPED : 0, 0, words, 4);
+		break;
+	case P_KEY:
+	case P_STATIC_CALL:
+		ask_for(here->point, reg(RDI), 0, 0);
+		break;
+	case P_TRANSFORM:	/* (site, tramp, func, tail) */
+		if (reg(RSI))
+			ask_for(P_TRANSFORM, reg(RSI), reg(RDX), 1);
+		if (reg(RDI) && call_sites_end)
+			ask_for(P_TRANSFORM, reg(RDI), reg(RDX), reg(RCX) & 1);
+		break;
+	case P_TASKS:
+		emit(TASKS, cpu, 0, 0, NULL, 0);
 		break;
 	case P_SITE:
 		on_site(here, cpu);
@@ -945,6 +1200,11 @@ static void at_point(struct watched *here, unsigned int cpu, uint64_t rsp)
 	default:
 		on_handler(cpu, here->point, here->number);
 	}
+}
+
+static bool is_watched_mutex(uint64_t mutex)
+{
+	return mutex && (mutex == text_mutex || mutex == jump_label_mutex || mutex == static_call_mutex);
 }
 
 /*
@@ -963,7 +1223,7 @@ static void passes(unsigned int vcpu, void *data)
 	if (here->point == P_SECOND && !control->gdb && !first->entered)
 		return;
 	/* mutex_unlock() is called for every other mutex as well. */
-	if (first->point == P_UNLOCK && reg(RDI) != text_mutex)
+	if (first->point == P_UNLOCK && !is_watched_mutex(reg(RDI)))
 		return;
 	pthread_mutex_lock(&lock);
 	heed();

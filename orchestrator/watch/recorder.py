@@ -27,7 +27,15 @@ from orchestrator.host.logs import Log, MemoryFile
 from orchestrator.host.tools import QEMU_GOOD, Qemu
 from orchestrator.machine.accel import PROBE_CPUS, PROBE_INT3, Accel
 from orchestrator.machine.qemu import escaped
-from orchestrator.text.functions import HANDLERS, LOCK, STOPPERS, SYNC, WRITERS
+from orchestrator.text.functions import (
+    HANDLERS,
+    KEY_SWITCHES,
+    LOCK,
+    STOPPERS,
+    SYNC,
+    TASKS,
+    WRITERS,
+)
 from orchestrator.text.keys import SiteCpu
 from orchestrator.watch import plugin
 
@@ -70,6 +78,10 @@ POINTS: Mapping[str, tuple[str, ...]] = {
     "entry": ("exc_int3", "do_int3"),
     "kprobe": ("kprobe_int3_handler",),
     "ftrace": ("ftrace_int3_handler",),
+    "key": KEY_SWITCHES,
+    "static_call": ("__static_call_update",),
+    "transform": ("arch_static_call_transform",),
+    "tasks": (TASKS,),
 }
 """Name in the configuration -> functions; all of those that a kernel has are watched."""
 
@@ -81,6 +93,15 @@ DATA: Mapping[str, tuple[str, ...]] = {
     "memset": ("text_poke_memset",),
     "text_start": ("_stext", "_text"),
     "text_end": ("_etext",),
+    "jump_label_mutex": ("jump_label_mutex",),
+    "jump_table": ("__start___jump_table",),
+    "jump_table_end": ("__stop___jump_table",),
+    "static_call_mutex": ("static_call_mutex",),
+    "call_sites_end": ("__stop_static_call_sites",),
+    "poking_mm": ("text_poke_mm", "poking_mm"),
+    "poking_addr": ("text_poke_mm_addr", "poking_addr"),
+    "page_offset_base": ("page_offset_base",),
+    "init_top_pgt": ("init_top_pgt",),
 }
 """Name in the configuration -> symbols, of which the first that a kernel has is used."""
 

@@ -61,7 +61,9 @@ class Run:
         self.no_qemu_ledger: str | None = None
         self.lost = dict.fromkeys(OBSERVERS, "")
         """Why an observer missed something."""
-        self.record: Judgement | None = Judgement(judged=Counter({"test module": 6}))
+        self.record: Judgement | None = Judgement(
+            judged=Counter({"test module": 6}), sites_looked_at=20
+        )
         self.no_record: str | None = None
         self.qemu: Counter[tuple[int, int]] = Counter()
         """Added to what QEMU counted in the gated part."""

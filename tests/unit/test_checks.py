@@ -215,7 +215,7 @@ UNSEEN: dict[str, tuple[Callable[[Run], object], Iterable[str]]] = {
         lambda run: [run.say(7, f"cpu={cpu} phase=free", None) for cpu in (0, 1)],
         ["guest", "ledgers"],
     ),
-    "the record": (lambda run: setattr(run, "record", None), ["record"]),
+    "the record": (lambda run: setattr(run, "record", None), ["record", "sites"]),
     "the rest of a run": (lambda run: setattr(run, "error", InfraError("GDB died")), ["ledgers"]),
 }
 
@@ -727,7 +727,7 @@ def test_without_the_module_gdb_and_qemu_must_agree_too() -> None:
 
 
 def recorded(**counts: int) -> Judgement:
-    return Judgement(judged=Counter(counts), rounds=30, int3=40)
+    return Judgement(judged=Counter(counts), rounds=30, int3=40, sites_looked_at=20)
 
 
 def test_the_record_says_how_many_pokes_of_whom_were_judged() -> None:
@@ -752,6 +752,38 @@ def test_a_violation_that_only_the_record_shows_fails_its_claim() -> None:
     assert result.details[0].endswith("[record 77]")
 
 
+def test_a_sync_that_a_kernel_defers_by_design_is_no_violation() -> None:
+    run = Run()
+    run.drop(next(event for event in run.events if event["kind"] == "sync"))
+    run.record = recorded(kprobes=3)
+    assert not_passed(run) == {"sync": "fail"}
+    run.record.deferred["idle"] = 100
+    assert not_passed(run) == {}
+    run.record.blame("sync", "CPU 1 executed the site and had not serialised", 77, 0x1000)
+    assert not_passed(run) == {"sync": "fail"}
+
+
+def test_a_kernel_without_do_sync_core_is_judged_by_the_record_alone() -> None:
+    run = Run()
+    run.breakpoints = ("write", "int3", "stopper")
+    run.record = recorded(kprobes=3)
+    for event in [event for event in run.events if event["kind"] == "sync"]:
+        run.drop(event)
+    evidence = run.evidence()
+    evidence.impossible_breakpoints = {"sync": "this kernel has no do_sync_core()"}
+    assert statuses(evidence)["sync"] == "pass"
+    evidence.record = None
+    assert statuses(evidence)["sync"] == "blind"
+
+
+def test_a_site_that_is_not_as_it_is_set_fails_the_check_of_that_name() -> None:
+    run = Run()
+    run.record = recorded(kprobes=3)
+    run.record.sites_looked_at = 10
+    run.record.blame("sites", "0f1f440000 is left at a branch", 77, 0x1000)
+    assert not_passed(run) == {"sites": "fail"}
+
+
 def test_a_log_that_is_not_what_gdb_saw_blames_nobody() -> None:
     run = Run()
     run.record = recorded(kprobes=3)
@@ -768,6 +800,6 @@ def test_a_recorder_that_saw_no_poke_is_no_pass() -> None:
 def test_without_a_recorder_it_is_said_what_is_not_judged() -> None:
     run = Run()
     run.record, run.no_record = None, "under KVM QEMU does not see the guest's instructions"
-    assert not_passed(run) == {"record": "skip"}
+    assert not_passed(run) == {"record": "skip", "sites": "skip"}
     result = next(one for one in run_checks(run.evidence()) if one.check == "record")
     assert result.text.startswith("only what GDB watched is judged: under KVM")

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The sites of static keys and static calls, and what is left behind by a write."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from recorded import AROUND, JUMP, NOP, SITE, TASK, TEXT, Written
+
+from orchestrator.text import semantics
+from orchestrator.verdict import record
+from orchestrator.verdict.record import BRANCH, CALL, F_MAPPED, TASKS, Judgement, judge
+
+KEY, TARGET = TEXT + 0x200000, SITE + 5 + 0xFB
+CALLED, RETURN_0 = TEXT + 0x3000, TEXT + 0x4000
+
+
+def number(code: bytes) -> int:
+    return int.from_bytes(code.ljust(8, b"\x90"), "little")
+
+
+def jump(opcode: int, target: int) -> bytes:
+    return bytes([opcode]) + (target - SITE - 5).to_bytes(4, "little", signed=True)
+
+
+def judged(log: Written) -> Judgement:
+    names = {CALLED: "called+0x0", RETURN_0: "__static_call_return0+0x0"}
+    return judge(log.records, replace(AROUND, name=names.get))
+
+
+def broken(log: Written) -> set[str]:
+    return set(judged(log).broken)
+
+
+@pytest.mark.parametrize(
+    ("count", "flags", "code", "right"),
+    [
+        (0, 0, NOP, True),
+        (0, 0, b"\x66\x90", True),
+        (0, 0, JUMP, False),
+        (1, 0, JUMP, True),
+        (0xFFFFFFFF, 0, JUMP, True),  # its first user is switching it on
+        (1, 0, NOP, False),
+        (1, 1, NOP, True),
+        (1, 1, JUMP, False),
+        (0, 1, JUMP, True),
+        (1, 0, b"\xe9\0\0\0\0", False),
+        (1, 0, b"\xcc" + JUMP[1:], False),
+        (0, 0, b"\xcc" + NOP[1:], False),
+        (1, 2, NOP, True),  # in init text
+    ],
+)
+def test_a_branch_is_what_its_key_is_set_to(
+    count: int, flags: int, code: bytes, right: bool
+) -> None:
+    log = Written()
+    log.add(BRANCH, 255, KEY, count, SITE, TARGET, flags, number(code))
+    assert broken(log) == (set() if right else {"sites"})
+
+
+def test_one_branch_of_many_that_was_forgotten_is_named() -> None:
+    log = Written()
+    for at in range(100):
+        code = NOP if at == 99 else JUMP
+        log.add(BRANCH, 255, KEY, 1, SITE + 16 * at, TARGET + 16 * at, 0, number(code))
+    (fault,) = judged(log).violations
+    assert fault.text.startswith("0f1f440000 is left at a branch of a key (ffffffff81200000) that")
+    assert f"site {SITE + 16 * 99:x}" in fault.text
+
+
+@pytest.mark.parametrize(
+    ("function", "flags", "code", "right"),
+    [
+        (CALLED, 0, jump(0xE8, CALLED), True),
+        (CALLED, 0, jump(0xE8, CALLED + 8), False),
+        (CALLED, 0, jump(0xE9, CALLED), False),
+        (CALLED, 1, jump(0xE9, CALLED), True),
+        (CALLED, 1, jump(0xE8, CALLED), False),
+        (0, 0, NOP, True),
+        (0, 0, jump(0xE8, CALLED), False),
+        (0, 1, b"\xc3\xcc\xcc\xcc\xcc", True),
+        (0, 1, NOP, False),
+        (RETURN_0, 0, semantics.RETURN_0, True),
+        (RETURN_0, 0, jump(0xE8, RETURN_0), True),
+        (RETURN_0, 0, NOP, False),
+        (RETURN_0, 1, jump(0xE9, RETURN_0), True),
+        (CALLED, 0, semantics.RETURN_0, False),
+        (CALLED, 2, NOP, True),  # in init text
+    ],
+)
+def test_a_static_call_calls_what_it_is_set_to(
+    function: int, flags: int, code: bytes, right: bool
+) -> None:
+    log = Written()
+    log.add(CALL, 255, KEY, function, SITE, flags, number(code))
+    assert broken(log) == (set() if right else {"sites"})
+
+
+@pytest.mark.parametrize("kind", ["write", "unlock"])
+def test_a_temporary_mapping_does_not_stay(kind: str) -> None:
+    log = Written()
+    log.poke()
+    if kind == "write":
+        log.write(SITE, 0, b"\xcc", flags=record.F_IRQS | F_MAPPED)
+    else:
+        log.add(record.UNLOCK, 0, TASK, 15, flags=F_MAPPED)
+    (fault,) = judged(log).violations
+    assert fault.claim == "writes" and "was still there afterwards" in fault.text
+
+
+@pytest.mark.parametrize("waited", [True, False])
+def test_a_kprobe_becomes_a_jump_when_no_task_is_inside_any_more(waited: bool) -> None:
+    around = replace(AROUND, name={TEXT: "arm_kprobe+0x10"}.get, rcu_tasks=True)
+    log = Written()
+    log.write(SITE, 0, b"\xcc", TEXT)
+    log.sync(0, 1, 2, 3)
+    log.unlock()
+    if waited:
+        log.add(TASKS, 0)
+    for offset, data in ((0, b"\xcc"), (1, JUMP[1:]), (0, JUMP[:1])):
+        log.write(SITE, offset, data, TEXT)
+        log.sync(0, 1, 2, 3)
+    log.unlock()
+    assert set(judge(log.records, around).broken) == (set() if waited else {"sync"})
