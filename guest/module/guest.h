@@ -10,15 +10,17 @@ extern orch_key_t orch_guest_key;
 
 /**
  * orch_guest_enter() - announce that orch_guest.ko is loaded
- * @count_wrong: returns how many of the module's branches do not go the way
- *	given by its argument
+ * @at_start: returns how many of the module's branches do not go the way given
+ *	by its argument, those in its init text included
+ * @count_wrong: the same without those in its init text
  *
- * Calls @count_wrong at once and, if that returns 0, after each flip of the key
- * until orch_guest_leave().
+ * Calls @at_start at once and, if that returns 0, @count_wrong after each flip
+ * of the key until orch_guest_leave().
  *
- * Return: the result of the first call of @count_wrong.
+ * Return: the result of @at_start.
  */
-unsigned int orch_guest_enter(unsigned int (*count_wrong)(bool on));
+unsigned int orch_guest_enter(unsigned int (*at_start)(bool on),
+			      unsigned int (*count_wrong)(bool on));
 
 /**
  * orch_guest_leave() - announce that orch_guest.ko is about to go

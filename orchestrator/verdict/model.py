@@ -128,6 +128,8 @@ class Poke:
     _written: int = 0
     _round_judged: bool = False
     _round_closed: bool = False
+    _in_pieces: bool = False
+    """Whether a part of the tail is written, so that the site holds a mixture behind int3."""
 
     # -- the protocol, as data
 
@@ -200,7 +202,7 @@ class Poke:
         )
 
     def _check_bytes(self, event: Event) -> None:
-        if "bytes" not in event:
+        if "bytes" not in event or self._in_pieces:
             return
         actual, expected = event["bytes"], self.bytes_in(self.phase).hex()
         self.read_phases.add(self.phase)
@@ -235,6 +237,13 @@ class Poke:
         self._check_round(event, "the next write")
         self.held_phases.add(self.phase)
 
+    def _on_piece(self, event: Event) -> None:
+        """A part of the tail, which is judged when the tail is complete."""
+        if not self._in_pieces:
+            self._check_bytes(event)
+            self._check_round(event, "the next write")
+        self._in_pieces = True
+
     def _on_write(self, event: Event) -> None:
         if not event["own"]:
             # Another poke has begun, so this one has released text_mutex, and from here on the
@@ -242,6 +251,7 @@ class Poke:
             self._round_closed |= self._written >= len(self.planned_writes)
             return
         self._check_bytes(event)
+        self._in_pieces = False
         offset, data = event["addr"] - self.site, bytes.fromhex(event["src"])
         number = self._written + 1
         if self._written < len(self.planned_writes):
@@ -348,21 +358,34 @@ class UnannouncedPoke(Poke):
     early_int3: list[Event] = field(default_factory=list)
     """int3 before the tail, which could still be a kprobe's."""
     _returned: list[Event] = field(default_factory=list)
+    _end: int = 1
+    """Where the instruction ends, by its tail so far."""
+
+    def __post_init__(self) -> None:
+        self._before, self._after = self.old, bytearray(self.old)
 
     def continues(self, event: Event) -> bool:
         """Whether this write continues the poke: a tail, or the last write after it."""
         offset, data = event["addr"] - self.site, bytes.fromhex(event["src"])
-        if not self.has_tail:
-            return offset == 1 and 0 < len(data) < INSTRUCTION
-        return offset == 0 and self._written == 2 and data[:1] != INT3
+        if data[:1] == INT3 or self._written > 2:
+            return False
+        if offset == 0:
+            return self.has_tail
+        return bool(data) and offset + len(data) <= INSTRUCTION
 
     def _on_write(self, event: Event) -> None:
-        data, before = bytes.fromhex(event["src"]), bytes.fromhex(event["before"])
-        if self._written == 1:
+        offset, data = event["addr"] - self.site, bytes.fromhex(event["src"])
+        before = bytes.fromhex(event["before"])
+        if offset:
+            self._end = max(self._end, offset + len(data))
+            self._after[offset : offset + len(data)] = data
+            self.old = self._before[: self._end]
+            self.new = self.old[:1] + bytes(self._after[1 : self._end])
+            if self.has_tail:
+                return  # another piece of it
             self.has_tail = True
-            self.old = self.old[: 1 + len(data)]
-            self.new = self.old[:1] + data
-            before = INT3 + before  # the event has the bytes from the tail on
+            event = {**event, "addr": self.site + 1, "src": self.new[1:].hex()}
+            before = bytes([*INT3, *self._before[1:offset], *before])  # the event has the rest
         elif self._written == 2:
             self.new = data[:1] + self.new[1:]
             self.targets = frozenset(resume_targets(self.site, self.new))
@@ -489,7 +512,7 @@ class Follower:
         self._end_earlier_pokes(event)
         if self._poke:
             self._poke.feed(event)
-        for site in range(event["addr"] - 1, event["addr"] + 1):
+        for site in range(event["addr"], event["addr"] - INSTRUCTION, -1):
             if (poke := self._unannounced.get(site)) and poke.continues(event):
                 if not poke.has_tail:
                     self.watched.unannounced.append(poke)

@@ -881,8 +881,11 @@ def disagreements(records: Records, events: Iterable[Event]) -> list[str]:
     theirs: list[_Write] = []
     syncs: list[Counter[int]] = []
     for event in events:
-        if event["kind"] == "write":
-            theirs.append((event["addr"], event["len"], event["src"]))
+        if event["kind"] in ("write", "piece"):
+            address, length, data = event.get(
+                "written", (event["addr"], event["len"], event["src"])
+            )
+            theirs.append((address, length, data))
             syncs.append(Counter())
         elif event["kind"] == "sync" and syncs:
             syncs[-1][event["cpu"]] += 1

@@ -19,7 +19,8 @@ The events file has one JSON object per line, and every line is written at once:
 
     n      number of the event, from 1 in each window of observation
     t      seconds since the epoch, by the host's clock
-    kind   window | hold | write | sync | int3 | return | stopper | end | cpus | error | again
+    kind   window | hold | write | piece | sync | int3 | return | stopper | end | cpus | error |
+           again
     step   number of the step that the test module is running
     cpu    number of the virtual CPU that stopped; -1 if the event is not about one
     bytes  the site's bytes at that moment, in hex; only while a window is open
@@ -31,12 +32,15 @@ stops while GDB steps this one over its breakpoint. Further fields, by kind:
     write, hold  addr, len, src (hex): the arguments of the write
                  own (bool): the write is to the site of the open window
                  irqs (bool): interrupts are on
+                 pieces, written: the tail was written in pieces, and addr, len and src are those of
+                 the whole; this write was of the last piece, with this address, length and bytes
                  owner: the task that holds text_mutex, 0 for none. Left out until the agent knows
                  which word of the mutex that is
                  elsewhere: CPUs that have not synced since the last write, and are in user mode or
                  sleep. Left out if there are none
                  before (hex: 8 bytes at addr), callers (return addresses on the stack): only if the
                  module has not announced the write
+    piece        as in a write: a part of the tail, after which more of it must follow
     int3         ip: address of the byte that trapped
     return       value: what the handler returned; ip: where the CPU continues
                  trap: ip of the int3 event
@@ -253,6 +257,7 @@ class Agent:
         self.held_stack = None  # stack pointer of the poker while it is held at the gate
         self.poker_stack = None  # its stack pointer at the last write
         self.last_write = None  # enough to recognise the same write
+        self.in_pieces = False  # whether a part of the tail is written
         self.synced = set()  # CPUs that have synced since the last write
         self.cpus_emitted = False
 
@@ -490,7 +495,8 @@ class Agent:
             # The same stop: a second write would find the site as the first one left it.
             self.emit("again", cpu)
             return
-        if own and self.window["gated"] and self.writes and self.held_stack != stack:
+        gated = own and self.window["gated"] and not self.in_pieces
+        if gated and self.writes and self.held_stack != stack:
             self.held_stack = stack
             self.emit("hold", cpu, **fields)
             if incomplete:
@@ -498,6 +504,16 @@ class Agent:
             self.move_to_gate(frame)
             return
         self.held_stack = None
+        if own and self.is_piece(address, length, source, site_bytes):
+            self.in_pieces = True
+            self.last_write = this_write
+            self.emit("piece", cpu, **fields)
+            return
+        if self.in_pieces and address > self.window["site"]:
+            tail = self.window["to"][1:]
+            fields |= {"written": [address, length, fields["src"]], "src": tail.hex()}
+            fields |= {"addr": self.window["site"] + 1, "len": len(tail), "pieces": True}
+        self.in_pieces = False
         self.emit("write", cpu, **fields)
         self.synced = set()
         self.writes += own
@@ -506,6 +522,18 @@ class Agent:
             self.last_write = this_write
             if (self.writes == 1 and fields["src"] != "cc") or not fields["irqs"]:
                 self.emit_cpus()
+
+    def is_piece(self, address, length, source, site_bytes):
+        """Whether a write is behind int3 and leaves a tail that is not the new one yet.
+
+        As no CPU gets past int3, it does not matter in how many pieces a kernel writes the tail.
+        """
+        offset = address - self.window["site"]
+        if offset == 0 or self.writes != 1 or site_bytes[:1] != b"\xcc" or length > 16:
+            return False
+        after = bytearray(site_bytes)
+        after[offset : offset + length] = memory(source, length)
+        return after[1 : len(site_bytes)] != self.window["to"][1:]
 
     def move_to_gate(self, frame):
         """Send the poker to the gate's stub, which returns it here when the gate opens."""

@@ -599,6 +599,39 @@ def test_a_write_of_an_impossible_length_behind_a_kprobe_is_no_tail(tail: str) -
     assert len(watched.foreign_writes) == 2
 
 
+@pytest.mark.parametrize("order", [1, -1], ids=["forwards", "backwards"])
+def test_a_tail_may_be_written_in_pieces(order: int) -> None:
+    """No CPU gets past int3, so what counts are the rounds before the first and after the last."""
+    events: list[Event] = []
+    for event in _batch():
+        if event.get("src") != NEW[1:].hex():
+            events.append(event)
+            continue
+        tail, before = bytes.fromhex(event["src"]), bytearray.fromhex(event["before"])
+        for at in list(range(len(tail)))[::order]:
+            piece = {"addr": event["addr"] + at, "len": 1, "src": tail[at : at + 1].hex()}
+            events.append({**event, **piece, "before": before[at:].hex().ljust(16, "9")})
+            before[at] = tail[at]
+    watched = model.follow(events, (0, 1))
+    assert [(poke.old, poke.new) for poke in watched.unannounced] == [(OLD, NEW)] * 2
+    assert [poke.violations for poke in watched.unannounced] == [[], []]
+    first = next(number for number, event in enumerate(events) if event["kind"] == "sync")
+    events = [e for n, e in enumerate(events) if n > first + 1 or e["kind"] != "sync"]
+    assert {
+        v.claim for poke in model.follow(events, (0, 1)).all_pokes for v in poke.violations
+    } == {"sync"}
+
+
+def test_a_tail_of_an_announced_poke_may_be_written_in_pieces() -> None:
+    run = Run()
+    tail = [event for event in run.poke(NOP5_ON) if event["kind"] == "write"][1]
+    piece = {**tail, "kind": "piece", "addr": tail["addr"] + 3, "len": 1, "src": tail["src"][-2:]}
+    tail["bytes"] = tail["bytes"][:-2] + tail["src"][-2:]
+    run.events.insert(run.events.index(tail), piece)
+    (poke,) = run.watched(NOP5_ON).announced
+    assert not poke.violations and poke.written == 3
+
+
 def test_bytes_of_the_announced_site_do_not_count_for_an_unannounced_poke() -> None:
     events = _batch()
     for event in events:
