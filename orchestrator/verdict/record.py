@@ -392,7 +392,8 @@ class _Judge:
         site.memory[offset : offset + len(new)] = new
         del site.memory[LONGEST:]
         site.tailed |= bool(changes)
-        site.last = at
+        if changes or first:
+            site.last = at
         if first:
             self._finish(site, at)
 

@@ -121,3 +121,17 @@ def test_a_cpu_in_the_kernel_is_never_left_out() -> None:
     log.poke(syncs=(0, 1, 3))
     result = judge(log.records, AROUND)
     assert result.broken == {"sync": 3}
+
+
+def test_a_piece_of_a_tail_that_changes_nothing_needs_no_round() -> None:
+    """The tail is written backwards, and its last two bytes are there already."""
+    log = Written()
+    log.write(SITE, 0, b"\xcc")
+    log.sync(0, 1, 2, 3)
+    for offset in (4, 3, 2, 1):
+        log.write(SITE, offset, JUMP[offset : offset + 1])
+    log.sync(0, 1, 2, 3)
+    log.write(SITE, 0, JUMP[:1])
+    log.sync(0, 1, 2, 3)
+    log.unlock()
+    assert not faults(judge(log.records, AROUND))
