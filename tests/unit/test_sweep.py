@@ -116,6 +116,8 @@ def test_every_option_of_a_run_is_a_key_of_the_matrix(tmp_path: Path) -> None:
         qemu: qemu
         duration: 0.5
         soak: 2h
+        append: [threadirqs, "preempt=full x=1"]
+        skip: ["keys*"]
         seed: 3
         edit-text: edits.yaml
         """,
@@ -130,6 +132,8 @@ def test_every_option_of_a_run_is_a_key_of_the_matrix(tmp_path: Path) -> None:
         qemu=tmp_path / "qemu",
         duration=0.5,
         soak=7200.0,
+        append=("threadirqs", "preempt=full x=1"),
+        skip=("keys*",),
         seed=3,
         edits=tmp_path / "edits.yaml",
     )

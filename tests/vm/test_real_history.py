@@ -27,10 +27,24 @@ LEFT_OUT = re.compile(
 )
 """Four fifths of a kernel tree. Our configuration compiles nothing of it."""
 
-COMMITS = 26
-CULPRIT = 18
-UNBUILDABLE = range(12, 15)
+COMMITS = 40
+CULPRIT = 27
+UNBUILDABLE = range(18, 22)
 """Commits that do not build, in the middle, where a bisection starts."""
+UNBOOTABLE = 30
+"""A commit that triple-faults while it boots. The next one does not."""
+FALL = """
+#include <asm/desc.h>
+static int __init fall(void)
+{
+	static const struct desc_ptr none;
+
+	load_idt(&none);
+	asm volatile("ud2");
+	return 0;
+}
+early_initcall(fall);
+"""
 TOUCHED = (
     "arch/x86/kernel/alternative.c",
     "arch/x86/kernel/jump_label.c",
@@ -119,6 +133,12 @@ def develop(tree: Path, sync: str, before: str) -> list[str]:
         elif number == UNBUILDABLE.stop:
             poke.write_text(poke.read_text().replace("\nstatic void half_done(void)\n{\n", ""))
             title = "x86/alternative: give it up"
+        elif number == UNBOOTABLE:
+            poke.write_text(poke.read_text() + FALL)
+            title = "x86/alternative: start early"
+        elif number == UNBOOTABLE + 1:
+            poke.write_text(poke.read_text().replace(FALL, ""))
+            title = "x86/alternative: start later"
         elif number % 2:
             file.write_text(f"{file.read_text()}\n/* note {number} */\n")
         else:
@@ -160,7 +180,11 @@ def test_the_commit_that_breaks_the_protocol_is_found(
     entries = [json.loads(line) for line in log.read_text().splitlines()[1:]]
     unbuildable = {entry["candidate"] for entry in entries if entry["outcome"] == "untestable"}
     assert unbuildable or fault is SOMETIMES, "no commit that does not build was tried"
-    assert unbuildable <= {hashes[number][:12] for number in UNBUILDABLE}
+    assert unbuildable <= {hashes[number][:12] for number in (*UNBUILDABLE, UNBOOTABLE)}
+    assert "confirmed:   it failed again, and the bad end without it passed" in done.stdout
+    failing = next(entry for entry in entries if entry["candidate"] == hashes[CULPRIT][:12])
+    script = (Path(failing["summary"]["directory"]) / "repeat.sh").read_text()
+    assert f"git:{tree}@{hashes[CULPRIT]}" in script
     assert git(tree, "status", "--porcelain", "--ignored") == ""
     # The first build compiles everything. Later ones compile what differs, and link.
     firsts: dict[str, float] = {}

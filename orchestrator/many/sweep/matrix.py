@@ -16,13 +16,14 @@
     duration: 3                       # seconds of free-running pokes
     memory: 1024                      # MiB
     soak: 30m                         # as for --soak
+    append: [threadirqs]              # kernel parameters, as for --append
     qemu: ~/qemu/qemu-system-x86_64   # as for --qemu
     edit-text: edits.yaml             # as for --edit-text
     exclude:                          # leave out the cells that match all keys of an entry
       - {kernel: "debian:*", smp: 8}
 
 Only `kernels` is required. The other values above are the defaults, apart from smp (8), and soak,
-qemu, edit-text and exclude (none). Paths are relative to the directory of the file.
+append, qemu, edit-text and exclude (none). Paths are relative to the directory of the file.
 """
 
 from __future__ import annotations
@@ -189,6 +190,9 @@ class _Reader:
         for name, opt in SINGLE.items():
             value, key = self._matrix[name], matrixfile.key_of(name, opt)
             if value is None:
+                continue
+            if isinstance(value, list):
+                values[name] = tuple(value)
                 continue
             if matrixfile.item_type(RunSpec, name) is Path:
                 value = self._path(value, key)

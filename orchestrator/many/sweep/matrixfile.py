@@ -88,6 +88,9 @@ def _axis_field(name: str, opt: Option) -> Any:
 
 
 def _single_field(name: str, opt: Option) -> Any:
+    if isinstance(default_of(RunSpec, name), tuple):
+        item = _type(RunSpec, name, opt)
+        return list[item], pydantic.Field(default=[], alias=key_of(name, opt))  # type: ignore[valid-type]
     return _type(RunSpec, name, opt), pydantic.Field(default=None, alias=key_of(name, opt))
 
 
