@@ -202,9 +202,12 @@ SCRIPTS: dict[str, Script] = {
         for how in ("warn", "bug", "null", "int3", "gpf", "panic", "doublefault", "everywhere")
     },
     "kernel-softlockup": Script(  # each gate of each step waits in vain for a CPU
-        text=_provoked("softlockup"), allowed=NOT_A_PASS, kernel=BROKEN, silence=700, limit=800
+        text=_provoked("softlockup"), allowed=NOT_A_PASS, kernel=BROKEN, at="poked",
+        silence=700, limit=800,
     ),
-    "kernel-irqsoff": Script(text=_provoked("irqsoff"), allowed=NOT_A_PASS, kernel=BROKEN),
+    "kernel-irqsoff": Script(
+        text=_provoked("irqsoff"), allowed=NOT_A_PASS, kernel=BROKEN, at="poked"
+    ),
     "kernel-warn-unheard": Script(
         text=_provoked("warn", "dmesg -n 1"), allowed=NOT_A_PASS, kernel=BROKEN
     ),
