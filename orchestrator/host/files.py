@@ -38,13 +38,26 @@ def locked(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[No
     A flock(2) ends with its holder, even after SIGKILL, so a dead run never blocks a running one.
     waiting: called once, before this blocks, if another process has the lock.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as handle:
-        if not _try_lock(handle.fileno()):
+    handle = _open_lock(path)
+    try:
+        if not _try_lock(handle):
             if waiting:
                 waiting()
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(handle)
+
+
+def _open_lock(path: Path) -> int:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError:
+        # What belongs to somebody else, or is read-only, can be locked as well if it is there.
+        with contextlib.suppress(OSError):
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        raise
 
 
 def lock_of(path: Path) -> Path:

@@ -328,3 +328,25 @@ def test_what_has_reserved_its_space_can_be_written_on_a_full_disk(
     with pytest.raises(OSError, match="No space left"):
         files.write_whole(file, "more")
     files.reserve(tmp_path / "missing" / "file", 1)  # a run goes on without
+
+
+def test_a_lock_can_be_held_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache of another user, or on a read-only file system."""
+    real = os.open
+
+    def read_only(path: Path, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_WRONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return real(path, flags, mode)
+
+    with files.locked(tmp_path / "lock"):
+        pass
+    monkeypatch.setattr(os, "open", read_only)
+    with files.locked(tmp_path / "lock"):
+        handle = real(tmp_path / "lock", os.O_RDONLY)
+        assert not files._try_lock(handle)
+        os.close(handle)
+    with pytest.raises(OSError, match="Read-only"), files.locked(tmp_path / "missing"):
+        pass

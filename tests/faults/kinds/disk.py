@@ -66,6 +66,7 @@ def faults() -> Iterator[Fault]:
         allowed=SURVIVED,
         silence=100,
     )
+    yield Fault(name="disk/cache-read-only", prepare=_cache_read_only, allowed=SURVIVED)
     for limit in ("--fsize=4096", "--fsize=300000", "--fsize=1000000", "--fsize=8100000"):
         yield Fault(
             name=f"disk/limit{limit.replace('--', '-')}",
@@ -87,22 +88,34 @@ def _small(folder: str, options: str) -> Callable[[Trial], None]:
         if not trial.world.namespace:
             _limited(f"--fsize={trial.rng.choice((4096, 300_000, 8_100_000))}")(trial)
             return
-        target = trial.directory / folder
-        script = 'mount -t tmpfs -o "$1" none "$2" && echo ready && exec sleep 1000'
-        keeper = subprocess.Popen(
-            [*trial.world.namespace, "sh", "-c", script, "sh", options, str(target)],
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-        )
-        trial.undo += [keeper.wait, keeper.kill]
-        assert keeper.stdout is not None
-        if keeper.stdout.readline() != b"ready\n":
-            raise OSError("the small file system could not be mounted")
-        trial.root = Path(f"/proc/{keeper.pid}/root")
-        user = ["-U", "--preserve-credentials"] if os.getuid() else []
-        trial.wrapper += ["nsenter", "-t", str(keeper.pid), *user, "-m", "--wd=/"]
+        script = 'mount -t tmpfs -o "$1" none "$2"'
+        _mount(trial, script, options, str(trial.directory / folder))
 
     return prepare
+
+
+def _cache_read_only(trial: Trial) -> None:
+    """As that of another user, or of a CI's image: nothing can be made in it, all is there."""
+    if trial.world.namespace:
+        script = 'mount --bind "$1" "$1" && mount -o remount,ro,bind "$1"'
+        _mount(trial, script, str(trial.world.cache))
+
+
+def _mount(trial: Trial, script: str, *arguments: str) -> None:
+    """Run `script`, which mounts something, where only the command sees it."""
+    script = f"{script} && echo ready && exec sleep 1000"
+    keeper = subprocess.Popen(
+        [*trial.world.namespace, "sh", "-c", script, "sh", *arguments],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    trial.undo += [keeper.wait, keeper.kill]
+    assert keeper.stdout is not None
+    if keeper.stdout.readline() != b"ready\n":
+        raise OSError("the file system could not be mounted")
+    trial.root = Path(f"/proc/{keeper.pid}/root")
+    user = ["-U", "--preserve-credentials"] if os.getuid() else []
+    trial.wrapper += ["nsenter", "-t", str(keeper.pid), *user, "-m", "--wd=/"]
 
 
 def _limited(option: str) -> Callable[[Trial], None]:
