@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The commands, one module each. cli.py goes through them, and each has the same four names:
+"""The commands, one module each. parser.py goes through them, and each has the same five names:
 
 NAME          the word on the command line
 HELP          its line in `orchestrator --help`
+EXAMPLES      command lines without `orchestrator`, each with a few words about it or none
+STATUSES      its exit statuses, only where they differ from those of parser.py
 add_options   adds the command's options to a parser, and may set the parser's description
 main          takes the parsed options and returns the exit status
 

@@ -34,20 +34,26 @@ if TYPE_CHECKING:
 
 NAME = "bisect"
 HELP = "find the first bad kernel of many, even if the fault shows rarely"
+EXAMPLES = (
+    ("bisect --tree ~/linux --good v6.1 --bad v6.2", "commits of a tree"),
+    ("bisect debian:6.1.170 debian:6.1.176", "Debian's kernels"),
+    ("bisect --kernel 6.1-plain --series series", "patches of a series"),
+)
 BASE = "6.1-plain"
 """The kernel whose series is bisected, if no other is named."""
 DESCRIPTION = """\
 Finds the first bad kernel of many, even if the fault shows rarely. There are three ways to name the
 candidates:
-  --tree T --good G --bad B [-- P]  the commits of a git tree after G, up to B [that touch P]
+  --tree T --good G --bad B [-- P]  commits after G, up to B [that touch P]
   --kernel K --series FILE          the patches of a series on top of a kernel
   debian:6.1.170 debian:6.1.176 ... kernels by name, the good one first
+
 Repeat the command to continue an interrupted bisection."""
 PROBABILITIES = (1, 0.5, 0.2, 0.05)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.description, parser.formatter_class = DESCRIPTION, argparse.RawDescriptionHelpFormatter
+    parser.description = DESCRIPTION
     parser.add_argument(
         "kernels",
         nargs="*",

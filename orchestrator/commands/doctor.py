@@ -9,6 +9,10 @@ from orchestrator.commands import document
 
 NAME = "doctor"
 HELP = "check what this host has, what is missing, and what that means"
+EXAMPLES = (
+    ("doctor", ""),
+    ("doctor --json", "for a program"),
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 NAME = "export"
 HELP = "export runs as a KCIDB report"
+EXAMPLES = (("export --kcidb --origin me RUN", ""),)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -11,6 +11,10 @@ from orchestrator.spec import MACHINE, RunSpec
 
 NAME = "gdb"
 HELP = "open GDB, with symbols, on a kept guest, a new guest or a finished run"
+EXAMPLES = (
+    ("gdb", "the newest kept guest"),
+    ("gdb --now --smp 2", "a new guest"),
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

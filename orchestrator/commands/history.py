@@ -7,10 +7,16 @@ import argparse
 import dataclasses
 
 from orchestrator.commands import document
-from orchestrator.options import whole
+from orchestrator.errors import UsageError
+from orchestrator.options import number, seconds, whole
 
 NAME = "history"
 HELP = "show earlier runs on this machine, and flaky results"
+EXAMPLES = (
+    ("history --count 50", ""),
+    ("history --failed sync", "runs in which this check failed"),
+    ("history --prune --older-than 30d", "free space"),
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +43,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="show the newest N runs (default: 20)",
     )
+    prune = parser.add_argument_group("remove directories of runs (their lines stay)")
+    prune.add_argument(
+        "--prune",
+        action="store_true",
+        help="remove what --older-than and --keep say, and the images of the guest, which every "
+        "run makes again",
+    )
+    prune.add_argument(
+        "--older-than", type=seconds, metavar="TIME", help="remove runs older than TIME (30d, 12h)"
+    )
+    prune.add_argument(
+        "--keep",
+        type=number(0, 1e9),
+        metavar="GIB",
+        help="remove the oldest runs until GIB remain",
+    )
+    prune.add_argument("--dry-run", action="store_true", help="only print what would be removed")
     document.add_json(parser)
 
 
@@ -44,6 +67,10 @@ def main(options: argparse.Namespace) -> int:
     from orchestrator import ui
     from orchestrator.many import history
 
+    if options.prune:
+        return _prune(options)
+    if options.older_than is not None or options.keep is not None or options.dry_run:
+        raise UsageError("--older-than, --keep and --dry-run need --prune")
     if options.flaky:
         if options.json:
             rows = [dataclasses.asdict(result) for result in history.flaky(kernel=options.kernel)]
@@ -59,4 +86,19 @@ def main(options: argparse.Namespace) -> int:
         return document.show("history", runs=[dataclasses.asdict(run) for run in runs])
     for line in history.table(runs):
         ui.show(line)
+    return 0
+
+
+def _prune(options: argparse.Namespace) -> int:
+    from orchestrator.many import prune
+
+    keep = None if options.keep is None else int(options.keep * (1 << 30))
+    removed = list(prune.prune(older=options.older_than, keep=keep, dry=options.dry_run))
+    if options.json:
+        rows = [dataclasses.asdict(entry) for entry in removed]
+        return document.show("history", removed=rows)
+    for entry in removed:
+        print(f"{entry.bytes / (1 << 20):9.1f} MiB  {entry.directory.name}, {entry.what}")
+    total = sum(entry.bytes for entry in removed) / (1 << 30)
+    print(f"{total:.2f} GiB {'would be' if options.dry_run else 'were'} freed")
     return 0

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 NAME = "kernels"
 HELP = "list, show, fetch or build kernels; clean or verify the cache"
+EXAMPLES = (
+    ("kernels list", ""),
+    ("kernels show --kernel debian:6.12", "how that kernel patches its code"),
+    ("kernels clean --keep 10", "shrink the cache to 10 GiB"),
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -167,7 +172,7 @@ def _clean(options: argparse.Namespace) -> int:
     keep = None if options.keep is None else int(options.keep * (1 << 30))
     cleaned = cache.clean(older=options.older_than, keep=keep, dry=options.dry_run)
     # The entries that stay, for a look; those that go, otherwise.
-    entries = [*left, *(cache.items() if only_show else cleaned)]
+    entries = [*left, *([*cache.items(), *cache.others()] if only_show else cleaned)]
     if options.json:
         rows = [
             {

@@ -15,6 +15,17 @@ if TYPE_CHECKING:
 
 NAME = "mutants"
 HELP = "mutation testing: run kernels that are broken on purpose and check that each is caught"
+EXAMPLES = (
+    ("mutants --only 'sync-*'", ""),
+    ("mutants --kernel 6.1-int3 --healthy 10", "and ten healthy runs"),
+)
+STATUSES = (
+    (0, "each mutant was caught, and no healthy kernel blamed"),
+    (1, "one was missed, or a healthy kernel blamed"),
+    (125, "nothing could be tested"),
+    (129, "wrong usage"),
+    (130, "interrupted (128 plus the number of the signal)"),
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,17 @@ from orchestrator.commands import document, sweep
 
 NAME = "nightly"
 HELP = "sweep what changed since the last night and report what is new"
+EXAMPLES = (
+    ("nightly matrix.yaml", ""),
+    ("nightly matrix.yaml --strict", "fail for known failures as well"),
+)
+STATUSES = (
+    (0, "nothing is newly failing"),
+    (1, "a cell is newly failing, or fails in another way"),
+    (125, "a cell lost its verdict, or no cell has one"),
+    (129, "wrong usage"),
+    (130, "interrupted (128 plus the number of the signal)"),
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

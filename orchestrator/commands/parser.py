@@ -6,17 +6,27 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import textwrap
+from collections.abc import Sequence
+from types import ModuleType
 from typing import Any, NoReturn
 
-from orchestrator.errors import UsageError, shortened
+from orchestrator.errors import UsageError, nearest, shortened
 
 COMMANDS = (
     "run", "gdb", "kernels", "scenarios", "mutants", "history", "show", "bisect", "sweep",
-    "nightly", "export", "doctor",
+    "nightly", "export", "doctor", "completion",
 )  # fmt: skip
 """In the order of `orchestrator --help`. See orchestrator/commands/__init__.py."""
 
 
+STATUSES = (
+    (0, "done"),
+    (125, "it could not be done"),
+    (129, "wrong usage"),
+    (130, "interrupted (128 plus the number of the signal)"),
+)
+"""Exit statuses of a command that has no STATUSES of its own."""
 VALUE = "argument "
 """What argparse's messages about a value begin with."""
 
@@ -29,7 +39,25 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **arguments: Any) -> None:
         # An abbreviation in a script would break as soon as another option starts like it.
-        super().__init__(**{**arguments, "allow_abbrev": False})
+        fixed = {"allow_abbrev": False, "formatter_class": HelpFormatter}
+        super().__init__(**{**arguments, **fixed})
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuses what is not known here, where all options of the command are known."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            close = nearest(unknown[0].partition("=")[0], self._option_string_actions)
+            hint = close if unknown[0].startswith("-") else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return found, unknown
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            close = nearest(str(value), choices)
+            raise argparse.ArgumentError(
+                action, f"invalid choice: {value!r}{close} (choose from {', '.join(choices)})"
+            )
 
     def error(self, message: str) -> NoReturn:
         if message.startswith(VALUE):  # then the sentence says all there is
@@ -37,6 +65,22 @@ class Parser(argparse.ArgumentParser):
         else:
             self.print_usage(sys.stderr)
         raise UsageError(shortened(message, 500))
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Wraps paragraphs, and keeps indented lines as they are: examples and lists."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines: list[str] = []
+        paragraph: list[str] = []
+        for line in [*text.splitlines(), ""]:
+            if line and not line.startswith(" "):
+                paragraph.append(line)
+                continue
+            lines += textwrap.wrap(" ".join(paragraph), width)
+            paragraph = []
+            lines.append(line)
+        return "\n".join(indent + line for line in lines).rstrip()
 
 
 class ShowVersion(argparse.Action):
@@ -62,8 +106,23 @@ def parser() -> Parser:
     )
     for name in COMMANDS:
         command = importlib.import_module(f"orchestrator.commands.{name}")
-        description = f"{command.HELP[0].upper()}{command.HELP[1:]}."
-        subparser = commands.add_parser(command.NAME, help=command.HELP, description=description)
+        subparser = commands.add_parser(
+            command.NAME,
+            help=command.HELP,
+            description=f"{command.HELP[0].upper()}{command.HELP[1:]}.",
+            epilog=_epilog(command),
+        )
         command.add_options(subparser)
         subparser.set_defaults(command=command.main)
     return top
+
+
+def _epilog(command: ModuleType) -> str:
+    """Examples and exit statuses, for the end of the command's help."""
+    examples: Sequence[tuple[str, str]] = command.EXAMPLES
+    lines = []
+    for line, about in examples:
+        lines += [f"  # {about}"] if about else []
+        lines.append(f"  orchestrator {line}")
+    statuses = [f"  {code:<5}{text}" for code, text in getattr(command, "STATUSES", STATUSES)]
+    return "\n".join(["examples:", *lines, "", "exit status:", *statuses])

@@ -21,6 +21,19 @@ if TYPE_CHECKING:
 
 NAME = "run"
 HELP = "boot a kernel, poke it on every CPU, and report the verdict"
+EXAMPLES = (
+    ("run --smp 4", "the default kernel on 4 CPUs"),
+    ("run --tree . --patch fix.patch --seed 3", "your own tree with a patch"),
+    ("run --kernel debian:6.1 --scenario 'nop*' --soak 8h", "some scenarios, all night"),
+    ("run --smp 2 --json", "the verdict for a program"),
+)
+STATUSES = (
+    (0, "pass: every promise held, and every CPU was seen in every phase"),
+    (1, "the kernel did something wrong"),
+    (125, "no verdict: it does not build or boot, or the host or the emulator failed"),
+    (129, "wrong usage"),
+    (130, "interrupted (128 plus the number of the signal)"),
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -127,7 +140,7 @@ def _report(result: RunResult, *, as_json: bool = False, quiet: bool = False) ->
     """
     from orchestrator.host import failures
     from orchestrator.host.files import write_report
-    from orchestrator.many import history
+    from orchestrator.many import history, prune
     from orchestrator.report import files, page, terminal
     from orchestrator.ui import SafeConsole
     from orchestrator.verdict import result as result_file
@@ -168,6 +181,7 @@ def _report(result: RunResult, *, as_json: bool = False, quiet: bool = False) ->
         "GitHub's summary": annotations,
         "the report": screen,
         "the history": history.record,
+        "the list of old runs": lambda _: prune.drop_images(),
     }
     for name, write in reports.items():
         try:

@@ -10,6 +10,10 @@ from orchestrator.commands import document
 
 NAME = "scenarios"
 HELP = "list the scenarios of a run and what the kernel promises in each"
+EXAMPLES = (
+    ("scenarios", ""),
+    ("scenarios --json", "for a program"),
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

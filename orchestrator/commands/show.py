@@ -11,6 +11,10 @@ from orchestrator.errors import EXIT_PASS, UsageError
 
 NAME = "show"
 HELP = "show the report of a finished run"
+EXAMPLES = (
+    ("show 12", "run 12 of the history"),
+    ("show 20261126-150840-6.1-int3-smp8-a1a7 --json", ""),
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -20,6 +20,17 @@ if TYPE_CHECKING:
 
 NAME = "sweep"
 HELP = "run every cell of a matrix of kernels and machines"
+EXAMPLES = (
+    ("sweep matrix.yaml", ""),
+    ("sweep matrix.yaml --scheduler tcp://host:8786", "on a dask cluster"),
+)
+STATUSES = (
+    (0, "all cells passed"),
+    (1, "a kernel failed"),
+    (125, "no kernel failed, but not every cell has a verdict"),
+    (129, "wrong usage"),
+    (130, "interrupted (128 plus the number of the signal)"),
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

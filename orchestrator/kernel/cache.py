@@ -22,6 +22,8 @@ ONE_ENTRY = ("ccache",)
 """Folders that are one entry as a whole. In all others, each file or directory is an entry."""
 LEFTOVERS = "left by killed processes"
 """What takes the place of a kind for temporary files and directories without an owner."""
+OTHERS = "being made, links and locks"
+"""The same for what is neither an entry nor left by anybody."""
 IN_USE = 3600.0
 """Seconds since its last use during which an entry is never removed: a run may depend on it."""
 
@@ -44,7 +46,7 @@ class CacheEntry:
     """One entry of the cache: a directory or a file."""
 
     kind: str
-    """The folder of the cache that it is in, or LEFTOVERS."""
+    """The folder of the cache that it is in, LEFTOVERS or OTHERS."""
     path: Path
     size: int
     """Bytes on disk."""
@@ -115,6 +117,22 @@ def items() -> list[CacheEntry]:
                 entry = CacheEntry(kind=folder.name, path=path, size=_size(path), used=_used(path))
                 entries.append(entry)
     return sorted(entries, key=lambda entry: entry.used)
+
+
+def others() -> list[CacheEntry]:
+    """What is in the cache beside entries and leftovers. Cleaning leaves it."""
+    left = {entry.path for entry in leftovers()}
+    found = []
+    for top in cache_dir().iterdir():
+        folder = top.is_dir() and not top.is_symlink() and not top.name.startswith(".")
+        inside = [] if top.name in ONE_ENTRY else [*top.iterdir()] if folder else [top]
+        for path in inside:
+            own = path == top or path.name.startswith(".") or path.is_symlink()
+            if own and path not in left:
+                with contextlib.suppress(OSError):  # it was removed just now
+                    size = path.lstat().st_blocks * 512 if path.is_symlink() else _size(path)
+                    found.append(CacheEntry(kind=OTHERS, path=path, size=size, used=0.0))
+    return found
 
 
 def leftovers() -> list[CacheEntry]:

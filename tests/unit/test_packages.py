@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -16,6 +18,7 @@ from pathlib import Path
 import lowest
 import pytest
 
+from orchestrator.commands.parser import COMMANDS
 from orchestrator.host import version
 from orchestrator.host.paths import PROJECT
 from orchestrator.many import program
@@ -95,8 +98,23 @@ def test_the_wheel_has_the_program_and_its_data_and_nothing_else(installed: Path
     names = {name for name in files(installed) if ".dist-info/" not in name}
     expected = git_files("orchestrator")
     expected |= {f"{data}/{name}" for name in git_files("guest", "kernels")}
-    expected |= {f"{data}/commit", "int3_orchestrator-0.1.0.data/scripts/orchestrator"}
+    own = "int3_orchestrator-0.1.0.data"
+    expected |= {f"{data}/commit", f"{own}/scripts/orchestrator"}
+    pages = ["orchestrator", *(f"orchestrator-{name}" for name in COMMANDS)]
+    expected |= {f"{own}/data/share/man/man1/{page}.1" for page in pages}
     assert names == expected
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_has_a_man_page(installed: Path, name: str) -> None:
+    (page,) = installed.rglob(f"orchestrator-{name}.1")
+    text = page.read_text()
+    assert ".SH EXAMPLES" in text and ".SH EXIT STATUS" in text and "129" in text
+    if shutil.which("groff"):
+        command = ["groff", "-man", "-Tutf8", "-ww", str(page)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0 and "warning" not in done.stderr, done.stderr
+        assert f"orchestrator {name}" in " ".join(re.sub("\x1b[^m]*m", "", done.stdout).split())
 
 
 def test_the_wheel_knows_the_commit(installed: Path, tmp_path: Path) -> None:
