@@ -25,7 +25,7 @@ def sources() -> dict[str, bytes]:
     files = {
         path.name: path.read_bytes()
         for path in sorted(SOURCES.iterdir())
-        if path.suffix in (".c", ".h") or path.name == "Kbuild"
+        if path.suffix in (".c", ".h", ".list") or path.name == "Kbuild"
     }
     scenarios = sorted(scenario.DIRECTORY.glob("*.c"))
     files |= {f"scenario-{path.name}": path.read_bytes() for path in scenarios}
@@ -77,7 +77,7 @@ def build(kernel: Kernel) -> Path:
                 f"the test module does not build for {kernel.name}: {first} (see {log})"
             ) from error
         for file in directory.iterdir():  # the objects are ten times as large
-            if file.suffix not in (".ko", ".c", ".h"):
+            if file.suffix not in (".ko", ".c", ".h", ".list"):
                 file.unlink() if not file.is_dir() else shutil.rmtree(file)
 
     return cached_dir(target, make) / NAME

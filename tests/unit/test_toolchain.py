@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import BuildError, UsageError
+from orchestrator.guest import module
 from orchestrator.kernel import build, config, from_source, obtain, sources, toolchain
 from orchestrator.kernel.kinds.kind import refuse_changes
 from orchestrator.kernel.model import Kernel, KernelRequest
@@ -226,3 +227,32 @@ def test_a_dirty_tree_says_so_and_its_changes_are_built(tree: Path) -> None:
     dirty = _obtain(tree)
     assert dirty.name.endswith("with changes") and not clean.name.endswith("with changes")
     assert sources.from_tree(tree).origin["git"].endswith(" with changes")
+
+
+# --- kCFI ----------------------------------------------------------------------------------------
+
+CALLS = """
+int called(int x) { return x + 1; }
+int (*volatile pointer)(int) = called;
+int call(int x) { return pointer(x); }
+"""
+
+
+def test_the_module_leaves_out_checks_of_kcfi_and_keeps_its_hashes(tmp_path: Path) -> None:
+    names = ("clang", *(f"clang-{version}" for version in range(16, 30)))
+    flags = ("--target=x86_64-linux-gnu", "-O2", "-mcmodel=kernel", "-fsanitize=kcfi", "-S")
+    (tmp_path / "calls.c").write_text(CALLS)
+
+    def compiled(compiler: str, *more: str) -> str | None:
+        command = [compiler, *flags, *more, "calls.c", "-o", "-"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        return done.stdout if done.returncode == 0 else None
+
+    known = [name for name in names if shutil.which(name) and compiled(name)]
+    if not known:
+        pytest.skip("needs clang 16 or newer")
+    ignore = f"-fsanitize-ignorelist={module.SOURCES / 'kcfi.list'}"
+    plain, ours = compiled(known[-1]), compiled(known[-1], ignore)
+    assert plain and "ud2" in plain and ours
+    assert "ud2" not in ours and "__cfi_called:" in ours
+    assert "kcfi.list" in module.sources()
