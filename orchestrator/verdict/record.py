@@ -50,6 +50,8 @@ H_POKE, H_KPROBE = 2, 4
 INLINE = 16
 """Bytes that WRITE has of a write."""
 INT3, JUMP = 0xCC, 0xE9
+MODULES = 0xFFFFFFFFA0000000
+"""Where the text of modules begins. What is between it and the kernel's own text is init text."""
 LONGEST = 8
 """No instruction that is poked is longer."""
 THREAD_SIZE = 0x4000
@@ -70,7 +72,9 @@ OWNERS = (
 )
 """Part of a function's name -> whose pokes it makes."""
 TEST_MODULE, OTHERS = "test module", "others"
-BEFORE_SMP = "writes while only one CPU was online"
+BEFORE_SMP = "writes while only one CPU was online, which need no int3"
+NEW_TEXT = "writes of text that is not known to be live"
+OTHER_INT3 = "int3 outside of any poke"
 
 
 @dataclass(frozen=True)
@@ -239,6 +243,13 @@ class _Judge:
         """How often a CPU that was in a mode did sync in a round."""
         self.owner_at = self._owner_word()
         self.tasks = np.flatnonzero(self.kinds == TASKS)
+        begin, end = around.module
+        passed = records["word"][:, 0][self.kinds == PASS]
+        first = np.flatnonzero(self.kinds == PASS)[(passed >= begin) & (passed < end)][:1]
+        self.module_live = int(first[0]) if len(first) else len(records)
+        """Record from which on CPUs are known to execute the test module."""
+        if result.judged:  # in an earlier log
+            self.module_live = -1
         for site in self.sites.values():
             site.armed = -1
 
@@ -293,7 +304,7 @@ class _Judge:
         if flags & F_UNREADABLE:
             self.result.not_judged["writes whose bytes could not be read"] += 1
             return
-        if length > INLINE or flags & F_MEMSET:
+        if length > INLINE:
             self._on_long_write(at, address, length)
             return
         new = words[1:3].tobytes()[:length]
@@ -312,8 +323,8 @@ class _Judge:
             pass  # nothing changes
         elif online & (online - 1) == 0:
             self.result.not_judged[BEFORE_SMP] += 1
-        elif not self._is_live(address) or (flags & F_EARLY and self._in_module(address)):
-            self.result.not_judged["writes to text that is not known to be live"] += 1
+        elif not self._is_live(address, at):
+            self.result.not_judged[NEW_TEXT] += 1
         elif self._in_stop_machine(at):
             self.result.not_judged["writes while the machine was stopped"] += 1
         elif (known := self.sites.get(address)) and known.is_armed and length == 1:
@@ -323,28 +334,40 @@ class _Judge:
             text = f"{before[:length].hex()} became {new.hex()} without int3"
             self._blame("writes", text, at, address)
 
-    def _is_live(self, address: int) -> bool:
-        """Whether CPUs may execute this address, as far as we know.
+    def _is_live(self, address: int, at: int) -> bool:
+        """Whether CPUs may execute this address at record `at`, as far as we know.
 
         The text of other modules may be in place of one that was unloaded, and not live yet.
         """
         if self._in_text(address):
             return True
+        if at < self.module_live:
+            return False
         near = range(address, address - LONGEST, -1)
-        return any(at in self.around.sites for at in near) or (
-            self._in_module(address) and any(at in self.sites for at in near)
+        return any(start in self.around.sites for start in near) or (
+            self._in_module(address) and any(start in self.sites for start in near)
         )
 
     def _on_long_write(self, at: int, address: int, length: int) -> None:
-        for site in [site for site in self.sites if address <= site < address + length]:
+        """A write of which only a hash is kept: not one of the protocol."""
+        words = self.words[at]
+        inside = [site for site in self.sites if address <= site < address + length]
+        live = self._in_text(address) or (
+            at >= self.module_live
+            and any(address <= site < address + length for site in self.around.sites)
+        )
+        online = int(words[6])
+        if online & (online - 1) == 0:
+            self.result.not_judged[BEFORE_SMP] += 1
+        elif live and not self._in_stop_machine(at):
+            if words[1] != words[3]:
+                text = f"{length} bytes of live text were written at once, without int3"
+                self._blame("writes", text, at, inside[0] if inside else address)
+        else:
+            self.result.not_judged[NEW_TEXT] += 1
+        for site in inside:
             del self.sites[site]
             self.open.pop(site, None)
-        online = int(self.words[at][6])
-        if online & (online - 1) == 0:
-            what = BEFORE_SMP
-        else:
-            what = "long writes to live text" if self._is_live(address) else "new text"
-        self.result.not_judged[what] += 1
 
     def _site_of(self, at: int, address: int, new: bytes) -> Site | None:
         """The open site that a write belongs to."""
@@ -459,7 +482,7 @@ class _Judge:
             # The test module has int3 of its own, which it pokes into its own text.
             own = self._in_module(site.address) and site.address not in self.around.sites
             fine = not site.tailed and (own or self._by_kprobes(site.begun))
-            fine |= not self._is_live(site.address) or not self._callers(site.begun)
+            fine |= not self._is_live(site.address, at) or not self._callers(site.begun)
         if not fine:
             left = bytes(site.memory).hex()
             text = f"the poke ended with int3 in place ({left})"
@@ -659,7 +682,7 @@ class _Judge:
     ) -> str | None:
         """What is wrong with a branch of a static key."""
         code = memory.to_bytes(8, "little")
-        if flags & SITE_INIT or not (self._in_text(site) or self._in_module(site)):
+        if flags & SITE_INIT or not (self._in_text(site) or site >= MODULES):
             return None
         effect, jumps = semantics.effect(site, code, 0), code[0] in (0xE9, 0xEB)
         name = self.around.name(key) or f"{key:x}"
@@ -676,7 +699,7 @@ class _Judge:
     ) -> str | None:
         """What is wrong with a call of a static call, or with its trampoline."""
         code = memory.to_bytes(8, "little")
-        if flags & SITE_INIT or not (self._in_text(site) or self._in_module(site)):
+        if flags & SITE_INIT or not (self._in_text(site) or site >= MODULES):
             return None
         effect = semantics.effect(site, code, 0)
         ip = effect.ip if effect else 0
@@ -723,7 +746,7 @@ class _Judge:
         traps = np.flatnonzero(np.isin(self.kinds, (TRAP, RESUME)))
         sites = self.words[traps, 0]
         wanted = np.isin(sites, np.array(sorted(self.finished), np.uint64))
-        result.not_judged["int3 of no poke"] += int(
+        result.not_judged[OTHER_INT3] += int(
             np.count_nonzero(~wanted & (self.kinds[traps] == TRAP))
         )
         traps = traps[wanted]
@@ -767,7 +790,7 @@ class _Judge:
         for row, where, many in zip(kinds_of.tolist(), first.tolist(), count.tolist(), strict=True):
             address, number, to = row[0] & mask, row[1], row[2] & mask
             if number < 0:
-                result.not_judged["int3 of no poke"] += many
+                result.not_judged[OTHER_INT3] += many
                 continue
             why = self._wrong(self.finished[address][number], address, to, *row[3:])
             if why:
@@ -791,14 +814,19 @@ class _Judge:
             return None
         if to in self.around.sites.get(address, ()):
             return None
-        # Where 6.1-int3 and emulated calls send a CPU whose static call is NULL or RET0.
-        if (self.around.name(to) or "").startswith("__static_call_return"):
-            return None
         if changed:
             return f"went on with other flags (they differ in {changed:#x})"
+        name = (self.around.name(to) or "").partition("+0x0")[0]
         unknown = False
         for code in (poke.old, poke.new):
             effect = semantics.effect(address, code, conditions)
+            if code[:5] == semantics.RETURN_0:  # as a call, for no handler clears rax
+                if name == "__static_call_return0":
+                    effect = semantics.Effect(to, -8, address + 5)
+                else:
+                    continue
+            elif code[:1] == b"\xc3" and name == "__static_call_return" and not stack:
+                return None  # to a function that does nothing but return, as 6.1-int3 does it
             unknown |= effect is None
             if effect is None or effect.stack != stack:
                 continue

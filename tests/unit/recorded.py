@@ -51,9 +51,9 @@ class Written:
             0,
             site + offset,
             data & low,
-            data >> 64,
+            data >> 64 & low,
             before & low,
-            before >> 64,
+            before >> 64 if len(new) <= record.INLINE else 0,
             TASK + 0x1000,
             fields.get("online", (1 << CPUS) - 1),
             flags=fields.get("flags", record.F_IRQS),
@@ -82,6 +82,22 @@ class Written:
 
     def unlock(self) -> int:
         return self.add(record.UNLOCK, 0, TASK, (1 << CPUS) - 1, self.user, self.idle)
+
+    def trap(
+        self,
+        site: int,
+        ip: int,
+        *,
+        stack: int = 0,
+        pushed: int = 0,
+        cpu: int = 1,
+        handlers: int = record.H_POKE,
+    ) -> None:
+        """A CPU executes int3, and goes on at `ip` with `stack` added to rsp."""
+        rsp = TASK + 0x8000
+        self.add(record.TRAP, cpu, site, rsp)
+        words = (site, ip, rsp + stack, 0x246, pushed, rsp, 0x246)
+        self.add(record.RESUME, cpu, *words, flags=handlers)
 
     def poke(
         self, site: int = SITE, new: bytes = JUMP, syncs: tuple[int, ...] = (0, 1, 2, 3)

@@ -354,7 +354,7 @@ def test_an_empty_log_shows_nothing() -> None:
 
 def test_int3_of_the_run_are_all_judged() -> None:
     result = judge(RUN, AROUND)
-    assert result.int3 + result.not_judged["int3 of no poke"] == int(np.sum(RUN["kind"] == TRAP))
+    assert result.int3 + result.not_judged[record.OTHER_INT3] == int(np.sum(RUN["kind"] == TRAP))
 
 
 def gdb_events(log: Records, first: int, last: int) -> list[dict[str, Any]]:

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * title: static calls at several sites, to nothing, and to zero
+ * promise: >-
+ *   A static call is switched at all of its sites, those in tail position included. A CPU that runs
+ *   through one meanwhile calls the old or the new function. If that is none, it goes on; if it is
+ *   the function that returns zero, it gets zero.
+ * order: 330
+ */
+#include <linux/delay.h>
+#include "compat.h"
+#include "scenario.h"
+
+#ifdef CONFIG_HAVE_STATIC_CALL
+#include <linux/static_call.h>
+#endif
+
+#if defined(CONFIG_HAVE_STATIC_CALL) && defined(DEFINE_STATIC_CALL_RET0)
+
+/* Not static, or the compiler could see what they return. */
+long orch_plus_one(long x);
+long orch_plus_two(long x);
+void orch_count(long *count);
+
+noinline notrace long orch_plus_one(long x)
+{
+	barrier();
+	return x + 1;
+}
+
+noinline notrace long orch_plus_two(long x)
+{
+	barrier();
+	return x + 2;
+}
+
+noinline notrace void orch_count(long *count)
+{
+	barrier();
+	++*count;
+}
+
+DEFINE_STATIC_CALL(orch_add, orch_plus_one);
+DEFINE_STATIC_CALL_NULL(orch_maybe, orch_count);
+DEFINE_STATIC_CALL_RET0(orch_zero, orch_plus_one);
+
+/* A barrier keeps a call from being compiled as a tail call, which is a jump. */
+#define CALLER(name, call)							\
+static noinline notrace __attribute__((noclone)) long name(long x)		\
+{										\
+	long result = static_call(call)(x);					\
+										\
+	barrier();								\
+	return result;								\
+}
+
+CALLER(first, orch_add)
+CALLER(second, orch_add)
+CALLER(third, orch_add)
+CALLER(zero, orch_zero)
+
+static noinline notrace __attribute__((noclone)) long tail(long x)
+{
+	return static_call(orch_add)(x);
+}
+
+static noinline notrace __attribute__((noclone)) void maybe(long *count)
+{
+	static_call_cond(orch_maybe)(count);
+	barrier();
+}
+
+static noinline notrace __attribute__((noclone)) void maybe_tail(long *count)
+{
+	static_call_cond(orch_maybe)(count);
+}
+
+static long (*const callers[])(long x) = { first, second, third, tail };
+static void (*const counters[])(long *count) = { maybe, maybe_tail };
+
+static bool hammering;
+
+static int hammer(struct orch_run *run, int cpu, void *arg)
+{
+	long x = cpu, result, count;
+	unsigned int i;
+
+	while (READ_ONCE(hammering)) {
+		for (i = 0; i < ARRAY_SIZE(callers); i++) {
+			result = callers[i](x);
+			orch_expect(run, result == x + 1 || result == x + 2,
+				    "static call %u with %ld returned %ld on CPU %d", i, x, result,
+				    cpu);
+		}
+		result = zero(x);
+		orch_expect(run, !result || result == x + 1,
+			    "a static call to zero with %ld returned %ld on CPU %d", x, result, cpu);
+		for (i = 0; i < ARRAY_SIZE(counters); i++) {
+			count = 0;
+			counters[i](&count);
+			orch_expect(run, count == 0 || count == 1,
+				    "a static call to nothing was called %ld times on CPU %d", count,
+				    cpu);
+		}
+		x = (x + 1) & 0xffff;
+		if (!(x & 63))
+			usleep_range(20, 40);
+	}
+	return 0;
+}
+
+static void expect_all(struct orch_run *run, long add, long returned, long counted)
+{
+	unsigned int i;
+	long count;
+
+	for (i = 0; i < ARRAY_SIZE(callers); i++)
+		orch_expect(run, callers[i](40) == 40 + add,
+			    "site %u of a static call does not call what it was switched to", i);
+	orch_expect(run, zero(40) == returned, "a static call returned %ld instead of %ld", zero(40),
+		    returned);
+	for (i = 0; i < ARRAY_SIZE(counters); i++) {
+		count = 0;
+		counters[i](&count);
+		orch_expect(run, count == counted, "a static call was called %ld times, not %ld",
+			    count, counted);
+	}
+}
+
+ORCH_SCENARIO(static_calls)
+{
+	struct orch_workers *hammers;
+	unsigned int rounds = 0;
+
+	hammering = true;
+	hammers = orch_workers_start(run, cpu_online_mask, hammer, NULL);
+	do {
+		static_call_update(orch_add, &orch_plus_two);
+		static_call_update(orch_maybe, &orch_count);
+		static_call_update(orch_zero, &orch_plus_one);
+		expect_all(run, 2, 41, 1);
+		static_call_update(orch_add, &orch_plus_one);
+		static_call_update(orch_maybe, NULL);
+		static_call_update(orch_zero, (void *)&__static_call_return0);
+		expect_all(run, 1, 0, 0);
+		rounds++;
+		usleep_range(50, 100);
+	} while (orch_time_left(run));
+	WRITE_ONCE(hammering, false);
+	orch_workers_join(hammers);
+	orch_note("# rounds=%u\n", rounds);
+}
+
+#else
+
+ORCH_SCENARIO(static_calls)
+{
+	orch_skip(run, "this kernel has no static calls that can return zero");
+}
+
+#endif

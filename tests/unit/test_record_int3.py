@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Where a CPU goes on that met int3: at a call, a return, and a static call's special cases."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from recorded import AROUND, NOP, SITE, TEXT, Written
+
+from orchestrator.text import semantics
+from orchestrator.verdict.record import judge
+
+END, CALLED, RETURN_0, RETURN = SITE + 5, TEXT + 0x3000, TEXT + 0x4000, TEXT + 0x5000
+NAMES = {
+    CALLED: "called+0x0",
+    RETURN_0: "__static_call_return0+0x0",
+    RETURN: "__static_call_return+0x0",
+    TEXT: "__static_call_transform+0x10",
+}
+
+
+def to(opcode: int, target: int) -> bytes:
+    return bytes([opcode]) + (target - END).to_bytes(4, "little", signed=True)
+
+
+CALL, RET0, RET = to(0xE8, CALLED), semantics.RETURN_0, b"\xc3\xcc\xcc\xcc\xcc"
+
+
+@pytest.mark.parametrize(
+    ("new", "ip", "stack", "pushed", "right"),
+    [
+        (CALL, CALLED, -8, END, True),
+        (CALL, CALLED, 0, END, False),  # a jump
+        (CALL, CALLED, -8, SITE, False),  # it would return to the site
+        (CALL, CALLED, -8, SITE + 1, False),
+        (CALL, END, 0, 0, True),  # the old NOP
+        (CALL, END, -8, END, False),
+        (to(0xE9, CALLED), CALLED, 0, 0, True),
+        (to(0xE9, CALLED), CALLED, -8, END, False),
+        (RET0, RETURN_0, -8, END, True),
+        (RET0, RETURN_0, 0, 0, False),  # it would return from the caller
+        (RET0, RETURN_0, -8, SITE, False),
+        (RET0, CALLED, -8, END, False),
+        (RET, RETURN, 0, 0, True),
+        (RET, RETURN, -8, END, False),
+        (CALL, RETURN, 0, 0, False),
+        (CALL, RETURN_0, -8, END, False),
+        (CALL, SITE, 0, 0, False),  # nobody took it
+    ],
+)
+def test_a_cpu_goes_on_as_the_old_or_new_instruction_would(
+    new: bytes, ip: int, stack: int, pushed: int, right: bool
+) -> None:
+    log = Written()
+    log.write(SITE, 0, b"\xcc", TEXT)
+    log.sync(0, 1, 2, 3)
+    log.trap(SITE, ip, stack=stack, pushed=pushed)
+    log.write(SITE, 1, new[1:], TEXT)
+    log.sync(0, 1, 2, 3)
+    log.write(SITE, 0, new[:1], TEXT)
+    log.sync(0, 1, 2, 3)
+    log.unlock()
+    result = judge(log.records, replace(AROUND, name=NAMES.get))
+    assert set(result.broken) == (set() if right else {"consumed"})
+    assert result.judged == {"static calls": 1} and result.int3 == 1
+
+
+def test_from_zero_back_to_a_function_either_is_right() -> None:
+    for ip in (RETURN_0, CALLED):
+        log = Written()
+        log.memory[SITE] = bytearray(RET0.ljust(32, b"\x90"))
+        log.write(SITE, 0, b"\xcc", TEXT)
+        log.sync(0, 1, 2, 3)
+        log.trap(SITE, ip, stack=-8, pushed=END)
+        log.write(SITE, 1, CALL[1:], TEXT)
+        log.sync(0, 1, 2, 3)
+        log.write(SITE, 0, CALL[:1], TEXT)
+        log.sync(0, 1, 2, 3)
+        log.unlock()
+        assert not judge(log.records, replace(AROUND, name=NAMES.get)).violations
+
+
+def test_a_long_write_to_live_text_is_never_right() -> None:
+    log = Written()
+    log.write(SITE, 0, NOP * 4)
+    assert set(judge(log.records, AROUND).broken) == {"writes"}
+    log = Written()
+    log.write(SITE, 0, NOP * 4, online=1)
+    log.write(TEXT + 0x200000, 0, NOP * 4)
+    assert not judge(log.records, AROUND).violations
