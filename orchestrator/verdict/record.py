@@ -37,9 +37,9 @@ MODE, BRANCH, CALL, TASKS = range(12, 16)
 """enum kind in recorder.c."""
 F_IRQS, F_EARLY, F_MEMSET, F_UNREADABLE, F_MAPPED = 1, 2, 4, 8, 16
 """Flags of WRITE; UNLOCK has the last."""
-SITE_FLIPPED, SITE_TAIL, SITE_INIT = 1, 1, 2
+SITE_FLIPPED, SITE_TAIL, SITE_INIT, SITE_GONE = 1, 1, 2, 4
 """Flags of BRANCH and CALL: the branch is taken unless the key is on; the call is a jump; the site
-is in text that is there only at the beginning."""
+is in text that is there only at the beginning; it is in a list of what is no longer there."""
 S_IN_SYNC, S_ON_PURPOSE = 0x100, 0x200
 """Flags of SERIALISE: within do_sync_core(); by an instruction that is there for nothing else."""
 M_KERNEL, M_USER, M_IDLE = range(3)
@@ -681,6 +681,9 @@ class _Judge:
         self, key: int, count: int, site: int, target: int, flags: int, memory: int
     ) -> str | None:
         """What is wrong with a branch of a static key."""
+        if flags & SITE_GONE:
+            name = self.around.name(key) or f"{key:x}"
+            return f"a key ({name}) has branches of a module that is gone"
         code = memory.to_bytes(8, "little")
         if flags & SITE_INIT or not (self._in_text(site) or site >= MODULES):
             return None

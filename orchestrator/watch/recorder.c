@@ -113,7 +113,8 @@ enum kind {
 	 * A branch of a static key: when jump_label_mutex is released by whoever
 	 * switched the key, and all of them when the host asks for a look. words: the
 	 * key; its count; where the branch is; its target; its flags (1: it is taken
-	 * unless the key is on; 2: it is in init text); 8 bytes that are there now.
+	 * unless the key is on; 2: it is in init text; 4: there is none, although the
+	 * key has a list of them there); 8 bytes that are there now.
 	 */
 	BRANCH,
 	/*
@@ -978,7 +979,8 @@ static void resume(unsigned int cpu)
 
 #define PENDING		64
 #define ENTRIES		8192	/* of one key, at most; and links of its list */
-enum { LINKED = 2, DIRECT = 1, INIT = 2 };
+#define LINKS		64
+enum { LINKED = 2, DIRECT = 1, INIT = 2, GONE = 4 };
 
 /* What a task has asked for, until it releases the mutex. */
 static struct pending {
@@ -1057,27 +1059,38 @@ static void look_at_branches(void)
 			branch(entry, 0, true);
 }
 
-static void branches_of(uint64_t entry, uint64_t key)
+static void branches_of(uint64_t entry, uint64_t key, bool known)
 {
-	for (int i = 0; i < ENTRIES && entry && entry != jump_table_end; i++, entry += 16)
-		if (!branch(entry, key, false))
-			return;
+	uint64_t words[6] = { key, 0, entry, 0, GONE, 0 };
+
+	/* The first one is the key's, or it belongs to a module that is no longer there. */
+	if (entry && (known || !branch(entry, key, false)))
+		emit(BRANCH, NO_CPU, 0, 0, words, 6);
+	else
+		for (int i = 1; i < ENTRIES && entry && entry + 16 * i != jump_table_end; i++)
+			if (!branch(entry + 16 * i, key, false))
+				return;
 }
 
 static void key_was_switched(uint64_t key)
 {
-	uint64_t type = quad(key + 8), link[2];
+	uint64_t type = quad(key + 8), link[2], seen[LINKS] = { 0 };
 
 	if (!has_branches())
 		return;
 	if (!(type & LINKED)) {
-		branches_of(type & ~3ull, key);
+		branches_of(type & ~3ull, key, false);
 		return;
 	}
 	type &= ~3ull;
-	for (int i = 0; i < ENTRIES && type && memory(type, link, sizeof(link)); i++) {
-		branches_of(link[1], key);	/* struct static_key_mod: next, entries, mod */
-		type = link[0];
+	/* struct static_key_mod: next, entries, mod */
+	for (int i = 0; i < LINKS && type && memory(type, link, sizeof(link)); i++, type = link[0]) {
+		bool known = false;
+
+		for (int earlier = 0; earlier < i; earlier++)
+			known |= link[1] && seen[earlier] == link[1];
+		seen[i] = link[1];
+		branches_of(link[1], key, known);
 	}
 }
 

@@ -49,6 +49,7 @@ def broken(log: Written) -> set[str]:
         (1, 0, b"\xcc" + JUMP[1:], False),
         (0, 0, b"\xcc" + NOP[1:], False),
         (1, 2, NOP, True),  # in init text
+        (1, 4, JUMP, False),  # a module's that is gone
     ],
 )
 def test_a_branch_is_what_its_key_is_set_to(
