@@ -1004,9 +1004,10 @@ static void ask_for(enum point point, uint64_t what, uint64_t function, unsigned
 	for (int i = 0; i < PENDING; i++) {
 		struct pending *one = &pending[i];
 
-		if (one->point == point && one->what == what && one->task == task)
-			free = one;
-		else if (!one->point && !free)
+		/* A task switches one thing at a time; what it had nothing to do for is over. */
+		if (one->point == point && one->task == task && (point != P_TRANSFORM || one->what == what))
+			*one = (struct pending){ 0 };
+		if (!one->point && !free)
 			free = one;
 	}
 	if (free)
