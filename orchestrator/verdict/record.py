@@ -190,6 +190,8 @@ class Judgement:
     """Where the log and what GDB saw differ, of the last window."""
     sites: dict[int, Site] = field(default_factory=dict)
     """All sites with int3 at some time, as the log leaves them."""
+    module_text: dict[int, int] = field(default_factory=dict)
+    """Bytes of the test module's text, by address, where something was written."""
 
     def violations_of(self, claim: str) -> list[RecordViolation]:
         return [violation for violation in self.violations if violation.claim == claim]
@@ -308,6 +310,7 @@ class _Judge:
             self._on_long_write(at, address, length)
             return
         new = words[1:3].tobytes()[:length]
+        self._check_module_text(at, address, new, before)
         site = self._site_of(at, address, new)
         online = int(words[6])
         if site is None and new[:1] == b"\xcc" and length == 1:
@@ -326,13 +329,32 @@ class _Judge:
         elif not self._is_live(address, at):
             self.result.not_judged[NEW_TEXT] += 1
         elif self._in_stop_machine(at):
-            self.result.not_judged["writes while the machine was stopped"] += 1
+            if self.around.kprobe_syncs:
+                text = f"{before[:length].hex()} became {new.hex()} in stop_machine()"
+                self._blame("stopper", text, at, address)
+            else:  # jump labels before 3.12, kprobes before 3.13
+                self.result.not_judged["writes while the machine was stopped"] += 1
         elif (known := self.sites.get(address)) and known.is_armed and length == 1:
             self._disarm(known, number, at, new)
             self._check_writer(at, address)
         else:
             text = f"{before[:length].hex()} became {new.hex()} without int3"
             self._blame("writes", text, at, address)
+
+    def _check_module_text(self, at: int, address: int, new: bytes, before: bytes) -> None:
+        """The test module's text around a site is what the writes so far have made of it.
+
+        Of the kernel's own text the recorder sees each change (CODE).
+        """
+        if not self._in_module(address) or at < self.module_live:
+            return
+        known = self.result.module_text
+        for offset, byte in enumerate(before[:LONGEST]):
+            if known.get(address + offset, byte) != byte:
+                text = f"{byte:02x} is at +{offset} of a write, where {known[address + offset]:02x}"
+                self._blame("bytes", f"{text} was, and nobody wrote it", at, address)
+            known[address + offset] = byte
+        known.update(enumerate(new, address))
 
     def _is_live(self, address: int, at: int) -> bool:
         """Whether CPUs may execute this address at record `at`, as far as we know.

@@ -9,7 +9,7 @@ import pytest
 from recorded import AROUND, NOP, SITE, TEXT, Written
 
 from orchestrator.text import semantics
-from orchestrator.verdict.record import judge
+from orchestrator.verdict.record import PASS, judge
 
 END, CALLED, RETURN_0, RETURN = SITE + 5, TEXT + 0x3000, TEXT + 0x4000, TEXT + 0x5000
 NAMES = {
@@ -89,3 +89,25 @@ def test_a_long_write_to_live_text_is_never_right() -> None:
     log.write(SITE, 0, NOP * 4, online=1)
     log.write(TEXT + 0x200000, 0, NOP * 4)
     assert not judge(log.records, AROUND).violations
+
+
+def test_text_is_not_written_while_the_machine_is_stopped() -> None:
+    around = replace(AROUND, name={TEXT: "multi_cpu_stop+0x10"}.get)
+    log = Written()
+    log.write(SITE, 0, CALL, TEXT)
+    assert set(judge(log.records, around).broken) == {"stopper"}
+    assert not judge(log.records, replace(around, kprobe_syncs=False)).violations
+
+
+def test_a_byte_of_the_test_module_that_nobody_wrote_is_seen_at_the_next_write() -> None:
+    module = (0xFFFFFFFFA0000000, 0xFFFFFFFFA0010000)
+    site = module[0] + 0x1000
+    around = replace(AROUND, module=module, sites={site: frozenset()})
+    for one_more in (False, True):
+        log = Written()
+        log.add(PASS, 1, site, 1, flags=1)
+        log.poke(site)
+        if one_more:
+            log.memory[site][5] = 0x55
+        log.poke(site, NOP)
+        assert set(judge(log.records, around).broken) == ({"bytes"} if one_more else set())
