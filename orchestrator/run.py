@@ -23,6 +23,7 @@ from orchestrator.errors import (
     OrchestratorError,
     UsageError,
     sentence,
+    shortened,
 )
 from orchestrator.guest import initramfs, module
 from orchestrator.host import failures, interrupts, keeper, tools
@@ -185,7 +186,7 @@ def _guest(cell: _Cell, *, attachable: bool) -> Iterator[Observer]:
         machine_spec, recorder = _machine_spec(spec, kernel, image, scenarios)
     cell.machine_spec = machine_spec
     cell.evidence.untrusted = machine_spec.accel.untrusted
-    ui.say(f"accelerator: {machine_spec.accel.option} ({machine_spec.accel.why})")
+    ui.say(f"accelerator: {machine_spec.accel.option} ({_in_short(machine_spec.accel.why)})")
     if recorder.why_not:
         ui.say(f"recorder: none, because {recorder.why_not}")
 
@@ -213,6 +214,12 @@ def _guest(cell: _Cell, *, attachable: bool) -> Iterator[Observer]:
             fallback=() if without_module else _fallback(cell),
             on_loaded=note_symbols,
         )
+
+
+def _in_short(why: str) -> str:
+    """`why` if it fits into a line, otherwise its beginning; doctor says all of it."""
+    first = why.partition(": ")[0]
+    return why if len(why) <= 80 else f"{shortened(first, 80)}; see `orchestrator doctor`"
 
 
 def _takes_module(kernel: Kernel) -> bool:

@@ -68,13 +68,38 @@ durations: dict[str, float] = {}
 """Seconds that each finished step took, by name, in order. The report shows them."""
 
 
+BAR = 24
+"""Width of a progress bar."""
+
+
+def left(seconds: float) -> str:
+    """A duration that is an estimate, in words."""
+    return f"about {seconds / 60:.0f} min" if seconds >= 90 else f"about {seconds:.0f} s"
+
+
 class Progress:
     """A step in progress."""
 
     def __init__(self, name: str, status: Status | None) -> None:
         self.name = name
         self._status = status
-        self._last_plain = time.monotonic()
+        self._last_plain = self._start = time.monotonic()
+
+    def count(self, done: int, total: int | None, what: str) -> None:
+        """Show that `done` of about `total` are done, if that is known, and when all will be.
+
+        what: of what, in the plural.
+        """
+        if not total or done > total:
+            self.progress(f"{done} {what}")
+            return
+        text = f"{done} of about {total} {what}"
+        if done * 50 > total:  # before that, an estimate would be a guess
+            text += f", {left((time.monotonic() - self._start) * (total - done) / done)} left"
+        if self._status is not None:
+            filled = BAR * done // total
+            text = f"{'━' * filled}{'─' * (BAR - filled)} {text}"
+        self.progress(text)
 
     def progress(self, text: str) -> None:
         """Show how far the step has got."""

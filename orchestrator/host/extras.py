@@ -12,7 +12,7 @@ from orchestrator.errors import UsageError
 def library(name: str, user: str) -> Any:
     """The module `name`. Raises UsageError, which says how to install it, if there is none.
 
-    user: what needs it, such as `bisect`.
+    user: what needs it, such as `--scheduler`.
     """
     try:
         return importlib.import_module(name)

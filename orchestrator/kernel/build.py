@@ -257,8 +257,7 @@ class _ObjectCounter:
         self._made += 1
         if time.monotonic() - self._shown > 0.2:
             self._shown = time.monotonic()
-            total = f" of about {self._total}" if self._total >= self._made else ""
-            self._step.progress(f"{self._made}{total} objects")
+            self._step.count(self._made, self._total, "objects")
 
     def finish(self) -> None:
         if self._made > self._total:

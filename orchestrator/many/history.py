@@ -242,7 +242,7 @@ def table(runs: Sequence[PastRun]) -> Iterator[str]:
             why = ", ".join(run.failed)
         machine = f"{run.kernel:<20} {run.release:<24} smp{run.smp:<3}"
         yield f"{run.id:>5}  {when}  {run.outcome:<11} {machine} {why[:100]}".rstrip()
-        gone = "" if Path(run.directory).is_dir() else " (removed)"
+        gone = "" if Path(str(run.directory)).is_dir() else " (removed)"
         yield f"       {run.directory}{gone}"
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rich.console import Console
 from rich.segment import Segment, Segments
@@ -34,6 +34,8 @@ MARKS = {
 }
 PHASES = ("0 old", "1 cc+old", "2 cc+new", "3 new")
 RESULTS = ("old", "new", "int3", "torn")
+MAX_TIMES = 3
+"""Number of activities whose durations are shown."""
 MAX_DETAILS = 5
 """Maximum number of details shown for a check."""
 
@@ -276,9 +278,17 @@ def _hang_report(evidence: Evidence) -> Iterator[str]:
             yield f"  {line}"
 
 
+def _times(seconds: Mapping[str, float]) -> str:
+    """How long the run took and what took longest, in a sentence; verdict.json has everything."""
+    longest = sorted(seconds.items(), key=lambda item: -item[1])[:MAX_TIMES]
+    named = [f"{took:.1f} s for {name.partition(': ')[2] or name}" for name, took in longest]
+    listed = named[0] if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]}"
+    return f"{sum(seconds.values()):.1f} s, of them {listed}"
+
+
 def _footer(result: RunResult) -> Iterator[str]:
     if soak := result.evidence.soak:
         yield f"soak:    {soak.seconds:.0f} s, {soak.summary()}"
-    if times := ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.seconds.items()):
-        yield f"time:    {times}"
+    if result.seconds:
+        yield f"time:    {_times(result.seconds)}"
     yield f"results: {result.directory}"

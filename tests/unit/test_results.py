@@ -461,7 +461,7 @@ def test_damaged_content_of_a_history_is_shown_as_far_as_it_goes(tmp_path: Path)
     connection.execute("UPDATE run SET kernel = CAST(x'ff41' AS TEXT), ended = 1e300")
     connection.commit()
     connection.close()
-    (line,) = history.table(history.past(path=path))
+    line, _ = history.table(history.past(path=path))
     assert "\ufffdA" in line and "pass" in line
 
 

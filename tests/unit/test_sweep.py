@@ -837,3 +837,14 @@ def test_a_sweep_writes_its_own_table_into_the_summary_of_github_and_its_runs_no
     report.write(results, 1.0, world / "out")
     text = summary.read_text()
     assert text.startswith("2 of 2 cells passed") and "| 6.1-int3 |" in text
+
+
+def test_a_sweep_says_first_what_it_will_do(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(LocalHost, "room", lambda _: sweep.Room(8, 1 << 20))
+    monkeypatch.setattr(LocalHost, "need", lambda _, cell: sweep.Room(4, 1))
+    Sweep(cells(2, 4), world / "out", LocalHost(2)).run()
+    lines = capsys.readouterr().err.splitlines()
+    # The history expects as many seconds as CPUs: 2 + 4 for each of two kernels, two at a time.
+    assert lines[0].strip() == "runs 4 cells, 2 at a time: about 6 s"

@@ -11,6 +11,8 @@ import pytest
 from good_run import Run
 from test_json import run_result
 
+from orchestrator import run as run_module
+from orchestrator import ui
 from orchestrator.many.mutants import Mutant, MutantResult
 from orchestrator.many.sweep.matrix import Cell
 from orchestrator.many.sweep.sweep import CellResult
@@ -97,3 +99,47 @@ def test_a_mutants_table_at_80_columns() -> None:
             is_terminal=is_terminal,
         )
         assert "caught" in text and mutant.name in text and "123456" in text
+
+
+# -- sentences
+
+
+def test_the_times_are_one_sentence() -> None:
+    seconds = {"booting": 10.6, "GDB watches: holding the poker": 2.5, "a": 0.1, "loading": 5.44}
+    assert terminal._times(seconds) == (
+        "18.6 s, of them 10.6 s for booting, 5.4 s for loading and 2.5 s for holding the poker"
+    )
+    assert terminal._times({"booting": 1.0}) == "1.0 s, of them 1.0 s for booting"
+
+
+def test_a_long_reason_for_an_accelerator_is_cut_where_a_sentence_ends() -> None:
+    long = "a small guest did not reach 64-bit mode on CPU 0: QEMU died (" + "x" * 90
+    assert run_module._in_short("there is no /dev/kvm") == "there is no /dev/kvm"
+    assert run_module._in_short(long) == (
+        "a small guest did not reach 64-bit mode on CPU 0; see `orchestrator doctor`"
+    )
+
+
+class _Shown:
+    """A rich status that keeps what it was last told."""
+
+    text = ""
+
+    def update(self, text: object) -> None:
+        self.text = str(text)
+
+
+def test_a_build_has_a_bar_a_total_and_an_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    status = _Shown()
+    progress = ui.Progress("building 6.1-int3", status)  # type: ignore[arg-type]
+    monkeypatch.setattr(ui.time, "monotonic", lambda: progress._start + 30)
+    progress.count(5, 400, "objects")
+    assert status.text.endswith(" 5 of about 400 objects")
+    progress.count(100, 400, "objects")
+    assert status.text == (
+        "building 6.1-int3: ━━━━━━────────────────── 100 of about 400 objects, about 2 min left"
+    )
+    progress.count(500, 400, "objects")
+    assert status.text == "building 6.1-int3: 500 objects"
+    progress.count(7, None, "objects")
+    assert status.text == "building 6.1-int3: 7 objects"

@@ -135,6 +135,7 @@ class Sweep:
         running: dict[Future[CellAnswer], _RunningCell] = {}
         preparing: Future[None] | None = None
         builds = Children()
+        self._say_plan()
         with ThreadPoolExecutor(1, thread_name_prefix="kernel") as builder:
             try:
                 while self._waiting or running:
@@ -163,6 +164,16 @@ class Sweep:
                 raise
         self.place.close()
         return {cell: self.results[cell] for cell in self.plan.cells}
+
+    def _say_plan(self) -> None:
+        """Say what is going to be done, and for how long, as far as that is known."""
+        if not self._waiting:
+            return
+        first = pick(self._waiting, self.place.need, self.place.room(), Room(0, 0))
+        self._width = max(1, len(first))
+        cells = "1 cell" if len(self._waiting) == 1 else f"{len(self._waiting)} cells"
+        at_a_time = f", {self._width} at a time" if self._width > 1 else ""
+        ui.say(f"runs {cells}{at_a_time}{self._estimate([])}")
 
     # -- kernels
 
@@ -350,14 +361,19 @@ class Sweep:
             ui.say(f"{len(self.results)}/{len(self.plan.cells)}{self._remaining(running)}")
 
     def _remaining(self, running: Collection[_RunningCell]) -> str:
-        """What is left to do, and for how long.
+        """What is left to do, and for how long."""
+        if not (running or self._waiting):
+            return ""
+        text = f"; {len(running)} running, {len(self._waiting)} waiting"
+        return f"{text}{self._estimate(running)}"
+
+    def _estimate(self, running: Collection[_RunningCell]) -> str:
+        """How many kernels have to be made, and how long everything takes.
 
         The estimate is the duration of earlier runs, scaled by how this sweep compares with them so
         far; a build takes as long as those before. It is omitted if there is a cell about which
         nothing is known, or a kernel to build and none was built yet.
         """
-        if not (running or self._waiting):
-            return ""
         known = [cell for cell in self._took if self._expected.get(cell)]
         expected = sum(self._expected[cell] or 0.0 for cell in known)
         pace = sum(self._took[cell] for cell in known) / expected if expected else 1.0
@@ -371,8 +387,8 @@ class Sweep:
         waiting = [estimate(cell) for cell in self._waiting]
         under_way = [estimate(run.cell) for run in running]
         builds = len({cell.kernel for cell in self._waiting if not self._rows[cell.kernel].ready})
-        text = f"; {len(running)} running, {len(self._waiting)} waiting"
-        text += f", {builds} kernels to build or fetch" if builds else ""
+        kernels = "1 kernel" if builds == 1 else f"{builds} kernels"
+        text = f", {kernels} to build or fetch" if builds else ""
         if None in waiting or None in under_way or (builds and not self._built):
             return text
         rest = [
@@ -381,7 +397,7 @@ class Sweep:
         ]
         total = sum((*rest, *(seconds or 0 for seconds in waiting))) / max(1, self._width)
         total = max(total, *rest, 0.0) + (builds * fmean(self._built) if builds else 0.0)
-        return f"{text}: about " + (f"{total / 60:.0f} min" if total >= 90 else f"{total:.0f} s")
+        return f"{text}: {ui.left(total)}"
 
 
 def pick(cells: Sequence[Cell], need: Callable[[Cell], Room], room: Room, used: Room) -> list[Cell]:
