@@ -23,6 +23,16 @@
 #endif
 
 /*
+ * What the kernel calls __noclone says more than that in 4.4 to 4.9, and clang
+ * makes no clones.
+ */
+#ifdef __clang__
+#define ORCH_NOCLONE
+#else
+#define ORCH_NOCLONE		__attribute__((noclone))
+#endif
+
+/*
  * Since 5.5 the int3 handler emulates an instruction for a CPU that hits int3.
  * Older kernels send the CPU to an address.
  */

@@ -17,7 +17,7 @@ extern void *orch_key_int3;
  * asm goto label right behind the branch: nothing is live here, so the compiler
  * expects the same registers and stack there as at the branch.
  */
-static noinline notrace __attribute__((noclone)) enum orch_result pass(void)
+static noinline notrace ORCH_NOCLONE enum orch_result pass(void)
 {
 	if (orch_key_branch(&site_key))
 		return ORCH_NEW;

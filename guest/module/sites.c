@@ -18,7 +18,7 @@ u8 orch_never;
 
 #define NEVER	"cmpb $0, orch_never(%%rip)\n\t"
 #define GLOBAL(name)	".globl " #name "\n" #name ":\n\t"
-#define PASS	static noinline notrace __attribute__((noclone, aligned(64)))
+#define PASS	static noinline notrace ORCH_NOCLONE __aligned(64)
 
 extern u8 orch_nop5_site[], orch_nop5_new[], orch_nop5_int3[];
 extern u8 orch_jmp32_site[], orch_jmp32_new[], orch_jmp32_int3[];

@@ -30,7 +30,7 @@ noinline notrace enum orch_result orch_static_new(void)
 DEFINE_STATIC_CALL(orch_static, orch_static_old);
 
 /* The barrier keeps the call from being compiled as a tail call, which is a jump. */
-static noinline notrace __attribute__((noclone)) enum orch_result pass(void)
+static noinline notrace ORCH_NOCLONE enum orch_result pass(void)
 {
 	enum orch_result result = static_call(orch_static)();
 

@@ -441,8 +441,6 @@ static int without_nmi(void)
 
 static void run_all(struct orch_run *run)
 {
-	int cpu;
-
 	if (num_online_cpus() == 1)
 		return orch_skip(run, "one CPU cannot hold another, nor interrupt it");
 	if (!site->len)

@@ -79,7 +79,7 @@ static int notify(struct notifier_block *self, unsigned long event, void *data)
 static struct notifier_block notifier = { .notifier_call = notify, .priority = INT_MAX - 1 };
 
 /* Shows that the notifier is registered and works. */
-static noinline __attribute__((noclone)) void unpoked_int3(void)
+static noinline ORCH_NOCLONE void unpoked_int3(void)
 {
 	asm volatile(".globl orch_consumed_unpoked\n"
 		     "orch_consumed_unpoked:\n\t"
@@ -87,7 +87,7 @@ static noinline __attribute__((noclone)) void unpoked_int3(void)
 }
 
 /* Not traced, or its kprobe would use the call to ftrace instead of an int3. */
-static noinline notrace __attribute__((noclone)) void probed(void)
+static noinline notrace ORCH_NOCLONE void probed(void)
 {
 	asm volatile("" : : : "memory");
 }
