@@ -38,6 +38,8 @@ def locked(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[No
     A flock(2) ends with its holder, even after SIGKILL, so a dead run never blocks a running one.
     waiting: called once, before this blocks, if another process has the lock.
     """
+    with contextlib.suppress(OSError):  # an empty directory in its place is nobody's
+        path.rmdir()
     handle = _open_lock(path)
     try:
         if not _try_lock(handle):

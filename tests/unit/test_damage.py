@@ -19,7 +19,7 @@ from orchestrator.errors import InfraError
 from orchestrator.guest import initramfs, module
 from orchestrator.host import debian, files, proc, seal, tools
 from orchestrator.host.debian import Package
-from orchestrator.host.paths import cache_dir
+from orchestrator.host.paths import cache_dir, cached_dir
 from orchestrator.kernel import build, bundle, from_source, obtain
 from orchestrator.kernel.kinds import debian_image
 from orchestrator.kernel.model import Kernel, KernelRequest
@@ -192,6 +192,24 @@ def test_the_base_image(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", initramfs.HELPERS)
 def test_a_compiled_helper(name: str) -> None:
     mended(lambda: initramfs._compiled(name), initramfs._compiled(name))
+
+
+@pytest.mark.parametrize("instead", ["a file", "an empty directory", "a broken link"])
+def test_something_else_in_the_place_of_an_entry_or_its_lock(instead: str) -> None:
+    def make(directory: Path) -> None:
+        (directory / "it").write_text("content")
+
+    entry = cache_dir() / "helpers" / "entry"
+    for path in (entry, files.lock_of(entry)):
+        cached_dir(entry, make)
+        files.remove(path)
+        if instead == "a file":
+            path.touch()
+        elif instead == "an empty directory":
+            path.mkdir()
+        else:
+            path.symlink_to("nowhere")
+        assert (cached_dir(entry, make) / "it").read_text() == "content"
 
 
 def test_the_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
