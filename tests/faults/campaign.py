@@ -98,11 +98,14 @@ def run_all(
 
 
 def _signals_as_usual() -> None:
-    """What is ignored here is ignored by the commands, too: SIGINT in a shell's background job."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        if signal.getsignal(number) is signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
+    """What is ignored here is ignored by the commands, too: SIGINT in a shell's background job.
+
+    Whatever ends us ends as Ctrl-C does, so that no command is left behind.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    if signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN:
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 def run_one(fault: Fault, number: int, seed: int, world: World) -> TrialResult:
