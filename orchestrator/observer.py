@@ -515,7 +515,7 @@ class Observer:
             syncs=bool(recorder.address("sync")),
             kprobe_syncs=modern,
             only_writers=modern or FTRACE not in functions,
-            rcu_tasks=bool(recorder.address("tasks")),
+            rcu_tasks=modern and bool(recorder.address("tasks")),
         )
 
     def _copy_results(self) -> None:

@@ -11,8 +11,9 @@ from typing import NamedTuple
 CARRY, PARITY, ZERO, SIGN, OVERFLOW = 0x1, 0x4, 0x40, 0x80, 0x800
 """Bits of rflags."""
 CONDITIONS = CARRY | PARITY | ZERO | SIGN | OVERFLOW
-RETURN_0 = bytes.fromhex("2e2e2e31c0")
-"""xor %eax, %eax with prefixes: a static call to __static_call_return0(), since 5.12."""
+RETURN_0 = (bytes.fromhex("2e2e2e31c0"), bytes.fromhex("66664831c0"))
+"""xor %eax, %eax with prefixes, as it is now and as it was in 5.12: a static call to
+__static_call_return0()."""
 
 
 class Effect(NamedTuple):
@@ -36,7 +37,7 @@ def length(code: bytes) -> int:
         return 1
     if code[:1] == b"\x0f" and code[1:2] and code[1] & 0xF0 == 0x80:
         return 6
-    if code[:5] == RETURN_0:
+    if code[:5] in RETURN_0:
         return 5
     return _nop_length(code)
 

@@ -533,13 +533,16 @@ class _Judge:
         online &= int(self.words[at][6 if self.kinds[at] == WRITE else 1])
         user, idle = self._elsewhere(since)
         missing, quiet, left_out = [], [], []
-        for cpu in (cpu for cpu in range(64) if online >> cpu & 1):
-            if cpu < self.cpus and self.synced[number, cpu] > since:
+        synced = self.synced[number].tolist()
+        serialised = self.serialised[number].tolist()
+        inside = self.serialised_inside[number].tolist()
+        for cpu in (cpu for cpu in range(online.bit_length()) if online >> cpu & 1):
+            if cpu < self.cpus and synced[cpu] > since:
                 for mode, cpus in ((M_USER, user), (M_IDLE, idle)):
                     self.interrupted[mode] += cpus >> cpu & 1
-                if self.serialised_inside[number, cpu] < since:
+                if inside[cpu] < since:
                     quiet.append(cpu)
-            elif cpu < self.cpus and self.serialised[number, cpu] > since:
+            elif cpu < self.cpus and serialised[cpu] > since:
                 pass  # in whatever function that was
             elif mode := self._mode_in(cpu, number, since, at):
                 left_out.append((cpu, mode))
@@ -737,8 +740,9 @@ class _Judge:
         else:
             name = self.around.name(function) or ""
             opcodes = (0xE9, 0x0F) if flags & SITE_TAIL else (0xE8,)
-            fine = code[0] in opcodes and (ip == function or code[0] == 0x0F)
-            fine |= name.startswith("__static_call_return0") and code[:5] == semantics.RETURN_0
+            # Some kernels call what is behind a function's ENDBR.
+            fine = code[0] in opcodes and (ip in (function, function + 4) or code[0] == 0x0F)
+            fine |= name.startswith("__static_call_return0") and code[:5] in semantics.RETURN_0
             due = f"{name or f'{function:x}'} is to be called"
         return None if fine else f"{code[:5].hex()} is left at a static call, where {due}"
 
@@ -845,7 +849,7 @@ class _Judge:
         unknown = False
         for code in (poke.old, poke.new):
             effect = semantics.effect(address, code, conditions)
-            if code[:5] == semantics.RETURN_0:  # as a call, for no handler clears rax
+            if code[:5] in semantics.RETURN_0:  # as a call, for no handler clears rax
                 if name == "__static_call_return0":
                     effect = semantics.Effect(to, -8, address + 5)
                 else:

@@ -24,7 +24,7 @@ def to(opcode: int, target: int) -> bytes:
     return bytes([opcode]) + (target - END).to_bytes(4, "little", signed=True)
 
 
-CALL, RET0, RET = to(0xE8, CALLED), semantics.RETURN_0, b"\xc3\xcc\xcc\xcc\xcc"
+CALL, RET0, RET = to(0xE8, CALLED), semantics.RETURN_0[0], b"\xc3\xcc\xcc\xcc\xcc"
 
 
 @pytest.mark.parametrize(

@@ -82,11 +82,11 @@ def test_one_branch_of_many_that_was_forgotten_is_named() -> None:
         (0, 0, jump(0xE8, CALLED), False),
         (0, 1, b"\xc3\xcc\xcc\xcc\xcc", True),
         (0, 1, NOP, False),
-        (RETURN_0, 0, semantics.RETURN_0, True),
+        (RETURN_0, 0, semantics.RETURN_0[0], True),
         (RETURN_0, 0, jump(0xE8, RETURN_0), True),
         (RETURN_0, 0, NOP, False),
         (RETURN_0, 1, jump(0xE9, RETURN_0), True),
-        (CALLED, 0, semantics.RETURN_0, False),
+        (CALLED, 0, semantics.RETURN_0[0], False),
         (CALLED, 2, NOP, True),  # in init text
     ],
 )
