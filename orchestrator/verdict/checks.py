@@ -21,6 +21,7 @@ from orchestrator.guest.klog import Finding
 from orchestrator.text.keys import PhaseCpu, SiteCpu
 from orchestrator.verdict.evidence import BROKEN, OBSERVERS, Evidence, StepEvidence
 from orchestrator.verdict.model import CLAIMS, Poke, cpu_names
+from orchestrator.verdict.record import Judgement
 
 KERNEL_FAILED = ("panic", "oops", "hang", "fail", "warn", "timeout")
 """Outcomes that the kernel caused, the gravest first. No other outcome but `pass` says anything
@@ -42,13 +43,13 @@ class CheckResult:
     """What the result rests on, one line each."""
 
 
-Judgement = Callable[[Evidence], CheckResult]
+Judge = Callable[[Evidence], CheckResult]
 
 
 @dataclass(frozen=True)
 class Check:
     name: str
-    judge: Judgement
+    judge: Judge
     rests_on: tuple[str, ...]
     """Names of the observers, keys of OBSERVERS. The check may look at no other observer."""
     faults_stand: bool = False
@@ -59,8 +60,8 @@ class Check:
 CHECKS: list[Check] = []
 
 
-def check(*rests_on: str, faults_stand: bool = False) -> Callable[[Judgement], Judgement]:
-    def declare(function: Judgement) -> Judgement:
+def check(*rests_on: str, faults_stand: bool = False) -> Callable[[Judge], Judge]:
+    def declare(function: Judge) -> Judge:
         CHECKS.append(Check(function.__name__, function, rests_on, faults_stand))
         return function
 
@@ -588,7 +589,27 @@ def record(evidence: Evidence) -> CheckResult:
         f"deferred: syncs of CPUs that were {where}: {count:,}"
         for where, count in seen.deferred.items()
     ]
+    details += _recorded_coverage(seen)
     return CheckResult("record", "pass", text, tuple(details))
+
+
+def _recorded_coverage(seen: Judgement) -> list[str]:
+    """What the pokes of the whole run have shown, for free: nothing requires it."""
+    phases: dict[tuple[int, int], Counter[int]] = {}
+    for (cpu, met, handled), count in seen.met.items():
+        phases.setdefault((met, handled), Counter())[cpu] += count
+    lines = [
+        f"int3 met in phase {met}, handled in phase {handled}: {cpus.total():,} ({cpu_names(cpus)})"
+        for (met, handled), cpus in sorted(phases.items())
+    ]
+    lines += [f"syncs of CPUs that were {where}: {n:,}" for where, n in seen.interrupted.items()]
+    if seen.batches:
+        pairs = sum(n * size * (size - 1) // 2 for size, n in seen.batches.items())
+        lines.append(
+            f"batches: {sum(n for size, n in seen.batches.items() if size > 1):,}, with up to "
+            f"{max(seen.batches):,} sites, and {pairs:,} pairs of sites"
+        )
+    return lines
 
 
 @check("record", faults_stand=True)

@@ -124,6 +124,8 @@ class Site:
     """Number of the last WRITE of it."""
     tailed: bool = False
     """Whether a tail was written."""
+    stages: list[int] = field(default_factory=list)
+    """Numbers of the WRITEs by which the poke under way came into phase 1, 2 and 3."""
     memory: bytearray = field(default_factory=bytearray)
     """Eight bytes, by all writes so far."""
     kprobe: bytes = b""
@@ -149,6 +151,8 @@ class Finished:
     kprobe: bool
     """Whether int3 is the kprobe's own, for it to handle."""
     owner: str
+    stages: tuple[int, ...] = ()
+    """As in Site."""
 
 
 @dataclass(frozen=True)
@@ -186,6 +190,12 @@ class Judgement:
     """Sites of keys and static calls that were compared to what these are set to."""
     deferred: Counter[str] = field(default_factory=Counter)
     """CPUs that a round left out and that serialised later, by what they were in."""
+    interrupted: Counter[str] = field(default_factory=Counter)
+    """CPUs that synced in a round and were in user mode or idle before, by that."""
+    met: Counter[tuple[int, int, int]] = field(default_factory=Counter)
+    """int3 of pokes by CPU, phase when it was executed, and phase when the CPU went on."""
+    batches: Counter[int] = field(default_factory=Counter)
+    """How many times so many sites were poked before text_mutex was released."""
     disagreements: list[str] = field(default_factory=list)
     """Where the log and what GDB saw differ, of the last window."""
     sites: dict[int, Site] = field(default_factory=dict)
@@ -411,6 +421,7 @@ class _Judge:
         site.memory = bytearray(b"\xcc" + before[1:LONGEST])
         site.begun = site.last = at
         site.tailed = False
+        site.stages = [at]
         self.open[site.address] = site
 
     def _go_on(
@@ -436,9 +447,11 @@ class _Judge:
             self._check_round(site, number, at, "the next write")
         site.memory[offset : offset + len(new)] = new
         del site.memory[LONGEST:]
-        site.tailed |= bool(changes)
         if changes or first:
             site.last = at
+        if first or (changes and not site.tailed):
+            site.stages += [at] * (1 if site.tailed or not first else 2)  # without a tail: 1, 3
+        site.tailed |= bool(changes)
         if first:
             self._finish(site, at)
 
@@ -467,7 +480,8 @@ class _Judge:
         """The last write of a poke was done."""
         del self.open[site.address]
         owner = self._owner(site.begun)
-        poke = Finished(site.begun, site.original, bytes(site.memory), kprobe, owner)
+        stages = tuple(site.stages)
+        poke = Finished(site.begun, site.original, bytes(site.memory), kprobe, owner, stages)
         self.finished.setdefault(site.address, []).append(poke)
         self.result.judged[owner] += 1
         site.begun = -1
@@ -481,7 +495,7 @@ class _Judge:
             self._blame_disarm(site, at, new)
         site.memory[:1] = new
         site.original, site.begun = bytes(site.memory), at
-        self.open[site.address] = site
+        self.open[site.address], site.stages = site, []
         self._close(site, at, kprobe=False)
         site.kprobe = b""
 
@@ -516,6 +530,8 @@ class _Judge:
 
     def _end_round(self, number: int, at: int) -> None:
         """The last rounds of all pokes so far must be over."""
+        if self.ending:
+            self.result.batches[len(self.ending)] += 1
         for site, last in self.ending:
             if self.around.kprobe_syncs or not self._by_kprobes(last):
                 self._check_round(site, number, at, "the release of text_mutex", last)
@@ -622,6 +638,8 @@ class _Judge:
 
         Whether a kernel does so by design is told by what it does with most such CPUs.
         """
+        for mode, count in self.interrupted.items():
+            self.result.interrupted[ELSEWHERE[mode]] += count
         left = Counter(one.mode for one in self.left_out)
         for one in self.left_out:
             where = ELSEWHERE[one.mode]
@@ -799,6 +817,7 @@ class _Judge:
             begun = [one.begun for one in self.finished[address]]
             mine = site == address
             which[mine] = np.searchsorted(begun, trap[mine]) - 1
+            self._count_phases(self.finished[address], trap[mine], resume[mine])
         stack = (sp - old_sp).astype(np.int64)
         rows = np.stack(
             [
@@ -825,6 +844,26 @@ class _Judge:
             if why:
                 cpu = int(records["cpu"][resume[where]])
                 self._blame("consumed", f"CPU {cpu} {why}", int(resume[where]), address)
+
+    def _count_phases(
+        self, pokes: Sequence[Finished], trap: NDArray[np.int64], resume: NDArray[np.int64]
+    ) -> None:
+        """In which phases of the pokes of one site int3 was executed, and its CPU went on."""
+        writes = [(at, phase) for one in pokes for phase, at in enumerate(one.stages, 1)]
+        if not writes:
+            return
+        numbers, phases = np.array([at for at, _ in writes]), np.array([0, *(p for _, p in writes)])
+        keys = np.stack(
+            [
+                self.records["cpu"][trap].astype(np.int64),
+                phases[np.searchsorted(numbers, trap)],
+                phases[np.searchsorted(numbers, resume)],
+            ],
+            axis=1,
+        )
+        found, counts = np.unique(keys, axis=0, return_counts=True)
+        for (cpu, met, handled), count in zip(found.tolist(), counts.tolist(), strict=True):
+            self.result.met[cpu, met, handled] += count
 
     def _wrong(
         self,

@@ -9,7 +9,7 @@ import pytest
 from recorded import AROUND, NOP, SITE, TEXT, Written
 
 from orchestrator.text import semantics
-from orchestrator.verdict.record import PASS, judge
+from orchestrator.verdict.record import PASS, RESUME, TRAP, judge
 
 END, CALLED, RETURN_0, RETURN = SITE + 5, TEXT + 0x3000, TEXT + 0x4000, TEXT + 0x5000
 NAMES = {
@@ -111,3 +111,24 @@ def test_a_byte_of_the_test_module_that_nobody_wrote_is_seen_at_the_next_write()
             log.memory[site][5] = 0x55
         log.poke(site, NOP)
         assert set(judge(log.records, around).broken) == ({"bytes"} if one_more else set())
+
+
+def test_the_phases_in_which_int3_was_met_and_handled_are_counted() -> None:
+    log = Written()
+    log.poke()
+    log.write(SITE, 0, b"\xcc")
+    log.trap(SITE, END, cpu=2)
+    log.sync(0, 1, 2, 3)
+    log.add(TRAP, 3, SITE, 0)
+    log.write(SITE, 1, NOP[1:])
+    log.sync(0, 1, 2, 3)
+    log.trap(SITE, END, cpu=2)
+    log.trap(SITE, END, cpu=2)
+    log.write(SITE, 0, NOP[:1])
+    log.add(RESUME, 3, SITE, END, 0, 0x246, 0, 0, 0x246, flags=2)
+    log.sync(0, 1, 2, 3)
+    log.unlock()
+    result = judge(log.records, AROUND)
+    assert not result.violations
+    assert result.met == {(2, 1, 1): 1, (2, 2, 2): 2, (3, 1, 3): 1}
+    assert result.batches == {1: 2}
