@@ -74,15 +74,17 @@ def test_no_verdict_depends_on_the_files_of_the_run(tmp_path: Path, how: str) ->
 
 
 def test_a_disk_that_is_full_for_seconds_costs_no_verdict(tmp_path: Path) -> None:
-    """The run's directory is a file system of its own, which is filled while GDB watches."""
+    """The run's directory is a file system of its own, which is full from the boot until GDB has
+    begun to watch, and four seconds longer."""
     (tmp_path / "disk").mkdir()
     options = ("--smp", "2", "--scenario", "nop5", "--scenario", "line", "--duration", "5")
     argv = command(tmp_path / "disk" / "run", *options)
     script = f"""
         mount -t tmpfs -o size=16m none {tmp_path}/disk || exit 77
         "$@" & run=$!
-        until [ -e {tmp_path}/disk/run/events.jsonl ]; do sleep 0.1; done
+        until [ -s {tmp_path}/disk/run/console.jsonl ]; do sleep 0.1; done
         cat /dev/zero >{tmp_path}/disk/full 2>/dev/null
+        until [ -e {tmp_path}/disk/run/events.jsonl ]; do sleep 0.1; done
         sleep 4
         rm {tmp_path}/disk/full
         wait $run; status=$?
