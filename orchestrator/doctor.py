@@ -7,6 +7,7 @@ is installed or downloaded here, and nothing is examined that a run would not us
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -26,6 +27,7 @@ from rich.text import Text
 
 from orchestrator.errors import EXIT_PASS, EXIT_UNTESTABLE, InfraError, OrchestratorError
 from orchestrator.host import debian, keeper, proc, tools, version
+from orchestrator.host.distributions import install_line
 from orchestrator.host.paths import DATA, PACKAGE, cache_dir, state_dir
 from orchestrator.kernel.model import KernelRequest
 from orchestrator.machine import accel
@@ -81,7 +83,7 @@ class HostProbes:
         """Titles and probes, in the order of the report."""
         return [
             ("host", [self.program, self.system, self.cpus, self.memory, self.disk]),
-            ("packages", [self.packages, self.ccache, self.clang]),
+            ("packages", [self.packages, self.static_libc, self.ccache, self.clang]),
             (
                 "programs",
                 [self.gdb, self.mirror, self.emulator, self.accelerator, self.guest_programs],
@@ -113,7 +115,8 @@ class HostProbes:
             yield Diagnosis(
                 "warn",
                 "system",
-                f"{text}: no apt, so Debian's kernels and QEMU cannot be fetched",
+                f"{text}: no apt, so Debian's kernels cannot be fetched; --tree, --bzimage and "
+                "git: work with this host's own QEMU, busybox and dropbear (docs/install.md)",
             )
         else:
             yield Diagnosis("ok", "system", text)
@@ -174,7 +177,6 @@ class HostProbes:
     # -- packages
 
     def packages(self) -> Iterator[Diagnosis]:
-        apt = shutil.which("apt-get")
         missing = missing_packages()
         present = [package for package in tools.HOST_PACKAGES if package not in missing]
         if present:
@@ -182,12 +184,18 @@ class HostProbes:
         for package in missing:
             purpose = tools.HOST_PACKAGES[package]
             optional = "(optional)" in purpose
-            remedy = (
-                install_line([package])
-                if apt
-                else f"install the package that has {EVIDENCE.get(package, package)}"
-            )
+            remedy = f"{install_line([package])} (has {EVIDENCE.get(package, package)})"
             yield Diagnosis("warn" if optional else "miss", package, f"{purpose}: {remedy}")
+
+    def static_libc(self) -> Iterator[Diagnosis]:
+        # Other distributions have it in a package of its own.
+        if shutil.which("gcc") and _output(["gcc", "-print-file-name=libc.a"]).strip() == "libc.a":
+            yield Diagnosis(
+                "miss",
+                "libc.a",
+                "the guest's programs are linked with the static C library: "
+                f"{install_line(['libc6-dev'])}",
+            )
 
     def ccache(self) -> Iterator[Diagnosis]:
         if shutil.which("ccache"):
@@ -227,11 +235,14 @@ class HostProbes:
     @cached_property
     def offline(self) -> str:
         """One sentence about why the mirror cannot be used; empty when it can."""
+        suite = debian.STABLE[-1]
         try:
             mirror, _ = debian._mirrors()
-            suite = debian.host_suites()[0]
         except OrchestratorError as error:
             return str(error)
+        # Kernels are fetched from any of Debian's suites, whatever this host runs.
+        with contextlib.suppress(OrchestratorError):
+            suite = debian.host_suites()[0]
         # apt's own helper uses the same proxies, certificates and logins as a run.
         helper = Path("/usr/lib/apt/apt-helper")
         if not helper.exists():
@@ -252,6 +263,17 @@ class HostProbes:
                 return f"{mirror} does not answer with Debian's {suite}{why}"
         return ""
 
+    @cached_property
+    def no_programs(self) -> str:
+        """Why Debian's QEMU, busybox and dropbear cannot be fetched, in a few words; or empty."""
+        if self.offline:
+            return "the mirror is not reachable"
+        try:
+            debian.host_suites()
+        except OrchestratorError:
+            return "programs of Debian do not run on another distribution"
+        return ""
+
     def mirror(self) -> Iterator[Diagnosis]:
         if not self.offline:
             yield Diagnosis("ok", "mirror", f"{debian._mirrors()[0].rstrip('/')} answers")
@@ -266,7 +288,7 @@ class HostProbes:
             return tools.qemu()
         path = shutil.which("qemu-system-x86_64")
         system = tools.qemu(Path(path)) if path else None
-        return system if system and (system.good or self.offline) else None
+        return system if system and (system.good or self.no_programs) else None
 
     def emulator(self) -> Iterator[Diagnosis]:
         try:
@@ -278,12 +300,9 @@ class HostProbes:
             state, ability = _counts_int3(qemu)
             version = ".".join(map(str, qemu.version))
             yield Diagnosis(state, "QEMU", f"{version}, {qemu.binary}: {ability}")
-        elif self.offline:
-            yield Diagnosis(
-                "miss",
-                "QEMU",
-                "not installed, and the mirror is not reachable: install qemu-system-x86",
-            )
+        elif self.no_programs:
+            remedy = install_line(["qemu-system-x86"])
+            yield Diagnosis("miss", "QEMU", f"not installed, and {self.no_programs}: {remedy}")
         else:
             yield Diagnosis(
                 "note",
@@ -320,12 +339,11 @@ class HostProbes:
         for name, is_available in available.items():
             if is_available:
                 yield Diagnosis("ok", name, "for the guest: available")
-            elif self.offline:
+            elif self.no_programs:
                 package = {"busybox": "busybox-static", "dropbear": "dropbear-bin"}[name]
+                remedy = install_line([package])
                 yield Diagnosis(
-                    "miss",
-                    name,
-                    f"for the guest: missing, and the mirror is not reachable: install {package}",
+                    "miss", name, f"for the guest: missing, and {self.no_programs}: {remedy}"
                 )
             else:
                 yield Diagnosis(
@@ -438,7 +456,7 @@ def report() -> int:
         for package in missing_packages()
         if "(optional)" not in tools.HOST_PACKAGES[package]
     ]
-    if needed and shutil.which("apt-get"):
+    if needed:
         console.print(Text(f"As root: {install_line(needed)}"), soft_wrap=True)
     return EXIT_UNTESTABLE
 
@@ -480,11 +498,6 @@ def missing_packages() -> list[str]:
     return [
         package for package in tools.HOST_PACKAGES if not _exists(EVIDENCE.get(package, package))
     ]
-
-
-def install_line(packages: Iterable[str]) -> str:
-    """The command that installs `packages` on Debian."""
-    return f"apt-get install -y --no-install-recommends {' '.join(packages)}"
 
 
 def _exists(name: str) -> bool:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from orchestrator import ui
 from orchestrator.errors import InfraError
-from orchestrator.host import apt_sources, archive, files, proc, seal
+from orchestrator.host import apt_sources, archive, distributions, files, proc, seal
 from orchestrator.host.apt_sources import AptSource
 from orchestrator.host.files import lock_of
 from orchestrator.host.notices import waiting_for, warn
@@ -64,16 +64,16 @@ def host_suites() -> tuple[str, ...]:
 
     Raises InfraError on a machine that is not a Debian.
     """
-    release = Path("/etc/os-release")
-    text = release.read_text() if release.is_file() else ""
-    match = re.search(r'^VERSION_CODENAME="?(\w+)', text, re.MULTILINE)
-    codename = match[1] if match else "sid"
+    release = distributions.fields()
+    codename = release.get("VERSION_CODENAME", "")
+    if not codename and release.get("ID", "debian") == "debian":
+        codename = "sid"  # before it was given the name of the next release
     if codename in STABLE:
         return (codename, f"{codename}-security", f"{codename}-backports")
     if codename in ROLLING:
         return (codename,)
     raise InfraError(
-        f"this machine is not a Debian (codename {codename}): "
+        f"this machine is not a Debian ({release.get('PRETTY_NAME', codename)}): "
         "install the programs from its own packages"
     )
 
