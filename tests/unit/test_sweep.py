@@ -510,6 +510,20 @@ def test_a_kernel_that_cannot_be_built_is_reported_and_the_others_run(
     assert exit_status(results) == 125
 
 
+def test_a_source_that_cannot_be_reached_is_not_the_kernels_failure(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def identify(request: KernelRequest) -> tuple[str, Path]:
+        if request.selector == "6.1-int3":
+            raise InfraError("git cannot fetch main of x: Connection refused")
+        return f"digest of {request.selector}", world
+
+    monkeypatch.setattr(sweep, "identify", identify)
+    results = Sweep(cells(2), world / "out", LocalHost(1)).run()
+    assert outcomes(results) == {"6.1-int3 smp2": "infra", "6.1-plain smp2": "pass"}
+    assert exit_status(results) == 125
+
+
 def test_a_failed_lookup_gives_no_verdict_and_an_unknown_kernel_is_wrong_usage(
     world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,6 +85,8 @@ class KernelRow:
     """Whether its cells can start."""
     broken: str = ""
     """Why its cells can never start."""
+    outcome: str = "build-error"
+    """What its cells end with then."""
     packed: bytes | None = None
     """Its bundle, for workers that lack it."""
 
@@ -215,7 +217,11 @@ class Sweep:
             reason, log = self._rows[cell.kernel].broken, self._log(cell.kernel)
             directory = str(log) if log.exists() else ""
             self._record(
-                cell, CellResult("build-error", EXIT_UNTESTABLE, reason, directory=directory), ()
+                cell,
+                CellResult(
+                    self._rows[cell.kernel].outcome, EXIT_UNTESTABLE, reason, directory=directory
+                ),
+                (),
             )
 
     # -- cells
@@ -443,7 +449,7 @@ def _row(request: KernelRequest, *, remote: bool) -> KernelRow:
     except UsageError:
         raise
     except InfraError as error:
-        row.broken = str(error)
+        row.broken, row.outcome = str(error), "infra"  # the mirror or the network, not the kernel
         return row
     # Workers obtain named kernels by themselves, possibly in another version with another digest.
     row.ready = row.place.is_dir() or (named and remote)
