@@ -241,10 +241,11 @@ def _with(script: Script, *, broken_by_edit: bool) -> Callable[[Trial], None]:
         trial.edited = broken_by_edit
         # One that may or may not be seen has no line of its own that must be on the console.
         loud = not broken_by_edit and script.allowed == BLAMED
-        sign = "provoke" if loud else MARK
-        # After a triple fault the kernel has no time to report anything.
+        # A double fault may leave the kernel no time to say who it was, or anything at all.
+        signs = ("provoke", "PANIC: double fault") if loud else (MARK,)
         trial.happened = lambda: (
-            sign in trial.text("console.log") or "Triple fault" in trial.text("qemu.log")
+            any(sign in trial.text("console.log") for sign in signs)
+            or "Triple fault" in trial.text("qemu.log")
         )
 
     return prepare
