@@ -278,11 +278,12 @@ def _claim(evidence: Evidence, claim: str) -> CheckResult:
 def _only_recorded(evidence: Evidence) -> bool:
     """Whether only the recorder can judge the sync rounds.
 
-    GDB sees who ran do_sync_core(). A kernel may have no such function, or leave idle CPUs out by
-    design: then the recorder sees what they did until they were back.
+    GDB sees who ran do_sync_core(). A kernel may have no such function, sync in others as well, or
+    leave idle CPUs out by design: then the recorder sees what each CPU did instead.
     """
     seen = evidence.record
-    by_design = bool(seen and seen.deferred and not seen.broken["sync"])
+    otherwise = bool(seen and (seen.deferred or seen.inline_syncs > seen.rounds / 2))
+    by_design = otherwise and bool(seen and not seen.broken["sync"])
     return by_design or "sync" in evidence.impossible_breakpoints
 
 

@@ -188,6 +188,8 @@ class Judgement:
     """Sync rounds that were judged."""
     sites_looked_at: int = 0
     """Sites of keys and static calls that were compared to what these are set to."""
+    inline_syncs: int = 0
+    """How often a CPU synced in a round otherwise than by do_sync_core()."""
     deferred: Counter[str] = field(default_factory=Counter)
     """CPUs that a round left out and that serialised later, by what they were in."""
     interrupted: Counter[str] = field(default_factory=Counter)
@@ -559,7 +561,7 @@ class _Judge:
                 if inside[cpu] < since:
                     quiet.append(cpu)
             elif cpu < self.cpus and serialised[cpu] > since:
-                pass  # in whatever function that was
+                self.result.inline_syncs += 1  # in whatever function that was
             elif mode := self._mode_in(cpu, number, since, at):
                 left_out.append((cpu, mode))
             else:

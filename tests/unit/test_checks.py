@@ -752,11 +752,16 @@ def test_a_violation_that_only_the_record_shows_fails_its_claim() -> None:
     assert result.details[0].endswith("[record 77]")
 
 
-def test_a_sync_that_a_kernel_defers_by_design_is_no_violation() -> None:
+def test_a_sync_that_a_kernel_defers_or_does_elsewhere_is_no_violation() -> None:
     run = Run()
     run.drop(next(event for event in run.events if event["kind"] == "sync"))
     run.record = recorded(kprobes=3)
     assert not_passed(run) == {"sync": "fail"}
+    run.record.inline_syncs = 3  # by chance, not in every round
+    assert not_passed(run) == {"sync": "fail"}
+    run.record.inline_syncs = 30
+    assert not_passed(run) == {}
+    run.record.inline_syncs = 0
     run.record.deferred["idle"] = 100
     assert not_passed(run) == {}
     run.record.blame("sync", "CPU 1 executed the site and had not serialised", 77, 0x1000)

@@ -42,7 +42,9 @@ def test_a_sync_may_be_in_any_function() -> None:
             for cpu in (1, 2, 3):
                 getattr(log, others)(cpu)
         log.unlock()
-        assert not faults(judge(log.records, around))
+        result = judge(log.records, around)
+        assert not faults(result)
+        assert result.inline_syncs == (3 if others == "sync" else 12)
 
 
 def test_the_return_from_an_interrupt_is_no_sync_where_there_is_a_function_for_it() -> None:
