@@ -214,6 +214,8 @@ def switch(folder: Path, commit: str, where: object) -> None:
 def _fetch(url: str, ref: str, folder: Path) -> str:
     """Fetch `ref`, without its history, into the repository `folder`; its commit hash."""
     _init(folder)
+    # left behind by a killed fetch
+    (folder / ".git" / "shallow.lock").unlink(missing_ok=True)
     command = ["fetch", "-q", "--depth=1", "--no-tags", "--end-of-options", url, ref]
     with ui.step(f"fetch {ref} of {url}"):
         done = git(folder, *command, check=False, transports=NETWORK)

@@ -140,6 +140,16 @@ def test_a_commit_of_a_remote_repository_is_fetched_without_history(repository: 
         assert git(tree, "rev-list", "--count", "HEAD").strip() == "1"
 
 
+def test_what_a_killed_fetch_leaves_costs_no_new_checkout(repository: Path) -> None:
+    selector = f"git:file://{repository}"
+    with checkout.checked_out(f"{selector}@v-one") as tree:
+        (tree / ".git/kept").touch()
+        for name in ("index.lock", "shallow.lock"):
+            (tree / ".git" / name).touch()
+    with checkout.checked_out(f"{selector}@v-two") as tree:
+        assert (tree / "version").read_text() == "two" and (tree / ".git/kept").exists()
+
+
 def test_a_missing_ref_or_repository_is_reported(repository: Path, tmp_path: Path) -> None:
     for where in (repository, f"file://{repository}"):
         with (
