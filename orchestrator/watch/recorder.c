@@ -556,6 +556,7 @@ static void heed(void)
 #define CALLERS_KEPT	7
 
 static uint64_t round_number;	/* WRITEs so far */
+static uint64_t sync_count;	/* SYNCs so far */
 static uint64_t in_user, in_idle;	/* CPUs; see set_mode() */
 
 /* Whether there is a call before `address`: of a function (e8), or by a register (ff d0 to ff d7). */
@@ -663,6 +664,27 @@ static void flush_passes(uint64_t address, uint64_t length)
 }
 
 /*
+ * Whether this is the last write once more: a CPU that GDB had stopped enters
+ * the function twice. Nothing was written in between, and nobody has synced.
+ */
+static bool same_write(unsigned int cpu, uint64_t length, const uint64_t *words)
+{
+	static struct { uint64_t round, syncs, cpu, length, words[6]; } last;
+	bool same = control->gdb && last.round == round_number && last.syncs == sync_count &&
+		    last.cpu == cpu && last.length == length &&
+		    !memcmp(last.words, words, sizeof(last.words));
+
+	if (!same) {
+		last.round = round_number + 1;
+		last.syncs = sync_count;
+		last.cpu = cpu;
+		last.length = length;
+		memcpy(last.words, words, sizeof(last.words));
+	}
+	return same;
+}
+
+/*
  * (address, source, length), and before them, in __text_poke() since 6.1, a
  * function that copies: text_poke_memcpy() or text_poke_memset(). The third
  * argument tells, as a length is no pointer.
@@ -680,6 +702,11 @@ static void on_write(unsigned int cpu, uint64_t rsp, bool early)
 			     (still_mapped() ? F_MAPPED : 0);
 	uint64_t gs = reg(GS_BASE), mutex[7] = { 0 };
 
+	/* What follows the write as well: a tail that is written later is compared to it. */
+	if (length > INLINE)
+		words[3] = memory(address, bytes, kept) ? fnv1a(bytes, kept) : 0;
+	else if (!memory(address, &words[3], INLINE))
+		memory(address, &words[3], length);
 	if (with_function && arg[0] == memset_function) {
 		flags |= F_MEMSET;
 		if (memory(source, bytes, 1))
@@ -689,19 +716,16 @@ static void on_write(unsigned int cpu, uint64_t rsp, bool early)
 	} else if (!memory(source, bytes, kept)) {
 		flags |= F_UNREADABLE;
 	}
-	flush_passes(address, length);
-	if (!(flags & F_UNREADABLE))
-		shadow_write(address, bytes, kept);
 	if (length <= INLINE)
 		memcpy(&words[1], bytes, flags & F_UNREADABLE ? 0 : kept);
 	else
 		words[1] = fnv1a(bytes, kept);
-	/* What follows the write as well: a tail that is written later is compared to it. */
-	if (length > INLINE)
-		words[3] = memory(address, bytes, kept) ? fnv1a(bytes, kept) : 0;
-	else if (!memory(address, &words[3], INLINE))
-		memory(address, &words[3], length);
 	words[6] = cpus_online();
+	if (same_write(cpu, length, words))
+		return;
+	flush_passes(address, length);
+	if (!(flags & F_UNREADABLE))
+		shadow_write(address, bytes, kept);
 	emit(WRITE, cpu, flags, length, words, 7);
 	round_number++;
 	if (!(words[6] & (words[6] - 1)) && !looked)	/* boot; nobody else could execute it */
@@ -752,6 +776,7 @@ static void on_sync(unsigned int cpu, uint64_t rsp)
 {
 	uint64_t words[2] = { rsp, quad(rsp) };
 
+	sync_count++;
 	emit(SYNC, cpu, reg(EFLAGS) & EFLAGS_IF ? F_IRQS : 0, 0, words, 2);
 	if (cpu < CPUS) {
 		core[cpu].sync_rsp = rsp;
@@ -1244,9 +1269,10 @@ static void passes(unsigned int vcpu, void *data)
 	cpu = cpu_now();
 	bit = 1ull << (cpu % CPUS);
 	if (here == first) {
-		at_point(here, cpu, reg(RSP));
-		if (control->gdb)
-			here->entered |= bit;
+		/* GDB steps a CPU once more if another one stopped meanwhile. */
+		if (!control->gdb || !(here->entered & bit))
+			at_point(here, cpu, reg(RSP));
+		here->entered = control->gdb ? here->entered | bit : here->entered & ~bit;
 	} else {
 		if (!(first->entered & bit) && control->gdb)
 			at_point(first, cpu, reg(RSP) + here->number);
