@@ -511,7 +511,8 @@ class Observer:
             name=functools.cache(names.function),
             text=(recorder.address("text_start"), recorder.address("text_end")),
             sites={site: targets(site, own) for site in sites(module_symbols)},
-            module=(min(own.values()), max(own.values()) + 1) if own else (0, 0),
+            # To the end of the page: the last symbol has a length, too.
+            module=(min(own.values()), (max(own.values()) | 0xFFF) + 1) if own else (0, 0),
             syncs=bool(recorder.address("sync")),
             kprobe_syncs=modern,
             only_writers=modern or FTRACE not in functions,

@@ -750,6 +750,8 @@ class _Judge:
         if flags & SITE_INIT or not (self._in_text(site) or site >= MODULES):
             return None
         effect = semantics.effect(site, code, 0)
+        if effect is None and code[0] != INT3:
+            return None  # what the function does, in place of a call of it (pv_ops since 7.x)
         ip = effect.ip if effect else 0
         if not function:
             if flags & SITE_TAIL:  # RET, or a jump to the thunk that returns

@@ -88,6 +88,8 @@ def test_one_branch_of_many_that_was_forgotten_is_named() -> None:
         (RETURN_0, 1, jump(0xE9, RETURN_0), True),
         (CALLED, 0, semantics.RETURN_0[0], False),
         (CALLED, 2, NOP, True),  # in init text
+        (CALLED, 0, bytes.fromhex("3e3ec60700"), True),  # movb $0, (%rdi): the function itself
+        (CALLED, 0, b"\xcc" + NOP[1:], False),
     ],
 )
 def test_a_static_call_calls_what_it_is_set_to(
