@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.errors import BuildError, UsageError, shortened
+from orchestrator.errors import BuildError, UsageError, sentence, shortened
 from orchestrator.host import proc, userfile
 from orchestrator.host.paths import state_dir, write_whole
 from orchestrator.kernel import diff, mails
@@ -129,6 +129,13 @@ def base(files: Iterable[Path]) -> str | None:
 
 
 def _groups(file: Path) -> list[_Group]:
+    try:
+        return _groups_of(file)
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read as a patch: {sentence(error)}") from error
+
+
+def _groups_of(file: Path) -> list[_Group]:
     if not file.is_dir():
         series = _series(file)
         return [_Group(one, [one]) for one in (listed(file) if series else [file])]

@@ -281,7 +281,7 @@ def test_keep_decides_by_the_verdict(
         return result
 
     monkeypatch.setattr("orchestrator.run.run", run)
-    monkeypatch.setattr(run_command, "_report", lambda result: None)
+    monkeypatch.setattr(run_command, "_report", lambda result, **_: None)
     monkeypatch.setattr(owner, "keep", lambda machine, directory: kept.append(directory))
     assert cli.main(["run", option]) == exit_status
     assert kept == [tmp_path] * is_kept
