@@ -173,7 +173,14 @@ def test_a_disk_that_takes_nothing_costs_a_line_for_each_report(
         ({"XDG_STATE_HOME": "/dev/null/state"}, "set XDG_STATE_HOME"),
         ({"XDG_STATE_HOME": "/proc/state"}, "set XDG_STATE_HOME"),
         ({"XDG_STATE_HOME": "", "HOME": "/proc/home"}, "set XDG_STATE_HOME"),
-        ({"TMPDIR": "/proc/nowhere", "XDG_RUNTIME_DIR": "/proc/nowhere", "HOME": "/proc/nowhere"}, ""),
+        (
+            {
+                "TMPDIR": "/proc/nowhere",
+                "XDG_RUNTIME_DIR": "/proc/nowhere",
+                "HOME": "/proc/nowhere",
+            },
+            "",
+        ),
     ],
 )
 def test_missing_places_do_not_change_the_exit_status(
@@ -208,7 +215,9 @@ def test_a_place_that_cannot_be_made_is_one_sentence(
         place()
 
 
-@pytest.mark.parametrize("name", ["", "relative", "/proc/nowhere", "/dev/null", "/proc", f"/{'x' * 90}"])
+@pytest.mark.parametrize(
+    "name", ["", "relative", "/proc/nowhere", "/dev/null", "/proc", f"/{'x' * 90}"]
+)
 def test_sockets_get_a_short_path_wherever_the_runtime_directory_is(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
