@@ -3,9 +3,19 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from orchestrator.host import failures
+
+
+def pytest_configure() -> None:
+    """Take the signals that a shell lets its background jobs ignore, as children inherit that."""
+    if signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN:
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
