@@ -17,7 +17,7 @@ from email.header import decode_header, make_header
 from email.message import Message
 from pathlib import Path
 
-from orchestrator.errors import UsageError, shortened
+from orchestrator.errors import InfraError, UsageError, shortened
 from orchestrator.host import keeper, proc
 from orchestrator.kernel import diff
 
@@ -221,8 +221,11 @@ def _mailinfo(subject: str, text: str, part: Message, file: Path) -> tuple[str, 
     with keeper.temporary_directory() as directory:
         command = [proc.need("git", "git"), "mailinfo", "-n", "-k", "--scissors", "msg", "patch"]
         done = subprocess.run(proc.mortal(command), cwd=directory, input=mail, capture_output=True)
+        proc.check_not_killed(command, done.returncode)  # as by the limit of a file's size
         if done.returncode:
             reason = done.stderr.decode(errors="replace").strip()
+            if re.search("No space left|File too large|quota", reason):
+                raise InfraError(f"git cannot unpack {file}: {shortened(reason)}")
             raise UsageError(f"{file} has a mail that git cannot read: {shortened(reason)}")
         patch = (directory / "patch").read_bytes().decode(errors="surrogateescape")
     fields = re.findall(r"^Subject: (.*\S)", done.stdout.decode(errors="replace"), re.MULTILINE)

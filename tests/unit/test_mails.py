@@ -221,3 +221,19 @@ def test_prefix_time_and_function_are_not_part_of_the_change() -> None:
     theirs = theirs.replace("a/kernel", "linux.orig/kernel").replace("b/kernel", "linux/kernel")
     theirs = theirs.replace("@@\n", "@@ int f(void)\n").replace("a.c\n", "a.c\t2026-11-23\n")
     assert diff.canonical(ours) == diff.canonical(theirs)
+
+
+def test_a_git_that_cannot_write_is_not_the_patchs_fault(tmp_path: Path) -> None:
+    script = (
+        "import resource, sys; from pathlib import Path\n"
+        "from orchestrator.errors import InfraError; from orchestrator.kernel import patches\n"
+        "large = Path(sys.argv[1])\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "try: patches.letters([large])\n"
+        "except InfraError as error: print('infra:', error)\n"
+    )
+    large = tmp_path / "large.eml"
+    text = PLAIN.read_text().replace("\n+", "\n+" + "x" * 9000 + "\n+", 1)
+    large.write_text(f"From: a <a@example.org>\nSubject: [PATCH] a\n\n{text}")
+    done = subprocess.run([sys.executable, "-c", script, large], capture_output=True, text=True)
+    assert done.stdout.startswith("infra: "), done.stdout + done.stderr
