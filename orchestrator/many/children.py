@@ -148,6 +148,12 @@ class Children:
             for child in self._running:
                 _signal(child, signal.SIGTERM)
 
+    def go_on(self) -> None:
+        """Start children again, when all that stop() has asked to end have ended."""
+        with self._lock:
+            assert not self._running
+            self._stopped = False
+
     def _wait(
         self,
         child: subprocess.Popen[bytes],

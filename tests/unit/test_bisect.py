@@ -33,8 +33,12 @@ class FakeTester:
     def __init__(self, answer: Callable[[int, int], RunSummary]) -> None:
         self.answer, self._lock = answer, threading.Lock()
         self.runs, self.stopped = list[int](), False
+        self.is_ended = False
+        """Whether it starts no run, as between stop() and go_on()."""
 
     def test(self, number: int, attempt: int) -> RunSummary:
+        if self.is_ended:
+            return RunSummary("infra", reason="the bisection was stopped")
         with self._lock:
             self.runs.append(number)
             return self.answer(number, attempt)
@@ -43,7 +47,10 @@ class FakeTester:
         raise UsageError("this one cannot")
 
     def stop(self) -> None:
-        self.stopped = True
+        self.stopped = self.is_ended = True
+
+    def go_on(self) -> None:
+        self.is_ended = False
 
 
 def ready(count: int) -> Ready:

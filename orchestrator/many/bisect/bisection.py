@@ -122,6 +122,7 @@ class Bisection:
                         self._finish(pending.pop(future), future.result())
             finally:
                 self.tester.stop()
+        self.tester.go_on()  # for confirm()
         return self.search.answer()
 
     def confirm(self, answer: SearchAnswer) -> Confirmation:

@@ -48,7 +48,10 @@ class Tester(Protocol):
         """
 
     def stop(self) -> None:
-        """End all runs. test() returns soon after."""
+        """End all runs. test() returns soon after, and starts no other."""
+
+    def go_on(self) -> None:
+        """Allow runs again, when those that stop() has ended are over."""
 
 
 def property_signature(shows: str) -> str:
@@ -123,6 +126,9 @@ class ChildTester:
 
     def stop(self) -> None:
         self._children.stop()
+
+    def go_on(self) -> None:
+        self._children.go_on()
 
     def _new_directory(self, name: str) -> Path:
         """Make a directory that no earlier run has used, not even one that was cut short."""
