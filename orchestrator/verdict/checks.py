@@ -389,17 +389,24 @@ def seen_coverage(step: StepEvidence) -> Counter[PhaseCpu]:
     return seen
 
 
+def uncovered(evidence: Evidence, step: StepEvidence) -> dict[int, list[int]]:
+    """The CPUs that a step did not show, by phase."""
+    seen = seen_coverage(step)
+    missing: dict[int, list[int]] = {}
+    for key in sorted(expected_coverage(evidence, step)):
+        if not seen[key]:
+            missing.setdefault(key.phase, []).append(key.cpu)
+    return missing
+
+
 @check("gdb", "guest")
 def coverage(evidence: Evidence) -> CheckResult:
     """Every CPU was observed in every phase of every gated poke."""
     total, missing = 0, []
     for step in evidence.coverage_steps:
-        expected, seen = expected_coverage(evidence, step), seen_coverage(step)
-        total += len(expected)
-        for phase in sorted({key.phase for key in expected}):
-            cpus = [key.cpu for key in expected if key.phase == phase and not seen[key]]
-            if cpus:
-                missing.append(f"{step.name}: phase {phase}: {cpu_names(cpus)} not observed")
+        total += len(expected_coverage(evidence, step))
+        for phase, cpus in uncovered(evidence, step).items():
+            missing.append(f"{step.name}: phase {phase}: {cpu_names(cpus)} not observed")
     if not total:
         return CheckResult(
             "coverage", "blind", "no gated step ran, so no CPU was observed in any phase"

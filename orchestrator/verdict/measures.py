@@ -6,11 +6,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from orchestrator.verdict.checks import expected_coverage, seen_coverage
+from orchestrator.verdict.checks import expected_coverage, uncovered
 from orchestrator.verdict.evidence import Evidence
-
-MODULE = "test module"
-"""The owner of the pokes that the test module announced."""
+from orchestrator.verdict.record import TEST_MODULE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,27 +65,24 @@ class Failure:
 
 def coverage(evidence: Evidence) -> Coverage:
     """What coverage_steps had to show, and what they showed."""
-    total, found = 0, 0
+    total, unseen = 0, 0
     missing: dict[tuple[str, int], set[int]] = {}
     for step in evidence.coverage_steps:
-        expected, seen = expected_coverage(evidence, step), seen_coverage(step)
-        total += len(expected)
-        for key in expected:
-            if seen[key]:
-                found += 1
-            else:
-                missing.setdefault((step.scenario.name, key.phase), set()).add(key.cpu)
-    uncovered = tuple(
+        total += len(expected_coverage(evidence, step))
+        for phase, cpus in uncovered(evidence, step).items():
+            unseen += len(cpus)
+            missing.setdefault((step.scenario.name, phase), set()).update(cpus)
+    gaps = tuple(
         Uncovered(scenario=scenario, phase=phase, cpus=tuple(sorted(cpus)))
         for (scenario, phase), cpus in sorted(missing.items())
     )
-    return Coverage(seen=found, expected=total, missing=uncovered)
+    return Coverage(seen=total - unseen, expected=total, missing=gaps)
 
 
 def pokes(evidence: Evidence) -> dict[str, int]:
     """The number of pokes that GDB watched, by owner: the test module, or a kernel function."""
     watched = [step.watched for step in evidence.watched_steps if step.watched]
-    owners = Counter({MODULE: sum(len(one.announced) for one in watched)})
+    owners = Counter({TEST_MODULE: sum(len(one.announced) for one in watched)})
     owners.update(evidence.kernel_pokers)
     return dict(owners.most_common())
 
