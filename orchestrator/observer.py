@@ -341,9 +341,9 @@ class Observer:
         evidence.steps = [StepEvidence(step=step, guest=None) for step in steps]
         evidence.no_qemu_ledger = self.recorder.why_not
         self._send(f"- plan {len(steps)}\n", PART_SECONDS)
-        start = self._int3()
+        start = self.recorder.read()
         self._run_watched(watch, [step for step in steps if step.is_watched])
-        middle = self._int3()
+        middle = self.recorder.read()
         evidence.qemu_gated = middle - start
         self._run_free([step for step in steps if not step.is_watched], middle)
 
@@ -364,17 +364,13 @@ class Observer:
         with ui.step("free-running: poking as fast as possible"):
             # The free-running ledger has only the sites, not what code scenarios poke.
             self._run_steps([step for step in shared if not step.scenario.code])
-            self.evidence.qemu_free = self._int3() - before
+            self.evidence.qemu_free = self.recorder.read() - before
             self._run_steps([step for step in shared if step.scenario.code])
         if exclusive:
             with ui.step("free-running: poking with other activity in the guest"):
                 for step in exclusive:
                     with self._nmis(0 if step.lacks else step.scenario.nmi):
                         self._run_steps([step])
-
-    def _int3(self) -> Counter[SiteCpu]:
-        """QEMU's count of int3 so far."""
-        return Counter({SiteCpu(*key): count for key, count in self.recorder.read().items()})
 
     def _run_steps(self, steps: Sequence[PlanStep]) -> None:
         """Have the test module run the steps one after the other."""
