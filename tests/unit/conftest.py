@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from processes import SECONDS, marked, within
 
 from orchestrator.host import files
-from orchestrator.kernel import versions
+from orchestrator.kernel import build, from_source, versions
+
+FAKE = Path(__file__).parent / "fakekernel"
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +28,17 @@ def no_chosen_versions(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test writes need not survive a loss of power, and other programs' data even less."""
     monkeypatch.setattr(files, "flush", lambda directory: None)
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fake kernel tree, a private cache, and no more tools and default options than it needs."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    fragment = tmp_path / "trim.config"
+    fragment.write_text("CONFIG_SMP=y\n")
+    monkeypatch.setattr(from_source, "TREE_FRAGMENT", fragment)
+    monkeypatch.setattr(build, "_NEEDED", {})
+    return Path(shutil.copytree(FAKE, tmp_path / "linux"))
 
 
 @pytest.fixture

@@ -17,19 +17,6 @@ from orchestrator.host.paths import cache_dir
 from orchestrator.kernel import build, from_source, obtain, workspace
 from orchestrator.kernel.model import Kernel, KernelRequest
 
-FAKE = Path(__file__).parent / "fakekernel"
-
-
-@pytest.fixture
-def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A fake kernel tree, a private cache, and no more tools and default options than it needs."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    fragment = tmp_path / "trim.config"
-    fragment.write_text("CONFIG_SMP=y\n")
-    monkeypatch.setattr(from_source, "TREE_FRAGMENT", fragment)
-    monkeypatch.setattr(build, "_NEEDED", {})
-    return Path(shutil.copytree(FAKE, tmp_path / "linux"))
-
 
 @pytest.fixture
 def git_tree(tree: Path) -> Path:

@@ -20,7 +20,7 @@ from orchestrator.guest import initramfs, module
 from orchestrator.host import debian, files, proc, seal, tools
 from orchestrator.host.debian import Package
 from orchestrator.host.paths import cache_dir, cached_dir
-from orchestrator.kernel import build, bundle, from_source, obtain
+from orchestrator.kernel import bundle, obtain
 from orchestrator.kernel.kinds import debian_image
 from orchestrator.kernel.model import Kernel, KernelRequest
 from orchestrator.watch import recorder
@@ -85,12 +85,7 @@ def mended(use: Callable[[], object], file: Path) -> None:
 
 
 @pytest.fixture
-def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Kernel]:
-    fragment = tmp_path / "trim.config"
-    fragment.write_text("CONFIG_SMP=y\n")
-    monkeypatch.setattr(from_source, "TREE_FRAGMENT", fragment)
-    monkeypatch.setattr(build, "_NEEDED", {})
-    tree = Path(shutil.copytree(FAKE, tmp_path / "linux"))
+def kernel(tree: Path) -> Callable[[], Kernel]:
     return lambda: obtain.obtain(KernelRequest(tree=tree))
 
 

@@ -11,23 +11,11 @@ import pytest
 
 from orchestrator.errors import BuildError, UsageError
 from orchestrator.guest import module
-from orchestrator.kernel import build, config, from_source, obtain, sources, toolchain
+from orchestrator.kernel import config, obtain, sources, toolchain
 from orchestrator.kernel.kinds.kind import refuse_changes
 from orchestrator.kernel.model import Kernel, KernelRequest
 from orchestrator.machine import parameters, qemu
 from orchestrator.spec import RunSpec
-
-FAKE = Path(__file__).parent / "fakekernel"
-
-
-@pytest.fixture
-def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    fragment = tmp_path / "trim.config"
-    fragment.write_text("CONFIG_SMP=y\n")
-    monkeypatch.setattr(from_source, "TREE_FRAGMENT", fragment)
-    monkeypatch.setattr(build, "_NEEDED", {})
-    return Path(shutil.copytree(FAKE, tmp_path / "linux"))
 
 
 def _obtain(tree: Path, **request: object) -> Kernel:
