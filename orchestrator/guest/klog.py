@@ -350,7 +350,7 @@ class FaultScanner:
     boots: int = 0
     """Number of boots so far: 1 unless the guest has reset."""
     restart: str = ""
-    """The line by which the kernel says that it was told to reset the machine; empty if it was not.
+    """The kernel's line about a reset that somebody asked it for; empty if nobody did.
     After a triple fault there is none."""
     ready: bool = False
     """Whether the guest's init has reported READY."""

@@ -98,11 +98,17 @@ enum kind {
 	 * bytes now.
 	 */
 	CODE,
-	/* Passes over a site by a CPU. flags: FIRST since a WRITE there, else their number. words: site; number. */
+	/*
+	 * Passes over a site by a CPU. flags: FIRST since a WRITE there, else their
+	 * number. words: site; number.
+	 */
 	PASS,
 	/* multi_cpu_stop() was entered. words: rdi. */
 	STOPPER,
-	/* text_mutex is released. words: its owner; the CPUs online; in user mode; idle. flags: F_MAPPED. */
+	/*
+	 * text_mutex is released. words: its owner; the CPUs online; in user mode;
+	 * idle. flags: F_MAPPED.
+	 */
 	UNLOCK,
 	/*
 	 * A CPU that has not serialised for its own sake since a WRITE changes to
@@ -129,7 +135,10 @@ enum kind {
 };
 
 enum { F_IRQS = 1, F_EARLY = 2, F_MEMSET = 4, F_UNREADABLE = 8, F_MAPPED = 16, F_FIRST = 1 };
-enum { S_IRET = 1, S_CPUID, S_SERIALIZE, S_CONTROL, S_MSR, S_OTHER, S_IN_SYNC = 0x100, S_ON_PURPOSE = 0x200 };
+enum {
+	S_IRET = 1, S_CPUID, S_SERIALIZE, S_CONTROL, S_MSR, S_OTHER,
+	S_IN_SYNC = 0x100, S_ON_PURPOSE = 0x200,
+};
 enum mode { M_KERNEL, M_USER, M_IDLE };
 enum { RETURNED_ZERO = 0x100, RETURNED_NONZERO = 0x200 };
 
@@ -559,7 +568,7 @@ static uint64_t round_number;	/* WRITEs so far */
 static uint64_t sync_count;	/* SYNCs so far */
 static uint64_t in_user, in_idle;	/* CPUs; see set_mode() */
 
-/* Whether there is a call before `address`: of a function (e8), or by a register (ff d0 to ff d7). */
+/* Whether there is a call before `address`: of a function (e8), or by a register (ff d0 to d7). */
 static bool behind_call(uint64_t address)
 {
 	uint8_t code[5];
@@ -610,7 +619,7 @@ static uint64_t cpus_online(void)
 #define LARGE		0x80
 #define MM_SIZE		0x200	/* bytes of struct mm_struct among which `pgd` is */
 
-/* The page table of poking_mm, which shares the kernel's half with all others; 0 if it is not found. */
+/* The page table of poking_mm, which shares the kernel's half with all others; 0 if not found. */
 static uint64_t find_pgd(uint64_t direct_map)
 {
 	static uint64_t mm, pgd;
@@ -784,7 +793,10 @@ static void on_sync(unsigned int cpu, uint64_t rsp)
 	}
 }
 
-/* Whether a CPU with this rsp is within do_sync_core(), by all that can be told without seeing it return. */
+/*
+ * Whether a CPU with this rsp is within do_sync_core(), as far as that shows
+ * without seeing it return.
+ */
 static bool in_sync_core(unsigned int cpu, uint64_t rsp)
 {
 	return core[cpu].sync_round == round_number && rsp <= core[cpu].sync_rsp &&
@@ -793,7 +805,10 @@ static bool in_sync_core(unsigned int cpu, uint64_t rsp)
 
 static void resume(unsigned int cpu);
 
-/* MSRs that wrmsr writes without serialising (SDM, volume 3, "Serializing Instructions"; APM for the last). */
+/*
+ * MSRs that wrmsr writes without serialising (SDM, volume 3, "Serializing
+ * Instructions"; APM for the last).
+ */
 static bool quiet_msr(uint32_t msr)
 {
 	return msr == 0x48 || msr == 0x49 || msr == 0x6e0 || msr == 0x6e1 ||
@@ -873,7 +888,10 @@ static int how_changing_mode(const uint8_t *code, size_t length)
 	return 0;
 }
 
-/* How the instruction serialises, 0 if it does not. Of those that Intel's SDM and AMD's APM both name. */
+/*
+ * How the instruction serialises, 0 if it does not. Of those that Intel's SDM
+ * and AMD's APM both name.
+ */
 static unsigned int how_serialising(const uint8_t *code, size_t length)
 {
 	size_t at = 0;
@@ -951,7 +969,10 @@ static void executes_int3(unsigned int vcpu, void *data)
 	pthread_mutex_unlock(&lock);
 }
 
-/* A handler is entered: with pt_regs in rdi, or as a die notifier: (block, DIE_INT3, struct die_args *). */
+/*
+ * A handler is entered: with pt_regs in rdi, or as a die notifier:
+ * (block, DIE_INT3, struct die_args *).
+ */
 static void on_handler(unsigned int cpu, enum point point, bool notifier)
 {
 	struct trap *top;
@@ -994,7 +1015,9 @@ static void resume(unsigned int cpu)
 		return;
 	struct trap *trap = &trapped[cpu].trap[at];
 	uint64_t lower = frame[3] < trap->sp ? frame[3] : trap->sp;
-	uint64_t words[7] = { trap->address, frame[0], frame[3], frame[2], quad(lower), trap->sp, trap->flags };
+	uint64_t words[7] = {
+		trap->address, frame[0], frame[3], frame[2], quad(lower), trap->sp, trap->flags,
+	};
 
 	trapped[cpu].depth = at;
 	emit(RESUME, cpu, trap->seen, at, words, 7);
@@ -1071,7 +1094,8 @@ static bool has_branches(void)
 
 	if (!jump_table || jump_table_end <= jump_table || !text_start)
 		return false;
-	for (uint64_t entry = jump_table; entry < jump_table_end && entry < jump_table + 8 * 16; entry += 16)
+	for (uint64_t entry = jump_table;
+	     entry < jump_table_end && entry < jump_table + 8 * 16; entry += 16)
 		if (!memory(entry, raw, 16) || entry + raw[0] - text_start > 64 << 20 ||
 		    entry + 4 + raw[1] - text_start > 64 << 20)
 			return false;
@@ -1291,7 +1315,8 @@ static bool has_entry(const struct watched *point)
 static void watch_second(struct watched *first, const uint8_t *code, size_t length)
 {
 	uint64_t next = first->address + length;
-	bool push = (length == 1 && (code[0] & 0xf8) == 0x50) || (length == 2 && code[0] == 0x41 && (code[1] & 0xf8) == 0x50);
+	bool push = (length == 1 && (code[0] & 0xf8) == 0x50) ||
+		    (length == 2 && code[0] == 0x41 && (code[1] & 0xf8) == 0x50);
 	struct watched *second;
 	int32_t distance;
 

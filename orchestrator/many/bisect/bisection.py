@@ -49,7 +49,7 @@ class Confirmation:
     """Whether the first bad candidate is to blame, tried apart from the search."""
 
     holds: bool | None
-    """None if that cannot be told."""
+    """None if the runs do not show it."""
     text: str
 
 
