@@ -207,8 +207,8 @@ def unpack(deb: Path, into: Path) -> None:
                 reader.stdout.close()  # so that dpkg-deb ends
         errors.seek(0)
         problem = "\n".join([problem, errors.read().decode(errors="replace")]).strip()
-    if "No space left" in problem:
-        raise InfraError(f"no space left in {into} for {deb.name}: free some and repeat")
+    if trouble := proc.host_trouble(problem):
+        raise InfraError(f"{deb.name} cannot be unpacked to {into}: {trouble}")
     if reader.returncode != -signal.SIGPIPE:  # that one is ours
         proc.check_not_killed(command, reader.returncode)
     if problem or reader.returncode:

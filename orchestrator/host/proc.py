@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import shlex
 import shutil
@@ -20,6 +21,21 @@ ANSWER_SECONDS = 30.0
 """A program that is asked for its version answers at once, even on a busy host."""
 ANSWER_BYTES = 1 << 20
 """More than any such answer has: busybox lists its applets in 8 KB."""
+REFUSED = re.compile(
+    # strerror(3) of ENOSPC, EDQUOT, EFBIG, EIO, EROFS, ESTALE, ENOMEM, EMFILE, ENFILE, EAGAIN
+    r"(^|\W)(No space left on device|Disk quota exceeded|File too large|Input/output error"
+    r"|Read-only file system|Stale file handle|Cannot allocate memory|Too many open files"
+    r"|Too many open files in system|Resource temporarily unavailable)['.\s]*$"
+    # sh and the dynamic linker
+    r"|\bCannot fork$|: error while loading shared libraries: "
+    # how make, gcc, collect2 and clang say that a signal from outside has ended a program
+    r"|\*\*\* \[.*\] (Killed|Terminated|Hangup|(File size|CPU time) limit exceeded)( |$)"
+    r"|: (Killed|Terminated|Hangup|(File size|CPU time) limit exceeded) signal terminated program "
+    r"|: unable to execute command: (Killed|Terminated)$|\bterminated with signal (9|15|24|25)\b"
+    # cc1 and LLVM
+    r"|: out of memory allocating \d+ bytes|LLVM ERROR: out of memory"
+)
+"""A line by which a compiler, linker, git or make says that the host refused what it needed."""
 
 
 def mortal(command: Sequence[str | Path]) -> list[str]:
@@ -65,6 +81,11 @@ def check_not_killed(command: Sequence[str | Path], status: int) -> None:
         raise InfraError(f"`{text}` {how_it_ended(status)}: try again")
 
 
+def host_trouble(output: str) -> str:
+    """The first line in a command's output that blames the host, stripped; empty if none does."""
+    return next((line.strip() for line in output.splitlines() if REFUSED.search(line)), "")
+
+
 def state(pid: int) -> str:
     """The state of a process as in proc(5): T if a signal has stopped it; "" if it is gone."""
     try:
@@ -79,44 +100,40 @@ def run(
     *,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
-    log: Path | None = None,
     stdin: str | None = None,
     check: bool = True,
 ) -> subprocess.CompletedProcess[str]:
     """Run `command` to its end. The result's stdout has the output of both streams.
 
     env: added to our own environment.
-    log: a file to which the output is appended. The result then has the content of this file.
     check: raise subprocess.CalledProcessError if the status is not 0. Its `output` is the output;
         the caller turns it into a sentence for the user.
 
     On any exception, Ctrl-C included, the command's whole process group is killed.
 
-    Raises InfraError if somebody else kills it, whatever `check`.
+    Raises InfraError if somebody else kills it, or if it fails for want of something that the host
+    should give, whatever `check`.
     """
     full_env = {**os.environ, "LC_ALL": "C.UTF-8", **(env or {})}
-    sink = log.open("a+b") if log else subprocess.PIPE
+    child = subprocess.Popen(
+        mortal(command),
+        cwd=cwd,
+        env=full_env,
+        stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
     try:
-        child = subprocess.Popen(
-            mortal(command),
-            cwd=cwd,
-            env=full_env,
-            stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            raw, _ = child.communicate(stdin.encode() if stdin is not None else None)
-        except BaseException:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-            raise
-    finally:
-        if not isinstance(sink, int):
-            sink.close()
-    text = raw.decode(errors="replace") if raw else (log.read_text(errors="replace") if log else "")
+        raw, _ = child.communicate(stdin.encode() if stdin is not None else None)
+    except BaseException:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        raise
+    text = raw.decode(errors="replace")
     check_not_killed(command, child.returncode)
+    if child.returncode and (trouble := host_trouble(text)):
+        raise InfraError(f"{Path(command[0]).name} failed: {shortened(trouble)}")
     if check and child.returncode:
         raise subprocess.CalledProcessError(child.returncode, list(map(str, command)), output=text)
     return subprocess.CompletedProcess(list(map(str, command)), child.returncode, text, "")

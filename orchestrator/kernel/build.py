@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator import ui
-from orchestrator.errors import BuildError, InfraError
+from orchestrator.errors import BuildError, InfraError, shortened
 from orchestrator.host import files, proc, seal
 from orchestrator.host.paths import cache_dir
 from orchestrator.kernel import config, toolchain
@@ -207,7 +207,7 @@ def _make(
 
     Its output goes to build.log; `step` shows the progress.
     output: the directory for O=, by default the workspace's build directory.
-    Raises BuildError, or InfraError if the disk is full.
+    Raises BuildError, or InfraError if the host refused something: disk, memory, processes.
     """
     environment = {
         key: value for key, value in os.environ.items() if not FOREIGN_VARIABLES.fullmatch(key)
@@ -231,9 +231,9 @@ def _make(
     if status == 0:
         return
     text = "".join(lines)
-    if "No space left on device" in text:
+    if trouble := proc.host_trouble(text):
         raise InfraError(
-            f"no space left in {work.root} while building {name}: free some and repeat"
+            f"this machine could not build {name}: {shortened(trouble)} (the whole log: {log})"
         )
     raise BuildError(f"{name} does not build:\n{explain(text)}\n(the whole log: {log})")
 

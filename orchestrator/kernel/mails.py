@@ -224,7 +224,7 @@ def _mailinfo(subject: str, text: str, part: Message, file: Path) -> tuple[str, 
         proc.check_not_killed(command, done.returncode)  # as by the limit of a file's size
         if done.returncode:
             reason = done.stderr.decode(errors="replace").strip()
-            if re.search("No space left|File too large|quota", reason):
+            if proc.host_trouble(reason):
                 raise InfraError(f"git cannot unpack {file}: {shortened(reason)}")
             raise UsageError(f"{file} has a mail that git cannot read: {shortened(reason)}")
         patch = (directory / "patch").read_bytes().decode(errors="surrogateescape")

@@ -57,3 +57,47 @@ def test_a_file_that_is_no_program_is_an_error(tmp_path: Path) -> None:
     file.chmod(0o755)
     with pytest.raises(InfraError, match="does not run"):
         tools.qemu(file)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "cc: fatal error: Killed signal terminated program cc1",
+        "cc: internal compiler error: File size limit exceeded signal terminated program cc1",
+        "make[2]: *** [scripts/Makefile.build:250: kernel/fork.o] Killed",
+        "collect2: fatal error: ld terminated with signal 9 [Killed]",
+        "clang: error: unable to execute command: Killed",
+        "virtual memory exhausted: Cannot allocate memory",
+        "cc1: out of memory allocating 65536 bytes after a total of 1048576 bytes",
+        "/tmp/ccQ.s: Fatal error: can't write 36 bytes to section .data: 'No space left on device'",
+        "fatal: unable to write new index file: Disk quota exceeded",
+        "ld: cannot open output file vmlinux.o: Read-only file system",
+        "make: fork: Resource temporarily unavailable",
+        "/bin/sh: 1: Cannot fork",
+        "objtool: error while loading shared libraries: libelf.so.1: cannot open",
+    ],
+)
+def test_what_the_host_refuses_is_no_fault_of_what_was_built(line: str) -> None:
+    output = f"  CC      kernel/fork.o\n{line}\nmake: *** [Makefile:1901: kernel] Error 2"
+    assert proc.host_trouble(output) == line
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "kernel/fork.c:1:2: error: #error File too large for this config",
+        '   12 |         panic("Cannot allocate memory");',
+        "make[2]: *** [scripts/Makefile.build:250: kernel/fork.o] Error 1",
+        "make[2]: *** [scripts/Makefile.modpost:145: Module.symvers] Segmentation fault",
+        "ld: kernel/fork.o: undefined reference to `out_of_memory'",
+    ],
+)
+def test_an_error_in_the_source_is_not_the_hosts(line: str) -> None:
+    assert proc.host_trouble(line) == ""
+
+
+def test_a_compiler_without_memory_ends_as_a_fault_of_the_host(tmp_path: Path) -> None:
+    (tmp_path / "big.c").write_text(f"int a[] = {{{'1,' * 300_000}}};\n")
+    compiler = program(tmp_path / "cc", 'ulimit -v 80000; exec gcc "$@"')
+    with pytest.raises(InfraError, match=r"cc failed: .*memory"):
+        proc.run([compiler, "-c", tmp_path / "big.c", "-o", tmp_path / "big.o"], check=False)
