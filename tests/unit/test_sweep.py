@@ -488,8 +488,12 @@ def test_a_kernel_that_has_to_be_built_does_not_hold_up_the_others(
     assert sorted(ran(world)) == ["6.1-int3 smp2 seed1", "6.1-int3 smp4 seed1"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "outcome"),
+    [("build-error", "build-error"), ("usage", "build-error"), ("infra", "infra")],
+)
 def test_a_kernel_that_cannot_be_built_is_reported_and_the_others_run(
-    world: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, outcome: str, world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def identify(request: KernelRequest) -> tuple[str, Path]:
         place = world / "missing" if request.selector == "6.1-int3" else world
@@ -500,13 +504,16 @@ def test_a_kernel_that_cannot_be_built_is_reported_and_the_others_run(
     def call(self: Children, command: list[str], log: Path, **options: Any) -> int | None:
         if "kernels" not in command:
             return REAL_CALL(self, command, log, **options)
-        log.write_text("  … build\norchestrator: 6.1-int3 does not build:\nx.c:1: error: y\n")
+        assert "--json" in command
+        error = {"kind": kind, "text": "6.1-int3 does not build"}
+        document = json.dumps({"command": "error", "error": error}, indent=1)
+        log.write_text(f"  … build\n{document}\norchestrator: 6.1-int3 does not build\n")
         return 125
 
     monkeypatch.setattr(Children, "call", call)
     results = Sweep(cells(2), world / "out", LocalHost(1)).run()
-    assert outcomes(results) == {"6.1-int3 smp2": "build-error", "6.1-plain smp2": "pass"}
-    assert next(iter(results.values())).reason == "6.1-int3 does not build: x.c:1: error: y"
+    assert outcomes(results) == {"6.1-int3 smp2": outcome, "6.1-plain smp2": "pass"}
+    assert next(iter(results.values())).reason == "6.1-int3 does not build"
     assert exit_status(results) == 125
 
 

@@ -9,6 +9,7 @@ The next call repeats all others.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -29,6 +30,7 @@ from orchestrator.errors import (
     UsageError,
     sentence,
 )
+from orchestrator.host import proc
 from orchestrator.host.paths import PROJECT, is_intact, write_whole
 from orchestrator.kernel import bundle, definition, versions
 from orchestrator.kernel.from_source import VITAL
@@ -85,7 +87,7 @@ class KernelRow:
     """Whether its cells can start."""
     broken: str = ""
     """Why its cells can never start."""
-    outcome: str = "build-error"
+    outcome: str = "infra"
     """What its cells end with then."""
     packed: bytes | None = None
     """Its bundle, for workers that lack it."""
@@ -121,6 +123,7 @@ class Sweep:
         self._attempts: dict[Cell, int] = {}
         self._took: dict[Cell, float] = {}
         self._built: list[float] = []  # seconds of each build or fetch
+        self._building = ""  # the kernel that is being built or fetched
         self._last_line = time.monotonic()
         self._width = 1  # cells at a time
         self._waiting = self._ordered(
@@ -182,6 +185,7 @@ class Sweep:
     def _prepare(self, label: str, builds: Children) -> None:
         """Build or fetch a kernel, in a child process. Its row says what came of it."""
         start = time.monotonic()
+        self._building = label
         try:
             self._build(label, builds)
             self._built.append(time.monotonic() - start)
@@ -189,23 +193,20 @@ class Sweep:
             return
         except Exception as error:
             self._rows[label].broken = sentence(error)
+        finally:
+            self._building = ""
 
     def _build(self, label: str, builds: Children) -> None:
         row, log = self._rows[label], self._log(label)
         log.parent.mkdir(parents=True, exist_ok=True)
         ui.say(f"{label} has to be built or fetched first ({log})")
-        command = [*PROGRAM, "kernels", "build", *row.request.argv()]
+        command = [*PROGRAM, "kernels", "build", "--json", *row.request.argv()]
         status = builds.call(command, log, cwd=PROJECT, longest=BUILD)
         if status == EXIT_PASS and row.place.is_dir():
             row.ready = True
             return
-        output = log.read_text(errors="replace")
-        reason = (
-            output.rpartition("orchestrator: ")[2]
-            if status
-            else "its source changed while it was built: repeat"
-        )
-        row.broken = " ".join(reason.split())[:500] or f"building it ended with status {status}"
+        row.outcome, reason = _why_not_built(log.read_text(errors="replace"), status)
+        row.broken = " ".join(reason.split())[:500]
 
     def _log(self, label: str) -> Path:
         return self.directory / f"kernel-{_file_name(label)}.log"
@@ -370,7 +371,8 @@ class Sweep:
         """What is left to do, and for how long."""
         if not (running or self._waiting):
             return ""
-        text = f"; {len(running)} running, {len(self._waiting)} waiting"
+        building = f"building {self._building}, " if self._building else ""
+        text = f"; {building}{len(running)} running, {len(self._waiting)} waiting"
         return f"{text}{self._estimate(running)}"
 
     def _estimate(self, running: Collection[_RunningCell]) -> str:
@@ -429,6 +431,22 @@ def exit_status(results: Mapping[Cell, CellResult]) -> int:
     return EXIT_PASS if statuses <= {EXIT_PASS} else EXIT_UNTESTABLE
 
 
+def _why_not_built(output: str, status: int | None) -> tuple[str, str]:
+    """The outcome of the cells of a kernel that was not built, and the reason.
+
+    output: what `orchestrator kernels build --json` has printed on both streams.
+    """
+    if status == EXIT_PASS:
+        return "infra", "its source changed while it was built: repeat"
+    for text in re.findall(r"^\{$.*?^\}$", output, re.MULTILINE | re.DOTALL):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            error = json.loads(text)["error"]
+            kind = "build-error" if error["kind"] == "usage" else str(error["kind"])
+            return kind, str(error["text"])
+    ended = "was given up" if status is None else proc.how_it_ended(status)
+    return "infra", f"building it {ended}"
+
+
 def _check_remote(plan: SweepPlan) -> None:
     """Raise UsageError for files of this host that a run on another machine would need."""
     for cell in plan.cells:
@@ -449,7 +467,7 @@ def _row(request: KernelRequest, *, remote: bool) -> KernelRow:
     except UsageError:
         raise
     except InfraError as error:
-        row.broken, row.outcome = str(error), "infra"  # the mirror or the network, not the kernel
+        row.broken = str(error)  # the mirror or the network, not the kernel
         return row
     # Workers obtain named kernels by themselves, possibly in another version with another digest.
     row.ready = row.place.is_dir() or (named and remote)
