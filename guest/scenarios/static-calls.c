@@ -8,6 +8,7 @@
  * order: 330
  */
 #include <linux/delay.h>
+#include <linux/irqflags.h>
 #include "compat.h"
 #include "scenario.h"
 
@@ -57,7 +58,17 @@ static noinline notrace __attribute__((noclone)) long name(long x)		\
 CALLER(first, orch_add)
 CALLER(second, orch_add)
 CALLER(third, orch_add)
-CALLER(zero, orch_zero)
+
+/* A call that is emulated as a NOP leaves in rax what was there, and that is no result. */
+static noinline notrace __attribute__((noclone)) long zero(long x)
+{
+	long result;
+
+	asm volatile("movq $-1, %%rax" : : : "rax");
+	result = static_call(orch_zero)(x);
+	barrier();
+	return result;
+}
 
 static noinline notrace __attribute__((noclone)) long tail(long x)
 {
@@ -80,31 +91,46 @@ static void (*const counters[])(long *count) = { maybe, maybe_tail };
 
 static bool hammering;
 
-static int hammer(struct orch_run *run, int cpu, void *arg)
+/*
+ * A sync round waits for a CPU that has its interrupts off. So while a site is
+ * being switched, the passes up to its next interrupt meet the int3.
+ */
+#define PASSES	64
+
+static long pass_all(struct orch_run *run, int cpu, long x)
 {
-	long x = cpu, result, count;
+	long result, count;
 	unsigned int i;
 
+	for (i = 0; i < ARRAY_SIZE(callers); i++) {
+		result = callers[i](x);
+		orch_expect(run, result == x + 1 || result == x + 2,
+			    "static call %u with %ld returned %ld on CPU %d", i, x, result, cpu);
+	}
+	result = zero(x);
+	orch_expect(run, !result || result == x + 1,
+		    "a static call to zero with %ld returned %ld on CPU %d", x, result, cpu);
+	for (i = 0; i < ARRAY_SIZE(counters); i++) {
+		count = 0;
+		counters[i](&count);
+		orch_expect(run, count == 0 || count == 1,
+			    "a static call to nothing was called %ld times on CPU %d", count, cpu);
+	}
+	return (x + 1) & 0xffff;
+}
+
+static int hammer(struct orch_run *run, int cpu, void *arg)
+{
+	unsigned long flags;
+	unsigned int i;
+	long x = cpu;
+
 	while (READ_ONCE(hammering)) {
-		for (i = 0; i < ARRAY_SIZE(callers); i++) {
-			result = callers[i](x);
-			orch_expect(run, result == x + 1 || result == x + 2,
-				    "static call %u with %ld returned %ld on CPU %d", i, x, result,
-				    cpu);
-		}
-		result = zero(x);
-		orch_expect(run, !result || result == x + 1,
-			    "a static call to zero with %ld returned %ld on CPU %d", x, result, cpu);
-		for (i = 0; i < ARRAY_SIZE(counters); i++) {
-			count = 0;
-			counters[i](&count);
-			orch_expect(run, count == 0 || count == 1,
-				    "a static call to nothing was called %ld times on CPU %d", count,
-				    cpu);
-		}
-		x = (x + 1) & 0xffff;
-		if (!(x & 63))
-			usleep_range(20, 40);
+		local_irq_save(flags);
+		for (i = 0; i < PASSES; i++)
+			x = pass_all(run, cpu, x);
+		local_irq_restore(flags);
+		usleep_range(20, 40);
 	}
 	return 0;
 }

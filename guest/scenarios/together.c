@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * title: ftrace, kprobes and static keys at the same time
+ * title: tracing, kprobes and static keys at the same time
  * promise: >-
  *   All users of text patching get what they asked for, however many patch at the same time: the
- *   probe is hit at each pass, the key stays as it was set, and the tracer can be switched on and
- *   off.
+ *   probe is hit at each pass, the key stays as it was set, and the tracer (or without one the
+ *   events of the scheduler) can be switched on and off.
  * order: 610
  * weight: 3
  * companion: |
@@ -24,26 +24,36 @@
  *           exit 3
  *   }
  *   [ -e $tracing/current_tracer ] || lacks tracefs
- *   grep -qw function $tracing/available_tracers || lacks "function tracer"
- *   [ -e $tracing/set_ftrace_filter ] || lacks "CONFIG_DYNAMIC_FTRACE"
  *   cd $tracing || misses "$tracing cannot be entered"
- *   # A write fails if a pattern matches no function: one is enough.
- *   for pattern in 'vfs_*' 'kmem_cache_*' 'mutex_*'; do
- *           echo "$pattern" >>set_ftrace_filter
- *   done
- *   grep -q '^[^#]' set_ftrace_filter || lacks "function that the tracer can trace"
- *   switch() {
+ *   # The function tracer changes calls; events change the keys and static calls of tracepoints.
+ *   switch_tracer() {
  *           echo $1 >current_tracer || misses "the tracer $1 cannot be switched on"
  *           now=$(cat current_tracer) || misses "current_tracer cannot be read"
  *           [ "$now" = $1 ] || fails "the tracer is $now after $1 was switched on"
  *   }
+ *   switch_events() {
+ *           echo $1 >events/sched/enable || misses "the events of sched cannot be set to $1"
+ *           now=$(cat events/sched/enable) || misses "events/sched/enable cannot be read"
+ *           [ "$now" = $1 ] || fails "the events of sched are $now after they were set to $1"
+ *   }
+ *   if grep -qw function available_tracers && [ -e set_ftrace_filter ]; then
+ *           # A write fails if a pattern matches no function: one is enough.
+ *           for pattern in 'vfs_*' 'kmem_cache_*' 'mutex_*'; do
+ *                   echo "$pattern" >>set_ftrace_filter
+ *           done
+ *           grep -q '^[^#]' set_ftrace_filter || lacks "function that the tracer can trace"
+ *           with=tracer on=function off=nop
+ *   else
+ *           [ -e events/sched/enable ] || lacks "function tracer and no events of the scheduler"
+ *           with=events on=1 off=0
+ *   fi
  *   rounds=0
  *   while [ -e /run/companion ] || [ $rounds -eq 0 ]; do
- *           switch function
- *           switch nop
+ *           switch_$with $on
+ *           switch_$with $off
  *           rounds=$((rounds + 1))
  *   done
- *   echo >set_ftrace_filter
+ *   [ $with = events ] || echo >set_ftrace_filter
  *   echo "rounds=$rounds"
  */
 #include <linux/delay.h>
