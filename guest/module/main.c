@@ -4,16 +4,19 @@
  * semicolons. Each runs one step or one scenario in code. The write returns when
  * all are done. Reading returns the report so far.
  *
- *	plan N
+ *	plan N [FIRST]
+ *	emulates jmp32,call,nop5
  *	step site=nop5 how=direct gated=1 cpu=0 passes=2
  *	step site=key how=owner ms=500 burst=64 pause=200 gap=100
  *	scenario emulation ms=200 cpu=1 seed=7
  *	skip boot-keys.free the kernel ignores its command line
  *
- * "plan" begins a new report of N results. The options of a step are the fields
- * of struct orch_step (gap and pause in us), those of a scenario the fields of
- * struct orch_run, and seed, which fixes its random choices. "skip" reports a step
- * for which the host knows that the kernel or machine lacks something.
+ * "plan" begins a new report of N results, which are numbered from FIRST (1).
+ * "emulates" has the parameter of that name for a module that is loaded. The
+ * options of a step are the fields of struct orch_step (gap and pause in us),
+ * those of a scenario the fields of struct orch_run, and seed, which fixes its
+ * random choices. "skip" reports a step for which the host knows that the kernel
+ * or machine lacks something.
  */
 #include <linux/errno.h>
 #include <linux/fs.h>
@@ -91,15 +94,19 @@ static int run_command(char *line)
 	struct orch_step *step = &command.step;
 	char *verb = strsep(&line, " "), *option, *name;
 	bool scenario = !strcmp(verb, "scenario");
-	unsigned int plan;
+	unsigned int plan, first = 1;
 	int error;
 
 	if (!strcmp(verb, "plan")) {
-		if (!line || kstrtouint(line, 10, &plan))
+		name = strsep(&line, " ");
+		if (!name || kstrtouint(name, 10, &plan) ||
+		    (line && (kstrtouint(line, 10, &first) || !first)))
 			return -EINVAL;
-		orch_report_plan(plan);
+		orch_report_plan(plan, first);
 		return 0;
 	}
+	if (!strcmp(verb, "emulates"))
+		return orch_set_emulates(line ? line : "");
 	if (!strcmp(verb, "skip")) {
 		name = strsep(&line, " ");
 		if (!name || !line)
@@ -184,11 +191,16 @@ static int __init orch_init(void)
 	error = orch_poker_start();
 	if (error)
 		goto report;
-	error = misc_register(&orch_device);
+	error = orch_plan_init();
 	if (error)
 		goto poker;
+	error = misc_register(&orch_device);
+	if (error)
+		goto plan;
 	return 0;
 
+plan:
+	orch_plan_exit();
 poker:
 	orch_poker_stop();
 report:
@@ -199,6 +211,7 @@ report:
 static void __exit orch_exit(void)
 {
 	misc_deregister(&orch_device);
+	orch_plan_exit();
 	orch_hammers_free();
 	orch_poker_stop();
 	orch_report_exit();

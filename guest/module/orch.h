@@ -258,11 +258,28 @@ unsigned long orch_symbol(const char *name);
 		!!(condition);						\
 	})
 
+/**
+ * struct orch_text - text that the host reads from the memory of the guest
+ * @text: without a NUL at the end
+ * @used: its length
+ */
+struct orch_text {
+	char *text;
+	size_t used;
+};
+
+/* plan.c */
+extern struct orch_text orch_letter;
+int orch_plan_init(void);
+void orch_plan_exit(void);
+
 /* report.c */
+extern struct orch_text orch_report;
+
 int orch_report_init(void);
 void orch_report_exit(void);
 ssize_t orch_report_read(char __user *buf, size_t size, loff_t *pos);
-void orch_report_plan(unsigned int steps);
+void orch_report_plan(unsigned int steps, unsigned int first);
 void orch_sign_of_life(unsigned int sleeps);
 unsigned int orch_report_next(void);
 void orch_report_result(unsigned int number, const char *name, bool ok);

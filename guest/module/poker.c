@@ -34,6 +34,27 @@ module_param(emulates, charp, 0400);
 MODULE_PARM_DESC(emulates, "Instructions that the kernel emulates at int3 (jmp32,ret,...)");
 
 /**
+ * orch_set_emulates() - set what the kernel emulates, in place of the parameter
+ * @list: names as in the parameter
+ *
+ * For a host that can find it out only once the module is loaded. Nothing may
+ * have been poked yet.
+ *
+ * Return: 0 or a negative errno.
+ */
+int orch_set_emulates(const char *list)
+{
+	static char kept[128];
+
+	if (strlen(list) >= sizeof(kept))
+		return -EINVAL;
+	strcpy(kept, list);
+	emulates = kept;
+	orch_sites_init();
+	return 0;
+}
+
+/**
  * orch_emulates() - whether this kernel emulates an instruction at int3
  * @insn: a name, see INSTRUCTIONS in orchestrator/text/emulation.py
  *

@@ -18,8 +18,7 @@
 #define LOG_SIZE	(1 << 20)
 
 static DEFINE_SPINLOCK(lock);
-static char *log;
-static size_t log_used;
+struct orch_text orch_report;
 static unsigned int results;
 
 static __printf(2, 0) void append(bool console, const char *fmt, va_list args)
@@ -28,10 +27,10 @@ static __printf(2, 0) void append(bool console, const char *fmt, va_list args)
 	size_t start;
 
 	spin_lock_irqsave(&lock, flags);
-	start = log_used;
-	log_used += vscnprintf(log + log_used, LOG_SIZE - log_used, fmt, args);
+	start = orch_report.used;
+	orch_report.used += vscnprintf(orch_report.text + start, LOG_SIZE - start, fmt, args);
 	if (console)
-		printk(KERN_INFO "%s", log + start);
+		printk(KERN_INFO "%s", orch_report.text + start);
 	spin_unlock_irqrestore(&lock, flags);
 }
 
@@ -99,11 +98,12 @@ void orch_sign_of_life(unsigned int sleeps)
 /**
  * orch_report_plan() - begin a new report
  * @steps: how many results it will have
+ * @first: number of the first one; the others are reported by another guest
  */
-void orch_report_plan(unsigned int steps)
+void orch_report_plan(unsigned int steps, unsigned int first)
 {
-	log_used = 0;
-	results = 0;
+	orch_report.used = 0;
+	results = first - 1;
 	ktap("KTAP version 1\n");
 	ktap("1..%u\n", steps);
 }
@@ -156,16 +156,16 @@ void orch_report_error(unsigned int number, const char *name, const char *why)
 
 ssize_t orch_report_read(char __user *buf, size_t size, loff_t *pos)
 {
-	return simple_read_from_buffer(buf, size, pos, log, log_used);
+	return simple_read_from_buffer(buf, size, pos, orch_report.text, orch_report.used);
 }
 
 int orch_report_init(void)
 {
-	log = vmalloc(LOG_SIZE);
-	return log ? 0 : -ENOMEM;
+	orch_report.text = vmalloc(LOG_SIZE);
+	return orch_report.text ? 0 : -ENOMEM;
 }
 
 void orch_report_exit(void)
 {
-	vfree(log);
+	vfree(orch_report.text);
 }

@@ -118,6 +118,7 @@ struct orch_poke {
 };
 
 bool orch_emulates(const char *insn);
+int orch_set_emulates(const char *list);
 void orch_poke(const struct orch_poke *poke);
 struct orch_poke orch_make_poke(const struct orch_site *site, bool on);
 void orch_poke_site(const struct orch_site *site, bool on);
