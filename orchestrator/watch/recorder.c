@@ -292,7 +292,7 @@ static uint64_t quad(uint64_t address)
 
 enum point {
 	P_NONE, P_WRITE, P_EARLY, P_SYNC, P_STOPPER, P_UNLOCK, P_SITE,
-	P_KEY, P_STATIC_CALL, P_TRANSFORM, P_TASKS,
+	P_KEY, P_STATIC_CALL, P_TRANSFORM, P_TASKS, P_END,
 	P_ENTRY, P_POKE, P_KPROBE, P_FTRACE,	/* handlers: bit 0, 1, 2, 3 of RESUME */
 	P_RETURN, P_SECOND,
 };
@@ -493,7 +493,7 @@ static void load(void)
 		{ "stopper", P_STOPPER }, { "unlock", P_UNLOCK }, { "site", P_SITE },
 		{ "entry", P_ENTRY }, { "poke", P_POKE }, { "kprobe", P_KPROBE },
 		{ "ftrace", P_FTRACE }, { "key", P_KEY }, { "static_call", P_STATIC_CALL },
-		{ "transform", P_TRANSFORM }, { "tasks", P_TASKS },
+		{ "transform", P_TRANSFORM }, { "tasks", P_TASKS }, { "end", P_END },
 	};
 	const struct {
 		const char *name;
@@ -540,6 +540,15 @@ static void load(void)
 	shadow_text();
 }
 
+static bool look(void)
+{
+	if (jump_label_mutex && quad(jump_label_mutex))
+		return false;
+	look_at_text();
+	look_at_branches();
+	return true;
+}
+
 static void heed(void)
 {
 	if (control->reload != control->reloaded) {
@@ -551,11 +560,8 @@ static void heed(void)
 	/* Not in the middle of a poke. */
 	if (control->turn != control->turned && !(text_mutex && quad(text_mutex)))
 		turn();
-	if (control->look != control->looked && !(jump_label_mutex && quad(jump_label_mutex))) {
-		look_at_text();
-		look_at_branches();
+	if (control->look != control->looked && look())
 		control->looked = control->look;
-	}
 }
 
 /* -- what is seen: writes */
@@ -1250,6 +1256,10 @@ static void at_point(struct watched *here, unsigned int cpu, uint64_t rsp)
 			ask_for(P_TRANSFORM, reg(RSI), reg(RDX), 1);
 		if (reg(RDI) && call_sites_end)
 			ask_for(P_TRANSFORM, reg(RDI), reg(RDX), reg(RCX) & 1);
+		break;
+	case P_END:	/* the guest resets the machine: nobody can ask for a look any more */
+		if (look())
+			control->looked = ++control->look;
 		break;
 	case P_TASKS:
 		emit(TASKS, cpu, 0, 0, NULL, 0);

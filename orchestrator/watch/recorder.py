@@ -82,6 +82,7 @@ POINTS: Mapping[str, tuple[str, ...]] = {
     "static_call": ("__static_call_update",),
     "transform": ("arch_static_call_transform",),
     "tasks": (TASKS,),
+    "end": ("machine_restart",),
 }
 """Name in the configuration -> functions; all of those that a kernel has are watched."""
 
@@ -223,6 +224,10 @@ class Recorder:
     def look(self, wait: Wait) -> bool:
         """Compare the kernel's text to what was last seen of it and written since."""
         return self._ask(LOOK, wait)
+
+    def look_first(self) -> None:
+        """Have the text be looked at when the guest begins to execute. It is stopped now."""
+        self._ask(LOOK, lambda _: True)
 
     @contextlib.contextmanager
     def gdb(self) -> Iterator[None]:
