@@ -12,7 +12,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,12 @@ class GuestConsole:
     to the log as {"time": seconds since the epoch, "line": text}. When QEMU ends, an unfinished
     line counts as a line, because a crash can cut the last one short.
 
+    history: lines that were shown before, if this is not the first machine of the guest.
+
     Whatever happens, the pipe is read to its end: a guest that nobody reads would hang.
     """
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, history: Sequence[str] = ()) -> None:
         self.lines: list[str] = []
         """All lines so far; in a long run only the newest, but at least KEPT of them."""
         self.scanner = FaultScanner()
@@ -53,6 +55,8 @@ class GuestConsole:
         self._input, self.output = os.pipe()
         fcntl.fcntl(self.output, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
         self._reader = Reader("the console", self._run)
+        for line in history:
+            self._note(line)
 
     def start(self) -> None:
         """Start reading. Call it once QEMU has inherited `output`: this closes our copy of it."""
@@ -119,8 +123,11 @@ class GuestConsole:
 
     def _take(self, raw: bytes) -> None:
         line = raw.decode(errors="replace").strip("\r")
-        self.scanner.feed(line)
         ui.guest_line(line)
+        self._note(line)
+
+    def _note(self, line: str) -> None:
+        self.scanner.feed(line)
         self.lines.append(line)
         if len(self.lines) > 2 * KEPT:
             del self.lines[:KEPT]

@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -45,6 +45,7 @@ class Machine:
     console.jsonl. Nothing is read from there: these files are for people.
     keys: the ones whose guest_files() are in the initramfs.
     attachable: whether GDB may connect more than once, one at a time.
+    history: lines that the console of a guest that is restored has shown before it was saved.
 
         with Machine(spec, directory, keys) as machine:
             ...  # attach GDB to machine.gdb_path, then call machine.gdb_connected()
@@ -57,16 +58,26 @@ class Machine:
     """
 
     def __init__(
-        self, spec: qemu.MachineSpec, directory: Path, keys: Keys, *, attachable: bool = False
+        self,
+        spec: qemu.MachineSpec,
+        directory: Path,
+        keys: Keys,
+        *,
+        attachable: bool = False,
+        history: Sequence[str] = (),
     ) -> None:
         self.spec = spec
         self.directory = directory
         self._keys = keys
         self._attachable = attachable
+        self._history = history
         self.ignore_faults = False
         """Whether waits go on after a fatal report of the kernel, for a user who debugs it."""
         self.on_poll: list[Callable[[], None]] = []
         """Called several times a second in every wait. An exception from one ends the wait."""
+        self.ends_by_itself = False
+        """Whether the guest is to reset the machine when it has done its work. QEMU stops it then,
+        and it stays as it is: see ended()."""
         self.silence = Silence()
         """Limits how long the guest may be silent while somebody waits for it."""
         self.logs: list[Log] = []
@@ -107,7 +118,7 @@ class Machine:
         stack.callback(self._link.close)
         self.ssh = Shell(self._link, self._keys, self.check)
         stack.callback(self.ssh.close)
-        self.console = GuestConsole(self.directory / "console.jsonl")
+        self.console = GuestConsole(self.directory / "console.jsonl", self._history)
         self.logs += [self.qmp.log, self.console.log]
         self.silence.signs += [lambda: self.console.scanner.lines, lambda: self._link.frames]
         self._stderr = MemoryFile("qemu.stderr")
@@ -161,6 +172,14 @@ class Machine:
         with contextlib.closing(MemoryFile("memory")) as file:
             self.qmp.execute("memsave", val=address, size=size, filename=str(file.path))
             return file.read()
+
+    def ended(self) -> bool:
+        """Whether a guest that ends by itself has asked for the reset that ends it."""
+        return (
+            self.ends_by_itself
+            and bool(self.console.scanner.restart)
+            and self.qmp.find("SHUTDOWN") is not None
+        )
 
     def gdb_connected(self) -> None:
         """Remove the path of GDB's socket, which is not needed any more; unless attachable."""
@@ -235,7 +254,7 @@ class Machine:
         Raises BootError if the guest did that while it was booting.
         """
         self._check_qemu()
-        if shutdown := self.qmp.find("SHUTDOWN"):
+        if (shutdown := self.qmp.find("SHUTDOWN")) and not self._about_to_end():
             reason = shutdown.data.get("reason")
             reset = reason == "guest-reset"
             if not self.console.ready and shutdown.data.get("guest"):
@@ -252,6 +271,10 @@ class Machine:
                 f"the guest is no longer running ({reason}): "
                 "qemu.log has the registers if it was a triple fault"
             )
+
+    def _about_to_end(self) -> bool:
+        """Whether the guest ends as it should. The console may be a moment behind."""
+        return self.ends_by_itself and until(self.ended, RESTART_SECONDS, lambda: None)
 
     def _check_qemu(self) -> None:
         """Raise LostVM if QEMU has ended. It may have reported why the guest has."""
@@ -284,7 +307,11 @@ class Machine:
     def _check_run_state(self) -> None:
         """Raise LostVM if QEMU itself has stopped the guest, as KVM does at an internal error."""
         since = self.qmp.stopped_since
-        if since is None or time.monotonic() - max(since, self._asked) < STOP_SECONDS:
+        if (
+            self.ended()
+            or since is None
+            or time.monotonic() - max(since, self._asked) < STOP_SECONDS
+        ):
             return
         self._asked = time.monotonic()
         state = str(self.qmp.execute("query-status")["status"])

@@ -9,7 +9,7 @@ virtio works too. Such a kernel finds its CPUs through the MP table of SeaBIOS.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,10 @@ from orchestrator.machine.parameters import WORD, combined
 # main loop had not got round to running the timer.
 WATCHDOG_SECONDS = 60
 RCU_STALL_SECONDS = 120
+TRANSLATED = 512
+"""MiB for translated code. A guest of 8 CPUs fills less than a tenth of it in a run."""
+NO_PLAN = "-"
+"""What guest/module/plan.c finds as long as there is no plan."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +56,13 @@ class MachineSpec:
     reset was a triple fault."""
     seed: int = 1
     """Seed of QEMU's own random numbers (-seed)."""
+    icount: int | None = None
+    """Guest time that one instruction takes: 2**icount ns, whatever the host does meanwhile. Then
+    the guest also finds a plan, see `plan`. None: guest time follows the host's clock."""
+    plan: Path | None = None
+    """The file with the plan for the guest (guest/module/plan.c). None: it has to wait for one."""
+    incoming: bool = False
+    """Whether the machine is to be restored from a snapshot instead of booting."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.smp <= MAX_SMP:
@@ -151,7 +162,7 @@ def command_line(spec: MachineSpec, channels: Channels) -> list[str]:
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
         # pc, the oldest machine type: kernels of 2013 know all of it. The firmware needs no SMM.
         *("-M", "pc,usb=off,vmport=off,smm=off"),
-        *("-accel", spec.accel.option),
+        *("-accel", accelerator(spec)),
         *(("-bios", str(spec.qemu.qboot)) if spec.qemu.qboot else ()),
         *("-cpu", spec.cpu or spec.accel.cpu),
         # One CPU per socket, because SeaBIOS puts only sockets into its MP table. Since 6.2 QEMU's
@@ -181,8 +192,28 @@ def command_line(spec: MachineSpec, channels: Channels) -> list[str]:
         *("-kernel", str(spec.bzimage.absolute())),
         *("-initrd", str(spec.initrd.absolute())),
         *("-append", kernel_command_line(spec)),
+        *(deterministic(spec) if spec.icount is not None else ()),
+        *(("-incoming", "defer") if spec.incoming else ()),
         *spec.options,
     ]
+
+
+def accelerator(spec: MachineSpec) -> str:
+    """The value of -accel.
+
+    With icount the size of the translation buffer is fixed, as it depends on the host's memory
+    otherwise. When it is full, everything is translated anew, which the recorder could see.
+    """
+    size = f",tb-size={TRANSLATED}" if spec.icount is not None else ""
+    return f"{spec.accel.option}{size}"
+
+
+def deterministic(spec: MachineSpec) -> Iterator[str]:
+    """The arguments that make the guest a function of what it is given."""
+    # sleep=off: while every CPU is idle, time leaps to the next timer.
+    yield from ("-icount", f"shift={spec.icount},sleep=off")
+    content = f"file={escaped(spec.plan.absolute())}" if spec.plan else f"string={NO_PLAN}"
+    yield from ("-fw_cfg", f"name=opt/orchestrator/plan,{content}")
 
 
 def shell_line(command: list[str], spec: MachineSpec, directory: Path) -> str:

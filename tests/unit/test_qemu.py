@@ -142,3 +142,20 @@ def test_parameters_that_the_kernel_did_not_take(
 
 def test_only_our_own_parameters_have_a_meaning() -> None:
     assert set(WITHOUT) <= set(PARAMETERS)
+
+
+def test_a_machine_that_repeats_itself_counts_instructions_and_finds_a_plan() -> None:
+    spec = dataclasses.replace(SPEC, icount=5, accel=Accel("tcg", "single", ""))
+    command = pairs(command_line(spec, CHANNELS))
+    assert ("-icount", "shift=5,sleep=off") in command
+    assert ("-accel", "tcg,thread=single,tb-size=512") in command
+    assert ("-fw_cfg", "name=opt/orchestrator/plan,string=-") in command
+    assert "-incoming" not in dict(command)
+    spec = dataclasses.replace(spec, plan=Path("/a,b/plan"), incoming=True)
+    command = pairs(command_line(spec, CHANNELS))
+    assert ("-fw_cfg", "name=opt/orchestrator/plan,file=/a,,b/plan") in command
+    assert ("-incoming", "defer") in command
+
+
+def test_a_machine_follows_the_hosts_clock_unless_told_otherwise() -> None:
+    assert not {"-icount", "-fw_cfg", "-incoming"} & set(command_line(SPEC, CHANNELS))
