@@ -202,15 +202,7 @@ class Observer:
 
     def _online(self) -> tuple[int, ...]:
         text = self._text("/sys/devices/system/cpu/online").strip()
-        cpus: set[int] = set()
-        # Not more than the machine has, whatever the guest says.
-        if re.fullmatch(r"\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*", text, re.ASCII):
-            for part in text.split(","):
-                first, _, last = part.partition("-")
-                cpus |= {*range(int(first), int(last or first) + 1)}
-        if not cpus or max(cpus) >= self.machine.spec.smp:
-            raise InfraError(f"the guest does not say which CPUs are online, but {text[:100]!r}")
-        return tuple(sorted(cpus))
+        return online_cpus(text, self.machine.spec.smp)
 
     def _text(self, path: str, timeout: float = 300) -> str:
         """The content of a file in the guest, whatever bytes there are in it."""
@@ -254,18 +246,11 @@ class Observer:
         _, output = self.machine.ssh.run(
             f"grep -E ' [a-zA-Z] ({pattern}){symbols.CLONE}*([[:space:]]|$)' /proc/kallsyms"
         )
-        addresses = _addresses(output.splitlines())
-        if addresses and not any(address >> 63 for address in addresses.values()):
-            raise BootError("the guest's /proc/kallsyms shows no addresses of the kernel")
-        return addresses
+        return kernel_addresses(output.splitlines())
 
     def _load_module(self) -> tuple[dict[str, int], list[str]]:
         """Load the test module with the addresses that it needs. Returns what prepare() does."""
-        names = (
-            *POKE_ONE,
-            LOCK,
-            *(name for scenario in self.scenarios for name in scenario.symbols),
-        )
+        names = module_names(self.scenarios)
         kernel_symbols = self._symbols((*names, *SYMBOLS, *emulation.SYMBOLS))
         poke = next((name for name in POKE_ONE if name in kernel_symbols), None)
         if poke is None or LOCK not in kernel_symbols:
@@ -281,9 +266,7 @@ class Observer:
         # Hexadecimal without 0x: the module parses with the kernel's sscanf(), and a parameter has
         # 1024 bytes.
         parameter = ",".join(
-            f"{name}:{kernel_symbols[name]:x}"
-            for name in dict.fromkeys(names)
-            if name in kernel_symbols
+            f"{name}:{kernel_symbols[name]:x}" for name in names if name in kernel_symbols
         )
         emulates = self._emulates(kernel_symbols)
         status, output = self.machine.ssh.run(
@@ -655,6 +638,41 @@ class Observer:
 
 KALLSYMS = re.compile(r"([0-9a-f]{16}) [a-zA-Z] (\S+)(\s|$)", re.ASCII)
 """A line of /proc/kallsyms; whatever is no such line is left out."""
+
+
+def kernel_addresses(lines: Sequence[str]) -> dict[str, int]:
+    """Addresses by name from the guest's symbol table. Raises BootError if it hides them."""
+    addresses = _addresses(lines)
+    if addresses and not any(address >> 63 for address in addresses.values()):
+        raise BootError("the guest's /proc/kallsyms shows no addresses of the kernel")
+    return addresses
+
+
+def online_cpus(text: str, smp: int) -> tuple[int, ...]:
+    """The CPUs that the guest says are online. Raises InfraError for nonsense.
+
+    smp: the number of CPUs that the machine has.
+    """
+    cpus: set[int] = set()
+    # Not more than the machine has, whatever the guest says.
+    if re.fullmatch(r"\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*", text, re.ASCII):
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            cpus |= {*range(int(first), int(last or first) + 1)}
+    if not cpus or max(cpus) >= smp:
+        raise InfraError(f"the guest does not say which CPUs are online, but {text[:100]!r}")
+    return tuple(sorted(cpus))
+
+
+def module_names(scenarios: Sequence[Scenario]) -> tuple[str, ...]:
+    """The kernel symbols whose addresses the test module takes."""
+    scenario_names = (name for scenario in scenarios for name in scenario.symbols)
+    return tuple(dict.fromkeys((*POKE_ONE, LOCK, *scenario_names)))
+
+
+def watched_names() -> tuple[str, ...]:
+    """All kernel symbols that the host wants to know besides those of module_names()."""
+    return tuple(dict.fromkeys((*SYMBOLS, *emulation.SYMBOLS, *CURRENT, LOCK)))
 
 
 def _short(text: str) -> str:

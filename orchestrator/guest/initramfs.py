@@ -129,6 +129,7 @@ def _base(busybox: Path, dropbear: Sequence[tuple[Path, str]]) -> Path:
         **ETC,
         "/init": INIT / "init",
         "/sbin/steps": INIT / "steps",
+        "/sbin/branch": INIT / "branch",
         "/sbin/flip": INIT / "flip",
         "/bin/busybox": busybox,
         **{f"/sbin/{name}": _compiled(name) for name in HELPERS},

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Boot once, run many times: a snapshot of a guest with its test module, and branches from it.
+
+A branch is a guest that was restored from a snapshot and is left to itself. It finds its plan,
+carries it out, reports to memory and console, and ends (guest/init/branch). Nothing arrives from
+outside meanwhile, and time is the number of instructions. So what a branch does follows from
+snapshot, plan, seed and QEMU: see docs/determinism.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from orchestrator.errors import BootError, InfraError
+from orchestrator.host import files
+from orchestrator.machine import snapshot as state
+from orchestrator.machine.faults import KernelFault, TimedOut
+from orchestrator.machine.machine import Machine
+from orchestrator.machine.qemu import MachineSpec
+from orchestrator.machine.ssh import Keys
+from orchestrator.observer import (
+    KALLSYMS,
+    kernel_addresses,
+    module_names,
+    online_cpus,
+    sites,
+    watched_names,
+)
+from orchestrator.scenarios.scenario import Scenario
+from orchestrator.text import emulation, symbols
+from orchestrator.watch.recorder import CURRENT, Recorder, Records
+
+STATE = "state"
+FACTS = "snapshot.json"
+GUEST_FILE = "/etc/branch"
+"""Tells guest/init/branch what to do."""
+WAITING = re.compile(r"orchestrator: waiting for a plan, letter at ([0-9a-f]{1,16})$", re.ASCII)
+GAVE_UP = "orchestrator: no plan can be carried out: "
+"""What guest/init/branch writes to the console."""
+BOOT_SECONDS = 600
+TEXT = struct.Struct("<2Q")
+"""struct orch_text in guest/module/orch.h."""
+LARGEST = 1 << 20
+"""Bytes of such a text: LOG_SIZE in report.c, LETTER_SIZE in plan.c."""
+
+
+def guest_files(scenarios: Sequence[Scenario]) -> dict[str, bytes]:
+    """The files, by path in the guest, with which a guest can be saved."""
+    needed = module_names(scenarios)
+    wanted = tuple(dict.fromkeys((*needed, *watched_names())))
+    companions = {
+        f"/scenarios/{scenario.name}": scenario.companion.encode()
+        for scenario in scenarios
+        if scenario.companion
+    }
+    return {GUEST_FILE: f"{'|'.join(needed)}\n{'|'.join(wanted)}\n".encode(), **companions}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A directory with a saved guest, and what was found out about it before."""
+
+    directory: Path
+    addresses: Mapping[str, int]
+    """Of kernel and test module, as Observer.prepare() returns them."""
+    module_symbols: Sequence[str]
+    """The test module's lines of /proc/kallsyms."""
+    sections: str
+    """Addresses of the test module's sections, a line each."""
+    emulated: Sequence[str] | None
+    """What the kernel can emulate at int3; None if nobody knows."""
+    console: Sequence[str]
+    """The console's lines until the guest was saved."""
+    cpus: Sequence[int]
+    """CPUs that are online."""
+    command_line: str
+    """The guest's /proc/cmdline."""
+
+    @property
+    def file(self) -> Path:
+        """QEMU's file."""
+        return self.directory / STATE
+
+
+def save(machine: Machine, directory: Path) -> Snapshot:
+    """Boot a guest that has guest_files(), until it waits for a plan, and save it to `directory`.
+
+    Raises BootError if it does not get there, and InfraError if it cannot be saved.
+    """
+    machine.cont()
+    try:
+        machine.wait(lambda: bool(_letter(machine)), BOOT_SECONDS, "the guest's boot")
+    except (TimedOut, KernelFault) as error:
+        raise BootError(f"{error}; nothing had been poked yet") from error
+    state.save(machine, directory / STATE)
+    snapshot = _described(machine, directory, _text(machine, _letter(machine)))
+    facts = {name: value for name, value in asdict(snapshot).items() if name != "directory"}
+    files.save(directory / FACTS, facts)
+    return snapshot
+
+
+def _letter(machine: Machine) -> int:
+    """Where the guest has put its letter; 0 as long as it has not."""
+    for line in machine.console.lines:
+        if GAVE_UP in line:
+            raise BootError(f"the test module cannot be used: {line.partition(GAVE_UP)[2]}")
+        if words := WAITING.search(line):
+            return int(words[1], 16)
+    return 0
+
+
+def _text(machine: Machine, address: int) -> str:
+    """A struct orch_text in the memory of a guest that is stopped."""
+    text, size = TEXT.unpack(machine.read_memory(address, TEXT.size))
+    if not size:
+        return ""
+    return machine.read_memory(text, min(size, LARGEST)).decode(errors="replace")
+
+
+def _described(machine: Machine, directory: Path, letter: str) -> Snapshot:
+    parts: dict[str, list[str]] = {}
+    for line in letter.splitlines():
+        kind, _, rest = line.partition(" ")
+        parts.setdefault(kind, []).append(rest)
+    module_symbols = [line for line in parts.get("module", []) if KALLSYMS.match(line)]
+    kernel_symbols = kernel_addresses(parts.get("symbol", []))
+    emulated = emulation.emulated(kernel_symbols, machine.read_memory)
+    return Snapshot(
+        directory=directory,
+        addresses=kernel_symbols | symbols.addresses(module_symbols),
+        module_symbols=module_symbols,
+        sections="\n".join(parts.get("section", [])),
+        emulated=None if emulated is None else sorted(emulated),
+        console=[*machine.console.lines],
+        cpus=[*online_cpus("".join(parts.get("online", [])[:1]), machine.spec.smp)],
+        command_line="".join(parts.get("cmdline", [])[:1]),
+    )
+
+
+def load(directory: Path) -> Snapshot:
+    """The snapshot that save() has written. Raises InfraError if it is damaged."""
+    try:
+        return Snapshot(directory=directory, **(files.load(directory / FACTS) or {}))
+    except TypeError as error:
+        raise InfraError(f"{directory / FACTS} is damaged") from error
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One branch under way."""
+
+    machine: Machine
+    recorder: Recorder
+    snapshot: Snapshot
+    mark: str
+    """The last line that the guest writes to the console before it ends."""
+
+    def wait(self, seconds: float) -> None:
+        """Wait until the guest has ended. Raises like Machine.wait(), and InfraError."""
+        self.machine.wait(self.machine.ended, seconds, "the end of the plan")
+        if not self.machine.console.shows(self.mark):
+            raise InfraError("the guest has ended without having carried out its plan")
+
+    def report(self) -> str:
+        """The test module's report, from the memory of a guest that is stopped."""
+        return _text(self.machine, self.snapshot.addresses["orch_report"])
+
+    def records(self) -> Records:
+        """The recorder's log, complete once the guest has ended."""
+        return self.recorder.records()
+
+
+@contextlib.contextmanager
+def branch(
+    snapshot: Snapshot,
+    spec: MachineSpec,
+    directory: Path,
+    recorder: Recorder,
+    commands: str,
+    kernel_lines: Sequence[str],
+) -> Iterator[Branch]:
+    """Restore a guest and let it carry out `commands`.
+
+    spec: that of the machine that was saved. Only its seed may differ.
+    directory: gets the plan, and what Machine writes.
+    recorder: one that nobody has used yet.
+    commands: lines for guest/init/steps.
+    kernel_lines: the kernel's symbols, as the recorder takes them.
+    """
+    if snapshot.emulated is not None:
+        commands = f"- emulates {','.join(snapshot.emulated)}\n{commands}"
+    mark = f"end of the plan {hashlib.sha256(commands.encode()).hexdigest()[:16]}"
+    plan = directory / "plan"
+    plan.write_text(f"{mark}\n{commands}")
+    found = snapshot.addresses  # a per-CPU variable alone has no real address
+    current = [f"{found[name]:x} A {name}" for name in CURRENT if name in found]
+    recorder.configure([*kernel_lines, *current], sites(snapshot.module_symbols))
+    spec = replace(spec, plan=plan, incoming=True, options=recorder.options)
+    with Machine(spec, directory, Keys.fresh(), history=snapshot.console) as machine:
+        machine.ends_by_itself = True
+        state.restore(machine, snapshot.file)
+        recorder.look_first()
+        machine.cont()
+        yield Branch(machine, recorder, snapshot, mark)
+
+
+def fingerprint(records: Records) -> str:
+    """Identifies what a guest did: the same plan, seed, snapshot and QEMU yield the same one."""
+    return hashlib.sha256(records.tobytes()).hexdigest()

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A real guest is booted and saved once, and restored several times."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orchestrator import branch
+from orchestrator.guest import initramfs, ktap, module
+from orchestrator.host import tools
+from orchestrator.kernel.model import Kernel
+from orchestrator.machine import accel
+from orchestrator.machine.machine import Machine
+from orchestrator.machine.qemu import MachineSpec
+from orchestrator.machine.ssh import Keys
+from orchestrator.scenarios.scenario import select
+from orchestrator.scenarios.steps import plan_steps
+from orchestrator.text import symbols
+from orchestrator.verdict import record
+from orchestrator.watch.recorder import RECORD, Recorder
+
+pytestmark = pytest.mark.vm
+
+SCENARIOS = ("nop5", "key", "kprobe-beside", "hotplug")
+SMP = 4
+BUSY = "while :; do :; done"
+
+
+@pytest.fixture(scope="module")
+def qemu() -> tools.Qemu:
+    return tools.qemu()
+
+
+@pytest.fixture(scope="module")
+def saved(
+    kernel: Kernel, qemu: tools.Qemu, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[branch.Snapshot, MachineSpec]:
+    """A guest that waits for a plan, and its machine."""
+    directory = tmp_path_factory.mktemp("saved")
+    image = initramfs.build(
+        directory / "initramfs.cpio",
+        busybox=tools.busybox(),
+        dropbear=tools.dropbear(),
+        files={**module.files(kernel), **branch.guest_files(select(SCENARIOS))},
+    )
+    spec = MachineSpec(
+        qemu=qemu,
+        accel=accel.choose("tcg", qemu),
+        bzimage=kernel.bzimage,
+        initrd=image,
+        smp=SMP,
+        icount=5,
+    )
+    with Machine(spec, directory, Keys.fresh()) as machine:
+        branch.save(machine, directory)
+    return branch.load(directory), spec
+
+
+@contextlib.contextmanager
+def busy(loops: int) -> Iterator[None]:
+    """Keep the host busy meanwhile."""
+    running = [subprocess.Popen(["sh", "-c", BUSY]) for _ in range(loops)]
+    try:
+        yield
+    finally:
+        for loop in running:
+            loop.kill()
+            loop.wait()
+
+
+def run(
+    saved: tuple[branch.Snapshot, MachineSpec], kernel: Kernel, directory: Path, seed: int = 1
+) -> tuple[bytes, str, list[str]]:
+    """One branch: the recorder's log, the module's report and the console."""
+    directory.mkdir()
+    snapshot, spec = saved
+    steps = plan_steps(select(SCENARIOS), snapshot.cpus, 0.4, seed)
+    steps = [step for step in steps if not step.is_watched]
+    commands = f"- plan {len(steps)} {steps[0].number}\n" + "".join(
+        f"{step.scenario.name if step.scenario.companion else '-'} {step.command}\n"
+        for step in steps
+    )
+    lines = symbols.of_vmlinux(kernel.vmlinux)
+    recorder = Recorder(spec.qemu, spec.accel)
+    with branch.branch(snapshot, spec, directory, recorder, commands, lines) as one:
+        one.wait(300)
+        records = one.records()
+        assert not recorder.lost
+        return records.tobytes(), one.report(), [*one.machine.console.lines]
+
+
+def test_a_branch_carries_out_its_plan_and_repeats_it_beside_busy_loops(
+    saved: tuple[branch.Snapshot, MachineSpec], kernel: Kernel, tmp_path: Path
+) -> None:
+    log, report, console = run(saved, kernel, tmp_path / "quiet")
+    results = ktap.parse(report.splitlines())
+    print(report)
+    assert results.planned == len(results.steps) == len(SCENARIOS)
+    assert all(step.ok for step in results.steps)
+    assert any(line.endswith("orchestrator: companion hotplug 0") for line in console)
+    records = np.frombuffer(log, RECORD)
+    assert (records["kind"] == record.WRITE).sum() > 100
+
+    with busy(8):
+        again = run(saved, kernel, tmp_path / "busy")
+    assert (log, report, console) == again
+
+    other = run(saved, kernel, tmp_path / "other", seed=2)
+    assert other[0] != log
