@@ -24,7 +24,8 @@ from orchestrator.machine.faults import KernelFault, TimedOut
 from orchestrator.machine.machine import Machine
 from orchestrator.machine.qemu import MachineSpec
 from orchestrator.machine.ssh import Keys
-from orchestrator.observer import (
+from orchestrator.scenarios.scenario import Scenario
+from orchestrator.survey import (
     KALLSYMS,
     kernel_addresses,
     module_names,
@@ -32,7 +33,6 @@ from orchestrator.observer import (
     sites,
     watched_names,
 )
-from orchestrator.scenarios.scenario import Scenario
 from orchestrator.text import emulation, symbols
 from orchestrator.watch.recorder import CURRENT, Recorder, Records
 

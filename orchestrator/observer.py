@@ -7,14 +7,12 @@ import contextlib
 import functools
 import itertools
 import json
-import re
 import secrets
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,11 +32,22 @@ from orchestrator.machine.machine import Machine
 from orchestrator.machine.waiting import until
 from orchestrator.scenarios.scenario import Scenario
 from orchestrator.scenarios.steps import PlanStep, plan_steps
+from orchestrator.survey import (
+    KALLSYMS,
+    addresses_of,
+    companions,
+    kernel_addresses,
+    lines_for_steps,
+    module_names,
+    online_cpus,
+    sites,
+    targets,
+)
 from orchestrator.text import emulation, symbols
 from orchestrator.text.functions import FTRACE, KPROBE_SYNC, LOCK, POKE_ONE
 from orchestrator.text.keys import SiteCpu
 from orchestrator.verdict import model, record
-from orchestrator.verdict.evidence import Companion, Evidence, StepEvidence
+from orchestrator.verdict.evidence import Evidence, StepEvidence
 from orchestrator.watch.events import Recording
 from orchestrator.watch.recorder import CURRENT, Recorder, save
 from orchestrator.watch.watch import SYMBOLS, Watch
@@ -278,7 +287,7 @@ class Observer:
             f"grep -F '[{module.NAME.removesuffix('.ko')}]' /proc/kallsyms"
         )
         module_symbols = [line for line in output.splitlines() if KALLSYMS.match(line)]
-        return kernel_symbols | _addresses(module_symbols), module_symbols
+        return kernel_symbols | addresses_of(module_symbols), module_symbols
 
     def _explain_refusal(self, output: str) -> NoReturn:
         """Raise what insmod's output means, with what the kernel's log says about the module."""
@@ -357,25 +366,9 @@ class Observer:
 
     def _run_steps(self, steps: Sequence[PlanStep]) -> None:
         """Have the test module run the steps one after the other."""
-        commands = [
-            (
-                step.scenario.name if step.scenario.companion and not step.lacks else "-",
-                step.command,
-            )
-            for step in steps
-        ]
-        # Steps without a companion go in one write: returning to the shell in between takes longer
-        # than a gated step.
-        groups = itertools.groupby(commands, key=itemgetter(0))
-        lines = "".join(
-            f"{name} {';'.join(command for _, command in group)}\n" for name, group in groups
-        )
+        lines = lines_for_steps(steps)
         output = self._send(lines, PART_SECONDS + 4 * self.duration) if lines else ""
-        for line in output.splitlines():
-            if line.startswith("companion "):
-                if not (words := re.fullmatch(r"companion (\S+) (\d{1,3})(?: (.*))?", line)):
-                    raise InfraError(f"the guest reports nonsense about a script: {line[:200]!r}")
-                self.evidence.companions[words[1]] = Companion(int(words[2]), words[3] or "")
+        self.evidence.companions |= companions(output.splitlines())
 
     def _send(self, lines: str, timeout: float) -> str:
         """Send lines to guest/init/steps and return its output."""
@@ -482,7 +475,7 @@ class Observer:
 
     def _surroundings(self, module_symbols: Sequence[str]) -> record.Surroundings:
         recorder = self.recorder
-        own = _addresses(module_symbols)
+        own = addresses_of(module_symbols)
         names = symbols.Symbols([*recorder.lines, *module_symbols])
         functions = {line.split()[2] for line in recorder.lines}
         modern = not functions.isdisjoint(KPROBE_SYNC)
@@ -636,71 +629,6 @@ class Observer:
         return f"blocked in the kernel: {_short(names)}" if names.strip() else ""
 
 
-KALLSYMS = re.compile(r"([0-9a-f]{16}) [a-zA-Z] (\S+)(\s|$)", re.ASCII)
-"""A line of /proc/kallsyms; whatever is no such line is left out."""
-
-
-def kernel_addresses(lines: Sequence[str]) -> dict[str, int]:
-    """Addresses by name from the guest's symbol table. Raises BootError if it hides them."""
-    addresses = _addresses(lines)
-    if addresses and not any(address >> 63 for address in addresses.values()):
-        raise BootError("the guest's /proc/kallsyms shows no addresses of the kernel")
-    return addresses
-
-
-def online_cpus(text: str, smp: int) -> tuple[int, ...]:
-    """The CPUs that the guest says are online. Raises InfraError for nonsense.
-
-    smp: the number of CPUs that the machine has.
-    """
-    cpus: set[int] = set()
-    # Not more than the machine has, whatever the guest says.
-    if re.fullmatch(r"\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*", text, re.ASCII):
-        for part in text.split(","):
-            first, _, last = part.partition("-")
-            cpus |= {*range(int(first), int(last or first) + 1)}
-    if not cpus or max(cpus) >= smp:
-        raise InfraError(f"the guest does not say which CPUs are online, but {text[:100]!r}")
-    return tuple(sorted(cpus))
-
-
-def module_names(scenarios: Sequence[Scenario]) -> tuple[str, ...]:
-    """The kernel symbols whose addresses the test module takes."""
-    scenario_names = (name for scenario in scenarios for name in scenario.symbols)
-    return tuple(dict.fromkeys((*POKE_ONE, LOCK, *scenario_names)))
-
-
-def watched_names() -> tuple[str, ...]:
-    """All kernel symbols that the host wants to know besides those of module_names()."""
-    return tuple(dict.fromkeys((*SYMBOLS, *emulation.SYMBOLS, *CURRENT, LOCK)))
-
-
 def _short(text: str) -> str:
     """The guest's output for a message."""
     return " ".join(text.split())[:500]
-
-
-def _addresses(lines: Sequence[str]) -> dict[str, int]:
-    """Addresses by name from lines of /proc/kallsyms."""
-    return symbols.addresses(line for line in lines if KALLSYMS.match(line))
-
-
-def sites(module_symbols: Sequence[str]) -> dict[int, int]:
-    """The test module's sites, and how long they can be, from its lines of /proc/kallsyms.
-
-    They are labels orch_NAME_site in guest/module/sites.c, each with an orch_NAME_int3.
-    """
-    names = _addresses(module_symbols)
-    return {
-        address: model.INSTRUCTION
-        for name, address in names.items()
-        if name.endswith("_site") and f"{name.removesuffix('_site')}_int3" in names
-    }
-
-
-def targets(site: int, addresses: Mapping[str, int]) -> frozenset[int]:
-    """Where the test sends a CPU that traps on one of its sites."""
-    name = next(name for name, address in addresses.items() if address == site)
-    name = name.removesuffix("_site")
-    ends = ("_int3", "_ret", "_handler")
-    return frozenset(addresses[name + end] for end in ends if name + end in addresses)

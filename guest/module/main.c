@@ -4,14 +4,16 @@
  * semicolons. Each runs one step or one scenario in code. The write returns when
  * all are done. Reading returns the report so far.
  *
- *	plan N [FIRST]
+ *	plan N
+ *	number 7
  *	emulates jmp32,call,nop5
  *	step site=nop5 how=direct gated=1 cpu=0 passes=2
  *	step site=key how=owner ms=500 burst=64 pause=200 gap=100
  *	scenario emulation ms=200 cpu=1 seed=7
  *	skip boot-keys.free the kernel ignores its command line
  *
- * "plan" begins a new report of N results, which are numbered from FIRST (1).
+ * "plan" begins a new report of N results. "number" sets the number of the next
+ * one, where another guest reports those before it.
  * "emulates" has the parameter of that name for a module that is loaded. The
  * options of a step are the fields of struct orch_step (gap and pause in us),
  * those of a scenario the fields of struct orch_run, and seed, which fixes its
@@ -94,15 +96,19 @@ static int run_command(char *line)
 	struct orch_step *step = &command.step;
 	char *verb = strsep(&line, " "), *option, *name;
 	bool scenario = !strcmp(verb, "scenario");
-	unsigned int plan, first = 1;
+	unsigned int number;
 	int error;
 
 	if (!strcmp(verb, "plan")) {
-		name = strsep(&line, " ");
-		if (!name || kstrtouint(name, 10, &plan) ||
-		    (line && (kstrtouint(line, 10, &first) || !first)))
+		if (!line || kstrtouint(line, 10, &number))
 			return -EINVAL;
-		orch_report_plan(plan, first);
+		orch_report_plan(number);
+		return 0;
+	}
+	if (!strcmp(verb, "number")) {
+		if (!line || kstrtouint(line, 10, &number) || !number)
+			return -EINVAL;
+		orch_report_number(number);
 		return 0;
 	}
 	if (!strcmp(verb, "emulates"))

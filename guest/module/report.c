@@ -98,14 +98,22 @@ void orch_sign_of_life(unsigned int sleeps)
 /**
  * orch_report_plan() - begin a new report
  * @steps: how many results it will have
- * @first: number of the first one; the others are reported by another guest
  */
-void orch_report_plan(unsigned int steps, unsigned int first)
+void orch_report_plan(unsigned int steps)
 {
 	orch_report.used = 0;
-	results = first - 1;
+	results = 0;
 	ktap("KTAP version 1\n");
 	ktap("1..%u\n", steps);
+}
+
+/**
+ * orch_report_number() - set the number of the next result
+ * @number: from 1
+ */
+void orch_report_number(unsigned int number)
+{
+	results = number - 1;
 }
 
 /**

@@ -21,6 +21,7 @@ from orchestrator.machine.qemu import MachineSpec
 from orchestrator.machine.ssh import Keys
 from orchestrator.scenarios.scenario import select
 from orchestrator.scenarios.steps import plan_steps
+from orchestrator.survey import lines_for_steps
 from orchestrator.text import symbols
 from orchestrator.verdict import record
 from orchestrator.watch.recorder import RECORD, Recorder
@@ -82,10 +83,7 @@ def run(
     snapshot, spec = saved
     steps = plan_steps(select(SCENARIOS), snapshot.cpus, 0.4, seed)
     steps = [step for step in steps if not step.is_watched]
-    commands = f"- plan {len(steps)} {steps[0].number}\n" + "".join(
-        f"{step.scenario.name if step.scenario.companion else '-'} {step.command}\n"
-        for step in steps
-    )
+    commands = f"- plan {len(steps)}\n{lines_for_steps(steps, numbered=True)}"
     lines = symbols.of_vmlinux(kernel.vmlinux)
     recorder = Recorder(spec.qemu, spec.accel)
     with branch.branch(snapshot, spec, directory, recorder, commands, lines) as one:
