@@ -44,6 +44,9 @@ def restore(machine: Machine, file: Path) -> None:
     Raises InfraError if `file` is not the snapshot of such a machine.
     """
     _enable(machine)
+    # Otherwise QEMU announces the guest to its network five times, by a timer of the host's clock,
+    # and with icount the CPUs run until the next timer of any clock.
+    machine.qmp.execute("migrate-set-parameters", **{"announce-rounds": 0})
     machine.qmp.execute("migrate-incoming", uri=_uri(file))
     _complete(machine, "restored")
 
