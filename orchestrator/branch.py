@@ -12,35 +12,51 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+import shutil
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from orchestrator.errors import BootError, InfraError
-from orchestrator.host import files
+from orchestrator import ui
+from orchestrator.errors import BootError, GuestRefused, InfraError
+from orchestrator.guest import initramfs, module
+from orchestrator.host import files, keeper, tools
+from orchestrator.host.paths import cache_dir, cached_dir
+from orchestrator.kernel.model import Kernel
 from orchestrator.machine import snapshot as state
 from orchestrator.machine.faults import KernelFault, TimedOut
 from orchestrator.machine.machine import Machine
-from orchestrator.machine.qemu import MachineSpec
+from orchestrator.machine.qemu import MachineSpec, accelerator, kernel_command_line
 from orchestrator.machine.ssh import Keys
 from orchestrator.scenarios.scenario import Scenario
+from orchestrator.scenarios.steps import PlanStep
 from orchestrator.survey import (
     KALLSYMS,
     kernel_addresses,
+    lines_for_steps,
     module_names,
     online_cpus,
     sites,
     watched_names,
 )
 from orchestrator.text import emulation, symbols
-from orchestrator.watch.recorder import CURRENT, Recorder, Records
+from orchestrator.watch.recorder import CURRENT, Recorder, Records, packed
+from orchestrator.watch.recorder import load as load_log
 
+LAYOUT = 1
+"""Increase it when snapshots made before cannot be used any more."""
+ICOUNT = 5
+"""Guest time that one instruction takes: 2**ICOUNT ns."""
 STATE = "state"
+IMAGE = "initramfs.cpio"
+BOOT_LOG = "recorder.log.gz"
+"""The recorder's log until the guest was saved."""
 FACTS = "snapshot.json"
 GUEST_FILE = "/etc/branch"
 """Tells guest/init/branch what to do."""
 WAITING = re.compile(r"orchestrator: waiting for a plan, letter at ([0-9a-f]{1,16})$", re.ASCII)
+SAYS = "orchestrator: "
 GAVE_UP = "orchestrator: no plan can be carried out: "
 """What guest/init/branch writes to the console."""
 BOOT_SECONDS = 600
@@ -151,10 +167,69 @@ def load(directory: Path) -> Snapshot:
         raise InfraError(f"{directory / FACTS} is damaged") from error
 
 
+def obtain(
+    kernel: Kernel,
+    spec: MachineSpec,
+    scenarios: Sequence[Scenario],
+    recorder: Callable[[], Recorder],
+    kernel_lines: Sequence[str],
+) -> tuple[Snapshot, MachineSpec]:
+    """The snapshot for a kernel on a machine, and the machine to restore it in.
+
+    It is made, which takes a boot, if the cache does not have it.
+    spec: the machine on which the rest of the run takes place.
+    recorder: makes one that nobody has used yet.
+    kernel_lines: the kernel's symbols, as the recorder takes them.
+
+    Raises what save() and building the test module raise.
+    """
+    with keeper.temporary_directory() as directory:
+        image = initramfs.build(
+            directory / IMAGE,
+            busybox=tools.busybox(),
+            dropbear=tools.dropbear(),
+            files={**module.files(kernel), **guest_files(scenarios)},
+        )
+        spec = replace(spec, initrd=image, icount=ICOUNT, seed=1)
+        target = cache_dir() / "snapshots" / _digest(kernel, spec)
+
+        def make(entry: Path) -> None:
+            shutil.copy(image, entry / IMAGE)
+            recording = recorder()
+            recording.configure(kernel_lines)
+            saved = replace(spec, options=recording.options)
+            with (
+                ui.step("booting a guest to be saved"),
+                Machine(saved, directory, Keys.fresh()) as machine,
+            ):
+                save(machine, entry)
+                with (entry / BOOT_LOG).open("wb") as log:
+                    log.writelines(packed(recording.records()))
+
+        snapshot = load(cached_dir(target, make, vital=(FACTS, IMAGE, BOOT_LOG)))
+    return snapshot, replace(spec, initrd=snapshot.directory / IMAGE)
+
+
+def _digest(kernel: Kernel, spec: MachineSpec) -> str:
+    """Identifies all that a snapshot depends on."""
+    parts = (
+        str(LAYOUT),
+        kernel.digest,
+        hashlib.sha256(spec.initrd.read_bytes()).hexdigest(),
+        spec.qemu.identity,
+        accelerator(spec),
+        spec.cpu or spec.accel.cpu,
+        f"{spec.smp} {spec.memory} {spec.icount} {spec.seed}",
+        kernel_command_line(spec),
+    )
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+
 @dataclass(frozen=True)
 class Branch:
     """One branch under way."""
 
+    name: str
     machine: Machine
     recorder: Recorder
     snapshot: Snapshot
@@ -164,8 +239,15 @@ class Branch:
     def wait(self, seconds: float) -> None:
         """Wait until the guest has ended. Raises like Machine.wait(), and InfraError."""
         self.machine.wait(self.machine.ended, seconds, "the end of the plan")
+        if refused := next((line for line in self.output() if line.startswith("refused")), None):
+            raise GuestRefused(f"the test module refused a command: {refused[:500]}")
         if not self.machine.console.shows(self.mark):
             raise InfraError("the guest has ended without having carried out its plan")
+
+    def output(self) -> list[str]:
+        """What guest/init/steps has printed."""
+        lines = (line.partition(SAYS) for line in self.machine.console.lines)
+        return [rest for _, said, rest in lines if said]
 
     def report(self) -> str:
         """The test module's report, from the memory of a guest that is stopped."""
@@ -188,7 +270,7 @@ def branch(
     """Restore a guest and let it carry out `commands`.
 
     spec: that of the machine that was saved. Only its seed may differ.
-    directory: gets the plan, and what Machine writes.
+    directory: gets the plan, and what Machine writes. Its name becomes that of the branch.
     recorder: one that nobody has used yet.
     commands: lines for guest/init/steps.
     kernel_lines: the kernel's symbols, as the recorder takes them.
@@ -204,10 +286,40 @@ def branch(
     spec = replace(spec, plan=plan, incoming=True, options=recorder.options)
     with Machine(spec, directory, Keys.fresh(), history=snapshot.console) as machine:
         machine.ends_by_itself = True
+        machine.silence.signs.append(lambda: recorder.events)
         state.restore(machine, snapshot.file)
         recorder.look_first()
         machine.cont()
-        yield Branch(machine, recorder, snapshot, mark)
+        yield Branch(directory.name, machine, recorder, snapshot, mark)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Branches:
+    """Makes branches for the parts of a run."""
+
+    snapshot: Snapshot
+    spec: MachineSpec
+    directory: Path
+    """Gets a directory for each."""
+    recorder: Callable[[], Recorder]
+    """Makes one that nobody has used yet."""
+    kernel_lines: Sequence[str]
+
+    def start(
+        self, stack: contextlib.ExitStack, name: str, steps: Sequence[PlanStep], seed: int
+    ) -> Branch:
+        """Start a branch, which ends with `stack` at the latest."""
+        directory = self.directory / name
+        directory.mkdir(parents=True, exist_ok=True)
+        commands = f"- plan {len(steps)}\n{lines_for_steps(steps, numbered=True)}"
+        spec = replace(self.spec, seed=seed)
+        return stack.enter_context(
+            branch(self.snapshot, spec, directory, self.recorder(), commands, self.kernel_lines)
+        )
+
+    def boot_log(self) -> Records:
+        """The recorder's log until the guest was saved."""
+        return load_log(self.snapshot.directory / BOOT_LOG)
 
 
 def fingerprint(records: Records) -> str:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import itertools
 import json
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from orchestrator import ui
+from orchestrator.branch import Branch, Branches, fingerprint
 from orchestrator.errors import (
     BootError,
     GuestRefused,
@@ -87,6 +89,10 @@ REFUSALS = (
     "not implemented",
 )
 """What insmod says when the kernel takes no module of ours, however it is built."""
+SITES = "sites"
+"""Name of the branch that pokes sites with nothing alongside."""
+LOOKS = 2
+"""How often a branch looks at the whole text: when it begins, and when it ends."""
 MIN_TRAPS = 20
 """A CPU that traps more often than this at an address without int3 is stuck there."""
 
@@ -113,6 +119,9 @@ class Observer:
     """Whether to do without the test module; guest/init/flip then writes the guest's report."""
     fallback: Sequence[Scenario] = ()
     """The scenarios to run without the module, if the kernel refuses it."""
+    branches: Branches | None = None
+    """Makes the guests in which the free-running steps run, besides the one that GDB watches. None:
+    they run in the same guest, afterwards."""
     another_round: Callable[[], bool] = lambda: False
     """Called when all scenarios have run and the evidence is complete. True repeats them, with
     another seed; the callee clears the evidence."""
@@ -168,7 +177,9 @@ class Observer:
             if not self.fallback:
                 raise
             ui.say(f"{refusal}: only what needs no test module is run")
-            observer = replace(self, scenarios=self.fallback, fallback=(), without_module=True)
+            observer = replace(
+                self, scenarios=self.fallback, fallback=(), without_module=True, branches=None
+            )
             observer._observe(*observer._load())
         else:
             self._observe(addresses, module_symbols)
@@ -189,12 +200,49 @@ class Observer:
                     break
 
     def _observe_round(self, watch: Watch, module_symbols: list[str], seed: int) -> None:
+        steps = plan_steps(self.scenarios, self.evidence.cpus, self.duration, seed, self._lacking())
+        self.evidence.steps = [StepEvidence(step=step, guest=None) for step in steps]
+        with self._in_branches(steps, seed) as (here, branches):
+            self._observe_steps(watch, module_symbols, here, branches)
+
+    @contextlib.contextmanager
+    def _in_branches(
+        self, steps: Sequence[PlanStep], seed: int
+    ) -> Iterator[tuple[list[PlanStep], list[Branch]]]:
+        """Start branches for the steps that can run in one. Yields the other steps, and these."""
+        if not self.branches:
+            yield [*steps], []
+            return
+        # QEMU injects NMIs when this process asks it to.
+        free = [step for step in steps if not step.is_watched and not step.scenario.nmi]
+        parts = {
+            # The free-running ledger has only the sites, not what code scenarios poke.
+            SITES: [s for s in free if not s.scenario.code and not s.scenario.exclusive],
+            "code": [s for s in free if s.scenario.code or s.scenario.exclusive],
+        }
+        with contextlib.ExitStack() as stack:
+            branches = [
+                self.branches.start(stack, name, part, seed) for name, part in parts.items() if part
+            ]
+            self.evidence.consoles = [one.machine.console for one in branches]
+            yield [step for step in steps if step not in free], branches
+
+    def _observe_steps(
+        self,
+        watch: Watch,
+        module_symbols: list[str],
+        here: Sequence[PlanStep],
+        branches: Sequence[Branch],
+    ) -> None:
+        """Run the steps in this guest, and wait for the branches."""
         try:
-            self._poke_everything(watch, seed)
-            self._prove_console()
-        except (TimedOut, KernelFault) as error:
-            with self.machine.post_mortem():
-                self._explain(watch, module_symbols, error)
+            try:
+                self._poke_everything(watch, here, numbered=bool(branches))
+                self._prove_console()
+            except (TimedOut, KernelFault) as error:
+                with self.machine.post_mortem():
+                    self._explain(watch, module_symbols, error)
+            self._wait_for(branches)
         finally:
             # Ctrl-C means to stop now, not to wait for an answer of the guest.
             if not isinstance(cause := sys.exc_info()[1], KeyboardInterrupt):
@@ -202,10 +250,26 @@ class Observer:
                 answers = not hangs and not isinstance(cause, NoAnswer)
                 if answers and not isinstance(cause, KernelFault):  # _explain() has asked
                     self._excuse_programs()
-                recording = self._collect(watch, answers)
+                recording = self._collect(watch, answers, branches)
                 self._judge_record(recording, module_symbols, ended=cause is not None)
+                self._judge_branches(branches)
                 self._copy_results()
                 self._resolve_names(module_symbols)
+
+    def _wait_for(self, branches: Sequence[Branch]) -> None:
+        """Wait until all branches have ended. Raises what went wrong in one of them."""
+        if not branches:
+            return
+        with ui.step("free-running: waiting for the branches"):
+            for one in branches:
+                with one.machine.silence.limit(SILENCE_SECONDS):
+                    try:
+                        one.wait(PART_SECONDS + 4 * self.duration)
+                    except (TimedOut, KernelFault):
+                        with one.machine.post_mortem():
+                            snapshot = cpus.snapshot(one.machine.qmp, one.machine.spec.smp)
+                            self._record_cpus(snapshot, [*one.snapshot.module_symbols])
+                        raise
 
     # -- the guest before the first poke
 
@@ -326,18 +390,23 @@ class Observer:
 
     # -- the two parts of a run
 
-    def _poke_everything(self, watch: Watch, seed: int) -> None:
-        """First what GDB watches, each scenario there and back; then free, with no breakpoint."""
+    def _poke_everything(self, watch: Watch, steps: Sequence[PlanStep], *, numbered: bool) -> None:
+        """First what GDB watches, each scenario there and back; then free, with no breakpoint.
+
+        numbered: whether other steps of the plan run elsewhere.
+        """
         evidence = self.evidence
-        steps = plan_steps(self.scenarios, evidence.cpus, self.duration, seed, self._lacking())
-        evidence.steps = [StepEvidence(step=step, guest=None) for step in steps]
         evidence.no_qemu_ledger = self.recorder.why_not
         self._send(f"- plan {len(steps)}\n", PART_SECONDS)
         start = self.recorder.read()
         self._run_watched(watch, [step for step in steps if step.is_watched])
         middle = self.recorder.read()
         evidence.qemu_gated = middle - start
-        self._run_free([step for step in steps if not step.is_watched], middle)
+        free = [step for step in steps if not step.is_watched]
+        if numbered:
+            self._run_exclusive(free, numbered=True)
+        else:
+            self._run_free(free, middle)
 
     def _run_watched(self, watch: Watch, steps: Sequence[PlanStep]) -> None:
         activity = "switching sysctls" if self.without_module else "holding the poker in each phase"
@@ -358,15 +427,19 @@ class Observer:
             self._run_steps([step for step in shared if not step.scenario.code])
             self.evidence.qemu_free = self.recorder.read() - before
             self._run_steps([step for step in shared if step.scenario.code])
-        if exclusive:
-            with ui.step("free-running: poking with other activity in the guest"):
-                for step in exclusive:
-                    with self._nmis(0 if step.lacks else step.scenario.nmi):
-                        self._run_steps([step])
+        self._run_exclusive(exclusive)
 
-    def _run_steps(self, steps: Sequence[PlanStep]) -> None:
+    def _run_exclusive(self, steps: Sequence[PlanStep], *, numbered: bool = False) -> None:
+        """Run steps that need the guest to themselves."""
+        if steps:
+            with ui.step("free-running: poking with other activity in the guest"):
+                for step in steps:
+                    with self._nmis(0 if step.lacks else step.scenario.nmi):
+                        self._run_steps([step], numbered=numbered)
+
+    def _run_steps(self, steps: Sequence[PlanStep], *, numbered: bool = False) -> None:
         """Have the test module run the steps one after the other."""
-        lines = lines_for_steps(steps)
+        lines = lines_for_steps(steps, numbered=numbered)
         output = self._send(lines, PART_SECONDS + 4 * self.duration) if lines else ""
         self.evidence.companions |= companions(output.splitlines())
 
@@ -419,7 +492,7 @@ class Observer:
                 "reported may have been overlooked"
             )
 
-    def _collect(self, watch: Watch, answers: bool) -> Recording:
+    def _collect(self, watch: Watch, answers: bool, branches: Sequence[Branch] = ()) -> Recording:
         """Merge what the observers saw into the evidence. Returns what GDB saw.
 
         answers: whether the guest still runs commands. The report of a guest that is gone is taken
@@ -428,6 +501,8 @@ class Observer:
         evidence = self.evidence
         text, lost = self._report(answers)
         report = ktap.parse(text.splitlines())
+        for one in branches:
+            lost = self._collect_branch(one, report) or lost
         evidence.take_report(report, lost)
         with self.machine.post_mortem():
             recording = watch.recording()
@@ -448,6 +523,46 @@ class Observer:
         )
         self._log("guest.ktap").write(text)
         return recording
+
+    def _collect_branch(self, one: Branch, report: ktap.GuestReport) -> str:
+        """Add what the observers saw of a branch. Returns why its report may be incomplete."""
+        text, lost = "\n".join(one.machine.console.lines), ""
+        if one.machine.ended():
+            text = one.report()
+        else:
+            lost = f"the report of the branch {one.name} was read off the console: it did not end"
+        report.add(ktap.parse(text.splitlines()))
+        self.evidence.companions |= companions(one.output())
+        if one.name == SITES:
+            counts = one.recorder.read().items()
+            self.evidence.qemu_free = Counter({SiteCpu(*key): count for key, count in counts})
+        one.machine.log("guest.ktap").write(text)
+        return lost
+
+    def _judge_branches(self, branches: Sequence[Branch]) -> None:
+        """Judge every poke in the recorders' logs of the branches."""
+        judged = self.evidence.record
+        if not branches or not self.branches or not judged:
+            return
+        own = judged.sites
+        with ui.step("judging every poke of the branches"):
+            around = self._surroundings(branches[0].snapshot.module_symbols)
+            boot = record.judge(self.branches.boot_log(), around)
+            for one in branches:
+                records = one.records()
+                judged.sites = copy.deepcopy(boot.sites)
+                record.judge(records, around, judged)
+                if one.machine.ended() and not one.recorder.lost:
+                    self.evidence.fingerprints[one.name] = fingerprint(records)
+                save(records, one.machine.log("recorder.log.gz"))
+                lost = one.recorder.lost
+                if one.machine.ended() and one.recorder.looks != LOOKS:
+                    lost = lost or f"the text of the branch {one.name} was not looked at"
+                self.evidence.lost["record"] = self.evidence.lost["record"] or lost
+                self.evidence.lost["ledger"] = (
+                    self.evidence.lost["ledger"] or one.recorder.lost_int3
+                )
+        judged.sites = own
 
     def _judge_record(
         self, recording: Recording, module_symbols: Sequence[str], *, ended: bool

@@ -14,9 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from orchestrator import rundir, ui
+from orchestrator import branch, rundir, ui
 from orchestrator.attach import notes, owner
+from orchestrator.branch import Branches
 from orchestrator.errors import (
+    BootError,
+    BuildError,
     InfraError,
     InternalError,
     InterruptedRun,
@@ -32,7 +35,7 @@ from orchestrator.host.paths import cache_dir
 from orchestrator.kernel import versions
 from orchestrator.kernel.model import Kernel, KernelRequest
 from orchestrator.kernel.obtain import check, obtain, title
-from orchestrator.machine import accel
+from orchestrator.machine import accel, snapshot
 from orchestrator.machine.machine import Machine
 from orchestrator.machine.qemu import MachineSpec
 from orchestrator.machine.ssh import Keys
@@ -91,7 +94,8 @@ def run(
         machine: Machine | None = None
         try:
             with _errors_as_evidence(cell), interrupts.limited(spec.timeout):
-                observer = stack.enter_context(_guest(cell, attachable=keep is not None))
+                guest = _guest(cell, attachable=keep is not None, in_branches=not edits)
+                observer = stack.enter_context(guest)
                 machine = observer.machine
                 _collect_evidence(cell, observer, edits)
         except UsageError:
@@ -166,10 +170,11 @@ def _new_cell(spec: RunSpec, command: Sequence[str] = ("run",)) -> _Cell:
 
 
 @contextlib.contextmanager
-def _guest(cell: _Cell, *, attachable: bool) -> Iterator[Observer]:
+def _guest(cell: _Cell, *, attachable: bool, in_branches: bool = False) -> Iterator[Observer]:
     """Kernel, guest image and machine of a cell, and the observer of the guest. Does not boot it.
 
     attachable: whether an interactive GDB may attach to the guest.
+    in_branches: whether what runs free may do so in guests of its own.
     """
     spec = cell.spec
     kernel = cell.kernel = obtain(spec.kernel)
@@ -189,6 +194,12 @@ def _guest(cell: _Cell, *, attachable: bool) -> Iterator[Observer]:
     ui.say(f"accelerator: {machine_spec.accel.option} ({_in_short(machine_spec.accel.why)})")
     if recorder.why_not:
         ui.say(f"recorder: none, because {recorder.why_not}")
+
+    why_not = "" if in_branches else "what the guest is told to change is only in this one"
+    why_not = why_not or _no_branches(kernel, machine_spec, recorder, without_module)
+    branches = None if why_not else _branches(cell, kernel, machine_spec, scenarios)
+    if why_not and in_branches:
+        ui.say(f"no branches, so this run does not repeat: {why_not}")
 
     def note_symbols() -> Path:
         cell.symbols = notes.note_symbols(
@@ -211,6 +222,7 @@ def _guest(cell: _Cell, *, attachable: bool) -> Iterator[Observer]:
             evidence=cell.evidence,
             vmlinux=kernel.vmlinux,
             without_module=without_module,
+            branches=branches,
             fallback=() if without_module else _fallback(cell),
             on_loaded=note_symbols,
         )
@@ -220,6 +232,44 @@ def _in_short(why: str) -> str:
     """`why` if it fits into a line, otherwise its beginning; doctor says all of it."""
     first = why.partition(": ")[0]
     return why if len(why) <= 80 else f"{shortened(first, 80)}; see `orchestrator doctor`"
+
+
+def _no_branches(
+    kernel: Kernel, spec: MachineSpec, recorder: Recorder, without_module: bool
+) -> str:
+    """Why nothing can run in branches, as a sentence without a full stop; empty if it can."""
+    if spec.accel.thread != "single":
+        return "only under TCG with one thread a guest repeats itself"
+    if without_module:
+        return "there is no test module, which waits for the plan"
+    if recorder.why_not:
+        return recorder.why_not
+    if not notes.known_symbols(kernel):
+        return "the symbols of this kernel are not known before it has been run once"
+    return snapshot.why_not(spec.qemu)
+
+
+def _branches(
+    cell: _Cell, kernel: Kernel, spec: MachineSpec, scenarios: Sequence[Scenario]
+) -> Branches | None:
+    """What runs the free-running steps; None if this guest cannot be saved, which is reported."""
+
+    def recorder() -> Recorder:
+        return Recorder(spec.qemu, spec.accel)
+
+    lines = of_vmlinux(notes.known_symbols(kernel))
+    try:
+        saved, restored = branch.obtain(kernel, spec, scenarios, recorder, lines)
+    except (BootError, BuildError, InfraError) as error:
+        ui.say(f"no branches, so this run does not repeat: {error}")
+        return None
+    return Branches(
+        snapshot=saved,
+        spec=restored,
+        directory=cell.directory / "branches",
+        recorder=recorder,
+        kernel_lines=lines,
+    )
 
 
 def _takes_module(kernel: Kernel) -> bool:

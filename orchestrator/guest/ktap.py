@@ -92,6 +92,13 @@ class GuestReport:
             and not self.damaged
         )
 
+    def add(self, other: GuestReport) -> None:
+        """Add the report of another guest, which has carried out another part of the plan."""
+        if self.planned is not None and other.planned is not None:
+            self.planned += other.planned
+        self.steps = sorted([*self.steps, *other.steps], key=lambda step: step.number)
+        self.damaged += other.damaged
+
     def step(self, number: int) -> StepReport | None:
         """The result with this number; None if there is none, or more than one."""
         matches = [step for step in self.steps if step.number == number]

@@ -20,7 +20,7 @@ from pexpect import EOF
 from pexpect.fdpexpect import fdspawn
 
 from orchestrator import ui
-from orchestrator.guest.klog import READY, FaultScanner
+from orchestrator.guest.klog import READY, FaultScanner, Finding
 from orchestrator.host.logs import Log
 from orchestrator.machine.waiting import Reader
 
@@ -57,6 +57,7 @@ class GuestConsole:
         self._reader = Reader("the console", self._run)
         for line in history:
             self._note(line)
+        self._known = len(self.scanner.findings)
 
     def start(self) -> None:
         """Start reading. Call it once QEMU has inherited `output`: this closes our copy of it."""
@@ -67,6 +68,11 @@ class GuestConsole:
     def ready(self) -> bool:
         """Whether the guest's init has reported that it is ready."""
         return self._ready.is_set()
+
+    @property
+    def new_findings(self) -> list[Finding]:
+        """Faults that were found since the history."""
+        return self.scanner.findings[self._known :]
 
     @property
     def lost(self) -> str:

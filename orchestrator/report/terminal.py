@@ -291,4 +291,6 @@ def _footer(result: RunResult) -> Iterator[str]:
         yield f"soak:    {soak.seconds:.0f} s, {soak.summary()}"
     if result.seconds:
         yield f"time:    {_times(result.seconds)}"
+    if printed := result.evidence.fingerprint:
+        yield f"course:  {printed} (the same seed repeats the free-running part)"
     yield f"results: {result.directory}"

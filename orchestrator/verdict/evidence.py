@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
@@ -168,6 +169,11 @@ class Evidence:
     """Faults found by the console scan."""
     excused: list[Finding] = field(default_factory=list)
     """Reports on the console that the host caused."""
+    consoles: list[GuestConsole] = field(default_factory=list)
+    """Those of the branches that ran besides the guest that GDB watched."""
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    """What identifies the course of each branch that came to its end, by its name: see
+    docs/determinism.md."""
     report: ktap.GuestReport | None = None
     error: OrchestratorError | None = None
     """The error that ended the run early, None for a run that was completed."""
@@ -195,10 +201,13 @@ class Evidence:
     """Changes that --edit-text made to the kernel's code before the first poke, one line each."""
 
     def take_console(self, console: GuestConsole) -> None:
-        """Take what the console scan has found so far."""
+        """Take what the scan of this console and those of the branches has found so far."""
+        branches = [branch for branch in self.consoles if branch is not console]
         self.findings = list(console.scanner.findings)
+        self.findings += [finding for branch in branches for finding in branch.new_findings]
         self.excused = list(console.scanner.excused)
-        self.lost["console"] = console.lost or console.scanner.blind
+        blind = [one.lost or one.scanner.blind for one in (console, *branches)]
+        self.lost["console"] = next(filter(None, blind), "")
 
     def take_report(self, report: ktap.GuestReport, lost: str = "") -> None:
         """Take the guest's report. lost: why it may be incomplete; empty if it was read in full."""
@@ -211,7 +220,7 @@ class Evidence:
         """Forget the results of the scenarios, to run all of them once more."""
         per_round = (
             *("steps", "companions", "report", "qemu_gated", "qemu_free", "kernel_pokers"),
-            *("lost", "breakpoints"),
+            *("lost", "breakpoints", "consoles", "fingerprints"),
         )
         for declared in fields(self):
             if declared.name in per_round:
@@ -238,6 +247,14 @@ class Evidence:
     def unfinished_step(self) -> StepEvidence | None:
         """The step in which the run ended early: the first without a result. None if it did not."""
         return next((seen for seen in self.steps if not seen.guest), None) if self.error else None
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Identifies the course of all branches; None if there are none, or one did not end."""
+        if not self.fingerprints or len(self.fingerprints) < len(self.consoles):
+            return None
+        lines = (f"{name} {printed}\n" for name, printed in sorted(self.fingerprints.items()))
+        return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
     @property
     def without_module(self) -> bool:

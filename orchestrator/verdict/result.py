@@ -124,7 +124,8 @@ class VerdictRecord:
     """Requested number of CPUs."""
     seed: int | None = None
     fingerprint: str | None = None
-    """Equal for runs that were equal event by event; None if nobody recorded the events."""
+    """Equal for runs whose free-running parts were equal event by event; None if they ran in a
+    guest that does not repeat itself."""
     coverage: Coverage = field(default_factory=Coverage)
     pokes: dict[str, int] = field(default_factory=dict)
     """Number of watched pokes, by owner."""
@@ -161,6 +162,7 @@ def record(result: RunResult) -> VerdictRecord:
         machine=_machine(result.machine) if result.machine else None,
         smp=result.spec.smp,
         seed=result.spec.seed,
+        fingerprint=evidence.fingerprint,
         coverage=measures.coverage(evidence),
         pokes=measures.pokes(evidence),
         latencies=measures.latencies(evidence),

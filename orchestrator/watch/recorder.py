@@ -278,6 +278,11 @@ class Recorder:
         return f"{count:,} events found no room in the recorder's log" if count else ""
 
     @property
+    def looks(self) -> int:
+        """How often the whole text has been looked at."""
+        return self._state().looked
+
+    @property
     def events(self) -> int:
         """Changes whenever anything was seen that is recorded."""
         state = self._state()
@@ -295,10 +300,16 @@ class Recorder:
 
 def save(records: Records, log: Log) -> None:
     """Write a compressed copy for people, which load() reads."""
+    for part in packed(records):
+        log.write(part)
+
+
+def packed(records: Records) -> Iterator[bytes]:
+    """The content of a compressed log, in parts."""
     packer = zlib.compressobj(1, wbits=zlib.MAX_WBITS | 16)
     for start in range(0, len(records), CHUNK):
-        log.write(packer.compress(records[start : start + CHUNK].tobytes()))
-    log.write(packer.flush())
+        yield packer.compress(records[start : start + CHUNK].tobytes())
+    yield packer.flush()
 
 
 def plugin_for(qemu: Qemu) -> Path:

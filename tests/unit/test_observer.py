@@ -237,7 +237,7 @@ def test_a_silent_guest_is_explained_without_being_given_up_again(tmp_path: Path
     hung = TimedOut("a sign of life from the guest", 60)
     seen: list[str] = []
 
-    def poke(*_: object) -> None:
+    def poke(*_: object, **__: object) -> None:
         raise hung
 
     def explain(watch: object, symbols: object, error: OrchestratorError) -> None:
@@ -245,6 +245,7 @@ def test_a_silent_guest_is_explained_without_being_given_up_again(tmp_path: Path
         error.outcome = "hang"
         raise error
 
+    one.evidence.cpus = (0, 1)
     object.__setattr__(one, "_poke_everything", poke)
     object.__setattr__(one, "_explain", explain)
     with pytest.raises(TimedOut):
