@@ -21,7 +21,7 @@ from pathlib import Path
 from orchestrator import ui
 from orchestrator.errors import BootError, GuestRefused, InfraError
 from orchestrator.guest import initramfs, module
-from orchestrator.host import files, keeper, tools
+from orchestrator.host import files, keeper, seal, tools
 from orchestrator.host.paths import cache_dir, cached_dir
 from orchestrator.kernel.model import Kernel
 from orchestrator.machine import snapshot as state
@@ -49,6 +49,9 @@ LAYOUT = 1
 ICOUNT = 5
 """Guest time that one instruction takes: 2**ICOUNT ns."""
 STATE = "state"
+IDENTITY = "snapshot"
+"""File with the identity of the snapshot and the seed, in the directory of a run's branches."""
+PLAN = "plan"
 IMAGE = "initramfs.cpio"
 BOOT_LOG = "recorder.log.gz"
 """The recorder's log until the guest was saved."""
@@ -102,6 +105,11 @@ class Snapshot:
     def file(self) -> Path:
         """QEMU's file."""
         return self.directory / STATE
+
+    @property
+    def identity(self) -> str:
+        """Identifies the saved guest: one that is saved again is another one."""
+        return f"{self.directory.name} {seal.fingerprints(self.directory).get(STATE, '')}"
 
 
 def save(machine: Machine, directory: Path) -> Snapshot:
@@ -275,10 +283,8 @@ def branch(
     commands: lines for guest/init/steps.
     kernel_lines: the kernel's symbols, as the recorder takes them.
     """
-    if snapshot.emulated is not None:
-        commands = f"- emulates {','.join(snapshot.emulated)}\n{commands}"
     mark = f"end of the plan {hashlib.sha256(commands.encode()).hexdigest()[:16]}"
-    plan = directory / "plan"
+    plan = directory / PLAN
     plan.write_text(f"{mark}\n{commands}")
     found = snapshot.addresses  # a per-CPU variable alone has no real address
     current = [f"{found[name]:x} A {name}" for name in CURRENT if name in found]
@@ -309,9 +315,17 @@ class Branches:
         self, stack: contextlib.ExitStack, name: str, steps: Sequence[PlanStep], seed: int
     ) -> Branch:
         """Start a branch, which ends with `stack` at the latest."""
+        commands = f"- plan {len(steps)}\n{lines_for_steps(steps, numbered=True)}"
+        if self.snapshot.emulated is not None:
+            commands = f"- emulates {','.join(self.snapshot.emulated)}\n{commands}"
+        return self.carry_out(stack, name, commands, seed)
+
+    def carry_out(self, stack: contextlib.ExitStack, name: str, commands: str, seed: int) -> Branch:
+        """Start a branch by its commands."""
         directory = self.directory / name
         directory.mkdir(parents=True, exist_ok=True)
-        commands = f"- plan {len(steps)}\n{lines_for_steps(steps, numbered=True)}"
+        with ui.saying_what_fails(IDENTITY):
+            (self.directory / IDENTITY).write_text(f"{self.snapshot.identity}\n{seed}\n")
         spec = replace(self.spec, seed=seed)
         return stack.enter_context(
             branch(self.snapshot, spec, directory, self.recorder(), commands, self.kernel_lines)

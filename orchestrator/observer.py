@@ -536,7 +536,7 @@ class Observer:
         if one.name == SITES:
             counts = one.recorder.read().items()
             self.evidence.qemu_free = Counter({SiteCpu(*key): count for key, count in counts})
-        one.machine.log("guest.ktap").write(text)
+        self._log_of(one, "guest.ktap").write(text)
         return lost
 
     def _judge_branches(self, branches: Sequence[Branch]) -> None:
@@ -554,7 +554,7 @@ class Observer:
                 record.judge(records, around, judged)
                 if one.machine.ended() and not one.recorder.lost:
                     self.evidence.fingerprints[one.name] = fingerprint(records)
-                save(records, one.machine.log("recorder.log.gz"))
+                save(records, self._log_of(one, "recorder.log.gz"))
                 lost = one.recorder.lost
                 if one.machine.ended() and one.recorder.looks != LOOKS:
                     lost = lost or f"the text of the branch {one.name} was not looked at"
@@ -621,6 +621,12 @@ class Observer:
         except OrchestratorError as error:
             lost = f"the guest's report was read off the console: {error}"
         return "\n".join(self.machine.console.lines), lost
+
+    def _log_of(self, one: Branch, name: str) -> Log:
+        """A file for people in the directory of a branch, empty: of a soak run's last round."""
+        log = one.machine.log(name)
+        log.start_over()
+        return log
 
     def _log(self, name: str) -> Log:
         """A file for people, empty."""

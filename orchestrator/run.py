@@ -9,6 +9,7 @@ nothing below it; orchestrator/commands/run.py makes the reports from the RunRes
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -52,6 +53,9 @@ from orchestrator.verdict.outcome import Verdict, judge
 from orchestrator.verdict.result import RunResult
 from orchestrator.watch.recorder import Recorder
 from orchestrator.watch.watch import Watch
+
+BRANCHES = "branches"
+"""The folder of a run's directory in which each branch has one."""
 
 
 @dataclass
@@ -131,6 +135,27 @@ def debug(spec: RunSpec) -> int:
         raise
 
 
+def branches_of(spec: RunSpec, digest: str, directory: Path) -> Branches:
+    """What runs branches as the run of `spec` did, but with their results in `directory`.
+
+    digest: of that run's kernel.
+
+    Raises UsageError if the kernel is another one by now, InfraError if there can be no branches.
+    """
+    kernel = obtain(spec.kernel)
+    if kernel.digest != digest:
+        raise UsageError(
+            f"{kernel.name} is another kernel by now: a run is replayed with the one that it had"
+        )
+    headers = _takes_module(kernel)
+    scenarios = runnable(select(spec.scenarios, spec.skip), spec.scenarios, headers=headers)
+    machine_spec, recorder = _machine_spec(spec, kernel, Path(os.devnull), scenarios)
+    without_module = all(scenario.sysctls for scenario in scenarios)
+    if why_not := _no_branches(kernel, machine_spec, recorder, without_module):
+        raise InfraError(f"the run cannot be replayed here: {why_not}")
+    return _branches(directory, kernel, machine_spec, scenarios)
+
+
 def inspect_kernel(request: KernelRequest) -> tuple[Kernel, dict[str, str]]:
     """A kernel, and the facts about its text patching code that orchestrator/text/facts.py reads.
 
@@ -197,7 +222,13 @@ def _guest(cell: _Cell, *, attachable: bool, in_branches: bool = False) -> Itera
 
     why_not = "" if in_branches else "what the guest is told to change is only in this one"
     why_not = why_not or _no_branches(kernel, machine_spec, recorder, without_module)
-    branches = None if why_not else _branches(cell, kernel, machine_spec, scenarios)
+    branches = None
+    if not why_not:
+        try:
+            directory = cell.directory / BRANCHES
+            branches = _branches(directory, kernel, machine_spec, scenarios)
+        except (BootError, BuildError, InfraError) as error:  # comes again, where it counts
+            why_not = str(error)
     if why_not and in_branches:
         ui.say(f"no branches, so this run does not repeat: {why_not}")
 
@@ -250,23 +281,19 @@ def _no_branches(
 
 
 def _branches(
-    cell: _Cell, kernel: Kernel, spec: MachineSpec, scenarios: Sequence[Scenario]
-) -> Branches | None:
-    """What runs the free-running steps; None if this guest cannot be saved, which is reported."""
+    directory: Path, kernel: Kernel, spec: MachineSpec, scenarios: Sequence[Scenario]
+) -> Branches:
+    """What runs steps in branches. Raises what branch.obtain() raises."""
 
     def recorder() -> Recorder:
         return Recorder(spec.qemu, spec.accel)
 
     lines = of_vmlinux(notes.known_symbols(kernel))
-    try:
-        saved, restored = branch.obtain(kernel, spec, scenarios, recorder, lines)
-    except (BootError, BuildError, InfraError) as error:
-        ui.say(f"no branches, so this run does not repeat: {error}")
-        return None
+    saved, restored = branch.obtain(kernel, spec, scenarios, recorder, lines)
     return Branches(
         snapshot=saved,
         spec=restored,
-        directory=cell.directory / "branches",
+        directory=directory,
         recorder=recorder,
         kernel_lines=lines,
     )

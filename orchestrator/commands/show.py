@@ -28,7 +28,7 @@ def main(options: argparse.Namespace) -> int:
     from orchestrator import ui
     from orchestrator.verdict import result
 
-    directory = _directory(options.run)
+    directory = directory_of(options.run)
     try:
         verdict = result.read(directory)
     except OSError as error:
@@ -44,7 +44,7 @@ def main(options: argparse.Namespace) -> int:
     return EXIT_PASS
 
 
-def _directory(name: str) -> Path:
+def directory_of(name: str) -> Path:
     """The directory of a run. Raises UsageError if there is none."""
     from orchestrator.attach.client import find_run
     from orchestrator.many import history

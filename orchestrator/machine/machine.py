@@ -57,6 +57,10 @@ class Machine:
     thread that started it ends. Raises InfraError if QEMU does not start.
     """
 
+    ends_by_itself = False
+    """Whether the guest is to reset the machine when it has done its work. QEMU stops it then, and
+    it stays as it is: see ended()."""
+
     def __init__(
         self,
         spec: qemu.MachineSpec,
@@ -75,9 +79,6 @@ class Machine:
         """Whether waits go on after a fatal report of the kernel, for a user who debugs it."""
         self.on_poll: list[Callable[[], None]] = []
         """Called several times a second in every wait. An exception from one ends the wait."""
-        self.ends_by_itself = False
-        """Whether the guest is to reset the machine when it has done its work. QEMU stops it then,
-        and it stays as it is: see ended()."""
         self.silence = Silence()
         """Limits how long the guest may be silent while somebody waits for it."""
         self.logs: list[Log] = []

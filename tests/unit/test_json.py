@@ -16,7 +16,7 @@ import jsonschema
 import pytest
 from referencing import Registry, Resource
 
-from orchestrator import cli, doctor
+from orchestrator import cli, doctor, replay
 from orchestrator.commands import document, parser
 from orchestrator.commands import sweep as sweep_command
 from orchestrator.errors import InfraError, LostVM
@@ -170,6 +170,14 @@ class Fakes:
         result_file.write(result)
         history.record(result)
 
+    def replayed(self) -> None:
+        self.finished()
+        done = [
+            replay.Replayed(name="sites", events=3, differs_at=None),
+            replay.Replayed(name="code", events=5, differs_at=4),
+        ]
+        self.set(replay, replay=lambda _: iter(done))
+
     def host(self) -> None:
         accel = Accel(kind="tcg", thread="single", why="no KVM")
         self.set(doctor.HostProbes, qemu=tools.Qemu(binary=Path("/q"), version=(10, 0)))
@@ -258,6 +266,7 @@ COMMANDS: dict[str, tuple[Callable[[Fakes], None], int]] = {
     "run --dry-run --skip emulation": (Fakes.host, 0),
     "show one": (Fakes.finished, 0),
     "show 1": (Fakes.finished, 0),
+    "replay one": (Fakes.replayed, 125),
     "history": (Fakes.finished, 0),
     "history --flaky": (Fakes.finished, 0),
     "doctor": (Fakes.diagnoses, 0),
