@@ -292,5 +292,5 @@ def _footer(result: RunResult) -> Iterator[str]:
     if result.seconds:
         yield f"time:    {_times(result.seconds)}"
     if printed := result.evidence.fingerprint:
-        yield f"course:  {printed} (the same seed repeats the free-running part)"
+        yield f"course:  fingerprint {printed} of the free-running part, which the seed repeats"
     yield f"results: {result.directory}"
