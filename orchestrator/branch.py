@@ -274,6 +274,7 @@ def branch(
     recorder: Recorder,
     commands: str,
     kernel_lines: Sequence[str],
+    resume: Callable[[Machine], None] = Machine.cont,
 ) -> Iterator[Branch]:
     """Restore a guest and let it carry out `commands`.
 
@@ -282,6 +283,7 @@ def branch(
     recorder: one that nobody has used yet.
     commands: lines for guest/init/steps.
     kernel_lines: the kernel's symbols, as the recorder takes them.
+    resume: called when the guest may begin. GDB lets it run when it attaches.
     """
     mark = f"end of the plan {hashlib.sha256(commands.encode()).hexdigest()[:16]}"
     plan = directory / PLAN
@@ -295,7 +297,7 @@ def branch(
         machine.silence.signs.append(lambda: recorder.events)
         state.restore(machine, snapshot.file)
         recorder.look_first()
-        machine.cont()
+        resume(machine)
         yield Branch(directory.name, machine, recorder, snapshot, mark)
 
 

@@ -58,14 +58,23 @@ class Watch:
     directory: gets gdb.log, watch.json and events.jsonl, which are copies for people.
     module: whether the test module is loaded, which announces pokes and has room for the agent's
         copies of instructions.
+    at_once: whether GDB is to stop at every write, sync and int3 from the beginning, as in a
+        window(). For a guest that does not run yet, and asks nobody before it pokes.
 
     Raises BootError if the kernel lacks a function that must be watched.
     """
 
     def __init__(
-        self, machine: Machine, symbols: Mapping[str, int], directory: Path, *, module: bool = True
+        self,
+        machine: Machine,
+        symbols: Mapping[str, int],
+        directory: Path,
+        *,
+        module: bool = True,
+        at_once: bool = False,
     ) -> None:
         self._machine = machine
+        self._at_once = at_once
         self.handler = _first(symbols, tuple(HANDLERS), "int3 handler for text pokes")
         self.writer = _first(symbols, WRITERS, "function that writes text")
         roles = {"write": self.writer, "int3": self.handler}
@@ -113,6 +122,8 @@ class Watch:
             # Not with `source`, which has no way to quote a name.
             self._gdb.console(f"python exec(open({str(AGENT)!a}, encoding='utf-8').read())")
             self._gdb.call("start", str(self._config.path))
+            if self._at_once:
+                self.points = self._gdb.evaluate("AGENT.open(0)")
             self._gdb.resume()
             self._machine.on_poll.append(self.on_poll)
             self._machine.silence.signs.append(self._events.size)

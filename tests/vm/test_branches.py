@@ -23,8 +23,9 @@ from orchestrator.scenarios.scenario import select
 from orchestrator.scenarios.steps import plan_steps
 from orchestrator.survey import lines_for_steps
 from orchestrator.text import symbols
-from orchestrator.verdict import record
+from orchestrator.verdict import model, record
 from orchestrator.watch.recorder import RECORD, Recorder
+from orchestrator.watch.watch import Watch
 
 pytestmark = pytest.mark.vm
 
@@ -111,3 +112,35 @@ def test_a_branch_carries_out_its_plan_and_repeats_it_beside_busy_loops(
 
     other = run(saved, kernel, tmp_path / "other", seed=2)
     assert other[0] != log
+
+
+def test_gdb_watches_a_branch_from_its_first_instruction(
+    saved: tuple[branch.Snapshot, MachineSpec], kernel: Kernel, tmp_path: Path
+) -> None:
+    """The gated part needs no boot and no ssh, and both observers agree."""
+    snapshot, spec = saved
+    steps = [s for s in plan_steps(select(SCENARIOS), snapshot.cpus, 0.4, 1) if s.is_watched]
+    commands = f"- plan {len(steps)}\n{lines_for_steps(steps)}"
+    recorder = Recorder(spec.qemu, spec.accel)
+    lines = symbols.of_vmlinux(kernel.vmlinux)
+    with contextlib.ExitStack() as stack:
+        watches: list[Watch] = []
+
+        def attach(machine: Machine) -> None:
+            watch = Watch(machine, dict(snapshot.addresses), tmp_path, at_once=True)
+            watches.append(stack.enter_context(watch))
+
+        stack.enter_context(recorder.gdb())
+        one = stack.enter_context(
+            branch.branch(snapshot, spec, tmp_path, recorder, commands, lines, attach)
+        )
+        one.wait(120)
+        recording = watches[0].recording()
+        results = ktap.parse(one.report().splitlines())
+        assert results.whole and all(step.ok for step in results.steps)
+        assert not recording.lost
+        assert not record.disagreements(one.records(), recording.events)
+        followed = model.by_step(recording.events)
+        for step in steps:
+            seen = model.follow(followed[step.number], tuple(snapshot.cpus))
+            assert not [poke.violations for poke in seen.all_pokes if poke.violations]
