@@ -314,24 +314,54 @@ class Branches:
     kernel_lines: Sequence[str]
 
     def start(
-        self, stack: contextlib.ExitStack, name: str, steps: Sequence[PlanStep], seed: int
+        self,
+        stack: contextlib.ExitStack,
+        name: str,
+        steps: Sequence[PlanStep],
+        seed: int,
+        attach: Callable[[Machine], None] | None = None,
     ) -> Branch:
-        """Start a branch, which ends with `stack` at the latest."""
+        """Start a branch, which ends with `stack` at the latest.
+
+        attach: has GDB watch the guest, and lets it run.
+        """
         commands = f"- plan {len(steps)}\n{lines_for_steps(steps, numbered=True)}"
         if self.snapshot.emulated is not None:
             commands = f"- emulates {','.join(self.snapshot.emulated)}\n{commands}"
-        return self.carry_out(stack, name, commands, seed)
+        return self.carry_out(stack, name, commands, seed, attach)
 
-    def carry_out(self, stack: contextlib.ExitStack, name: str, commands: str, seed: int) -> Branch:
-        """Start a branch by its commands."""
-        directory = self.directory / name
+    def carry_out(
+        self,
+        stack: contextlib.ExitStack,
+        name: str,
+        commands: str,
+        seed: int,
+        attach: Callable[[Machine], None] | None = None,
+    ) -> Branch:
+        """Start a branch by its commands. One that GDB watches has its files in the run's own
+        directory, as a guest that is no branch has."""
+        directory = self.directory.parent if attach else self.directory / name
         directory.mkdir(parents=True, exist_ok=True)
+        spec, recorder = replace(self.spec, seed=seed), self.recorder()
+        if attach:
+            stack.enter_context(recorder.gdb())
+        else:
+            self._note_identity(seed)
+        return stack.enter_context(
+            branch(
+                self.snapshot,
+                spec,
+                directory,
+                recorder,
+                commands,
+                self.kernel_lines,
+                attach or Machine.cont,
+            )
+        )
+
+    def _note_identity(self, seed: int) -> None:
         with ui.saying_what_fails(IDENTITY):
             (self.directory / IDENTITY).write_text(f"{self.snapshot.identity}\n{seed}\n")
-        spec = replace(self.spec, seed=seed)
-        return stack.enter_context(
-            branch(self.snapshot, spec, directory, self.recorder(), commands, self.kernel_lines)
-        )
 
     def boot_log(self) -> Records:
         """The recorder's log until the guest was saved."""

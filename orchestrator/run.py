@@ -18,6 +18,7 @@ from pathlib import Path
 from orchestrator import branch, rundir, ui
 from orchestrator.attach import notes, owner
 from orchestrator.branch import Branches
+from orchestrator.course import Course
 from orchestrator.errors import (
     BootError,
     BuildError,
@@ -38,9 +39,10 @@ from orchestrator.kernel.model import Kernel, KernelRequest
 from orchestrator.kernel.obtain import check, obtain, title
 from orchestrator.machine import accel, snapshot
 from orchestrator.machine.machine import Machine
-from orchestrator.machine.qemu import MachineSpec
+from orchestrator.machine.qemu import MachineSpec, not_taken
 from orchestrator.machine.ssh import Keys
 from orchestrator.observer import Observer
+from orchestrator.planned import PlannedObserver
 from orchestrator.scenarios.scenario import Scenario, runnable, select
 from orchestrator.soak import Soaking
 from orchestrator.spec import RunSpec
@@ -98,10 +100,16 @@ def run(
         machine: Machine | None = None
         try:
             with _errors_as_evidence(cell), interrupts.limited(spec.timeout):
-                guest = _guest(cell, attachable=keep is not None, in_branches=not edits)
-                observer = stack.enter_context(guest)
-                machine = observer.machine
-                _collect_evidence(cell, observer, edits)
+                setting = _setting(cell)
+                alone = "somebody may want to look at its guest" if keep else ""
+                alone = alone or ("the kernel is changed before it is poked" if edits else "")
+                if branches := _branches_or_not(cell, setting, alone):
+                    _collect_evidence(cell, _planned(cell, setting, branches))
+                else:
+                    guest = _guest(cell, setting, attachable=keep is not None)
+                    observer = stack.enter_context(guest)
+                    machine = observer.machine
+                    _collect_evidence(cell, _with_edits(cell, observer, edits))
         except UsageError:
             rundir.discard(cell.directory)
             raise
@@ -127,7 +135,7 @@ def debug(spec: RunSpec) -> int:
     """Boot the guest of a run and start an interactive GDB on it. Returns GDB's exit status."""
     cell = _new_cell(spec, command=("gdb", "--now"))
     try:
-        with _guest(cell, attachable=True) as observer:
+        with _guest(cell, _setting(cell), attachable=True) as observer:
             observer.prepare()
             return owner.run_gdb(observer.machine, cell.directory)
     except UsageError:
@@ -168,7 +176,7 @@ def inspect_kernel(request: KernelRequest) -> tuple[Kernel, dict[str, str]]:
     with keeper.temporary_directory() as directory:
         spec = RunSpec(kernel=request, smp=1, scenarios=("sysctl",), directory=directory)
         cell = _new_cell(spec)
-        with _guest(cell, attachable=True) as observer:
+        with _guest(cell, _setting(cell), attachable=True) as observer:
             addresses, _ = observer.prepare()
             with (
                 Watch(observer.machine, addresses, cell.directory, module=False) as watch,
@@ -194,43 +202,89 @@ def _new_cell(spec: RunSpec, command: Sequence[str] = ("run",)) -> _Cell:
     )
 
 
-@contextlib.contextmanager
-def _guest(cell: _Cell, *, attachable: bool, in_branches: bool = False) -> Iterator[Observer]:
-    """Kernel, guest image and machine of a cell, and the observer of the guest. Does not boot it.
+@dataclass(frozen=True, kw_only=True)
+class _Setting:
+    """Kernel, machine and scenarios of a cell."""
 
-    attachable: whether an interactive GDB may attach to the guest.
-    in_branches: whether what runs free may do so in guests of its own.
-    """
+    kernel: Kernel
+    scenarios: Sequence[Scenario]
+    """Those that the kernel can run."""
+    without_module: bool
+    """Whether these are the ones that need no test module."""
+    machine: MachineSpec
+    recorder: Recorder
+
+
+def _setting(cell: _Cell) -> _Setting:
+    """Obtain the kernel, and choose the machine."""
     spec = cell.spec
     kernel = cell.kernel = obtain(spec.kernel)
     _pin(cell, kernel)
     _check_cpus(spec, kernel)
     scenarios = runnable(cell.scenarios, spec.scenarios, headers=_takes_module(kernel))
-    without_module = all(scenario.sysctls for scenario in scenarios)
-
-    keys = Keys.fresh()
-    with ui.step("building the guest image"):
-        image = _guest_image(kernel, keys, scenarios, cell.directory, without_module)
-
     with ui.step("choosing the accelerator"):
-        machine_spec, recorder = _machine_spec(spec, kernel, image, scenarios)
-    cell.machine_spec = machine_spec
-    cell.evidence.untrusted = machine_spec.accel.untrusted
-    ui.say(f"accelerator: {machine_spec.accel.option} ({_in_short(machine_spec.accel.why)})")
+        image = cell.directory / "initramfs.cpio"
+        machine, recorder = _machine_spec(spec, kernel, image, scenarios)
+    cell.machine_spec = machine
+    cell.evidence.untrusted = machine.accel.untrusted
+    ui.say(f"accelerator: {machine.accel.option} ({_in_short(machine.accel.why)})")
     if recorder.why_not:
         ui.say(f"recorder: none, because {recorder.why_not}")
+    return _Setting(
+        kernel=kernel,
+        scenarios=scenarios,
+        without_module=all(scenario.sysctls for scenario in scenarios),
+        machine=machine,
+        recorder=recorder,
+    )
 
-    why_not = "" if in_branches else "what the guest is told to change is only in this one"
-    why_not = why_not or _no_branches(kernel, machine_spec, recorder, without_module)
-    branches = None
+
+def _branches_or_not(cell: _Cell, setting: _Setting, alone: str) -> Branches | None:
+    """What runs the cell in branches; None if it has to run in one guest.
+
+    alone: why it has to, as far as the request says so.
+    """
+    why_not = alone or _no_branches(
+        setting.kernel, setting.machine, setting.recorder, setting.without_module
+    )
     if not why_not:
         try:
-            directory = cell.directory / BRANCHES
-            branches = _branches(directory, kernel, machine_spec, scenarios)
+            branches = _branches(
+                cell.directory / BRANCHES, setting.kernel, setting.machine, setting.scenarios
+            )
         except (BootError, BuildError, InfraError) as error:  # comes again, where it counts
             why_not = str(error)
-    if why_not and in_branches:
-        ui.say(f"no branches, so this run does not repeat: {why_not}")
+        else:
+            if "nokaslr" not in not_taken(("nokaslr",), branches.snapshot.command_line):
+                return branches
+            why_not = "the kernel did not take nokaslr, and may be elsewhere at each boot"
+    ui.say(f"no branches, so this run does not repeat: {why_not}")
+    return None
+
+
+def _planned(cell: _Cell, setting: _Setting, branches: Branches) -> PlannedObserver:
+    cell.symbols = notes.note_saved(cell.directory, setting.kernel, branches.snapshot.sections)
+    return PlannedObserver(
+        scenarios=setting.scenarios,
+        duration=cell.spec.duration,
+        seed=cell.spec.seed,
+        evidence=cell.evidence,
+        branches=branches,
+    )
+
+
+@contextlib.contextmanager
+def _guest(cell: _Cell, setting: _Setting, *, attachable: bool) -> Iterator[Observer]:
+    """The one guest of a cell, and its observer. Does not boot it.
+
+    attachable: whether an interactive GDB may attach to the guest.
+    """
+    spec, kernel, recorder = cell.spec, setting.kernel, setting.recorder
+    keys = Keys.fresh()
+    with ui.step("building the guest image"):
+        _guest_image(
+            kernel, keys, setting.scenarios, setting.machine.initrd, setting.without_module
+        )
 
     def note_symbols() -> Path:
         cell.symbols = notes.note_symbols(
@@ -242,19 +296,18 @@ def _guest(cell: _Cell, *, attachable: bool, in_branches: bool = False) -> Itera
         )
         return cell.symbols
 
-    with Machine(machine_spec, cell.directory, keys, attachable=attachable) as machine:
+    with Machine(setting.machine, cell.directory, keys, attachable=attachable) as machine:
         yield Observer(
             machine=machine,
             recorder=recorder,
-            scenarios=scenarios,
+            scenarios=setting.scenarios,
             duration=spec.duration,
             seed=spec.seed,
             directory=cell.directory,
             evidence=cell.evidence,
             vmlinux=kernel.vmlinux,
-            without_module=without_module,
-            branches=branches,
-            fallback=() if without_module else _fallback(cell),
+            without_module=setting.without_module,
+            fallback=() if setting.without_module else _fallback(cell),
             on_loaded=note_symbols,
         )
 
@@ -342,19 +395,14 @@ def _check_cpus(spec: RunSpec, kernel: Kernel) -> None:
 
 
 def _guest_image(
-    kernel: Kernel, keys: Keys, scenarios: Sequence[Scenario], directory: Path, without_module: bool
-) -> Path:
+    kernel: Kernel, keys: Keys, scenarios: Sequence[Scenario], image: Path, without_module: bool
+) -> None:
     files: dict[str, bytes | Path] = {
         **keys.guest_files(),
         **({} if without_module else module.files(kernel)),
     }
     files |= {f"/scenarios/{s.name}": s.companion.encode() for s in scenarios if s.companion}
-    return initramfs.build(
-        directory / "initramfs.cpio",
-        busybox=tools.busybox(),
-        dropbear=tools.dropbear(),
-        files=files,
-    )
+    initramfs.build(image, busybox=tools.busybox(), dropbear=tools.dropbear(), files=files)
 
 
 # -- Machine
@@ -413,20 +461,27 @@ def _errors_as_evidence(cell: _Cell) -> Iterator[None]:
         cell.evidence.error = InterruptedRun(str(interrupted))
 
 
-def _collect_evidence(cell: _Cell, observer: Observer, edits: Sequence[Edit]) -> None:
-    """Boot the guest, poke it, and fill in the evidence. Raises what ended the run early."""
-    machine = observer.machine
+def _collect_evidence(cell: _Cell, course: Course) -> None:
+    """Take the kernel through its course, and fill in the evidence.
+
+    Raises what ended the run early.
+    """
+    if cell.spec.soak:
+        soaking = Soaking(cell.spec.soak, cell.evidence, course.memory)
+        course = replace(course, another_round=soaking.another_round)
+    try:
+        course.observe()
+    finally:
+        cell.evidence.take_consoles()
+
+
+def _with_edits(cell: _Cell, observer: Observer, edits: Sequence[Edit]) -> Observer:
+    """The same observer, but the kernel's code is edited before it is poked."""
     if observer.without_module:
         ui.say("no test module: the kernel's own pokes are watched, but not held in a phase")
-    if edits:
-        observer = replace(observer, on_attached=lambda watch: _edit_text(edits, watch, cell))
-    if cell.spec.soak:
-        soaking = Soaking(cell.spec.soak, machine, cell.evidence)
-        observer = replace(observer, another_round=soaking.another_round)
-    try:
-        observer.observe()
-    finally:
-        cell.evidence.take_console(machine.console)
+    if not edits:
+        return observer
+    return replace(observer, on_attached=lambda watch: _edit_text(edits, watch, cell))
 
 
 def _edit_text(edits: Sequence[Edit], watch: Watch, cell: _Cell) -> None:

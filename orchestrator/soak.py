@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Soak runs: all scenarios are repeated in one guest until the time is up or something fails."""
+"""Soak runs: all scenarios are repeated until the time is up or something fails."""
 
 from __future__ import annotations
 
 import os
-import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from orchestrator import ui
-from orchestrator.errors import InfraError
-from orchestrator.machine.machine import Machine
+from orchestrator.host import proc
 from orchestrator.verdict.evidence import Evidence, Soak
 from orchestrator.verdict.outcome import judge
 
@@ -26,8 +24,9 @@ class Soaking:
 
     seconds: float
     """Duration of the whole soak run."""
-    machine: Machine
     evidence: Evidence
+    memory: Callable[[], dict[str, float]]
+    """MiB in use, by user, of all but this process."""
     _start: float = field(default_factory=time.monotonic)
     _reported: float = field(default_factory=time.monotonic)
 
@@ -42,9 +41,9 @@ class Soaking:
         soak.rounds += 1
         soak.pokes += sum(seen.guest.integer("pokes") for seen in evidence.steps if seen.guest)
         soak.int3 += (evidence.qemu_gated + evidence.qemu_free).total()
-        for user, used in self._memory().items():
+        for user, used in {"orchestrator": proc.resident(os.getpid()), **self.memory()}.items():
             soak.memory[user] = (soak.memory.get(user, (used, used))[0], used)
-        evidence.take_console(self.machine.console)
+        evidence.take_consoles()
         if soak.seconds > self.seconds or judge(evidence).outcome != "pass":
             return False
         if time.monotonic() - self._reported > REPORT_SECONDS:
@@ -52,24 +51,3 @@ class Soaking:
             ui.say(f"soaked for {soak.seconds:.0f} s: {soak.summary()}")
         evidence.start_round()
         return True
-
-    def _memory(self) -> dict[str, float]:
-        """MiB in use by this process, by QEMU, and in the guest."""
-        text = self.machine.ssh.get("/proc/meminfo").decode(errors="replace")
-        free = re.search(r"^MemFree:\s+(\d{1,12}) kB", text, re.MULTILINE | re.ASCII)
-        if not free:
-            raise InfraError(f"the guest does not say how much memory it uses, but {text[:100]!r}")
-        return {
-            "orchestrator": _resident(os.getpid()),
-            "QEMU": _resident(self.machine.process.pid),
-            "guest": self.machine.spec.memory - int(free[1]) / 1024,
-        }
-
-
-def _resident(pid: int) -> float:
-    """Resident memory of a process in MiB, 0 when it cannot be read."""
-    try:
-        pages = int((Path("/proc") / str(pid) / "statm").read_text().split()[1])
-    except (OSError, IndexError):
-        return 0.0
-    return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)

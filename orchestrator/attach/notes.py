@@ -75,15 +75,32 @@ def note_symbols(
     status, output = machine.ssh.run("grep -r . /sys/module/orch/sections")
     sections = sections_of_guest(output if status == 0 else "")
     symbols = vmlinux or _symbols_of_guest(machine, cached, fetch=fetch)
+    _note(directory, kernel, symbols, sections, code=vmlinux is not None)
+    return symbols
+
+
+def note_saved(directory: Path, kernel: Kernel, listing: str) -> Path | None:
+    """The same for a guest that was saved, and whose kernel's symbols are known.
+
+    listing: as for sections_of_guest().
+    """
+    symbols, sections = known_symbols(kernel), sections_of_guest(listing)
+    if symbols:
+        _note(directory, kernel, symbols, sections, code=kernel.vmlinux is not None)
+    return symbols
+
+
+def _note(
+    directory: Path, kernel: Kernel, symbols: Path, sections: Mapping[str, int], *, code: bool
+) -> None:
     content = {
         "kernel": str(symbols),
-        "code": vmlinux is not None,
+        "code": code,
         "module": str(module.build(kernel)) if sections else None,
         "sections": {name: f"{address:#x}" for name, address in sections.items()},
     }
     with ui.saying_what_fails(SYMBOLS):
         write_whole(directory / SYMBOLS, json.dumps(content, indent=1) + "\n")
-    return symbols
 
 
 def sections_of_guest(listing: str) -> dict[str, int]:

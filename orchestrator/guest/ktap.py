@@ -105,6 +105,14 @@ class GuestReport:
         return matches[0] if len(matches) == 1 else None
 
 
+def merged(reports: Iterable[GuestReport]) -> GuestReport:
+    """The report of all guests, each of which has carried out another part of the plan."""
+    first, *others = reports
+    for other in others:
+        first.add(other)
+    return first
+
+
 def parse(lines: Iterable[str]) -> GuestReport:
     """The last report in `lines`. A kernel with KUnit tests prints others before ours."""
     report = GuestReport()

@@ -183,3 +183,12 @@ def ask(command: Sequence[str | Path], *, env: Mapping[str, str] | None = None) 
         reason = shortened(text.strip().rpartition("\n")[2]) or "it prints nothing"
         raise InfraError(f"{words[0]} does not run: {reason} (status {child.returncode})")
     return text
+
+
+def resident(pid: int) -> float:
+    """Resident memory of a process in MiB, 0 when it cannot be read."""
+    try:
+        pages = int((Path("/proc") / str(pid) / "statm").read_text().split()[1])
+    except (OSError, IndexError):
+        return 0.0
+    return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)

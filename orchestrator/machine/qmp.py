@@ -84,10 +84,6 @@ class Qmp:
     def cont(self) -> None:
         self.execute("cont")
 
-    def inject_nmi(self) -> None:
-        """Send an NMI to every CPU."""
-        self.execute("inject-nmi")
-
     def find(self, name: str) -> QmpEvent | None:
         """The first event called `name`, if there was one."""
         return self._events.get(name)

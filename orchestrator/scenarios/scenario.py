@@ -74,8 +74,6 @@ class Scenario(BaseModel):
     """A shell script that runs in the guest as long as /run/companion exists. Exit status 0: all
     well. 4: the kernel lacks something. Any other: a promise was broken, and the last line that
     it prints says which."""
-    nmi: int = Field(default=0, ge=0, le=1000)
-    """NMIs per second on every CPU."""
     append: tuple[str, ...] = ()
     """Kernel parameters for the run."""
 
@@ -100,8 +98,8 @@ class Scenario(BaseModel):
 
     @property
     def exclusive(self) -> bool:
-        """Whether it must run alone: its companion or its NMIs would disturb other scenarios."""
-        return bool(self.companion or self.nmi)
+        """Whether it must run alone: its companion would disturb other scenarios."""
+        return bool(self.companion)
 
 
 def load_all() -> list[Scenario]:

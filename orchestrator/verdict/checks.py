@@ -255,7 +255,7 @@ def _claim(evidence: Evidence, claim: str) -> CheckResult:
         if violation.claim == claim and not (claim == "sync" and _only_recorded(evidence))
     ]
     lines = [f"{step.scenario.name}: {v.text} [event {v.event}]" for step, v in broken]
-    lines += [f"{violation.text} [record {violation.record}]" for violation in recorded]
+    lines += [f"{violation.text} [{violation.place}]" for violation in recorded]
     if broken:
         step, first = broken[0]
         text = f"{first.text}, in scenario {step.scenario.name}"
@@ -629,7 +629,7 @@ def sites(evidence: Evidence) -> CheckResult:
     if seen and (wrong := seen.violations_of("sites")):
         count = seen.broken["sites"]
         more = f" ({count:,} times in the whole run)" if count > 1 else ""
-        lines = tuple(f"{violation.text} [record {violation.record}]" for violation in wrong)
+        lines = tuple(f"{violation.text} [{violation.place}]" for violation in wrong)
         return CheckResult("sites", "fail", f"{wrong[0].text}{more}", lines)
     if seen is None:
         return CheckResult("sites", "blind", "nothing was recorded")

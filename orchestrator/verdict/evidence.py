@@ -170,10 +170,10 @@ class Evidence:
     excused: list[Finding] = field(default_factory=list)
     """Reports on the console that the host caused."""
     consoles: list[GuestConsole] = field(default_factory=list)
-    """Those of the branches that ran besides the guest that GDB watched."""
+    """Those of the guests of this round."""
     fingerprints: dict[str, str] = field(default_factory=dict)
-    """What identifies the course of each branch that came to its end, by its name: see
-    docs/determinism.md."""
+    """What identifies the course of each branch that repeats itself, by its name; empty for one
+    that did not come to its end. See docs/determinism.md."""
     report: ktap.GuestReport | None = None
     error: OrchestratorError | None = None
     """The error that ended the run early, None for a run that was completed."""
@@ -200,13 +200,18 @@ class Evidence:
     edited: list[str] = field(default_factory=list)
     """Changes that --edit-text made to the kernel's code before the first poke, one line each."""
 
-    def take_console(self, console: GuestConsole) -> None:
-        """Take what the scan of this console and those of the branches has found so far."""
-        branches = [branch for branch in self.consoles if branch is not console]
-        self.findings = list(console.scanner.findings)
-        self.findings += [finding for branch in branches for finding in branch.new_findings]
-        self.excused = list(console.scanner.excused)
-        blind = [one.lost or one.scanner.blind for one in (console, *branches)]
+    def take_consoles(self) -> None:
+        """Take what the scans of the consoles have found so far.
+
+        Each console of a branch has shown what the guest wrote before it was saved.
+        """
+        if not self.consoles:
+            return
+        first, *others = self.consoles
+        self.findings = list(first.scanner.findings)
+        self.findings += [finding for other in others for finding in other.new_findings]
+        self.excused = list(first.scanner.excused)
+        blind = [one.lost or one.scanner.blind for one in self.consoles]
         self.lost["console"] = next(filter(None, blind), "")
 
     def take_report(self, report: ktap.GuestReport, lost: str = "") -> None:
@@ -250,8 +255,9 @@ class Evidence:
 
     @property
     def fingerprint(self) -> str | None:
-        """Identifies the course of all branches; None if there are none, or one did not end."""
-        if not self.fingerprints or len(self.fingerprints) < len(self.consoles):
+        """Identifies the course of all branches that repeat themselves; None if there are none, or
+        one did not end."""
+        if not self.fingerprints or not all(self.fingerprints.values()):
             return None
         lines = (f"{name} {printed}\n" for name, printed in sorted(self.fingerprints.items()))
         return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]

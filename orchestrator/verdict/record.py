@@ -109,6 +109,13 @@ class RecordViolation:
     record: int
     """Number of the record that showed it."""
     site: int
+    guest: str = ""
+    """Whose log has that record: the name of a branch, empty if there is one guest only."""
+
+    @property
+    def place(self) -> str:
+        """Where it is to be seen."""
+        return f"record {self.record}{f' of {self.guest}' if self.guest else ''}"
 
 
 @dataclass
@@ -208,18 +215,26 @@ class Judgement:
     def violations_of(self, claim: str) -> list[RecordViolation]:
         return [violation for violation in self.violations if violation.claim == claim]
 
+    guest: str = ""
+    """Whose log is judged: the name of a branch, empty if there is one guest only."""
+
     def blame(self, claim: str, text: str, record: int, site: int) -> None:
         self.broken[claim] += 1
         if self.broken[claim] <= KEPT:
-            self.violations.append(RecordViolation(claim, text, record, site))
+            self.violations.append(RecordViolation(claim, text, record, site, self.guest))
 
 
-def judge(records: Records, around: Surroundings, previous: Judgement | None = None) -> Judgement:
+def judge(
+    records: Records, around: Surroundings, previous: Judgement | None = None, guest: str = ""
+) -> Judgement:
     """Judge a log.
 
     previous: of the log that this one goes on with. It is added to, and returned.
+    guest: as in RecordViolation.
     """
-    return _Judge(records, around, previous or Judgement()).judge()
+    result = previous or Judgement()
+    result.guest = guest
+    return _Judge(records, around, result).judge()
 
 
 class _Judge:

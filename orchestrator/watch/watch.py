@@ -154,6 +154,11 @@ class Watch:
         with self._stopped():
             self._gdb.console("python AGENT.close()")
 
+    def end(self) -> None:
+        """Note what happened since the last stop of a guest that has ended, with `at_once`."""
+        self._gdb.interrupt()
+        self._gdb.console("python AGENT.close()")
+
     def recording(self) -> events.Recording:
         """What GDB has seen since the beginning of the last window."""
         count, why = None, ""
@@ -204,6 +209,10 @@ class Watch:
             return
         self._gdb.poll()
         if not self._gdb.stopped_by_itself:
+            return
+        if (
+            self._gdb.signal == "SIGQUIT"
+        ):  # QEMU's word for the end of the guest, which others judge
             return
         # SIGINT is an earlier interrupt that arrived too late. SIGTRAP is the stop of a CPU at a
         # breakpoint that it has passed since.

@@ -57,6 +57,7 @@ def observer(guest: Guest, *, fallback: Iterable[str] = ("sysctl",), **fields: A
     append = tuple(parameter for scenario in scenarios for parameter in scenario.append)
     machine: Any = SimpleNamespace(
         ssh=guest,
+        console=None,
         silence=Silence(),
         spec=replace(SPEC, append=append),
         on_poll=[],

@@ -58,7 +58,7 @@ SAYS = f"<12>[ 9.1] orchestrator: waiting for a plan, letter at {AT:x}"
 def test_a_guest_is_told_which_symbols_are_needed(tmp_path: Path) -> None:
     files = branch.guest_files(select(["hotplug", "contexts"]))
     needed, wanted = (line.split("|") for line in files["/etc/branch"].decode().splitlines())
-    assert {LOCK, "apic_extnmi"} <= set(needed) < set(wanted)
+    assert {LOCK, "__smp_call_function_single"} <= set(needed) < set(wanted)
     assert "do_sync_core" in wanted and "do_sync_core" not in needed
     assert files["/scenarios/hotplug"].startswith(b"cd /sys")
 

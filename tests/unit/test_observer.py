@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from orchestrator import observer as module
+from orchestrator import guests as module
 from orchestrator.errors import BootError, InfraError, LostVM, OrchestratorError
+from orchestrator.guests import ShellGuest, collect
 from orchestrator.host.logs import Log
 from orchestrator.machine.faults import NoAnswer, TimedOut
 from orchestrator.machine.waiting import Silence
 from orchestrator.observer import Observer
 from orchestrator.scenarios.scenario import select
-from orchestrator.soak import Soaking
+from orchestrator.scenarios.steps import plan_steps
 from orchestrator.text.functions import LOCK, POKE_ONE
 from orchestrator.verdict.evidence import Evidence
 from orchestrator.watch.events import Recording
@@ -135,7 +136,7 @@ def test_nonsense_about_a_companion_is_an_error_with_a_sentence(
     tmp_path: Path, line: bytes
 ) -> None:
     one = observer(tmp_path, steps=line + b"\n")
-    plan = module.plan_steps(one.scenarios, (0, 1), 1, 1)
+    plan = plan_steps(one.scenarios, (0, 1), 1, 1)
     with pytest.raises(InfraError, match="the guest reports nonsense about a script"):
         one._run_steps(plan)
 
@@ -150,18 +151,23 @@ def test_a_refusal_of_a_hundred_megabytes_is_quoted_in_part(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("text", [b"", b"MemFree: lots", b"\xff" * 100, b"MemFree: 1" + b"0" * 99])
 def test_nonsense_about_memory_is_an_error_with_a_sentence(tmp_path: Path, text: bytes) -> None:
-    guest = Guest(tmp_path, {"meminfo": text})
     with pytest.raises(InfraError, match="how much memory it uses"):
-        Soaking(1, guest, Evidence(requested_cpus=4))._memory()  # type: ignore[arg-type]
+        observer(tmp_path, meminfo=text).memory()
 
 
 def watch(recording: Recording) -> Any:
     return SimpleNamespace(recording=lambda: recording)
 
 
+def guest(one: Any, watch: Any) -> ShellGuest:
+    """The guest of an observer, which GDB watches."""
+    found: ShellGuest = one._guest(watch, {}, [])
+    return found
+
+
 def test_a_report_that_was_not_read_over_ssh_is_a_loss(tmp_path: Path) -> None:
     one = observer(tmp_path, dev_orchestrator=LostVM("QEMU was killed"))
-    one._collect(watch(Recording()), answers=True)
+    collect(one.evidence, [guest(one, watch(Recording()))], answers=True)
     lost = one.evidence.lost
     assert lost["guest"] == "the guest's report was read off the console: QEMU was killed"
     assert (lost["gdb"], lost["ledger"], lost["qmp"]) == ("", "", "")
@@ -170,7 +176,7 @@ def test_a_report_that_was_not_read_over_ssh_is_a_loss(tmp_path: Path) -> None:
 
 def test_a_guest_that_hangs_is_not_asked_once_more(tmp_path: Path) -> None:
     one = observer(tmp_path)
-    one._collect(watch(Recording()), answers=False)
+    collect(one.evidence, [guest(one, watch(Recording()))], answers=False)
     assert not one.machine.asked
     assert "does not answer any more" in one.evidence.lost["guest"]
 
@@ -178,7 +184,7 @@ def test_a_guest_that_hangs_is_not_asked_once_more(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", [b"\xff\xfe\x00", b"KTAP version 1\n1..2\nok 1 a\n", b""])
 def test_a_report_that_is_incomplete_is_a_loss(tmp_path: Path, text: bytes) -> None:
     one = observer(tmp_path, dev_orchestrator=text)
-    one._collect(watch(Recording(lost="GDB died")), answers=True)
+    collect(one.evidence, [guest(one, watch(Recording(lost="GDB died")))], answers=True)
     assert "incomplete" in one.evidence.lost["guest"]
     assert one.evidence.lost["gdb"] == "GDB died"
 
@@ -186,7 +192,7 @@ def test_a_report_that_is_incomplete_is_a_loss(tmp_path: Path, text: bytes) -> N
 def test_each_loss_of_an_observer_reaches_the_evidence(tmp_path: Path) -> None:
     one = observer(tmp_path, dev_orchestrator=b"KTAP version 1\n1..1\nok 1 a\n")
     one.machine.qmp.lost, one.recorder.lost_int3 = "no events", "no count"
-    one._collect(watch(Recording()), answers=True)
+    collect(one.evidence, [guest(one, watch(Recording()))], answers=True)
     lost = one.evidence.lost
     assert (lost["guest"], lost["gdb"], lost["ledger"], lost["qmp"]) == (
         ("", "", "no count", "no events")
@@ -197,7 +203,7 @@ def test_each_loss_of_an_observer_reaches_the_evidence(tmp_path: Path) -> None:
 def test_events_without_the_guests_start_were_not_read(tmp_path: Path) -> None:
     one = observer(tmp_path)
     one.machine.qmp.find = lambda _: None
-    one._collect(watch(Recording()), answers=True)
+    collect(one.evidence, [guest(one, watch(Recording()))], answers=True)
     assert one.evidence.lost["qmp"] == "QEMU's events lack the guest's start"
 
 
@@ -205,19 +211,18 @@ def test_files_for_people_that_cannot_be_written_cost_nothing(tmp_path: Path) ->
     for name in ("guest.ktap", "int3.ledger", "cpus.json"):
         (tmp_path / name).mkdir()
     one = observer(tmp_path, dev_orchestrator=b"KTAP version 1\n1..1\nok 1 a\n")
-    one._collect(watch(Recording()), answers=True)
-    one._record_cpus([], [])
-    one._copy_results()
+    guest(one, None).record_cpus([])
+    collect(one.evidence, [guest(one, watch(Recording()))])
     assert one.evidence.damaged_logs == (
-        "guest.ktap could not be written: Is a directory",
         "cpus.json could not be written: Is a directory",
+        "guest.ktap could not be written: Is a directory",
         "int3.ledger could not be written: Is a directory",
     )
 
 
 def test_a_console_that_shows_what_the_guest_writes_was_read_to_the_end(tmp_path: Path) -> None:
     one = observer(tmp_path)
-    one._prove_console()
+    guest(one, None).prove_console()
     assert "/dev/kmsg" in one.machine.asked[0]
 
 
@@ -228,10 +233,12 @@ def test_a_console_that_does_not_is_no_basis_for_a_verdict(
     one = observer(tmp_path)
     one.machine.console.shows = lambda _: False
     with pytest.raises(InfraError, match="does not show what the guest writes to it"):
-        one._prove_console()
+        guest(one, None).prove_console()
 
 
-def test_a_silent_guest_is_explained_without_being_given_up_again(tmp_path: Path) -> None:
+def test_a_silent_guest_is_explained_without_being_given_up_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While the observer finds out why, neither silence nor the fault ends a wait."""
     one = observer(tmp_path)
     hung = TimedOut("a sign of life from the guest", 60)
@@ -240,16 +247,16 @@ def test_a_silent_guest_is_explained_without_being_given_up_again(tmp_path: Path
     def poke(*_: object, **__: object) -> None:
         raise hung
 
-    def explain(watch: object, symbols: object, error: OrchestratorError) -> None:
+    def explain(self: ShellGuest, error: OrchestratorError) -> None:
         seen.append("explained")
         error.outcome = "hang"
         raise error
 
     one.evidence.cpus = (0, 1)
     object.__setattr__(one, "_poke_everything", poke)
-    object.__setattr__(one, "_explain", explain)
+    monkeypatch.setattr(ShellGuest, "explain", explain)
     with pytest.raises(TimedOut):
-        one._observe_round(watch(Recording()), [], 1)
+        one._observe_round(watch(Recording()), guest(one, watch(Recording())), 1)
     assert seen == ["explained"] and not one.machine.asked
 
 
@@ -283,6 +290,6 @@ def test_a_guest_without_progress_is_the_kernels_fault_only_if_it_owes_something
     one.machine.console.lines = ["KTAP version 1", "1..9", "ok 1 nop5.direct.on", "ok 2 x # SKIP"]
     monkeypatch.setattr(module.cpus, "stuck", lambda *_: stuck)
     with pytest.raises(OrchestratorError, match=text) as caught:
-        one._explain(idle_watch(step, traps), [], TimedOut("a sign of life", 60))
+        guest(one, idle_watch(step, traps)).explain(TimedOut("a sign of life", 60))
     assert caught.value.outcome == outcome
     assert isinstance(caught.value, NoAnswer) == (outcome == "infra" and awk != b"")

@@ -38,12 +38,12 @@ def test_watched_steps_come_first_and_exclusive_ones_last() -> None:
     assert [step.is_watched for step in steps] == [True] * 5 + [False] * 5
 
 
-def test_scenarios_with_nmis_or_companions_come_last_in_request_order() -> None:
-    requested = [scenario("nmi", site="nop2", nmi=10), ALL[0], *ALL[1:3]]
+def test_scenarios_with_companions_come_last_in_request_order() -> None:
+    requested = [scenario("other", site="nop2", companion="true"), ALL[0], *ALL[1:3]]
     steps = plan_steps(requested, CPUS, 1.0, 1)
     assert order(steps) == [
-        *[("nmi", "gated")] * 2, *[("site", "gated")] * 2,
-        ("site", "free"), ("code", "free"), ("nmi", "free"), ("hotplug", "free"),
+        *[("other", "gated")] * 2, *[("site", "gated")] * 2,
+        ("site", "free"), ("code", "free"), ("other", "free"), ("hotplug", "free"),
     ]  # fmt: skip
 
 

@@ -13,8 +13,8 @@ from orchestrator.host.paths import PROJECT
 
 LAYERS = (
     "errors", "options", "ui", "host", "text", "scenarios", "kernel", "guest", "machine", "spec",
-    "watch", "verdict", "attach", "survey", "branch", "observer", "soak", "rundir", "run", "replay",
-    "doctor", "many", "report", "commands", "cli",
+    "watch", "verdict", "attach", "survey", "branch", "guests", "course", "observer", "planned",
+    "soak", "rundir", "run", "replay", "doctor", "many", "report", "commands", "cli",
 )  # fmt: skip
 """From the ground up. A part may import itself and what comes before it."""
 

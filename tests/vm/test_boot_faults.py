@@ -61,7 +61,7 @@ def boot(machine: Machine, kernel: Kernel, directory: Path) -> tuple[Evidence, V
     with pytest.raises(BootError) as caught:
         observer.prepare()
     evidence.error = caught.value
-    evidence.take_console(machine.console)
+    evidence.take_consoles()
     return evidence, judge(evidence)
 
 
@@ -134,7 +134,7 @@ def test_where_the_console_does_not_tell_the_kernels_log_does(
         machine.ssh.run("insmod /provoke.ko how=warn")
         with pytest.raises(KernelFault) as caught:
             machine.ssh.run("echo '<0>Kernel panic - not syncing: not really' >/dev/kmsg; sleep 9")
-        observer._excuse_programs()
+        observer._guest(None, {}, []).excuse_programs()
         assert [finding.kind for finding in scanner.findings] == ["warn"]
         assert caught.value.fault.excuse
         machine.check()
