@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import bisect
+import functools
 import re
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
@@ -83,9 +84,19 @@ def of_vmlinux(vmlinux: Path | None) -> list[str]:
     if vmlinux is None:
         return []
     try:
-        return proc.run([proc.need("nm", "binutils"), str(vmlinux)]).stdout.splitlines()
-    except subprocess.CalledProcessError:
+        status = vmlinux.stat()
+    except OSError:
         return []
+    return [*_printed_by_nm(vmlinux, status.st_mtime_ns, status.st_size)]
+
+
+@functools.lru_cache(maxsize=2)
+def _printed_by_nm(vmlinux: Path, _changed: int, _size: int) -> tuple[str, ...]:
+    """A run needs them several times."""
+    try:
+        return (*proc.run([proc.need("nm", "binutils"), str(vmlinux)]).stdout.splitlines(),)
+    except subprocess.CalledProcessError:
+        return ()
 
 
 def offset(lines: Iterable[str], guest: Mapping[str, int]) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import itertools
 import mmap
 import struct
 import zlib
@@ -107,6 +108,10 @@ DATA: Mapping[str, tuple[str, ...]] = {
 """Name in the configuration -> symbols, of which the first that a kernel has is used."""
 
 
+WATCHED = frozenset(itertools.chain(WRITERS, (SYNC,), HANDLERS, *POINTS.values(), *DATA.values()))
+"""All names for which configuration() looks."""
+
+
 def configuration(lines: Iterable[str], sites: Mapping[int, int]) -> list[str]:
     """The lines of the plugin's configuration.
 
@@ -118,6 +123,8 @@ def configuration(lines: Iterable[str], sites: Mapping[int, int]) -> list[str]:
     for line in lines:
         address, _, name, *module = line.split()
         base, _, suffix = name.partition(".")
+        if base not in WATCHED:
+            continue
         if not module and not suffix.startswith(("cold", "part", "cfi_jt")):
             addresses.setdefault(base, []).append(int(address, 16))
 
