@@ -61,6 +61,9 @@ class MachineSpec:
     the guest also finds a plan, see `plan`. None: guest time follows the host's clock."""
     plan: Path | None = None
     """The file with the plan for the guest (guest/module/plan.c). None: it has to wait for one."""
+    one_instruction: bool = False
+    """Whether TCG's translated blocks have one instruction each, which is slow, and changes nothing
+    in the guest."""
     incoming: bool = False
     """Whether the machine is to be restored from a snapshot instead of booting."""
 
@@ -205,7 +208,8 @@ def accelerator(spec: MachineSpec) -> str:
     otherwise. When it is full, everything is translated anew, which the recorder could see.
     """
     size = f",tb-size={TRANSLATED}" if spec.icount is not None else ""
-    return f"{spec.accel.option}{size}"
+    single = ",one-insn-per-tb=on" if spec.one_instruction else ""
+    return f"{spec.accel.option}{size}{single}"
 
 
 def deterministic(spec: MachineSpec) -> Iterator[str]:

@@ -36,6 +36,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "qemu-plugin.h"
@@ -152,6 +153,12 @@ struct control {
 	uint64_t previous;	/* records in the other file */
 	/* nonzero while GDB has breakpoints: see passes() */
 	uint64_t gdb;
+	/* The host wants the guest to wait once there are so many records: see wait_for_host(). */
+	uint64_t wait_at;
+	uint64_t waits;		/* how often it has waited, or waits for the first time, ... */
+	uint64_t let_go;	/* ... and how often the host let it go on */
+	uint64_t single;	/* nonzero: `steps` are counted from now on */
+	uint64_t steps;		/* instructions that began after the last wait */
 };
 
 struct slot {
@@ -227,6 +234,22 @@ static void turn(void)
 	__atomic_store_n(&control->previous, records, __ATOMIC_RELEASE);
 }
 
+/*
+ * Nothing in the guest goes on meanwhile, as one thread runs all CPUs, and no
+ * time passes. QEMU's main thread takes commands. One that stops the guest
+ * takes effect at the end of the translated block, which has one instruction
+ * if the host has asked QEMU for that.
+ */
+static void wait_for_host(void)
+{
+	const struct timespec pause = { .tv_nsec = 1000000 };
+
+	control->steps = 0;
+	__atomic_store_n(&control->waits, control->waits + 1, __ATOMIC_RELEASE);
+	while (__atomic_load_n(&control->let_go, __ATOMIC_ACQUIRE) != control->waits)
+		nanosleep(&pause, NULL);
+}
+
 static void emit(enum kind kind, unsigned int cpu, unsigned int flags, uint32_t number,
 		 const uint64_t *words, int count)
 {
@@ -240,6 +263,8 @@ static void emit(enum kind kind, unsigned int cpu, unsigned int flags, uint32_t 
 	if (count)
 		memcpy(record->word, words, count * sizeof(*words));
 	__atomic_store_n(&control->records, control->records + 1, __ATOMIC_RELEASE);
+	if (control->records == control->wait_at)
+		wait_for_host();
 }
 
 /* -- the guest's registers and memory */
@@ -1428,6 +1453,13 @@ static void instruction(struct qemu_plugin_insn *insn)
 	}
 }
 
+static void counts_step(unsigned int vcpu, void *data)
+{
+	(void)vcpu;
+	(void)data;
+	control->steps++;
+}
+
 static void translated(struct qemu_plugin_tb *tb)
 {
 	pthread_mutex_lock(&lock);
@@ -1436,8 +1468,13 @@ static void translated(struct qemu_plugin_tb *tb)
 	heed();
 	if (control->gdb)
 		find_second(qemu_plugin_insn_vaddr(qemu_plugin_tb_get_insn(tb, 0)));
-	for (size_t i = 0, n = qemu_plugin_tb_n_insns(tb); i < n; i++)
-		instruction(qemu_plugin_tb_get_insn(tb, i));
+	for (size_t i = 0, n = qemu_plugin_tb_n_insns(tb); i < n; i++) {
+		struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
+
+		if (control->single)	/* before the others, which may wait */
+			qemu_plugin_register_vcpu_insn_exec_cb(insn, counts_step, QEMU_PLUGIN_CB_NO_REGS, NULL);
+		instruction(insn);
+	}
 	pthread_mutex_unlock(&lock);
 }
 

@@ -44,10 +44,11 @@ SOURCE = Path(__file__).with_name("recorder.c")
 CPUS = 64
 SLOTS = 32768
 SLOT = struct.Struct(f"<Q{CPUS}Q")  # struct slot in recorder.c
-CONTROL = struct.Struct("<6I4Q")  # struct control
+CONTROL = struct.Struct("<6I9Q")  # struct control
 RELOAD, TURN, LOOK = range(3)
-GDB = 48
-"""Offset of the member `gdb`."""
+GDB, WAIT_AT, WAITS, LET_GO, SINGLE, STEPS = range(48, CONTROL.size, 8)
+"""Offsets of the last members."""
+QUAD = struct.Struct("<Q")
 
 RECORD = np.dtype(
     [
@@ -240,13 +241,42 @@ class Recorder:
     def gdb(self) -> Iterator[None]:
         """While the block runs, GDB may keep CPUs from executing the first instruction of a
         watched function."""
-        with self._mapped() as control:
-            struct.pack_into("<Q", control, GDB, 1)
+        self._set(GDB, 1)
         try:
             yield
         finally:
-            with self._mapped() as control:
-                struct.pack_into("<Q", control, GDB, 0)
+            self._set(GDB, 0)
+
+    # -- stopping at an event
+
+    def wait_at(self, records: int, *, single: bool = False) -> None:
+        """Have the guest wait in the middle of an instruction once the log has so many records.
+
+        single: whether QEMU executes one instruction at a time from now on, so that `steps` counts.
+        """
+        self._set(SINGLE, int(single))
+        self._set(WAIT_AT, records)
+
+    @property
+    def waits(self) -> bool:
+        """Whether the guest waits now."""
+        with self._mapped() as control:
+            return QUAD.unpack_from(control, WAITS) != QUAD.unpack_from(control, LET_GO)
+
+    def let_go(self) -> None:
+        """Let a guest that waits go on."""
+        with self._mapped() as control:
+            control[LET_GO : LET_GO + QUAD.size] = control[WAITS : WAITS + QUAD.size]
+
+    @property
+    def steps(self) -> int:
+        """How many instructions have begun since the guest waited last."""
+        with self._mapped() as control:
+            return int(QUAD.unpack_from(control, STEPS)[0])
+
+    def _set(self, member: int, value: int) -> None:
+        with self._mapped() as control:
+            QUAD.pack_into(control, member, value)
 
     def _ask(self, wish: int, wait: Wait) -> bool:
         """Returns whether the wish was fulfilled, which takes until the guest executes anything."""
