@@ -21,7 +21,7 @@ from pathlib import Path
 from orchestrator import ui
 from orchestrator.errors import BootError, GuestRefused, InfraError
 from orchestrator.guest import initramfs, module
-from orchestrator.host import files, keeper, seal, tools
+from orchestrator.host import files, keeper, tools
 from orchestrator.host.paths import cache_dir, cached_dir
 from orchestrator.kernel.model import Kernel
 from orchestrator.machine import snapshot as state
@@ -44,7 +44,7 @@ from orchestrator.text import emulation, symbols
 from orchestrator.watch.recorder import CURRENT, Recorder, Records, packed
 from orchestrator.watch.recorder import load as load_log
 
-LAYOUT = 1
+LAYOUT = 2
 """Increase it when snapshots made before cannot be used any more."""
 ICOUNT = 5
 """Guest time that one instruction takes: 2**ICOUNT ns."""
@@ -100,6 +100,8 @@ class Snapshot:
     """CPUs that are online."""
     command_line: str
     """The guest's /proc/cmdline."""
+    course: str
+    """fingerprint() of the boot."""
 
     @property
     def file(self) -> Path:
@@ -108,22 +110,31 @@ class Snapshot:
 
     @property
     def identity(self) -> str:
-        """Identifies the saved guest: one that is saved again is another one."""
-        return f"{self.directory.name} {seal.fingerprints(self.directory).get(STATE, '')}"
+        """Identifies the saved guest, on every host."""
+        return f"{self.directory.name} {self.course}"
 
 
-def save(machine: Machine, directory: Path) -> Snapshot:
+def save(machine: Machine, directory: Path, recorder: Recorder) -> Snapshot:
     """Boot a guest that has guest_files(), until it waits for a plan, and save it to `directory`.
+
+    recorder: of that machine. By it the guest stops at the same instruction each time.
 
     Raises BootError if it does not get there, and InfraError if it cannot be saved.
     """
+    recorder.hold()
     machine.cont()
     try:
-        machine.wait(lambda: bool(_letter(machine)), BOOT_SECONDS, "the guest's boot")
+        machine.wait(
+            lambda: bool(_letter(machine)) and recorder.waits, BOOT_SECONDS, "the guest's boot"
+        )
     except (TimedOut, KernelFault) as error:
         raise BootError(f"{error}; nothing had been poked yet") from error
-    state.save(machine, directory / STATE)
-    snapshot = _described(machine, directory, _text(machine, _letter(machine)))
+    state.save(machine, directory / STATE, recorder.let_go)
+    if recorder.waits:
+        ui.say("QEMU took long to stop the guest: branches of this snapshot differ from others")
+        recorder.let_go()
+    letter, course = _text(machine, _letter(machine)), fingerprint(recorder.records())
+    snapshot = _described(machine, directory, letter, course)
     facts = {name: value for name, value in asdict(snapshot).items() if name != "directory"}
     files.save(directory / FACTS, facts)
     return snapshot
@@ -147,7 +158,7 @@ def _text(machine: Machine, address: int) -> str:
     return machine.read_memory(text, min(size, LARGEST)).decode(errors="replace")
 
 
-def _described(machine: Machine, directory: Path, letter: str) -> Snapshot:
+def _described(machine: Machine, directory: Path, letter: str, course: str) -> Snapshot:
     parts: dict[str, list[str]] = {}
     for line in letter.splitlines():
         kind, _, rest = line.partition(" ")
@@ -164,6 +175,7 @@ def _described(machine: Machine, directory: Path, letter: str) -> Snapshot:
         console=[*machine.console.lines],
         cpus=[*online_cpus("".join(parts.get("online", [])[:1]), machine.spec.smp)],
         command_line="".join(parts.get("cmdline", [])[:1]),
+        course=course,
     )
 
 
@@ -210,7 +222,7 @@ def obtain(
                 ui.step("booting a guest to be saved"),
                 Machine(saved, directory, Keys.fresh()) as machine,
             ):
-                save(machine, entry)
+                save(machine, entry, recording)
                 with (entry / BOOT_LOG).open("wb") as log:
                     log.writelines(packed(recording.records()))
 

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * /dev/orchestrator-plan: what is written to it the host reads from the memory of
- * the guest. Reading it waits for a plan from the host, and returns it. QEMU hands it over in its firmware configuration device (fw_cfg), under
- * the name opt/orchestrator/plan. What that device holds is no part of a
- * snapshot: a guest that was saved while it waits finds the plan of the QEMU
- * that it is restored in. So a plan arrives without an interrupt or a byte on a
- * serial line, and always at the same instruction.
+ * the guest. Reading it waits for a plan from the host, and returns it. QEMU hands
+ * it over in its firmware configuration device (fw_cfg), under the name
+ * opt/orchestrator/plan. What that device holds is no part of a snapshot: a guest
+ * that was saved while it waits finds the plan of the QEMU that it is restored in.
+ * So a plan arrives without an interrupt or a byte on a serial line, and always at
+ * the same instruction.
  */
 #include <linux/delay.h>
 #include <linux/errno.h>
@@ -31,6 +32,13 @@
 #define LETTER_SIZE	(1 << 20)
 /* The guest's time between two looks. An idle guest skips it. */
 #define PAUSE_US	1000
+/* So many looks later, what was written to the console before is there. */
+#define SETTLED		50
+/*
+ * A NOP at which QEMU's plugin lets the host save the guest (holds() in
+ * orchestrator/watch/recorder.c), so that it is the same instruction each time.
+ */
+#define HOLD		".byte 0x0f, 0x1f, 0x84, 0x00; .ascii \"hold\""
 
 /* docs/specs/fw_cfg.rst in QEMU's sources */
 #define SELECTOR	0x510
@@ -94,6 +102,7 @@ static char first_byte(u16 key)
 
 static ssize_t plan_read(struct file *file, char __user *buf, size_t size, loff_t *pos)
 {
+	unsigned int looks = 0;
 	ssize_t result;
 	size_t used;
 	char *plan;
@@ -109,8 +118,11 @@ static ssize_t plan_read(struct file *file, char __user *buf, size_t size, loff_
 	plan = kzalloc(PLAN_SIZE, GFP_KERNEL);
 	if (!plan)
 		return -ENOMEM;
-	while (first_byte(key) == NO_PLAN && !signal_pending(current))
+	while (first_byte(key) == NO_PLAN && !signal_pending(current)) {
+		if (looks++ >= SETTLED)
+			asm volatile(HOLD);
 		usleep_range(PAUSE_US, PAUSE_US);
+	}
 	seek(key);
 	for (used = 0; used < PLAN_SIZE; used++) {
 		plan[used] = inb(DATA);

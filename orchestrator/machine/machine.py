@@ -32,8 +32,10 @@ RESTART_SECONDS = 0.5
 """Limit for the time until the console shows why the guest has reset."""
 PAUSED_SECONDS = 10.0
 """After this time a QEMU whose process somebody has stopped (SIGSTOP) is given up."""
-RUN_STATES = ("running", "debug", "paused", "prelaunch")
-"""QEMU's run states in which nothing is wrong; GDB's stops are `debug`."""
+MIGRATION = ("inmigrate", "finish-migrate", "postmigrate")
+RUN_STATES = ("running", "debug", "paused", "prelaunch", *MIGRATION)
+"""QEMU's run states in which nothing is wrong; GDB's stops are `debug`, and MIGRATION is what it
+does to save and restore a guest."""
 LONGEST_DIRECTORY = 60
 """Longest name of a directory for sockets, in bytes."""
 

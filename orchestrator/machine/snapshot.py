@@ -7,6 +7,8 @@ as large as the memory, but has holes where the guest has never used it.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.errors import InfraError
@@ -18,6 +20,7 @@ QEMU_SNAPSHOTS = (9, 0)
 """The first version that has mapped-ram."""
 SECONDS = 60.0
 """Limit for saving or restoring, which take less than a second each on a quiet host."""
+PAUSE_SECONDS = 0.3
 FAST = 0.01
 """Seconds between two looks at the progress. The usual interval is a fifth of what it takes."""
 
@@ -30,8 +33,14 @@ def why_not(qemu: Qemu) -> str:
     return ""
 
 
-def save(machine: Machine, file: Path) -> None:
-    """Stop the guest and save it to `file`. It stays stopped. Raises InfraError if that fails."""
+def save(machine: Machine, file: Path, let_go: Callable[[], None] | None = None) -> None:
+    """Stop the guest and save it to `file`. It stays stopped. Raises InfraError if that fails.
+
+    let_go: for a guest that waits in QEMU's plugin: lets it go on. It stops at once if QEMU has
+    taken the command to stop by then, which takes much less than PAUSE_SECONDS.
+    """
+    if let_go:
+        threading.Timer(PAUSE_SECONDS, let_go).start()
     machine.qmp.execute("stop")
     _enable(machine)
     machine.qmp.execute("migrate", uri=_uri(file))

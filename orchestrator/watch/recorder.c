@@ -157,6 +157,7 @@ struct control {
 	uint64_t wait_at;
 	uint64_t waits;		/* how often it has waited, or waits for the first time, ... */
 	uint64_t let_go;	/* ... and how often the host let it go on */
+	uint64_t hold;		/* nonzero: the guest also waits where it says so: see holds() */
 	uint64_t single;	/* nonzero: `steps` are counted from now on */
 	uint64_t steps;		/* instructions that began after the last wait */
 };
@@ -1413,6 +1414,17 @@ static struct slot *slot_of(uint64_t address)
 	return slot;
 }
 
+/* A NOP by which the guest says that nothing is under way: the loop in guest/module/plan.c. */
+static const uint8_t hold_here[] = { 0x0f, 0x1f, 0x84, 0x00, 'h', 'o', 'l', 'd' };
+
+static void holds(unsigned int vcpu, void *data)
+{
+	(void)vcpu;
+	(void)data;
+	if (control->hold)
+		wait_for_host();
+}
+
 static void instruction(struct qemu_plugin_insn *insn)
 {
 	uint64_t address = qemu_plugin_insn_vaddr(insn);
@@ -1425,6 +1437,8 @@ static void instruction(struct qemu_plugin_insn *insn)
 		return;
 	length = qemu_plugin_insn_data(insn, code, sizeof(code));
 	shadow_check(address, code, length);
+	if (length == sizeof(hold_here) && !memcmp(code, hold_here, length))
+		qemu_plugin_register_vcpu_insn_exec_cb(insn, holds, QEMU_PLUGIN_CB_NO_REGS, NULL);
 	here = watched_at(address);
 	if (here)
 		qemu_plugin_register_vcpu_insn_exec_cb(insn, passes, QEMU_PLUGIN_CB_R_REGS, here);

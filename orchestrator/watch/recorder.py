@@ -44,9 +44,9 @@ SOURCE = Path(__file__).with_name("recorder.c")
 CPUS = 64
 SLOTS = 32768
 SLOT = struct.Struct(f"<Q{CPUS}Q")  # struct slot in recorder.c
-CONTROL = struct.Struct("<6I9Q")  # struct control
+CONTROL = struct.Struct("<6I10Q")  # struct control
 RELOAD, TURN, LOOK = range(3)
-GDB, WAIT_AT, WAITS, LET_GO, SINGLE, STEPS = range(48, CONTROL.size, 8)
+GDB, WAIT_AT, WAITS, LET_GO, HOLD, SINGLE, STEPS = range(48, CONTROL.size, 8)
 """Offsets of the last members."""
 QUAD = struct.Struct("<Q")
 
@@ -256,6 +256,10 @@ class Recorder:
         """
         self._set(SINGLE, int(single))
         self._set(WAIT_AT, records)
+
+    def hold(self) -> None:
+        """Have the guest wait when it waits for a plan, which is the same instruction each time."""
+        self._set(HOLD, 1)
 
     @property
     def waits(self) -> bool:

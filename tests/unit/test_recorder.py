@@ -87,7 +87,7 @@ def log_of(kinds: list[int], cpu: int = 0) -> bytes:
 def state(
     made: Recorder, *, turned: int = 0, records: int = 0, lost: int = 0, previous: int = 0
 ) -> None:
-    content = CONTROL.pack(0, turned, 0, 0, turned, 0, records, lost, previous, *[0] * 6)
+    content = CONTROL.pack(0, turned, 0, 0, turned, 0, records, lost, previous, *[0] * 7)
     write(made, "control", content)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,29 +40,32 @@ def qemu() -> tools.Qemu:
     return tools.qemu()
 
 
-@pytest.fixture(scope="module")
-def saved(
-    kernel: Kernel, qemu: tools.Qemu, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[branch.Snapshot, MachineSpec]:
-    """A guest that waits for a plan, and its machine."""
-    directory = tmp_path_factory.mktemp("saved")
+Saved = tuple[branch.Snapshot, MachineSpec]
+"""A guest that waits for a plan, and its machine."""
+
+
+def save(kernel: Kernel, qemu: tools.Qemu, directory: Path) -> Saved:
+    directory.mkdir(exist_ok=True)
     image = initramfs.build(
         directory / "initramfs.cpio",
         busybox=tools.busybox(),
         dropbear=tools.dropbear(),
         files={**module.files(kernel), **branch.guest_files(select(SCENARIOS))},
     )
+    chosen = accel.choose("tcg", qemu)
+    recorder = Recorder(qemu, chosen)
+    recorder.configure(symbols.of_vmlinux(kernel.vmlinux))
     spec = MachineSpec(
-        qemu=qemu,
-        accel=accel.choose("tcg", qemu),
-        bzimage=kernel.bzimage,
-        initrd=image,
-        smp=SMP,
-        icount=5,
+        qemu=qemu, accel=chosen, bzimage=kernel.bzimage, initrd=image, smp=SMP, icount=5
     )
-    with Machine(spec, directory, Keys.fresh()) as machine:
-        branch.save(machine, directory)
+    with Machine(replace(spec, options=recorder.options), directory, Keys.fresh()) as machine:
+        branch.save(machine, directory, recorder)
     return branch.load(directory), spec
+
+
+@pytest.fixture(scope="module")
+def saved(kernel: Kernel, qemu: tools.Qemu, tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    return save(kernel, qemu, tmp_path_factory.mktemp("saved"))
 
 
 @contextlib.contextmanager
@@ -77,7 +81,7 @@ def busy(loops: int) -> Iterator[None]:
 
 
 def run(
-    saved: tuple[branch.Snapshot, MachineSpec], kernel: Kernel, directory: Path, seed: int = 1
+    saved: Saved, kernel: Kernel, directory: Path, seed: int = 1
 ) -> tuple[bytes, str, list[str]]:
     """One branch: the recorder's log, the module's report and the console."""
     directory.mkdir()
@@ -95,7 +99,7 @@ def run(
 
 
 def test_a_branch_carries_out_its_plan_and_repeats_it_beside_busy_loops(
-    saved: tuple[branch.Snapshot, MachineSpec], kernel: Kernel, tmp_path: Path
+    saved: Saved, kernel: Kernel, tmp_path: Path
 ) -> None:
     log, report, console = run(saved, kernel, tmp_path / "quiet")
     results = ktap.parse(report.splitlines())
@@ -114,8 +118,16 @@ def test_a_branch_carries_out_its_plan_and_repeats_it_beside_busy_loops(
     assert other[0] != log
 
 
+def test_a_snapshot_that_is_made_again_is_the_same(
+    saved: Saved, kernel: Kernel, qemu: tools.Qemu, tmp_path: Path
+) -> None:
+    with busy(4):
+        again = save(kernel, qemu, tmp_path / "again")
+    assert run(again, kernel, tmp_path / "second") == run(saved, kernel, tmp_path / "first")
+
+
 def test_gdb_watches_a_branch_from_its_first_instruction(
-    saved: tuple[branch.Snapshot, MachineSpec], kernel: Kernel, tmp_path: Path
+    saved: Saved, kernel: Kernel, tmp_path: Path
 ) -> None:
     """The gated part needs no boot and no ssh, and both observers agree."""
     snapshot, spec = saved
