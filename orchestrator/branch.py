@@ -23,6 +23,7 @@ from orchestrator.errors import BootError, GuestRefused, InfraError
 from orchestrator.guest import initramfs, module
 from orchestrator.host import files, keeper, tools
 from orchestrator.host.paths import cache_dir, cached_dir
+from orchestrator.kernel import cache
 from orchestrator.kernel.model import Kernel
 from orchestrator.machine import snapshot as state
 from orchestrator.machine.faults import KernelFault, TimedOut
@@ -63,6 +64,9 @@ SAYS = "orchestrator: "
 GAVE_UP = "orchestrator: no plan can be carried out: "
 """What guest/init/branch writes to the console."""
 BOOT_SECONDS = 600
+KEPT = 32
+"""Snapshots in the cache, of some 60 MB each. Each mutant and each commit of a bisection has its
+own, and most are never needed again."""
 TEXT = struct.Struct("<2Q")
 """struct orch_text in guest/module/orch.h."""
 LARGEST = 1 << 20
@@ -226,7 +230,12 @@ def obtain(
                 with (entry / BOOT_LOG).open("wb") as log:
                     log.writelines(packed(recording.records()))
 
-        snapshot = load(cached_dir(target, make, vital=(FACTS, IMAGE, BOOT_LOG)))
+        known = target.is_dir()
+        cached_dir(target, make, vital=(FACTS, IMAGE, BOOT_LOG))
+        files.use(target)
+        if not known:
+            cache.keep_newest(target.parent, KEPT)
+        snapshot = load(target)
     return snapshot, replace(spec, initrd=snapshot.directory / IMAGE)
 
 

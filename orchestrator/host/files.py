@@ -23,7 +23,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from orchestrator.host import keeper
 
@@ -65,6 +65,17 @@ def _open_lock(path: Path) -> int:
 def lock_of(path: Path) -> Path:
     """The lock file of the directory or file `path`: .NAME.lock beside it."""
     return path.with_name(f".{path.name}.lock")
+
+
+_used: list[IO[str]] = []
+
+
+def use(path: Path) -> None:
+    """Keep others from removing an entry of a cache as long as this process lives."""
+    # A cache that belongs to another user can be read, too, and is cleaned by nobody but them.
+    with contextlib.suppress(OSError):
+        _used.append(lock_of(path).open("a"))
+        fcntl.flock(_used[-1], fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
 def partial_dir(final: Path) -> Path:

@@ -170,6 +170,17 @@ def clean(
             yield entry
 
 
+def keep_newest(folder: Path, count: int) -> None:
+    """Remove the least recently used entries of a folder of the cache until `count` remain.
+
+    Those that somebody has locked stay.
+    """
+    entries = sorted(folder.glob("[!.]*"), key=_used)
+    for path in entries[: max(0, len(entries) - count)]:
+        with contextlib.suppress(InfraError, OSError):  # another process has removed it
+            _remove(path)
+
+
 def verify() -> Iterator[tuple[CacheEntry, list[str]]]:
     """Read all entries that have checksums, and yield each with the names of its damaged files.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import cli
+from orchestrator.host import files
 from orchestrator.host.debian import Package
 from orchestrator.host.paths import cache_dir, cached_dir, is_intact, locked
 from orchestrator.kernel import cache
@@ -181,3 +182,13 @@ def test_images_are_offered_by_their_exact_selector(
     assert {selector: headers for selector, (_, headers) in offered.items()} == {
         "debian:6.9.10": True, "debian:6.9.10-cloud": False, "debian:6.16.3": False,
     }  # fmt: skip
+
+
+def test_of_a_folder_that_would_grow_for_ever_the_newest_and_what_is_in_use_stay() -> None:
+    for age, name in enumerate(("new", "older", "oldest", "in use")):
+        path = entry("snapshots", name, idle=age)
+    files.use(path)
+    os.utime(files.lock_of(path), (0, time.time() - DAY))
+    cache.keep_newest(path.parent, 1)
+    assert sorted(path.name for path in path.parent.glob("[!.]*")) == ["in use", "new"]
+    cache.keep_newest(path.parent / "of nobody", 1)
