@@ -26,6 +26,11 @@ def disassemble(data: bytes, address: int, name: Name | None = None) -> str:
     return next(instructions(data, address, name), (BAD, 0))[0]
 
 
+def length(data: bytes) -> int:
+    """The length of the first instruction of `data`, 0 if it is none or cut short."""
+    return next(instructions(data, 0, None), (BAD, 0))[1]
+
+
 def describe(data: bytes, address: int, old: bytes, new: bytes, name: Name | None = None) -> str:
     """The meaning of `data`, read at the site at `address` during a poke from `old` to `new`.
 

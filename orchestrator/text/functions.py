@@ -52,6 +52,17 @@ TASKS = "synchronize_rcu_tasks"
 some by a jump, in a kernel with preemption."""
 LOCK = "text_mutex"
 """The mutex under which text is written."""
+LOCKS = (
+    "cpu_hotplug_lock",
+    LOCK,
+    "jump_label_mutex",
+    "static_call_mutex",
+    "kprobe_mutex",
+    "ftrace_lock",
+    "tracepoints_mutex",
+    "module_mutex",
+)
+"""Locks that are held while text is written. The first one is no mutex."""
 PATCHERS = {
     "arch_jump_label_transform": "jump labels",
     "arch_static_call_transform": "static calls",

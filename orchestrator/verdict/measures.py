@@ -80,7 +80,10 @@ def coverage(evidence: Evidence) -> Coverage:
 
 
 def pokes(evidence: Evidence) -> dict[str, int]:
-    """The number of pokes that GDB watched, by owner: the test module, or a kernel function."""
+    """The number of pokes by owner: all that were judged; without a record those that GDB watched,
+    of the test module or of a kernel function."""
+    if evidence.record:
+        return dict(evidence.record.judged.most_common())
     watched = [step.watched for step in evidence.watched_steps if step.watched]
     owners = Counter({TEST_MODULE: sum(len(one.announced) for one in watched)})
     owners.update(evidence.kernel_pokers)

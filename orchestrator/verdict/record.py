@@ -28,15 +28,16 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.text import semantics
-from orchestrator.text.functions import STOPPERS
+from orchestrator.text import disasm, semantics
+from orchestrator.text.functions import LOCKS, STOPPERS
 from orchestrator.verdict.model import Event, cpu_names
 
 WRITE, WRITER, CALLERS, SYNC, SERIALISE, TRAP, RESUME, CODE, PASS, STOPPER, UNLOCK = range(1, 12)
-MODE, BRANCH, CALL, TASKS = range(12, 16)
+MODE, BRANCH, CALL, TASKS, ORDER = range(12, 17)
 """enum kind in recorder.c."""
 F_IRQS, F_EARLY, F_MEMSET, F_UNREADABLE, F_MAPPED = 1, 2, 4, 8, 16
-"""Flags of WRITE; UNLOCK has the last."""
+F_EXECUTED, F_STATE = 32, 64
+"""Flags of WRITE; UNLOCK has F_MAPPED, and SYNC has F_STATE."""
 SITE_FLIPPED, SITE_TAIL, SITE_INIT, SITE_GONE = 1, 1, 2, 4
 """Flags of BRANCH and CALL: the branch is taken unless the key is on; the call is a jump; the site
 is in text that is there only at the beginning; it is in a list of what is no longer there."""
@@ -72,6 +73,8 @@ OWNERS = (
 )
 """Part of a function's name -> whose pokes it makes."""
 TEST_MODULE, OTHERS = "test module", "others"
+BY_PROTOCOL = ("jump labels", "static calls", "ftrace")
+"""Owners that change an instruction of live text. The others also fill memory that was freed."""
 BEFORE_SMP = "writes while only one CPU was online, which need no int3"
 NEW_TEXT = "writes of text that is not known to be live"
 OTHER_INT3 = "int3 outside of any poke"
@@ -205,6 +208,8 @@ class Judgement:
     """int3 of pokes by CPU, phase when it was executed, and phase when the CPU went on."""
     batches: Counter[int] = field(default_factory=Counter)
     """How many times so many sites were poked before text_mutex was released."""
+    orders: dict[tuple[int, int], str] = field(default_factory=dict)
+    """Who took the second lock while it held the first, by their numbers in LOCKS."""
     disagreements: list[str] = field(default_factory=list)
     """Where the log and what GDB saw differ, of the last window."""
     sites: dict[int, Site] = field(default_factory=dict)
@@ -271,6 +276,8 @@ class _Judge:
         self.interrupted: Counter[int] = Counter()
         """How often a CPU that was in a mode did sync in a round."""
         self.owner_at = self._owner_word()
+        self.syncs = np.flatnonzero(self.kinds == SYNC)
+        self.patching = records["flags"] & F_STATE != 0
         self.tasks = np.flatnonzero(self.kinds == TASKS)
         begin, end = around.module
         passed = records["word"][:, 0][self.kinds == PASS]
@@ -320,6 +327,7 @@ class _Judge:
                 self._on_stopper(at)
         self._judge_left_out()
         self._judge_mappings()
+        self._judge_orders()
         self._judge_sites()
         self._judge_code()
         self._judge_int3()
@@ -386,10 +394,13 @@ class _Judge:
     def _is_live(self, address: int, at: int) -> bool:
         """Whether CPUs may execute this address at record `at`, as far as we know.
 
-        The text of other modules may be in place of one that was unloaded, and not live yet.
+        Text of other modules is when some of it was executed. What is not text of a module, like
+        the slots of kprobes and the programs of BPF, is used again without int3.
         """
         if self._in_text(address):
             return True
+        if self.records["flags"][at] & F_EXECUTED and not self._in_module(address):
+            return self._owner(at) in BY_PROTOCOL
         if at < self.module_live:
             return False
         near = range(address, address - LONGEST, -1)
@@ -501,8 +512,33 @@ class _Judge:
         poke = Finished(site.begun, site.original, bytes(site.memory), kprobe, owner, stages)
         self.finished.setdefault(site.address, []).append(poke)
         self.result.judged[owner] += 1
+        if not kprobe and len(stages) == len("123"):
+            self._check_state(site, stages)
         site.begun = -1
         self.ending.append((site, at))
+
+    def _check_state(self, site: Site, stages: tuple[int, ...]) -> None:
+        """The poke handler must look for the site before int3 is there, and until the last round is
+        over: a CPU that met it may have been slow to get to the handler.
+
+        Whether it does is known where the state is that it looks at: not if it never shows.
+        """
+        flags = self.patching
+        first, last = np.searchsorted(self.syncs, (stages[0], stages[-1]))
+        end = np.searchsorted(self.moments, stages[-1], side="right")
+        if end == len(self.moments) or not np.any(flags[self.syncs[first:last]]):
+            return
+        if not flags[stages[0]]:
+            text = "int3 was written before the handler was to look for it"
+            self._blame("consumed", text, stages[0], site.address)
+        synced: set[int] = set()
+        for at in self.syncs[last : np.searchsorted(self.syncs, self.moments[end])].tolist():
+            cpu = int(self.records["cpu"][at])
+            if cpu not in synced and not flags[at]:
+                text = f"the handler no longer looked for int3 when CPU {cpu} came to the last sync"
+                self._blame("consumed", text, at, site.address, stages[-1])
+                return
+            synced.add(cpu)
 
     def _disarm(self, site: Site, number: int, at: int, new: bytes) -> None:
         """The first byte of a kprobe's site is written."""
@@ -790,6 +826,21 @@ class _Judge:
             before = self.writes[np.searchsorted(self.writes, at) - 1]
             self._blame("writes", text, at, int(self.words[before][0]), int(before))
 
+    def _judge_orders(self) -> None:
+        """No two locks are taken in both orders, nor more of them in a circle."""
+        orders = self.result.orders
+        for at in np.flatnonzero(self.kinds == ORDER).tolist():
+            held, wanted = int(self.records["number"][at]), int(self.words[at][0])
+            where = self.around.name(int(self.words[at][1])) or f"{int(self.words[at][1]):x}"
+            orders.setdefault((held, wanted), where)
+            if path := _path(orders, wanted, held):
+                others = ", ".join(
+                    f"{LOCKS[b]} while {LOCKS[a]} was held by {orders[a, b]}"
+                    for a, b in itertools.pairwise(path)
+                )
+                text = f"{LOCKS[wanted]} was taken while {LOCKS[held]} was held by {where}"
+                self.result.blame("lock", f"{text}, and {others}", at, 0)
+
     # -- text that nobody has written
 
     def _judge_code(self) -> None:
@@ -898,6 +949,9 @@ class _Judge:
     ) -> str | None:
         """What is wrong with how a CPU went on after an int3."""
         if handlers & H_KPROBE and poke.kprobe:
+            size = disasm.length(poke.old)
+            if address < to < address + size:
+                return f"went on inside the probed instruction, at +{to - address} of {size} bytes"
             return None
         if to in self.around.sites.get(address, ()):
             return None
@@ -983,6 +1037,20 @@ class _Judge:
         callers = [name for name in names if "text_poke" not in name]
         by = f", by {callers[0]}" if callers else ""
         self.result.blame(claim, f"{text} (site {where}{by})", at, site)
+
+
+def _path(orders: Iterable[tuple[int, int]], start: int, end: int) -> list[int]:
+    """Locks of which each was held while the next one was taken; empty if there is no such way."""
+    ways = [[start]]
+    seen = {start}
+    for way in ways:
+        for held, wanted in list(orders):
+            if held == way[-1] and wanted == end:
+                return [*way, end]
+            if held == way[-1] and wanted not in seen:
+                seen.add(wanted)
+                ways.append([*way, wanted])
+    return []
 
 
 # -- GDB's events and the log

@@ -128,7 +128,7 @@ class VerdictRecord:
     guest that does not repeat itself."""
     coverage: Coverage = field(default_factory=Coverage)
     pokes: dict[str, int] = field(default_factory=dict)
-    """Number of watched pokes, by owner."""
+    """Number of judged pokes, by owner."""
     latencies: tuple[Latency, ...] = ()
     failure: Failure | None = None
     """The first failure; None if no check failed."""

@@ -65,7 +65,8 @@ enum kind {
 	 * A function that writes text was entered. number: length. words: address;
 	 * 16 new bytes, 16 bytes before (of a longer write the FNV-1a hash of both);
 	 * rsp; the CPUs online. F_MAPPED: the mapping through which the write before
-	 * this one was made is still there.
+	 * this one was made is still there. F_EXECUTED: it is in text of a module that
+	 * was executed. F_STATE: the poke handler has something to look for.
 	 */
 	WRITE = 1,
 	/*
@@ -75,7 +76,7 @@ enum kind {
 	WRITER,
 	/* Follows WRITER, up to twice. number: how many words of the stack may be return addresses. */
 	CALLERS,
-	/* do_sync_core() was entered. words: rsp; where it returns to. */
+	/* do_sync_core() was entered. words: rsp; where it returns to. F_STATE: as in WRITE. */
 	SYNC,
 	/*
 	 * A CPU serialised for the first time since a WRITE, for the first time
@@ -133,9 +134,16 @@ enum kind {
 	CALL,
 	/* synchronize_rcu_tasks() was entered. */
 	TASKS,
+	/*
+	 * A task asks for a lock while it holds another one, for the first time in
+	 * this order. number: the lock that it holds, by its number in `conf`. words:
+	 * that of the other one; where it is asked for.
+	 */
+	ORDER,
 };
 
-enum { F_IRQS = 1, F_EARLY = 2, F_MEMSET = 4, F_UNREADABLE = 8, F_MAPPED = 16, F_FIRST = 1 };
+enum { F_IRQS = 1, F_EARLY = 2, F_MEMSET = 4, F_UNREADABLE = 8, F_MAPPED = 16,
+       F_EXECUTED = 32, F_STATE = 64, F_FIRST = 1 };
 enum {
 	S_IRET = 1, S_CPUID, S_SERIALIZE, S_CONTROL, S_MSR, S_OTHER,
 	S_IN_SYNC = 0x100, S_ON_PURPOSE = 0x200,
@@ -270,9 +278,10 @@ static void emit(enum kind kind, unsigned int cpu, unsigned int flags, uint32_t 
 
 /* -- the guest's registers and memory */
 
-enum reg { RAX, RDX, RCX, RSI, RDI, RSP, EFLAGS, GS_BASE, K_GS_BASE, REGISTERS };
+enum reg { RAX, RDX, RCX, RSI, RDI, RSP, EFLAGS, GS_BASE, K_GS_BASE, CR3, REGISTERS };
 static const char *const reg_names[REGISTERS] = {
 	"rax", "rdx", "rcx", "rsi", "rdi", "rsp", "eflags", "gs_base", "k_gs_base",
+	"cr3",
 };
 static struct qemu_plugin_register *reg_handle[REGISTERS];
 static GByteArray *scratch;
@@ -318,7 +327,8 @@ static uint64_t quad(uint64_t address)
 
 enum point {
 	P_NONE, P_WRITE, P_EARLY, P_SYNC, P_STOPPER, P_UNLOCK, P_SITE,
-	P_KEY, P_STATIC_CALL, P_TRANSFORM, P_TASKS, P_END,
+	P_KEY, P_STATIC_CALL, P_TRANSFORM, P_TASKS, P_FREED, P_LOCK, P_CPUS_LOCK, P_CPUS_UNLOCK,
+	P_END,
 	P_ENTRY, P_POKE, P_KPROBE, P_FTRACE,	/* handlers: bit 0, 1, 2, 3 of RESUME */
 	P_RETURN, P_SECOND,
 };
@@ -343,7 +353,8 @@ static int site_count;
 static uint64_t text_mutex, per_cpu_offset, online_mask, current_task, memset_function;
 static uint64_t text_start, text_end;
 static uint64_t jump_label_mutex, jump_table, jump_table_end;
-static uint64_t static_call_mutex, call_sites_end;
+static uint64_t static_call_mutex, call_sites, call_sites_end;
+static uint64_t patching_flag, patching_refs, patching_refs_percpu;
 static uint64_t poking_mm, poking_addr, page_offset_base, init_top_pgt;
 
 static struct watched **place_of(uint64_t address)
@@ -503,10 +514,148 @@ static unsigned int cpu_now(void)
 	return cpu;
 }
 
+/* -- text of modules that was executed */
+
+#define MODULES_START	0xffffffffa0000000ull	/* where it is if nothing moves it */
+#define MODULES_SIZE	0x5f000000ull
+
+static uint8_t *executed;	/* a bit for each address at which an instruction begins */
+
+static void note_executed(uint64_t address)
+{
+	uint64_t at = address - MODULES_START;
+
+	if (at >= MODULES_SIZE)
+		return;
+	if (!executed) {
+		executed = mmap(NULL, MODULES_SIZE / 8, PROT_READ | PROT_WRITE,
+				MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		executed = executed == MAP_FAILED ? NULL : executed;
+	}
+	if (executed)
+		executed[at / 8] |= 1 << (at % 8);
+}
+
+static bool was_executed(uint64_t address, uint64_t length)
+{
+	for (uint64_t at = address - MODULES_START, i = 0; i < length && i < INLINE; i++)
+		if (executed && at + i < MODULES_SIZE && (executed[(at + i) / 8] >> ((at + i) % 8) & 1))
+			return true;
+	return false;
+}
+
+/*
+ * vfree(): something else may get this place. How much of it is not known, so
+ * all that is behind it is forgotten as well.
+ */
+static void on_freed(uint64_t address)
+{
+	uint64_t at = address - MODULES_START;
+
+	if (executed && at < MODULES_SIZE)
+		madvise(executed + ((at / 8) & ~4095ull), MODULES_SIZE / 8 - ((at / 8) & ~4095ull),
+			MADV_DONTNEED);
+}
+
+/* -- what the poke handler looks for */
+
+static bool is_patching(void)
+{
+	uint64_t gs = reg(GS_BASE);
+	uint32_t value = 0;
+	uint8_t flag = 0;
+
+	if (patching_flag && memory(patching_flag, &flag, 1))
+		return flag;
+	if (patching_refs)	/* struct bp_patching_desc: vec, nr_entries, refs */
+		return memory(patching_refs + 12, &value, 4) && value;
+	return patching_refs_percpu && gs >> 63 && memory(gs + patching_refs_percpu, &value, 4) && value;
+}
+
+/* -- locks, and in which order they are taken */
+
+#define LOCKS		16
+#define HOLDERS		64
+#define HOTPLUG		0	/* the number of the lock of CPU hotplug, which is no mutex */
+
+static uint64_t lock_address[LOCKS];
+static uint32_t order_seen[LOCKS];
+static struct holder {
+	uint64_t task;
+	uint32_t held;
+} holders[HOLDERS];
+
+static void forget_mutexes(void)
+{
+	memset(lock_address, 0, sizeof(lock_address));
+}
+
+static unsigned int number_of_lock(uint64_t mutex)
+{
+	for (unsigned int i = 1; i < LOCKS && mutex; i++)
+		if (lock_address[i] == mutex)
+			return i;
+	return LOCKS;
+}
+
+static uint64_t task_now(void)
+{
+	uint64_t gs = reg(GS_BASE);
+
+	return current_task && gs >> 63 ? quad(gs + current_task) : 0;
+}
+
+static struct holder *holder_now(bool wanted)
+{
+	uint64_t task = task_now();
+	struct holder *free = NULL;
+
+	for (int i = 0; i < HOLDERS && task; i++) {
+		if (holders[i].held && holders[i].task == task)
+			return &holders[i];
+		if (!holders[i].held && !free)
+			free = &holders[i];
+	}
+	if (wanted && free)
+		free->task = task;
+	return wanted ? free : NULL;
+}
+
+/* A lock is asked for. */
+static void on_lock(unsigned int cpu, unsigned int lock, uint64_t rsp)
+{
+	struct holder *holder = holder_now(true);
+	uint64_t words[2] = { lock, quad(rsp) };
+
+	if (!holder)
+		return;
+	for (unsigned int held = 0; held < LOCKS; held++) {
+		if (!(holder->held >> held & 1) || held == lock)
+			continue;
+		/* Its release may have gone unseen. A mutex has its owner, since 4.10. */
+		if (held != HOTPLUG && (quad(lock_address[held]) & ~7ull) != holder->task)
+			holder->held &= ~(1u << held);
+		else if (!(order_seen[held] >> lock & 1)) {
+			order_seen[held] |= 1u << lock;
+			emit(ORDER, cpu, 0, held, words, 2);
+		}
+	}
+	holder->held |= 1u << lock;
+}
+
+static void on_unlock(unsigned int lock)
+{
+	struct holder *holder = lock < LOCKS ? holder_now(false) : NULL;
+
+	if (holder)
+		holder->held &= ~(1u << lock);
+}
+
 /* -- the host's wishes */
 
 static qemu_plugin_id_t plugin_id;
 static void look_at_branches(void);
+static void look_at_calls(void);
 
 /* Read the configuration, in place of the one that was read before. */
 static void load(void)
@@ -519,7 +668,9 @@ static void load(void)
 		{ "stopper", P_STOPPER }, { "unlock", P_UNLOCK }, { "site", P_SITE },
 		{ "entry", P_ENTRY }, { "poke", P_POKE }, { "kprobe", P_KPROBE },
 		{ "ftrace", P_FTRACE }, { "key", P_KEY }, { "static_call", P_STATIC_CALL },
-		{ "transform", P_TRANSFORM }, { "tasks", P_TASKS }, { "end", P_END },
+		{ "transform", P_TRANSFORM }, { "tasks", P_TASKS }, { "freed", P_FREED },
+		{ "lock", P_LOCK }, { "cpus_lock", P_CPUS_LOCK }, { "cpus_unlock", P_CPUS_UNLOCK },
+		{ "end", P_END },
 	};
 	const struct {
 		const char *name;
@@ -530,7 +681,9 @@ static void load(void)
 		{ "memset", &memset_function }, { "text_start", &text_start },
 		{ "text_end", &text_end }, { "jump_label_mutex", &jump_label_mutex },
 		{ "jump_table", &jump_table }, { "jump_table_end", &jump_table_end },
-		{ "static_call_mutex", &static_call_mutex }, { "call_sites_end", &call_sites_end },
+		{ "static_call_mutex", &static_call_mutex }, { "call_sites", &call_sites },
+		{ "call_sites_end", &call_sites_end }, { "patching_flag", &patching_flag },
+		{ "patching_refs", &patching_refs }, { "patching_refs_percpu", &patching_refs_percpu },
 		{ "poking_mm", &poking_mm }, { "poking_addr", &poking_addr },
 		{ "page_offset_base", &page_offset_base }, { "init_top_pgt", &init_top_pgt },
 	};
@@ -542,6 +695,7 @@ static void load(void)
 		if (table[i])	/* code that is translated already may still point to it */
 			table[i]->point = P_NONE;
 	site_count = 0;
+	forget_mutexes();
 
 	while (file && fgets(line, sizeof(line), file)) {
 		number = 0;
@@ -550,6 +704,8 @@ static void load(void)
 		for (size_t i = 0; i < sizeof(values) / sizeof(*values); i++)
 			if (!strcmp(name, values[i].name))
 				*values[i].value = address;
+		if (!strcmp(name, "mutex") && number < LOCKS)
+			lock_address[number] = address;
 		for (size_t i = 0; i < sizeof(points) / sizeof(*points); i++) {
 			struct watched *one;
 
@@ -572,6 +728,7 @@ static bool look(void)
 		return false;
 	look_at_text();
 	look_at_branches();
+	look_at_calls();
 	return true;
 }
 
@@ -649,6 +806,7 @@ static uint64_t cpus_online(void)
 #define DIRECT_MAP	0xffff888000000000ull	/* where the kernel maps all memory if nothing moves it */
 #define PRESENT		1
 #define LARGE		0x80
+#define ADDRESS_BITS	0xffffffffff000ull
 #define MM_SIZE		0x200	/* bytes of struct mm_struct among which `pgd` is */
 
 /* The page table of poking_mm, which shares the kernel's half with all others; 0 if not found. */
@@ -677,12 +835,17 @@ static bool still_mapped(void)
 	if (!poking_mm || !poking_addr || !init_top_pgt)
 		return false;
 	table = find_pgd(direct_map);
+	if (table && (reg(CR3) & ADDRESS_BITS) == table - direct_map)
+		return true;	/* it is still loaded */
 	at = quad(poking_addr);
 	for (int shift = 39; table && shift >= 12; shift -= 9) {
 		entry = quad(table + (at >> shift & 511) * 8);
+		/* Text that crosses into another page has two mappings, side by side. */
+		if (shift == 12 && (at >> 12 & 511) != 511)
+			entry |= quad(table + ((at >> 12 & 511) + 1) * 8);
 		if (!(entry & PRESENT) || (entry & LARGE && shift > 12))
 			return false;
-		table = direct_map + (entry & 0xffffffffff000ull);
+		table = direct_map + (entry & ADDRESS_BITS);
 	}
 	return table;
 }
@@ -740,7 +903,8 @@ static void on_write(unsigned int cpu, uint64_t rsp, bool early)
 	uint64_t words[7] = { address, 0, 0, 0, 0, rsp, 0 };
 	size_t kept = length < LONGEST ? length : LONGEST;
 	unsigned int flags = (reg(EFLAGS) & EFLAGS_IF ? F_IRQS : 0) | (early ? F_EARLY : 0) |
-			     (still_mapped() ? F_MAPPED : 0);
+			     (still_mapped() ? F_MAPPED : 0) | (is_patching() ? F_STATE : 0) |
+			     (was_executed(address, length) ? F_EXECUTED : 0);
 	uint64_t gs = reg(GS_BASE), mutex[7] = { 0 };
 
 	/* What follows the write as well: a tail that is written later is compared to it. */
@@ -818,7 +982,7 @@ static void on_sync(unsigned int cpu, uint64_t rsp)
 	uint64_t words[2] = { rsp, quad(rsp) };
 
 	sync_count++;
-	emit(SYNC, cpu, reg(EFLAGS) & EFLAGS_IF ? F_IRQS : 0, 0, words, 2);
+	emit(SYNC, cpu, (reg(EFLAGS) & EFLAGS_IF ? F_IRQS : 0) | (is_patching() ? F_STATE : 0), 0, words, 2);
 	if (cpu < CPUS) {
 		core[cpu].sync_rsp = rsp;
 		core[cpu].sync_round = round_number;
@@ -1069,13 +1233,6 @@ static struct pending {
 	unsigned int flags;
 } pending[PENDING];
 
-static uint64_t task_now(void)
-{
-	uint64_t gs = reg(GS_BASE);
-
-	return current_task && gs >> 63 ? quad(gs + current_task) : 0;
-}
-
 static void ask_for(enum point point, uint64_t what, uint64_t function, unsigned int flags)
 {
 	uint64_t task = task_now();
@@ -1196,6 +1353,21 @@ static void calls_of(uint64_t entry, uint64_t key, uint64_t function)
 	}
 }
 
+/* Of all calls of the kernel itself. */
+static void look_at_calls(void)
+{
+	int32_t raw[2];
+
+	for (uint64_t entry = call_sites; entry && entry < call_sites_end; entry += 8) {
+		uint64_t key = entry + 4;
+
+		if (!memory(entry, raw, sizeof(raw)))
+			continue;
+		key = (key + raw[1]) & ~3ull;
+		emit_call(key, quad(key), entry + raw[0], (entry + 4 + raw[1]) & 3);
+	}
+}
+
 static void call_was_switched(uint64_t key)
 {
 	uint64_t words[2], link[3];
@@ -1265,6 +1437,7 @@ static void at_point(struct watched *here, unsigned int cpu, uint64_t rsp)
 		break;
 	case P_UNLOCK:
 		on_released(reg(RDI));
+		on_unlock(number_of_lock(reg(RDI)));
 		if (reg(RDI) != text_mutex)
 			break;
 		words[0] = quad(text_mutex);
@@ -1290,6 +1463,18 @@ static void at_point(struct watched *here, unsigned int cpu, uint64_t rsp)
 	case P_TASKS:
 		emit(TASKS, cpu, 0, 0, NULL, 0);
 		break;
+	case P_FREED:
+		on_freed(reg(RDI));
+		break;
+	case P_LOCK:
+		on_lock(cpu, number_of_lock(reg(RDI)), rsp);
+		break;
+	case P_CPUS_LOCK:
+		on_lock(cpu, HOTPLUG, rsp);
+		break;
+	case P_CPUS_UNLOCK:
+		on_unlock(HOTPLUG);
+		break;
 	case P_SITE:
 		on_site(here, cpu);
 		break;
@@ -1299,11 +1484,6 @@ static void at_point(struct watched *here, unsigned int cpu, uint64_t rsp)
 	default:
 		on_handler(cpu, here->point, here->number);
 	}
-}
-
-static bool is_watched_mutex(uint64_t mutex)
-{
-	return mutex && (mutex == text_mutex || mutex == jump_label_mutex || mutex == static_call_mutex);
 }
 
 /*
@@ -1321,8 +1501,8 @@ static void passes(unsigned int vcpu, void *data)
 	(void)vcpu;
 	if (here->point == P_SECOND && !control->gdb && !first->entered)
 		return;
-	/* mutex_unlock() is called for every other mutex as well. */
-	if (first->point == P_UNLOCK && !is_watched_mutex(reg(RDI)))
+	/* Both are called for every other mutex as well. */
+	if ((first->point == P_UNLOCK || first->point == P_LOCK) && number_of_lock(reg(RDI)) == LOCKS)
 		return;
 	pthread_mutex_lock(&lock);
 	heed();
@@ -1439,6 +1619,7 @@ static void instruction(struct qemu_plugin_insn *insn)
 	shadow_check(address, code, length);
 	if (length == sizeof(hold_here) && !memcmp(code, hold_here, length))
 		qemu_plugin_register_vcpu_insn_exec_cb(insn, holds, QEMU_PLUGIN_CB_NO_REGS, NULL);
+	note_executed(address);
 	here = watched_at(address);
 	if (here)
 		qemu_plugin_register_vcpu_insn_exec_cb(insn, passes, QEMU_PLUGIN_CB_R_REGS, here);

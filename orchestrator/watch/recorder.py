@@ -32,6 +32,7 @@ from orchestrator.text.functions import (
     HANDLERS,
     KEY_SWITCHES,
     LOCK,
+    LOCKS,
     STOPPERS,
     SYNC,
     TASKS,
@@ -84,6 +85,10 @@ POINTS: Mapping[str, tuple[str, ...]] = {
     "static_call": ("__static_call_update",),
     "transform": ("arch_static_call_transform",),
     "tasks": (TASKS,),
+    "freed": ("vfree",),
+    "lock": ("mutex_lock", "mutex_lock_nested"),
+    "cpus_lock": ("cpus_read_lock", "cpus_write_lock"),
+    "cpus_unlock": ("cpus_read_unlock", "cpus_write_unlock"),
     "end": ("machine_restart",),
 }
 """Name in the configuration -> functions; all of those that a kernel has are watched."""
@@ -100,11 +105,15 @@ DATA: Mapping[str, tuple[str, ...]] = {
     "jump_table": ("__start___jump_table",),
     "jump_table_end": ("__stop___jump_table",),
     "static_call_mutex": ("static_call_mutex",),
+    "call_sites": ("__start_static_call_sites",),
     "call_sites_end": ("__stop_static_call_sites",),
     "poking_mm": ("text_poke_mm", "poking_mm"),
     "poking_addr": ("text_poke_mm_addr", "poking_addr"),
     "page_offset_base": ("page_offset_base",),
     "init_top_pgt": ("init_top_pgt",),
+    "patching_flag": ("bp_patching_in_progress",),
+    "patching_refs": ("bp_desc",),
+    "patching_refs_percpu": ("text_poke_array_refs", "bp_refs"),
 }
 """Name in the configuration -> symbols, of which the first that a kernel has is used."""
 
@@ -139,6 +148,8 @@ def configuration(lines: Iterable[str], sites: Mapping[int, int]) -> list[str]:
         conf += [f"poke {address:x} {notifier}" for address in addresses.get(name, [])]
     for point, names in POINTS.items():
         conf += [f"{point} {address:x}" for name in names for address in addresses.get(name, [])]
+    for number, name in enumerate(LOCKS):
+        conf += [f"mutex {address:x} {number:x}" for address in addresses.get(name, [])]
     for point, names in DATA.items():
         conf += [f"{point} {address:x}" for address in first(names)[:1]]
     return conf + [f"site {address:x} {length:x}" for address, length in sites.items()]

@@ -50,6 +50,7 @@ def test_each_function_is_watched_by_the_names_it_has() -> None:
         "sync ffffffff81017f90",
         "poke ffffffff81017fe0 1",
         "unlock ffffffff81261c30",
+        "mutex ffffffff81a1ec60 1",
         "text_mutex ffffffff81a1ec60",
         "current_task 1ac00",
         "text_start ffffffff81000000",

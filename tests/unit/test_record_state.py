@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The judge of the recorder's log: the handler's state, locks, kprobes, and text of modules."""
+
+from __future__ import annotations
+
+import pytest
+from recorded import AROUND, CPUS, JUMP, NOP, SITE, TEXT, Written
+
+from orchestrator.text.functions import LOCKS
+from orchestrator.verdict import record
+from orchestrator.verdict.record import Judgement, Surroundings, judge
+
+MODULE = 0xFFFFFFFFA0400000
+STATE = record.F_STATE
+NAMES = {TEXT + 0x10: "__jump_label_update+0x1", TEXT + 0x20: "arch_arm_kprobe+0x1"}
+KERNEL = Surroundings(name=NAMES.get, text=AROUND.text)
+CPUMASK = (1 << CPUS) - 1
+
+
+def poke(published: bool, until_cpu: int) -> Judgement:
+    """A poke; published: before int3 is written. CPUs from `until_cpu` on sync without state."""
+    log = Written()
+    for number, (offset, data) in enumerate(((0, b"\xcc"), (1, JUMP[1:]), (0, JUMP[:1]))):
+        state = STATE if number or published else 0
+        log.write(SITE, offset, data, flags=record.F_IRQS | state)
+        for cpu in range(CPUS):
+            log.add(record.SYNC, cpu, flags=STATE if number < 2 or cpu < until_cpu else 0)
+            log.serialise(cpu, flags=1 | record.S_IN_SYNC | record.S_ON_PURPOSE)
+    log.unlock()
+    return judge(log.records, AROUND)
+
+
+def test_the_handler_looks_for_int3_from_before_it_is_there_until_the_last_sync() -> None:
+    assert not poke(True, CPUS).violations
+    (late,) = poke(False, CPUS).violations
+    assert late.claim == "consumed" and "before the handler was to look for it" in late.text
+    (early,) = poke(True, 3).violations
+    assert early.claim == "consumed" and "when CPU 3 came to the last sync" in early.text
+
+
+def test_a_kernel_whose_state_is_not_known_is_not_judged_by_it() -> None:
+    log = Written()
+    log.poke()
+    assert not judge(log.records, AROUND).violations
+
+
+def locks(*orders: tuple[str, str]) -> list[str]:
+    log = Written()
+    for held, wanted in orders:
+        log.add(record.ORDER, 0, LOCKS.index(wanted), TEXT, number=LOCKS.index(held))
+    return [fault.text for fault in judge(log.records, AROUND).violations_of("lock")]
+
+
+def test_locks_are_not_taken_in_both_orders() -> None:
+    usual = ("jump_label_mutex", "text_mutex")
+    assert not locks(usual, ("kprobe_mutex", "text_mutex"), ("kprobe_mutex", "jump_label_mutex"))
+    (text,) = locks(usual, usual[::-1])
+    assert text.startswith("jump_label_mutex was taken while text_mutex was held by f_")
+    assert "text_mutex while jump_label_mutex was held" in text
+
+
+def test_nor_in_a_circle_of_three() -> None:
+    (text,) = locks(
+        ("kprobe_mutex", "cpu_hotplug_lock"),
+        ("cpu_hotplug_lock", "jump_label_mutex"),
+        ("jump_label_mutex", "kprobe_mutex"),
+    )
+    assert "kprobe_mutex was taken while jump_label_mutex was held" in text
+
+
+@pytest.mark.parametrize(("to", "wrong"), [(1, True), (4, True), (5, False), (-0x1000, False)])
+def test_a_kprobe_does_not_go_on_inside_its_instruction(to: int, wrong: bool) -> None:
+    log = Written()
+    log.write(SITE, 0, b"\xcc", TEXT + 0x20)
+    log.sync(0, 1, 2, 3)
+    log.unlock()
+    log.trap(SITE, SITE + to, handlers=record.H_KPROBE)
+    faults = judge(log.records, KERNEL).violations
+    assert [fault.claim for fault in faults] == ["consumed"] * wrong
+    if wrong:
+        assert f"inside the probed instruction, at +{to} of {len(NOP)} bytes" in faults[0].text
+
+
+@pytest.mark.parametrize(
+    ("flags", "caller", "wrong"),
+    [
+        (record.F_EXECUTED, TEXT + 0x10, True),
+        (0, TEXT + 0x10, False),
+        (record.F_EXECUTED, TEXT + 0x20, False),
+    ],
+)
+def test_text_of_a_module_that_was_executed_changes_under_int3_only(
+    flags: int, caller: int, wrong: bool
+) -> None:
+    log = Written()
+    log.write(MODULE, 0, JUMP, caller, flags=record.F_IRQS | flags, online=CPUMASK)
+    result = judge(log.records, KERNEL)
+    assert [fault.claim for fault in result.violations] == ["writes"] * wrong
+    assert bool(result.not_judged[record.NEW_TEXT]) != wrong
