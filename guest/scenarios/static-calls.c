@@ -9,7 +9,7 @@
  */
 #include <linux/delay.h>
 #include <linux/irqflags.h>
-#include <linux/jiffies.h>
+#include <linux/sched.h>
 #include "compat.h"
 #include "scenario.h"
 
@@ -93,12 +93,12 @@ static void (*const counters[])(long *count) = { maybe, maybe_tail };
 static bool hammering;
 
 /*
- * A sync round waits for a CPU that has its interrupts off. So if a site is
- * switched while one is, its passes until they are on again meet the int3.
+ * A sync round waits for a CPU that has its interrupts off, and its passes until
+ * they are on again meet the int3. A switch takes several rounds (the trampoline
+ * comes first), so the hammers sleep but rarely.
  */
-#define PASSES	64
-
-static atomic_t off = ATOMIC_INIT(0);	/* CPUs that have their interrupts off */
+#define PASSES		16	/* with interrupts off */
+#define SLEEP_EVERY	64	/* times */
 
 static long pass_all(struct orch_run *run, int cpu, long x)
 {
@@ -125,37 +125,23 @@ static long pass_all(struct orch_run *run, int cpu, long x)
 static int hammer(struct orch_run *run, int cpu, void *arg)
 {
 	unsigned long flags;
-	unsigned int i;
+	unsigned int i, times = 0;
 	long x = cpu;
 
 	while (READ_ONCE(hammering)) {
 		local_irq_save(flags);
-		atomic_inc(&off);
 		for (i = 0; i < PASSES; i++) {
 			x = pass_all(run, cpu, x);
 			cpu_relax();
 		}
-		atomic_dec(&off);
 		local_irq_restore(flags);
-		usleep_range(20, 40);
+		if (++times % SLEEP_EVERY)
+			cond_resched();
+		else
+			usleep_range(20, 40);
 	}
 	return 0;
 }
-
-/* Wait until one is, but not for long: they are late on a busy host. */
-static void wait_for_hammer(void)
-{
-	unsigned long end = jiffies + HZ / 5;
-
-	while (!atomic_read(&off) && time_before(jiffies, end))
-		cpu_relax();
-}
-
-#define SWITCH(call, function)					\
-do {								\
-	wait_for_hammer();					\
-	static_call_update(call, function);			\
-} while (0)
 
 static void expect_all(struct orch_run *run, long add, long returned, long counted)
 {
@@ -183,13 +169,13 @@ ORCH_SCENARIO(static_calls)
 	hammering = true;
 	hammers = orch_workers_start(run, cpu_online_mask, hammer, NULL);
 	do {
-		SWITCH(orch_add, &orch_plus_two);
-		SWITCH(orch_maybe, &orch_count);
-		SWITCH(orch_zero, &orch_plus_one);
+		static_call_update(orch_add, &orch_plus_two);
+		static_call_update(orch_maybe, &orch_count);
+		static_call_update(orch_zero, &orch_plus_one);
 		expect_all(run, 2, 41, 1);
-		SWITCH(orch_add, &orch_plus_one);
-		SWITCH(orch_maybe, NULL);
-		SWITCH(orch_zero, (void *)&__static_call_return0);
+		static_call_update(orch_add, &orch_plus_one);
+		static_call_update(orch_maybe, NULL);
+		static_call_update(orch_zero, (void *)&__static_call_return0);
 		expect_all(run, 1, 0, 0);
 		rounds++;
 		usleep_range(50, 100);
