@@ -495,6 +495,8 @@ class _Judge:
                 self._blame("sync", text, at, site.address, begun)
         if site.kprobe and new[0] != site.kprobe[0] and not site.tailed:
             self._blame_disarm(site, at, new)
+        elif site.kprobe:
+            self._check_restored(site, at)
         if not site.tailed or new[:5] == site.kprobe[:5]:
             site.kprobe = b""
 
@@ -547,10 +549,18 @@ class _Judge:
         if new[0] != site.kprobe[0]:
             self._blame_disarm(site, at, new)
         site.memory[:1] = new
+        self._check_restored(site, at)
         site.original, site.begun = bytes(site.memory), at
         self.open[site.address], site.stages = site, []
         self._close(site, at, kprobe=False)
         site.kprobe = b""
+
+    def _check_restored(self, site: Site, at: int) -> None:
+        """A kprobe is gone: it may have been a jump."""
+        now, before = bytes(site.memory[:5]), site.kprobe[:5]
+        if now[0] == before[0] != JUMP and now != before:
+            text = f"a kprobe left {now.hex()} behind, not {before.hex()}"
+            self._blame("writes", text, at, site.address)
 
     def _blame_disarm(self, site: Site, at: int, new: bytes) -> None:
         text = f"a kprobe's int3 became {new[:1].hex()}, not {site.kprobe[:1].hex()}"

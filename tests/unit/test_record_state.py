@@ -81,6 +81,20 @@ def test_a_kprobe_does_not_go_on_inside_its_instruction(to: int, wrong: bool) ->
         assert f"inside the probed instruction, at +{to} of {len(NOP)} bytes" in faults[0].text
 
 
+@pytest.mark.parametrize("restored", [True, False])
+def test_the_jump_of_a_kprobe_is_taken_back_whole(restored: bool) -> None:
+    log = Written()
+    writes = [(b"\xcc",), (b"\xcc", JUMP[1:], JUMP[:1])]
+    writes += [(b"\xcc", NOP[1:]) if restored else (b"\xcc",), (NOP[:1],)]
+    for one in writes:
+        for data in one:
+            log.write(SITE, int(len(data) > 1), data, TEXT + 0x20)
+            log.sync(0, 1, 2, 3)
+        log.unlock()
+    faults = judge(log.records, KERNEL).violations
+    assert [fault.claim for fault in faults] == ["writes"] * (not restored)
+
+
 @pytest.mark.parametrize(
     ("flags", "caller", "wrong"),
     [
