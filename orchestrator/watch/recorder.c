@@ -514,6 +514,24 @@ static unsigned int cpu_now(void)
 	return cpu;
 }
 
+/* Whether there is a call before `address`: of a function (e8), or by a register (ff d0 to d7). */
+static bool behind_call(uint64_t address)
+{
+	uint8_t code[5];
+
+	return address >> 31 == 0x1ffffffff && memory(address - 5, code, 5) &&
+	       (code[0] == 0xe8 || (code[3] == 0xff && (code[4] & 0xf8) == 0xd0));
+}
+
+static uint64_t fnv1a(const uint8_t *bytes, size_t length)
+{
+	uint64_t hash = 0xcbf29ce484222325ull;
+
+	for (size_t i = 0; i < length; i++)
+		hash = (hash ^ bytes[i]) * 0x100000001b3ull;
+	return hash;
+}
+
 /* -- text of modules that was executed */
 
 #define MODULES_START	0xffffffffa0000000ull	/* where it is if nothing moves it */
@@ -576,6 +594,7 @@ static bool is_patching(void)
 
 #define LOCKS		16
 #define HOLDERS		64
+#define FRAME_WORDS	16
 #define HOTPLUG		0	/* the number of the lock of CPU hotplug, which is no mutex */
 
 static uint64_t lock_address[LOCKS];
@@ -583,6 +602,7 @@ static uint32_t order_seen[LOCKS];
 static struct holder {
 	uint64_t task;
 	uint32_t held;
+	uint64_t rsp, frames;	/* where it asked for HOTPLUG */
 } holders[HOLDERS];
 
 static void forget_mutexes(void)
@@ -621,6 +641,28 @@ static struct holder *holder_now(bool wanted)
 	return wanted ? free : NULL;
 }
 
+/* The return addresses in a part of the stack, which change when its functions have returned. */
+static uint64_t frames(uint64_t rsp)
+{
+	uint64_t stack[FRAME_WORDS];
+	size_t count = 0;
+
+	if (!memory(rsp, stack, sizeof(stack)))
+		return 0;
+	for (int i = 0; i < FRAME_WORDS; i++)
+		if (behind_call(stack[i]))
+			stack[count++] = stack[i];
+	return fnv1a((uint8_t *)stack, count * sizeof(*stack));
+}
+
+/* Whether the task still has the lock: its release goes unseen where that is inlined. */
+static bool still_held(const struct holder *holder, unsigned int lock)
+{
+	if (lock == HOTPLUG)
+		return frames(holder->rsp) == holder->frames;
+	return (quad(lock_address[lock]) & ~7ull) == holder->task;	/* its owner, since 4.10 */
+}
+
 /* A lock is asked for. */
 static void on_lock(unsigned int cpu, unsigned int lock, uint64_t rsp)
 {
@@ -632,15 +674,20 @@ static void on_lock(unsigned int cpu, unsigned int lock, uint64_t rsp)
 	for (unsigned int held = 0; held < LOCKS; held++) {
 		if (!(holder->held >> held & 1) || held == lock)
 			continue;
-		/* Its release may have gone unseen. A mutex has its owner, since 4.10. */
-		if (held != HOTPLUG && (quad(lock_address[held]) & ~7ull) != holder->task)
-			holder->held &= ~(1u << held);
-		else if (!(order_seen[held] >> lock & 1)) {
+		if (order_seen[held] >> lock & 1)
+			continue;
+		if (still_held(holder, held)) {
 			order_seen[held] |= 1u << lock;
 			emit(ORDER, cpu, 0, held, words, 2);
+		} else {
+			holder->held &= ~(1u << held);
 		}
 	}
 	holder->held |= 1u << lock;
+	if (lock == HOTPLUG) {
+		holder->rsp = rsp + 8;
+		holder->frames = frames(rsp + 8);
+	}
 }
 
 static void on_unlock(unsigned int lock)
@@ -757,15 +804,6 @@ static uint64_t round_number;	/* WRITEs so far */
 static uint64_t sync_count;	/* SYNCs so far */
 static uint64_t in_user, in_idle;	/* CPUs; see set_mode() */
 
-/* Whether there is a call before `address`: of a function (e8), or by a register (ff d0 to d7). */
-static bool behind_call(uint64_t address)
-{
-	uint8_t code[5];
-
-	return address >> 31 == 0x1ffffffff && memory(address - 5, code, 5) &&
-	       (code[0] == 0xe8 || (code[3] == 0xff && (code[4] & 0xf8) == 0xd0));
-}
-
 static void emit_callers(unsigned int cpu, uint64_t rsp)
 {
 	uint64_t stack[STACK_WORDS], found[2 * CALLERS_KEPT];
@@ -785,15 +823,6 @@ static void emit_callers(unsigned int cpu, uint64_t rsp)
 
 		emit(CALLERS, cpu, 0, part, &found[i], part);
 	}
-}
-
-static uint64_t fnv1a(const uint8_t *bytes, size_t length)
-{
-	uint64_t hash = 0xcbf29ce484222325ull;
-
-	for (size_t i = 0; i < length; i++)
-		hash = (hash ^ bytes[i]) * 0x100000001b3ull;
-	return hash;
 }
 
 static uint64_t cpus_online(void)

@@ -112,7 +112,6 @@ DATA: Mapping[str, tuple[str, ...]] = {
     "page_offset_base": ("page_offset_base",),
     "init_top_pgt": ("init_top_pgt",),
     "patching_flag": ("bp_patching_in_progress",),
-    "patching_refs": ("bp_desc",),
     "patching_refs_percpu": ("text_poke_array_refs", "bp_refs"),
 }
 """Name in the configuration -> symbols, of which the first that a kernel has is used."""
@@ -152,7 +151,15 @@ def configuration(lines: Iterable[str], sites: Mapping[int, int]) -> list[str]:
         conf += [f"mutex {address:x} {number:x}" for address in addresses.get(name, [])]
     for point, names in DATA.items():
         conf += [f"{point} {address:x}" for address in first(names)[:1]]
+    conf += [f"patching_refs {address:x}" for address in _descriptors(addresses)]
     return conf + [f"site {address:x} {length:x}" for address, length in sites.items()]
+
+
+def _descriptors(addresses: Mapping[str, Sequence[int]]) -> list[int]:
+    """Where the struct bp_patching_desc is. Up to efd608fa7403 (6.0) bp_desc only points to it."""
+    found = addresses.get("bp_desc", [])[:1]
+    others = [one for many in addresses.values() for one in many if found and one > found[0]]
+    return [one for one in found if min(others, default=one + 16) - one >= 16]
 
 
 class Recorder:

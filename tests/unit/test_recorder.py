@@ -59,6 +59,13 @@ def test_each_function_is_watched_by_the_names_it_has() -> None:
     ]
 
 
+@pytest.mark.parametrize(("size", "known"), [(8, False), (16, True), (64, True)])
+def test_the_descriptor_of_a_poke_is_no_pointer_to_it(size: int, known: bool) -> None:
+    here = 0xFFFFFFFF81B00000
+    lines = [f"{here:x} b bp_desc", f"{here + size:x} b tp_vec_nr", f"{here - 8:x} b other"]
+    assert (f"patching_refs {here:x}" in configuration(lines, {})) == known
+
+
 def test_text_poke_writes_where_there_is_nothing_below_it() -> None:
     assert "write ffffffff81018a30" in configuration(KERNEL[4:5], {})
 
