@@ -59,6 +59,12 @@ class Failure:
     expected: str | None = None
     event: int | None = None
     """Its number in events.jsonl."""
+    record: int | None = None
+    """Its number in recorder.log.gz, if only the recorder saw it."""
+    since: int | None = None
+    """Record of the write after which something is missing or wrong."""
+    cpus: tuple[int, ...] = ()
+    """The CPUs that did not sync, where these are missing, or the one that did something wrong."""
     console_line: int | None = None
     """Its line in console.log."""
 
@@ -126,8 +132,14 @@ def first_failure(evidence: Evidence, failed: dict[str, str]) -> Failure | None:
             actual=violation.actual.hex() if violation.actual is not None else None,
             expected=violation.expected.hex() if violation.expected is not None else None,
             event=violation.event,
+            cpus=violation.cpus,
         )
     for check, text in failed.items():
+        if recorded := evidence.record.violations_of(check) if evidence.record else []:
+            of = recorded[0]
+            return Failure(
+                check=check, text=of.text, record=of.record, since=of.since, cpus=of.cpus
+            )
         line = evidence.findings[0].line if check == "console" and evidence.findings else None
         return Failure(check=check, text=text, console_line=line)
     return None

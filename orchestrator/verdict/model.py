@@ -92,6 +92,8 @@ class Violation:
     """Bytes that the site held, where these are wrong."""
     expected: bytes | None = None
     """Bytes that the site should have held, where these are wrong."""
+    cpus: tuple[int, ...] = ()
+    """The CPUs that did not sync, where these are missing."""
 
 
 @dataclass
@@ -186,6 +188,7 @@ class Poke:
         text: str,
         actual: bytes | None = None,
         expected: bytes | None = None,
+        cpus: Collection[int] = (),
     ) -> None:
         which = f"poke {self.seq}" if self.announced else "a poke of the kernel's own"
         self.violations.append(
@@ -198,6 +201,7 @@ class Poke:
                 cpu=event["cpu"],
                 actual=actual,
                 expected=expected,
+                cpus=tuple(sorted(cpus)),
             )
         )
 
@@ -230,7 +234,8 @@ class Poke:
                 if len(missing) == len(self.cpus)
                 else f"{cpu_names(missing)} did not run"
             )
-            self._blame("sync", event, f"between the {write} and {before} {who} do_sync_core")
+            text = f"between the {write} and {before} {who} do_sync_core"
+            self._blame("sync", event, text, cpus=missing)
 
     def _on_hold(self, event: Event) -> None:
         self._check_bytes(event)

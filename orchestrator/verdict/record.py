@@ -112,6 +112,10 @@ class RecordViolation:
     record: int
     """Number of the record that showed it."""
     site: int
+    since: int | None = None
+    """Number of the WRITE after which something is missing or wrong, if it is another record."""
+    cpus: tuple[int, ...] = ()
+    """The CPUs that did not sync, where these are missing, or the one that did something wrong."""
     guest: str = ""
     """Whose log has that record: the name of a branch, empty if there is one guest only."""
 
@@ -223,10 +227,10 @@ class Judgement:
     guest: str = ""
     """Whose log is judged: the name of a branch, empty if there is one guest only."""
 
-    def blame(self, claim: str, text: str, record: int, site: int) -> None:
-        self.broken[claim] += 1
-        if self.broken[claim] <= KEPT:
-            self.violations.append(RecordViolation(claim, text, record, site, self.guest))
+    def blame(self, violation: RecordViolation) -> None:
+        self.broken[violation.claim] += 1
+        if self.broken[violation.claim] <= KEPT:
+            self.violations.append(replace(violation, guest=self.guest))
 
 
 def judge(
@@ -637,10 +641,10 @@ class _Judge:
             who = (
                 f"no CPU {did}" if all_missing else f"{cpu_names(missing)} did not {self._to_sync}"
             )
-            self._blame("sync", f"{written} {who}", at, site.address, since)
+            self._blame("sync", f"{written} {who}", at, site.address, since, missing)
         elif quiet:
             text = f"do_sync_core on {cpu_names(quiet)} executed no instruction that serialises"
-            self._blame("sync", text, at, site.address, since)
+            self._blame("sync", text, at, site.address, since, quiet)
 
     @property
     def _to_sync(self) -> str:
@@ -712,7 +716,7 @@ class _Judge:
                 self.result.deferred[where] += 1
                 why = self._not_made_up(one)
             if why:
-                self._blame("sync", why, one.until, one.site.address, one.since)
+                self._blame("sync", why, one.until, one.site.address, one.since, [one.cpu])
 
     def _not_made_up(self, one: LeftOut) -> str | None:
         """What a CPU that was left out did without having serialised; None if it did nothing."""
@@ -781,7 +785,8 @@ class _Judge:
             for row, at in zip(rows.tolist(), numbers[first].tolist(), strict=True):
                 if why := wrong(*row):
                     where = self.around.name(row[2]) or f"{row[2]:x}"
-                    self.result.blame("sites", f"{why} (site {where})", at, row[2])
+                    text = f"{why} (site {where})"
+                    self.result.blame(RecordViolation("sites", text, at, row[2]))
 
     def _wrong_branch(
         self, key: int, count: int, site: int, target: int, flags: int, memory: int
@@ -923,7 +928,8 @@ class _Judge:
             why = self._wrong(self.finished[address][number], address, to, *row[3:])
             if why:
                 cpu = int(records["cpu"][resume[where]])
-                self._blame("consumed", f"CPU {cpu} {why}", int(resume[where]), address)
+                at = int(resume[where])
+                self._blame("consumed", f"CPU {cpu} {why}", at, address, cpus=[cpu])
 
     def _count_phases(
         self, pokes: Sequence[Finished], trap: NDArray[np.int64], resume: NDArray[np.int64]
@@ -1039,14 +1045,23 @@ class _Judge:
                     return TEST_MODULE
         return OTHERS
 
-    def _blame(self, claim: str, text: str, at: int, site: int, write: int | None = None) -> None:
-        """write: the WRITE whose caller is to be named, if it is not record `at`."""
+    def _blame(
+        self,
+        claim: str,
+        text: str,
+        at: int,
+        site: int,
+        since: int | None = None,
+        cpus: Sequence[int] = (),
+    ) -> None:
+        """since: the WRITE whose caller is to be named, if it is not record `at`."""
         where = self.around.name(site) or f"{site:x}"
-        write = at if write is None else write
+        write = at if since is None else since
         names = self._callers(write) if self.kinds[write] == WRITE else []
         callers = [name for name in names if "text_poke" not in name]
         by = f", by {callers[0]}" if callers else ""
-        self.result.blame(claim, f"{text} (site {where}{by})", at, site)
+        text = f"{text} (site {where}{by})"
+        self.result.blame(RecordViolation(claim, text, at, site, since, tuple(cpus)))
 
 
 def _path(orders: Iterable[tuple[int, int]], start: int, end: int) -> list[int]:
