@@ -3,38 +3,72 @@
 
 from __future__ import annotations
 
-import json
+import math
+import re
+import shlex
 from collections import Counter
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 from orchestrator.host.files import write_report
-from orchestrator.report import html
+from orchestrator.report import html, timeline
 from orchestrator.report.failure import explain
 from orchestrator.report.files import name
+from orchestrator.report.picture import svg
 from orchestrator.report.terminal import PHASES
-from orchestrator.text.keys import PhaseCpu
-from orchestrator.verdict.cases import cases
+from orchestrator.verdict import result as result_file
+from orchestrator.verdict.cases import Case, cases
 from orchestrator.verdict.checks import expected_coverage, seen_coverage
-from orchestrator.verdict.evidence import Evidence
-from orchestrator.verdict.result import RunResult
+from orchestrator.verdict.evidence import Evidence, StepEvidence
+from orchestrator.verdict.model import cpu_names
+from orchestrator.verdict.result import RunResult, VerdictRecord
 
 TEMPLATE = "page.html.j2"
-BARS = 60
-"""Number of bars in the chart of int3 over time."""
 CONSOLE_LINES = 4000
 """The page shows only this many lines from the end of the console."""
+REFERENCE = re.compile(r"(\[(?:event|record) (\d+)\])")
+LEFT, RIGHT = 125, 670
+"""Where the scale of the durations begins and ends."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a CPU did in a scenario."""
+
+    text: str
+    title: str
+    style: str
+    """seen, fail if it was not seen in all phases, none."""
+    heat: float = 0
+    """From 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A scenario in the heat map."""
+
+    name: str
+    status: str
+    text: str
+    cells: dict[int, Cell] = field(default_factory=dict)
+    """By CPU; empty if the scenario does not have to show each CPU."""
+
+
+@dataclass(frozen=True)
+class Heat:
+    rows: Sequence[int] = ()
+    columns: Sequence[Column] = ()
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar of a chart."""
+    """Durations of the pokes of a scenario."""
 
     label: str
     text: str
-    """The value, as text."""
-    size: float
-    """Length from 0 to 100."""
+    mean: float
+    """Its place on the scale."""
+    longest: float
 
 
 def write(result: RunResult) -> None:
@@ -43,75 +77,137 @@ def write(result: RunResult) -> None:
 
 
 def render(result: RunResult) -> str:
-    evidence = result.evidence
+    evidence, record = result.evidence, result_file.record(result)
+    line = timeline.of_failure(result.directory, record.failure, result.spec.smp)
+    failed = line is not None
+    if not line and not result.verdict.exit_status:
+        line = timeline.of_example(result.directory, result.spec.smp)
+    latency, ticks = _latency(record)
+    all_cases = cases(result)
     return html.render(
         TEMPLATE,
         title=name(result),
+        headline=headline(record),
         result=result,
-        cases=cases(result),
-        coverage=_coverage(evidence),
+        record=record,
+        cases=all_cases,
+        line=line,
+        failed=failed,
+        picture=svg(line) if line else "",
+        anchors={row[0] for row in line.rows() if row[0]} if line else set(),
+        parts=_parts,
+        heat=_heat(evidence, all_cases),
         phases=PHASES,
-        hits=_hits(result.directory / "events.jsonl"),
-        latency=_latency(evidence),
+        met=list(_met(evidence)),
+        latency=latency,
+        ticks=ticks,
         explained="\n".join(explain(result)),
+        command=shlex.join(("orchestrator", *record.command)),
         console=_console(result),
     )
 
 
-def _coverage(evidence: Evidence) -> dict[int, list[tuple[int, int, bool]]]:
-    """By CPU, a tuple for each phase: passes, steps that must cover it, whether all of them do."""
-    passes: Counter[PhaseCpu] = Counter()
-    expected: Counter[PhaseCpu] = Counter()
-    covered: Counter[PhaseCpu] = Counter()
+def headline(verdict: VerdictRecord) -> str:
+    """The verdict in one sentence, for somebody who has never seen such a report."""
+    kernel, failure = verdict.name or "the kernel", verdict.failure
+    on = f"{verdict.smp} CPUs" if verdict.smp != 1 else "one CPU"
+    if not verdict.exit_status:
+        return f"{kernel} patches its own code safely on {on}: {verdict.reason}."
+    if verdict.exit_status != 1 or not failure:
+        return verdict.reason
+    if failure.check == "sync" and failure.cpus:
+        everyone = failure.cpus == tuple(range(verdict.smp or 0))
+        who = f"none of the {on}" if everyone else cpu_names(failure.cpus)
+        step = f" in {failure.step}" if failure.step else ""
+        number = f", in phase {failure.phase} of the poke" if failure.phase is not None else ""
+        did = "synced" if everyone else "did not sync"
+        return (
+            f"{kernel} goes on patching too early{step}: {who} {did} after a write{number}, so "
+            "stale code may still be executed."
+        )
+    return verdict.reason
+
+
+def _parts(text: str) -> Iterator[tuple[str, str]]:
+    """`text` in pieces, each with the number of the event or record that it names, if any."""
+    pieces = REFERENCE.split(text)
+    for at in range(0, len(pieces), 3):
+        yield pieces[at], ""
+        if at + 2 < len(pieces):
+            yield pieces[at + 1], pieces[at + 2]
+
+
+def _heat(evidence: Evidence, all_cases: Sequence[Case]) -> Heat:
+    """All scenarios; those that must show each CPU in each phase have a cell for each."""
+    by_name: dict[str, list[StepEvidence]] = {}
     for step in evidence.coverage_steps:
-        seen = seen_coverage(step)
-        must_see = expected_coverage(evidence, step)
-        passes.update(seen)
-        expected.update(must_see)
-        covered.update(must_see & seen.keys())
-    rows = {}
-    for cpu in evidence.cpus if expected else ():
-        keys = [PhaseCpu(phase, cpu) for phase in range(4)]
-        rows[cpu] = [(passes[key], expected[key], covered[key] == expected[key]) for key in keys]
-    return rows
-
-
-def _hits(events: Path) -> list[Bar]:
-    """int3 that GDB saw over time, from its first event to its last."""
-    lines = events.read_text().splitlines() if events.is_file() else []
-    all_events = [json.loads(line) for line in lines]
-    if len(all_events) < 2:
-        return []
-    start, span = all_events[0]["t"], all_events[-1]["t"] - all_events[0]["t"]
-    if span <= 0:
-        return []
-    counts = Counter(
-        min(int((event["t"] - start) / span * BARS), BARS - 1)
-        for event in all_events
-        if event["kind"] == "int3"
-    )
-    most = max(counts.values(), default=0)
-    return [
-        Bar(f"{number * span / BARS:.1f} s", f"{counts[number]} int3", 100 * counts[number] / most)
-        for number in range(BARS)
-        if most
+        by_name.setdefault(step.scenario.name, []).append(step)
+    columns = [
+        Column(case.name, case.status, case.text, _cells(evidence, by_name.get(case.name, [])))
+        for case in all_cases
+        if case.group == "scenario"
     ]
+    return Heat(evidence.cpus, columns if evidence.cpus else ())
 
 
-def _latency(evidence: Evidence) -> list[Bar]:
-    """Duration of a free-running poke by scenario; the bar is the mean."""
-    means: list[tuple[str, float, float]] = []
-    for step in evidence.free_steps:
-        report = step.guest
-        if report and (pokes := report.integer("pokes")):
-            mean = report.integer("poke_ns") / pokes / 1e6
-            means.append((step.scenario.name, mean, report.integer("poke_ns_max") / 1e6))
-    longest = max((mean for _, mean, _ in means), default=0.0)
-    return [
-        Bar(scenario, f"mean {mean:.2f} ms, max {maximum:.1f} ms", 100 * mean / longest)
-        for scenario, mean, maximum in means
-        if longest
+def _cells(evidence: Evidence, steps: Sequence[StepEvidence]) -> dict[int, Cell]:
+    passes: Counter[int] = Counter()
+    expected: Counter[int] = Counter()
+    seen: Counter[int] = Counter()
+    for step in steps:
+        found, due = seen_coverage(step), expected_coverage(evidence, step)
+        for key, count in found.items():
+            passes[key.cpu] += count
+        expected.update(key.cpu for key in due)
+        seen.update(key.cpu for key in due & found.keys())
+    if not expected:
+        return {}
+    most = max(max(passes.values(), default=0), 1)
+    cells = {}
+    for cpu in evidence.cpus:
+        title = f"seen in {seen[cpu]} of {expected[cpu]} phases, {passes[cpu]} passes"
+        heat = round(0.08 + 0.27 * math.log1p(passes[cpu]) / math.log1p(most), 2)
+        if not expected[cpu]:
+            cells[cpu] = Cell("", "nothing to see", "none")
+        elif seen[cpu] < expected[cpu]:
+            cells[cpu] = Cell(f"✗ {seen[cpu]}/{expected[cpu]}", title, "fail")
+        else:
+            cells[cpu] = Cell(str(passes[cpu]), title, "seen", heat)
+    return cells
+
+
+def _met(evidence: Evidence) -> Iterator[tuple[int, int, int, int]]:
+    """Phase in which int3 was executed, phase in which the CPU went on, int3, and CPUs."""
+    counts: Counter[tuple[int, int]] = Counter()
+    cpus: dict[tuple[int, int], set[int]] = {}
+    for (cpu, here, there), count in evidence.record.met.items() if evidence.record else ():
+        counts[here, there] += count
+        cpus.setdefault((here, there), set()).add(cpu)
+    for (here, there), count in sorted(counts.items()):
+        yield here, there, count, len(cpus[here, there])
+
+
+def _latency(verdict: VerdictRecord) -> tuple[list[Bar], list[tuple[float, str]]]:
+    """Durations by scenario, and the ticks of their scale."""
+    found = [one for one in verdict.latencies if 0 < one.mean_ms <= one.max_ms]
+    if not found:
+        return [], []
+    low = math.floor(math.log10(min(one.mean_ms for one in found)))
+    high = max(math.ceil(math.log10(max(one.max_ms for one in found))), low + 1)
+
+    def place(value: float) -> float:
+        return round(LEFT + (RIGHT - LEFT) * (math.log10(value) - low) / (high - low), 1)
+
+    bars = [
+        Bar(
+            one.scenario,
+            f"{one.pokes} pokes, {one.mean_ms:.2f} ms, at most {one.max_ms:.1f} ms",
+            place(one.mean_ms),
+            place(one.max_ms),
+        )
+        for one in found
     ]
+    return bars, [(place(10.0**power), f"{10.0**power:g} ms") for power in range(low, high + 1)]
 
 
 def _console(result: RunResult) -> list[tuple[int, str, bool]]:

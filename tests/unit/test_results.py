@@ -216,7 +216,8 @@ class _Balance(HTMLParser):
         self.text.append(data)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.outside += [value or "" for name, value in attrs if name in ("src", "href")]
+        links = [value or "" for name, value in attrs if name in ("src", "href")]
+        self.outside += [link for link in links if not link.startswith("#")]
 
 
 def test_the_page_needs_no_other_file_and_marks_the_fault(tmp_path: Path) -> None:
