@@ -141,7 +141,7 @@ def _report(result: RunResult, *, as_json: bool = False, quiet: bool = False) ->
     from orchestrator.host import failures
     from orchestrator.host.files import write_report
     from orchestrator.many import history, prune
-    from orchestrator.report import files, page, terminal
+    from orchestrator.report import files, page, terminal, trace
     from orchestrator.ui import SafeConsole
     from orchestrator.verdict import result as result_file
 
@@ -178,6 +178,7 @@ def _report(result: RunResult, *, as_json: bool = False, quiet: bool = False) ->
         "junit.xml and results.ktap": files.write,
         "report.html": page.write,
         "report.txt": text,
+        "trace.json": trace.write,
         "GitHub's summary": annotations,
         "the report": screen,
         "the history": history.record,

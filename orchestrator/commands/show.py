@@ -8,12 +8,15 @@ from pathlib import Path
 
 from orchestrator.commands import document
 from orchestrator.errors import EXIT_PASS, UsageError
+from orchestrator.host.files import write_whole
 
 NAME = "show"
 HELP = "show the report of a finished run"
 EXAMPLES = (
     ("show 12", "run 12 of the history"),
     ("show 20261126-150840-6.1-int3-smp8-a1a7 --json", ""),
+    ("show 12 --mail", "a mail to those who wrote the code"),
+    ("show 12 --trace trace.json", "for ui.perfetto.dev"),
 )
 
 
@@ -21,13 +24,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run", metavar="RUN", help="number, name or directory of a run, as `history` shows them"
     )
+    parser.add_argument(
+        "--mail", action="store_true", help="print the run as a mail to those who wrote the code"
+    )
+    parser.add_argument(
+        "--trace",
+        type=Path,
+        metavar="FILE",
+        help="write the run in Chrome's trace format to FILE, for Perfetto",
+    )
     document.add_json(parser)
 
 
 def main(options: argparse.Namespace) -> int:
     from orchestrator import ui
+    from orchestrator.report import mail, trace
     from orchestrator.verdict import result
 
+    if options.mail and options.json:
+        raise UsageError("--mail and --json cannot be combined: each prints the whole output")
     directory = directory_of(options.run)
     try:
         verdict = result.read(directory)
@@ -35,6 +50,11 @@ def main(options: argparse.Namespace) -> int:
         raise UsageError(f"{directory} has no verdict: that run has not ended") from error
     except ValueError as error:
         raise UsageError(str(error)) from error
+    if options.trace:
+        _write(options.trace, trace.text(directory, verdict))
+    if options.mail:
+        ui.show(mail.mail(directory, verdict).rstrip())
+        return EXIT_PASS
     if options.json:
         return document.show("show", directory=directory, verdict=result.as_json(verdict))
     try:
@@ -42,6 +62,13 @@ def main(options: argparse.Namespace) -> int:
     except OSError:
         ui.show(f"results: {directory}\n{verdict.outcome.upper()}  {verdict.reason}")
     return EXIT_PASS
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        write_whole(file, text)
+    except OSError as error:
+        raise UsageError(f"{file} cannot be written: {error.strerror}") from error
 
 
 def directory_of(name: str) -> Path:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -854,7 +854,7 @@ class _Judge:
                     for a, b in itertools.pairwise(path)
                 )
                 text = f"{LOCKS[wanted]} was taken while {LOCKS[held]} was held by {where}"
-                self.result.blame("lock", f"{text}, and {others}", at, 0)
+                self.result.blame(RecordViolation("lock", f"{text}, and {others}", at, 0))
 
     # -- text that nobody has written
 
