@@ -121,11 +121,13 @@ class _Picture:
         elif mark.cpu not in self._line.cpus:
             return Markup()
         else:
-            shape = _shape(mark.kind, x, self._y(mark.cpu), r)
+            shape = _shape(mark.kind, mark.text, x, self._y(mark.cpu), r)
         return Markup('<g class="m {}{}">{}{}</g>').format(mark.kind, wrong, title, shape)
 
 
-def _shape(kind: str, x: float, y: float, r: float) -> Markup:
+def _shape(kind: str, text: str, x: float, y: float, r: float) -> Markup:
+    if kind == "away":
+        return _text("away", x + r + 1, y + 3.5, text.removeprefix("is "))
     if kind == "sync":
         return Markup('<circle cx="{:.1f}" cy="{:.1f}" r="{:.1f}"/>').format(x, y, r)
     if kind == "missing":

@@ -43,7 +43,7 @@ TRAPS = 2
 MOST = 1500
 """Records that are looked at behind the beginning of a poke at most, per CPU."""
 
-Kind = Literal["write", "sync", "int3", "return", "hold", "end", "missing", "other"]
+Kind = Literal["write", "sync", "int3", "return", "hold", "end", "missing", "away", "other"]
 NAMES: dict[Kind, str] = {
     "write": "write",
     "sync": "sync",
@@ -52,6 +52,7 @@ NAMES: dict[Kind, str] = {
     "hold": "held",
     "end": "end",
     "missing": "no sync",
+    "away": "elsewhere",
     "other": "stopper",
 }
 """What a kind is called in tables."""
@@ -211,6 +212,7 @@ def _of_events(
         elif kind == "sync":
             line.sync(cpu, number, wrong)
         elif kind == "hold":
+            line.away(event.get("elsewhere", ()), "idle or in user mode")
             line.add(cpu, "hold", "the poker is held until every CPU has run", number, wrong)
         elif kind == "int3" and event["ip"] == site:
             line.trap(cpu, number, wrong)
@@ -252,6 +254,9 @@ def _of_records(log: Records, failure: Failure, cpus: int) -> Timeline | None:
                 over = offset == 0 and data[0] != INT3
             elif wrong:
                 line.add(cpu, "other", f"writes at {word:x}", at, wrong)
+        elif kind == record.WRITER and log["kind"][at - 1] == record.WRITE:
+            line.away(_bits(int(entry["word"][6])), "idle")
+            line.away(_bits(int(entry["word"][5])), "in user mode")
         elif kind == record.SYNC:
             line.sync(cpu, at, wrong)
         elif kind == record.TRAP and word == site:
@@ -266,6 +271,10 @@ def _of_records(log: Records, failure: Failure, cpus: int) -> Timeline | None:
         elif wrong:
             line.add(cpu, "other", "here", at, wrong)
     return line.finish()
+
+
+def _bits(mask: int) -> list[int]:
+    return [cpu for cpu in range(mask.bit_length()) if mask >> cpu & 1]
 
 
 def _begin(log: Records, since: int) -> tuple[int, int]:
@@ -298,6 +307,8 @@ class _Line:
         self._traps: Counter[int] = Counter()
         self._shown: Counter[int] = Counter()
         """Int3 of each CPU that are shown and have not gone on."""
+        self._away: list[tuple[int, Mark]] = []
+        """Each with the index of its phase."""
 
     def begin(self, memory: str, length: int) -> None:
         """length: of the site; 0 if nobody knows yet."""
@@ -329,6 +340,12 @@ class _Line:
             self.timeline.phases[-1].synced.add(cpu)
         self.add(cpu, "sync", "runs do_sync_core()", number, wrong)
 
+    def away(self, cpus: Iterable[int], where: str) -> None:
+        """These CPUs execute nothing of the kernel, so it may leave them out of a round."""
+        for cpu in cpus:
+            mark = Mark(self.timeline.columns, cpu, "away", f"is {where}", -1)
+            self._away.append((len(self.timeline.phases) - 1, mark))
+
     def trap(self, cpu: int, number: int, wrong: bool) -> None:
         self._traps[cpu] += 1
         if self._traps[cpu] > TRAPS and not wrong:
@@ -358,6 +375,14 @@ class _Line:
 
     def finish(self) -> Timeline:
         """The timeline, when all is in it: only then the length of the site is known."""
-        for phase in self.timeline.phases:
+        phases, marks = self.timeline.phases, self.timeline.marks
+        for phase in phases:
             phase.memory = phase.memory[: 2 * (self._length or NEAR)]
+        seen: set[tuple[int, int]] = set()
+        for index, mark in self._away:
+            if index >= 0 and mark.cpu not in phases[index].synced | set(phases[index].missing):
+                if (index, mark.cpu) not in seen:
+                    marks.append(mark)
+                seen.add((index, mark.cpu))
+        marks.sort(key=lambda mark: mark.column)
         return self.timeline

@@ -178,6 +178,10 @@ class Fakes:
         ]
         self.set(replay, replay=lambda _: iter(done))
 
+    def published(self) -> None:
+        self.finished()
+        self.monkeypatch.chdir(self.directory)
+
     def host(self) -> None:
         accel = Accel(kind="tcg", thread="single", why="no KVM")
         self.set(doctor.HostProbes, qemu=tools.Qemu(binary=Path("/q"), version=(10, 0)))
@@ -267,6 +271,7 @@ COMMANDS: dict[str, tuple[Callable[[Fakes], None], int]] = {
     "show one": (Fakes.finished, 0),
     "show 1": (Fakes.finished, 0),
     "replay one": (Fakes.replayed, 125),
+    "site public": (Fakes.published, 0),
     "history": (Fakes.finished, 0),
     "history --flaky": (Fakes.finished, 0),
     "doctor": (Fakes.diagnoses, 0),

@@ -142,3 +142,19 @@ def test_a_log_that_cannot_be_read_costs_the_picture_and_nothing_else(tmp_path: 
     failure = Failure(check="sync", text="", event=1)
     assert timeline.of_failure(tmp_path, failure, 2) is None
     assert timeline.of_example(tmp_path, 2) is None
+
+
+def test_a_cpu_that_was_idle_is_named_where_it_did_not_sync(tmp_path: Path) -> None:
+    log = Written()
+    log.idle = 0b1011
+    log.write(0xFFFFFFFF81001000, 0, b"\xcc")
+    log.sync(0)
+    log.write(0xFFFFFFFF81001000, 1, bytes.fromhex("fb000000"))
+    (tmp_path / timeline.LOG).write_bytes(gzip.compress(log.records.tobytes()))
+    second = [at for at, kind in enumerate(log.records["kind"].tolist()) if kind == 1][1]
+    failure = Failure(check="sync", text="", record=second, since=0, cpus=(2,))
+    line = timeline.of_failure(tmp_path, failure, CPUS)
+    assert line
+    away = [mark for mark in line.marks if mark.kind == "away" and mark.column <= 1]
+    assert [(mark.cpu, mark.text) for mark in away] == [(1, "is idle"), (3, "is idle")]
+    assert ">idle</text>" in picture.svg(line)
