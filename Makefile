@@ -6,6 +6,7 @@ make run ARGS="..."   the same with more options, such as ARGS="--smp 2 --kernel
 make test             lint and all tests: unit tests take seconds, those with real guests minutes
                       (ARGS="..." goes to pytest)
 make test-unit        only the tests that boot nothing
+make test-browser     only the tests that look at the reports with a browser
 make test-vm          only the tests that boot a guest
 make test-faults      300 faults: signals, full disks, damaged files, hostile guests and input;
                       takes an hour (ARGS="--count 50 --seed 2 --only 'signal/*'" as you like)
@@ -28,7 +29,7 @@ CLEAN_ENV := env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL -u MAKEOVERRIDES
 # Limit for one test, in seconds, against a hang. The first VM test has to fetch and build a kernel.
 TIMEOUT := 1800
 
-.PHONY: help run test test-unit test-vm test-faults test-lowest packages lock lint doctor setup clean
+.PHONY: help run test test-unit test-browser test-vm test-faults test-lowest packages lock lint doctor setup browser clean
 
 help:
 	$(info $(HELP))@:
@@ -47,11 +48,11 @@ RUN_LINT = lint=0; \
 
 # Of the injected faults only the short part, which takes three minutes. It comes last, when the
 # kernels have been built.
-TESTS := tests/unit tests/vm tests/faults
+TESTS := tests/unit tests/browser tests/vm tests/faults
 
 # The tests run even if lint fails. One pytest runs the unit tests, then those that boot a guest, so
 # that there is only one summary.
-test: setup
+test: setup browser
 	@$(RUN_LINT); tests=0; \
 	$(CLEAN_ENV) $(BIN)/python -m pytest --timeout=$(TIMEOUT) $(TESTS) $(ARGS) || tests=1; \
 	say() { [ "$$1" = 0 ] && echo passed || echo FAILED; }; \
@@ -60,6 +61,9 @@ test: setup
 
 test-unit: setup
 	@$(CLEAN_ENV) $(BIN)/python -m pytest --timeout=60 tests/unit $(ARGS)
+
+test-browser: setup browser
+	@$(CLEAN_ENV) $(BIN)/python -m pytest --timeout=120 tests/browser $(ARGS)
 
 test-vm: setup
 	@$(CLEAN_ENV) $(BIN)/python -m pytest --timeout=$(TIMEOUT) tests/vm $(ARGS)
@@ -98,6 +102,9 @@ doctor: setup
 
 setup:
 	@./setup
+
+browser:
+	@./setup browser
 
 clean:
 	rm -rf build .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info
