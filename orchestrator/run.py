@@ -43,6 +43,7 @@ from orchestrator.machine.qemu import MachineSpec, not_taken
 from orchestrator.machine.ssh import Keys
 from orchestrator.observer import Observer
 from orchestrator.planned import PlannedObserver
+from orchestrator.rundir import BRANCHES
 from orchestrator.scenarios.scenario import Scenario, runnable, select
 from orchestrator.soak import Soaking
 from orchestrator.spec import RunSpec
@@ -55,9 +56,6 @@ from orchestrator.verdict.outcome import Verdict, judge
 from orchestrator.verdict.result import RunResult
 from orchestrator.watch.recorder import Recorder
 from orchestrator.watch.watch import Watch
-
-BRANCHES = "branches"
-"""The folder of a run's directory in which each branch has one."""
 
 
 @dataclass
@@ -143,15 +141,17 @@ def debug(spec: RunSpec) -> int:
         raise
 
 
-def branches_of(spec: RunSpec, digest: str, directory: Path) -> Branches:
-    """What runs branches as the run of `spec` did, but with their results in `directory`.
+def branches_of(
+    spec: RunSpec, directory: Path, digest: str | None = None
+) -> tuple[Kernel, Branches]:
+    """The kernel of `spec`, and what runs branches as a run of it does, in `directory`.
 
-    digest: of that run's kernel.
+    digest: of the kernel that it must be; None for any.
 
     Raises UsageError if the kernel is another one by now, InfraError if there can be no branches.
     """
     kernel = obtain(spec.kernel)
-    if kernel.digest != digest:
+    if digest and kernel.digest != digest:
         raise UsageError(
             f"{kernel.name} is another kernel by now: a run is replayed with the one that it had"
         )
@@ -160,8 +160,8 @@ def branches_of(spec: RunSpec, digest: str, directory: Path) -> Branches:
     machine_spec, recorder = _machine_spec(spec, kernel, Path(os.devnull), scenarios)
     without_module = all(scenario.sysctls for scenario in scenarios)
     if why_not := _no_branches(kernel, machine_spec, recorder, without_module):
-        raise InfraError(f"the run cannot be replayed here: {why_not}")
-    return _branches(directory, kernel, machine_spec, scenarios)
+        raise InfraError(f"there can be no branches here: {why_not}")
+    return kernel, _branches(directory, kernel, machine_spec, scenarios)
 
 
 def inspect_kernel(request: KernelRequest) -> tuple[Kernel, dict[str, str]]:

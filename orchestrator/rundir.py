@@ -22,6 +22,11 @@ from orchestrator.host import paths
 from orchestrator.options import to_json
 from orchestrator.spec import RunSpec
 
+BRANCHES = "branches"
+"""The folder of a run's directory in which each branch has one (orchestrator/branch.py)."""
+THIS = "DIRECTORY-OF-THIS-FILE"
+FAILURE = "failure"
+"""What `replay --at` takes for the event that showed the failure."""
 LONGEST = 60
 """Most characters of a kernel's name in that of a directory."""
 
@@ -84,10 +89,22 @@ def write_script(
     )
     script.write_text(
         "#!/bin/sh\n# Repeats this run: the same kernel, machine, scenarios and seed.\n"
+        "# If it has a directory `branches`, this repeats those event by event, and stops at one:\n"
+        f"# orchestrator replay {THIS} --at {FAILURE}\n"
         f"cd {shlex.quote(str(Path.cwd()))} || exit\n{exports}"
         f'exec {shlex.join(argv)} "$@"\n'
     )
     script.chmod(0o755)
+
+
+def replay_command(directory: Path) -> str | None:
+    """The command that replays the run in `directory` and stops it where it failed; None if it has
+    no branches, which alone are replayed."""
+    if not (directory / BRANCHES).is_dir():
+        return None
+    usual = directory.parent == paths.state_dir() / "runs"
+    name = directory.name if usual else shlex.quote(str(directory.absolute()))
+    return f"orchestrator replay {name} --at {FAILURE}"
 
 
 def discard(directory: Path) -> None:

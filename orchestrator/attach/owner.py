@@ -9,13 +9,13 @@ import select
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from orchestrator import ui
 from orchestrator.attach.client import gdb_command
 from orchestrator.attach.notes import LIVE, SYMBOLS
-from orchestrator.errors import OrchestratorError, printable, sentence
+from orchestrator.errors import InfraError, OrchestratorError, printable, sentence
 from orchestrator.host import proc
 from orchestrator.host.paths import remembered, write_whole
 from orchestrator.machine.machine import Machine
@@ -43,8 +43,10 @@ class GdbConnection:
         owner: {"status": S, "said": OUTPUT}    the result, or {"error": ...}
     """
 
-    def __init__(self, machine: Machine, directory: Path) -> None:
+    def __init__(self, machine: Machine, directory: Path, no_shell: str = "") -> None:
+        """no_shell: why no commands can be run in the guest; empty if they can."""
         self._machine = machine
+        self._no_shell = no_shell
         self._live = directory / LIVE
         self._gdb: socket.socket | None = None
         self._unparsed = b""
@@ -110,6 +112,8 @@ class GdbConnection:
         *lines, self._unparsed = self._unparsed.split(b"\n")
         for line in lines:
             try:
+                if self._no_shell:
+                    raise InfraError(self._no_shell)
                 status, output = self._machine.ssh.run(json.loads(line)["run"], COMMAND_SECONDS)
                 _send(self._gdb, status=status, said=printable(output))
             except OrchestratorError as error:
@@ -146,10 +150,17 @@ def keep(machine: Machine | None, directory: Path) -> None:
         ui.say(f"the guest cannot be kept: {sentence(error)}")
 
 
-def run_gdb(machine: Machine, directory: Path) -> int:
-    """Run a GDB on our terminal, attached to the guest, until it quits. Returns its exit status."""
-    with GdbConnection(machine, directory) as connection, _sigint_only_for_gdb():
-        gdb = subprocess.Popen(proc.mortal(gdb_command(directory)))
+def run_gdb(
+    machine: Machine, directory: Path, no_shell: str = "", commands: Sequence[str] = ()
+) -> int:
+    """Run a GDB on our terminal, attached to the guest, until it quits. Returns its exit status.
+
+    no_shell: as for GdbConnection.
+    commands: what GDB does first.
+    """
+    first = [word for command in commands for word in ("-ex", command)]
+    with GdbConnection(machine, directory, no_shell) as connection, _sigint_only_for_gdb():
+        gdb = subprocess.Popen(proc.mortal([*gdb_command(directory), *first]))
         try:
             connection.serve(lambda: gdb.poll() is None)
             return gdb.wait(10)

@@ -25,6 +25,7 @@ from orchestrator.host.files import write_report, write_whole
 from orchestrator.kernel.checkout import PREFIX, split
 from orchestrator.kernel.model import CHANGES
 from orchestrator.options import argv
+from orchestrator.rundir import replay_command
 from orchestrator.spec import MACHINE, POKING
 from orchestrator.verdict import result
 from orchestrator.verdict.signature import signatures
@@ -190,6 +191,8 @@ def report(
             lines.append(f"  {item.cell}{f' ({versions})' if versions else ''}: {record.outcome}")
             if item.now and item.now.exit_status != EXIT_PASS:
                 lines += [f"      {item.now.reason}", f"      {item.now.directory}"]
+                if item.now.directory and (again := replay_command(Path(item.now.directory))):
+                    lines.append(f"      {again}")
             if command := bisection(item):
                 lines.append(f"      {command}")
     count = Counter(record.exit_status for record in now.values())

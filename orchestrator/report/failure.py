@@ -7,6 +7,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from orchestrator.errors import EXIT_KERNEL_FAILED
+from orchestrator.rundir import replay_command
 from orchestrator.text.disasm import describe
 from orchestrator.text.symbols import where as where_is
 from orchestrator.verdict.evidence import StepEvidence
@@ -21,6 +23,13 @@ MAX_LINES = 12
 
 def explain(result: RunResult) -> Iterator[str]:
     """Lines of text; none when nothing failed."""
+    yield from _explain(result)
+    failed = result.verdict.exit_status == EXIT_KERNEL_FAILED
+    if failed and (command := replay_command(result.directory)):
+        yield f"Again, event by event: {command}"
+
+
+def _explain(result: RunResult) -> Iterator[str]:
     evidence = result.evidence
     if first := next(evidence.violations(), None):
         yield from _explain_violation(result, *first)

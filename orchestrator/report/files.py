@@ -21,8 +21,10 @@ from typing import Any
 
 import junitparser
 
+from orchestrator.errors import EXIT_KERNEL_FAILED
 from orchestrator.host.files import write_report
 from orchestrator.report import tables
+from orchestrator.rundir import replay_command
 from orchestrator.verdict.cases import Case, cases
 from orchestrator.verdict.result import RunResult, VerdictRecord, record
 
@@ -147,6 +149,9 @@ def github(result: RunResult, environment: Mapping[str, str] = os.environ) -> li
         return []
     all_cases, title = cases(result), name(result)
     github_summary(_summary(title, all_cases), environment)
+    failed = result.verdict.exit_status == EXIT_KERNEL_FAILED
+    if failed and (command := replay_command(result.directory)):
+        github_summary(f"`{command}`\n", environment)
     # A failed check says more than the verdict, which repeats it. Without one, the verdict has the
     # cause. What is skipped is a consequence.
     bad = [case for case in all_cases if case.status in ("fail", "error")]

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import good_run
@@ -182,6 +184,16 @@ class Fakes:
         self.finished()
         self.monkeypatch.chdir(self.directory)
 
+    def stopped(self) -> None:
+        self.finished()
+        branch = SimpleNamespace(name="sites")
+        at = SimpleNamespace(branch=branch, event=7, steps=0, differs_at=None)
+        self.set(
+            replay,
+            stopped=lambda *_: contextlib.nullcontext(at),
+            described=lambda _: ["event 7 of sites: CPU 1 enters do_sync_core"],
+        )
+
     def host(self) -> None:
         accel = Accel(kind="tcg", thread="single", why="no KVM")
         self.set(doctor.HostProbes, qemu=tools.Qemu(binary=Path("/q"), version=(10, 0)))
@@ -272,6 +284,7 @@ COMMANDS: dict[str, tuple[Callable[[Fakes], None], int]] = {
     "show 1": (Fakes.finished, 0),
     "replay one": (Fakes.replayed, 125),
     "site public": (Fakes.published, 0),
+    "replay one --at 7": (Fakes.stopped, 0),
     "history": (Fakes.finished, 0),
     "history --flaky": (Fakes.finished, 0),
     "doctor": (Fakes.diagnoses, 0),
@@ -305,7 +318,7 @@ def test_each_command_prints_one_valid_document(
     validate(content)
     assert content["exit_status"] == status
     name = content["command"]
-    assert name in (command, " ".join(command.split()[:2]), command.split()[0])
+    assert name in (command, " ".join(command.split()[:2]), command.split()[0], "replay --at")
 
 
 def leaves(top: argparse.ArgumentParser, words: str = "") -> Iterator[tuple[str, str]]:

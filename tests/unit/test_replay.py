@@ -14,11 +14,14 @@ import numpy as np
 import pytest
 from test_json import run_result
 
-from orchestrator import cli
+from orchestrator import cli, rundir
 from orchestrator import replay as module
+from orchestrator.errors import UsageError
 from orchestrator.options import to_json
 from orchestrator.spec import RunSpec
+from orchestrator.verdict import record
 from orchestrator.verdict import result as result_file
+from orchestrator.verdict.checks import CheckResult
 from orchestrator.watch.recorder import RECORD, Records
 
 PLAN = "end of the plan 12\n- plan 1\n- number 3;step site=nop5 how=direct cpu=0 ms=50\n"
@@ -66,7 +69,7 @@ class Branches:
 @pytest.fixture
 def branches(monkeypatch: pytest.MonkeyPatch) -> Any:
     def use(made: Branches) -> Branches:
-        monkeypatch.setattr(module, "branches_of", lambda *_: made)
+        monkeypatch.setattr(module, "branches_of", lambda *_: (SimpleNamespace(), made))
         return made
 
     return use
@@ -119,3 +122,87 @@ def test_a_run_that_has_not_ended_cannot_be_replayed(
     (finished / "verdict.json").unlink()
     assert cli.main(["replay", str(finished)]) == 129
     assert "is not the directory of a finished run" in capsys.readouterr().err
+
+
+# -- which event is meant
+
+
+def records(*rows: tuple[int, int, int]) -> Records:
+    """rows: kind, CPU and number."""
+    made = np.zeros(len(rows), RECORD)
+    for at, (kind, cpu, number) in enumerate(rows):
+        made["kind"][at], made["cpu"][at], made["number"][at] = kind, cpu, number
+    return made
+
+
+def test_an_int3_after_which_a_cpu_did_not_go_on_is_found() -> None:
+    trap, resume, other = record.TRAP, record.RESUME, record.SYNC
+    assert module.unanswered_int3(records()) is None
+    assert module.unanswered_int3(records((trap, 0, 0), (trap, 1, 0), (resume, 0, 0))) == 1
+    assert module.unanswered_int3(records((trap, 0, 0), (other, 1, 0), (resume, 0, 0))) is None
+    # A trap within a trap: the inner one is answered, the outer one is not.
+    assert module.unanswered_int3(records((trap, 0, 0), (trap, 0, 0), (resume, 0, 1))) == 0
+    assert module.unanswered_int3(records((trap, 0, 0), (trap, 0, 0), (resume, 0, 0))) is None
+
+
+def run_with(*checks: CheckResult, names: tuple[str, ...] = ("code", "sites")) -> Any:
+    verdict = SimpleNamespace(checks=checks, fingerprint="12")
+    logs = {name: records((record.SYNC, 0, 0)) for name in names}
+    return SimpleNamespace(verdict=verdict, names=[*names], log=logs.__getitem__)
+
+
+WRONG = CheckResult("sync", "fail", "CPU 1 did not", ("CPU 1 did not [record 12 of sites]",))
+OTHER = CheckResult("irqs", "fail", "off", ("off [record 7]",))
+
+
+@pytest.mark.parametrize(
+    ("at", "run", "event"),
+    [
+        ("sites:7", run_with(), ("sites", 7)),
+        ("7", run_with(names=("sites",)), ("sites", 7)),
+        ("failure", run_with(WRONG), ("sites", 12)),
+        ("sync", run_with(OTHER, WRONG), ("sites", 12)),
+        ("irqs", run_with(OTHER, names=("code",)), ("code", 7)),
+    ],
+)
+def test_an_event_is_named_by_number_claim_or_failure(at: str, run: Any, event: Any) -> None:
+    assert module._event(run, at) == event
+
+
+@pytest.mark.parametrize(
+    ("at", "run", "message"),
+    [
+        ("7", run_with(), "say which branch: code:7 or sites:7"),
+        ("irqs", run_with(OTHER), "say which branch: code:7 or sites:7"),
+        ("irqs", run_with(WRONG), "no event is known to have broken irqs"),
+        ("failure", run_with(), "what failed is no event of a branch"),
+        ("nonsense", run_with(), "--at takes a number, BRANCH:NUMBER, failure, or one of"),
+    ],
+)
+def test_what_is_no_event_is_refused(at: str, run: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        module._event(run, at)
+
+
+def test_a_guest_that_went_down_is_looked_at_where_it_did_not_go_on() -> None:
+    run = run_with(names=("sites",))
+    run.verdict.fingerprint = None
+    assert module._event(run, "failure") == ("sites", 0)
+    log = records((record.SYNC, 0, 0), (record.TRAP, 1, 0), (record.SYNC, 0, 0))
+    run.log = lambda _: log
+    assert module._event(run, "failure") == ("sites", 1)
+
+
+@pytest.mark.parametrize("arguments", [["--back", "3"], ["--gdb"]])
+def test_going_back_needs_an_event(
+    finished: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["replay", str(finished), *arguments]) == 129
+    assert "need --at EVENT" in capsys.readouterr().err
+
+
+def test_a_run_with_branches_names_the_command_that_replays_it(
+    finished: Path, tmp_path: Path
+) -> None:
+    assert rundir.replay_command(tmp_path) is None
+    assert rundir.replay_command(finished) == f"orchestrator replay {finished} --at failure"

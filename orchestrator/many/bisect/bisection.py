@@ -20,6 +20,7 @@ from orchestrator.errors import InfraError, UsageError
 from orchestrator.many.bisect.candidates import Candidates
 from orchestrator.many.bisect.search import MIN_P, RunOutcome, Search, SearchAnswer
 from orchestrator.many.bisect.tester import RunSummary, Tester
+from orchestrator.rundir import replay_command
 from orchestrator.verdict.checks import KERNEL_FAILED
 
 VERSION = 2
@@ -359,6 +360,8 @@ def explained(
         entry = failures[-1]
         lines += ["", f"a failing run of {entry.candidate}: {entry.summary.reason}"]
         lines += [f"  {entry.summary.directory}"]
+        if command := replay_command(Path(entry.summary.directory)):
+            lines += [f"  {command}"]
     return "\n".join(lines) + "\n"
 
 
