@@ -101,9 +101,9 @@ bool orch_pass_is_stale(u64 before, u64 after, enum orch_result result)
 
 static void hammer_burst(struct orch_hammer *hammer)
 {
-	unsigned int i;
+	unsigned int i, passes = spec.burst - orch_dice_throw(&hammer->dice, spec.burst);
 
-	for (i = 0; i < spec.burst; i++) {
+	for (i = 0; i < passes; i++) {
 		u64 before = orch_epoch();
 		enum orch_result result = spec.site->pass();
 		u64 after = orch_epoch();
@@ -224,6 +224,7 @@ int orch_hammers_start(const struct orch_hammer_spec *requested)
 		}
 		kthread_bind(task, cpu);
 		hammers[cpu].task = task;
+		hammers[cpu].dice = orch_dice();
 		wake_up_process(task);
 	}
 	return 0;

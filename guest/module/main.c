@@ -7,6 +7,7 @@
  *	plan N
  *	number 7
  *	emulates jmp32,call,nop5
+ *	cuts 7
  *	step site=nop5 how=direct gated=1 cpu=0 passes=2
  *	step site=key how=owner ms=500 burst=64 pause=200 gap=100
  *	scenario emulation ms=200 cpu=1 seed=7
@@ -14,6 +15,7 @@
  *
  * "plan" begins a new report of N results. "number" sets the number of the next
  * one, where another guest reports those before it.
+ * "cuts" has the seed of a schedule for all steps that follow, see cuts.c.
  * "emulates" has the parameter of that name for a module that is loaded. The
  * options of a step are the fields of struct orch_step (gap and pause in us),
  * those of a scenario the fields of struct orch_run, and seed, which fixes its
@@ -111,6 +113,8 @@ static int run_command(char *line)
 		orch_report_number(number);
 		return 0;
 	}
+	if (!strcmp(verb, "cuts"))
+		return !line || kstrtouint(line, 10, &number) ? -EINVAL : orch_cuts_set(number);
 	if (!strcmp(verb, "emulates"))
 		return orch_set_emulates(line ? line : "");
 	if (!strcmp(verb, "skip")) {
@@ -220,6 +224,7 @@ static void __exit orch_exit(void)
 	orch_plan_exit();
 	orch_hammers_free();
 	orch_poker_stop();
+	orch_cuts_exit();
 	orch_report_exit();
 }
 

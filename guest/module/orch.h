@@ -131,6 +131,23 @@ struct orch_window {
 
 extern struct orch_window orch_window;
 
+/* cuts.c */
+
+/**
+ * struct orch_dice - random numbers of one thread
+ * @state: private
+ */
+struct orch_dice {
+	u64 state;
+};
+
+struct orch_dice orch_dice(void);
+u32 orch_dice_throw(struct orch_dice *one, u32 below);
+int orch_cuts_set(unsigned int number);
+void orch_cuts_next(void);
+void orch_cuts_end(void);
+void orch_cuts_exit(void);
+
 /* hammer.c */
 
 /**
@@ -140,12 +157,14 @@ extern struct orch_window orch_window;
  *	last written
  * @round: the last gate round in which this CPU went through the site
  * @task: the hammer's thread; NULL if none runs on this CPU
+ * @dice: for a seeded schedule
  */
 struct orch_hammer {
 	u64 count[ORCH_PHASES][ORCH_RESULTS];
 	u64 stale;
 	u64 round;
 	struct task_struct *task;
+	struct orch_dice dice;
 };
 
 /**

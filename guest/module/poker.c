@@ -233,6 +233,7 @@ static void poke_free(const struct orch_step *step, struct orch_outcome *out, co
 	bool on = true;
 
 	while (time_before(jiffies, end) || !on) {
+		orch_cuts_next();
 		orch_epoch_next();
 		timed_poke(step, on, out);
 		orch_epoch_next();
@@ -247,6 +248,7 @@ static void poke_free(const struct orch_step *step, struct orch_outcome *out, co
 		else if (num_online_cpus() == 1)	/* else the hammer never runs */
 			usleep_range(200, 300);
 	}
+	orch_cuts_end();
 }
 
 static void do_job(struct job *job)
