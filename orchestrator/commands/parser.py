@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 from orchestrator.errors import UsageError, nearest, shortened
 
 COMMANDS = (
-    "run", "gdb", "kernels", "scenarios", "mutants", "history", "show", "site", "replay", "bisect",
-    "sweep", "nightly", "export", "doctor", "completion",
+    "run", "explore", "gdb", "kernels", "scenarios", "mutants", "history", "show", "site", "replay",
+    "bisect", "sweep", "nightly", "export", "doctor", "completion",
 )  # fmt: skip
 """In the order of `orchestrator --help`. See orchestrator/commands/__init__.py."""
 

@@ -18,7 +18,7 @@ import jsonschema
 import pytest
 from referencing import Registry, Resource
 
-from orchestrator import cli, doctor, replay
+from orchestrator import cli, doctor, explore, replay
 from orchestrator.commands import document, parser
 from orchestrator.commands import sweep as sweep_command
 from orchestrator.errors import InfraError, LostVM
@@ -33,6 +33,8 @@ from orchestrator.many import history, mutants
 from orchestrator.many.bisect.candidates import Candidate
 from orchestrator.many.sweep.matrix import Cell
 from orchestrator.many.sweep.sweep import CellResult
+from orchestrator.scenarios.scenario import select
+from orchestrator.scenarios.steps import plan_steps
 from orchestrator.spec import RunSpec
 from orchestrator.verdict import result as result_file
 from orchestrator.verdict.outcome import judge
@@ -194,6 +196,15 @@ class Fakes:
             described=lambda _: ["event 7 of sites: CPU 1 enters do_sync_core"],
         )
 
+    def explored(self) -> None:
+        steps = plan_steps(select(["nop5"]), [0, 1], 0.1, 1)
+        plan = explore.Plan(seed=3, smp=2, steps=tuple(steps))
+        trial = explore.Trial(plan=plan, failure="CPU 1 did not", check="sync")
+        found = explore.Explored(seeds=2, pokes=5, curve=[3, 4], why="a seed failed")
+        found.failed = found.shrunk = trial
+        found.directory = self.made()
+        self.set(explore, explore=lambda *_, **__: found)
+
     def host(self) -> None:
         accel = Accel(kind="tcg", thread="single", why="no KVM")
         self.set(doctor.HostProbes, qemu=tools.Qemu(binary=Path("/q"), version=(10, 0)))
@@ -285,6 +296,7 @@ COMMANDS: dict[str, tuple[Callable[[Fakes], None], int]] = {
     "replay one": (Fakes.replayed, 125),
     "site public": (Fakes.published, 0),
     "replay one --at 7": (Fakes.stopped, 0),
+    "explore --smp 2": (Fakes.explored, 1),
     "history": (Fakes.finished, 0),
     "history --flaky": (Fakes.finished, 0),
     "doctor": (Fakes.diagnoses, 0),

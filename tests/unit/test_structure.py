@@ -14,7 +14,7 @@ from orchestrator.host.paths import PROJECT
 LAYERS = (
     "errors", "options", "ui", "host", "text", "scenarios", "kernel", "guest", "machine", "spec",
     "watch", "verdict", "attach", "survey", "branch", "guests", "course", "observer", "planned",
-    "soak", "rundir", "run", "replay", "doctor", "many", "report", "commands", "cli",
+    "soak", "rundir", "run", "replay", "explore", "doctor", "many", "report", "commands", "cli",
 )  # fmt: skip
 """From the ground up. A part may import itself and what comes before it."""
 
