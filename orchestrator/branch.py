@@ -322,6 +322,21 @@ def branch(
         yield Branch(directory.name, machine, recorder, snapshot, mark)
 
 
+def commands_for(
+    steps: Sequence[PlanStep], emulated: Sequence[str] | None, schedule: int | None
+) -> str:
+    """Lines for guest/init/steps.
+
+    emulated: what the kernel can emulate at int3; None if nobody knows.
+    schedule: seed of the schedule, see guest/module/cuts.c; None to let CPUs take turns as they do.
+    """
+    first = [f"cuts {schedule % (1 << 32) or 1}"] if schedule is not None else []
+    if emulated is not None:
+        first.append(f"emulates {','.join(emulated)}")
+    first.append(f"plan {len(steps)}")
+    return f"- {';'.join(first)}\n{lines_for_steps(steps, numbered=True)}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Branches:
     """Makes branches for the parts of a run."""
@@ -346,9 +361,7 @@ class Branches:
 
         attach: has GDB watch the guest, and lets it run.
         """
-        commands = f"- plan {len(steps)}\n{lines_for_steps(steps, numbered=True)}"
-        if self.snapshot.emulated is not None:
-            commands = f"- emulates {','.join(self.snapshot.emulated)}\n{commands}"
+        commands = commands_for(steps, self.snapshot.emulated, None if attach else seed)
         return self.carry_out(stack, name, commands, seed, attach)
 
     def carry_out(

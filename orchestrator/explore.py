@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from orchestrator import rundir, ui
-from orchestrator.branch import Branch, Branches
+from orchestrator.branch import Branch, Branches, commands_for
 from orchestrator.errors import InfraError, UsageError
 from orchestrator.guest import ktap
 from orchestrator.guests import surroundings
@@ -42,7 +42,6 @@ from orchestrator.rundir import BRANCHES
 from orchestrator.scenarios.scenario import runnable, select
 from orchestrator.scenarios.steps import PlanStep, plan_steps
 from orchestrator.spec import RunSpec
-from orchestrator.survey import lines_for_steps
 from orchestrator.verdict import record
 from orchestrator.verdict import result as result_file
 from orchestrator.verdict.checks import CheckResult
@@ -81,11 +80,7 @@ class Plan:
 
     def commands(self, emulated: Sequence[str] | None) -> str:
         """Lines for guest/init/steps."""
-        first = [f"cuts {self.seed % (1 << 32) or 1}"] if self.cuts else []
-        if emulated is not None:
-            first.append(f"emulates {','.join(emulated)}")
-        first.append(f"plan {len(self.steps)}")
-        return f"- {';'.join(first)}\n{lines_for_steps(self.steps, numbered=True)}"
+        return commands_for(self.steps, emulated, self.seed if self.cuts else None)
 
 
 @dataclass(frozen=True, kw_only=True)
