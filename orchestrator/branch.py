@@ -30,6 +30,7 @@ from orchestrator.machine.faults import KernelFault, TimedOut
 from orchestrator.machine.machine import Machine
 from orchestrator.machine.qemu import MachineSpec, accelerator, kernel_command_line
 from orchestrator.machine.ssh import Keys
+from orchestrator.machine.waiting import SILENCE_SECONDS
 from orchestrator.scenarios.scenario import Scenario
 from orchestrator.scenarios.steps import PlanStep
 from orchestrator.survey import (
@@ -126,11 +127,13 @@ def save(machine: Machine, directory: Path, recorder: Recorder) -> Snapshot:
     Raises BootError if it does not get there, and InfraError if it cannot be saved.
     """
     recorder.hold()
+    machine.silence.signs.append(lambda: recorder.events)
     machine.cont()
     try:
-        machine.wait(
-            lambda: bool(_letter(machine)) and recorder.waits, BOOT_SECONDS, "the guest's boot"
-        )
+        with machine.silence.limit(SILENCE_SECONDS):
+            machine.wait(
+                lambda: bool(_letter(machine)) and recorder.waits, BOOT_SECONDS, "the guest's boot"
+            )
     except (TimedOut, KernelFault) as error:
         raise BootError(f"{error}; nothing had been poked yet") from error
     state.save(machine, directory / STATE, recorder.let_go)

@@ -22,9 +22,6 @@ from orchestrator.verdict.evidence import Evidence, StepEvidence
 PART_SECONDS = 600
 """Limit for the steps of one part, on top of their planned duration. A silent guest is given up
 much sooner."""
-SILENCE_SECONDS = 60
-"""Limit for a time without a console line, a GDB event or an int3 anywhere. A gated step takes less
-than a second, and the guest's own gate gives up after 30 seconds of guest time."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from orchestrator import ui
-from orchestrator.course import PART_SECONDS, SILENCE_SECONDS, Course
+from orchestrator.course import PART_SECONDS, Course
 from orchestrator.errors import (
     BootError,
     GuestRefused,
@@ -26,7 +26,7 @@ from orchestrator.host import proc
 from orchestrator.machine import cpus
 from orchestrator.machine.faults import KernelFault, TimedOut
 from orchestrator.machine.machine import Machine
-from orchestrator.machine.waiting import until
+from orchestrator.machine.waiting import SILENCE_SECONDS, until
 from orchestrator.scenarios.scenario import Scenario
 from orchestrator.scenarios.steps import PlanStep
 from orchestrator.survey import (

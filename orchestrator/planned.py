@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 
 from orchestrator import ui
 from orchestrator.branch import Branch, Branches
-from orchestrator.course import PART_SECONDS, SILENCE_SECONDS, Course
+from orchestrator.course import PART_SECONDS, Course
 from orchestrator.guests import Boot, PlannedGuest
 from orchestrator.machine.faults import KernelFault, TimedOut
 from orchestrator.machine.machine import Machine
+from orchestrator.machine.waiting import SILENCE_SECONDS
 from orchestrator.scenarios.steps import PlanStep
 from orchestrator.survey import companions
 from orchestrator.watch.watch import Watch

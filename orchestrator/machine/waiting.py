@@ -24,6 +24,9 @@ LONGEST_LAP = 1.0
 did something else than wait."""
 LISTEN_SECONDS = 0.5
 """Interval between two looks at the signs of life."""
+SILENCE_SECONDS = 60
+"""Limit for a time without a console line, a GDB event or an int3 anywhere. A gated step takes less
+than a second, and the guest's own gate gives up after 30 seconds of guest time."""
 
 
 class Stopwatch:
