@@ -57,6 +57,8 @@ PLAN = "plan"
 IMAGE = "initramfs.cpio"
 BOOT_LOG = "recorder.log.gz"
 """The recorder's log until the guest was saved."""
+BOOT = "boot"
+"""What the time before is called where it has a log beside those of the branches."""
 FACTS = "snapshot.json"
 GUEST_FILE = "/etc/branch"
 """Tells guest/init/branch what to do."""
@@ -399,6 +401,8 @@ class Branches:
     def _note_identity(self, seed: int) -> None:
         with ui.saying_what_fails(IDENTITY):
             (self.directory / IDENTITY).write_text(f"{self.snapshot.identity}\n{seed}\n")
+            (self.directory / BOOT).mkdir(exist_ok=True)
+            shutil.copy(self.snapshot.directory / BOOT_LOG, self.directory / BOOT)
 
     def boot_log(self) -> Records:
         """The recorder's log until the guest was saved."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from orchestrator import ui
-from orchestrator.branch import Branch, fingerprint
+from orchestrator.branch import BOOT, Branch, fingerprint
 from orchestrator.errors import InfraError, OrchestratorError
 from orchestrator.guest import klog, ktap
 from orchestrator.host.logs import Log
@@ -306,7 +306,7 @@ class Boot:
 
     def judged(self, guest: Guest) -> record.Judgement:
         self._judged = self._judged or record.judge(
-            self._log(), self.surroundings(guest), guest="the boot"
+            self._log(), self.surroundings(guest), guest=BOOT
         )
         return self._judged
 

@@ -87,7 +87,7 @@ class Observer(Course):
         /proc/kallsyms. Raises BootError.
         """
         limit = self.machine.silence.limit
-        self.evidence.consoles = [self.machine.console]
+        self.evidence.consoles = {"": self.machine.console}
         with ui.step("booting"), self._nothing_poked(), limit(SILENCE_SECONDS):
             self.machine.cont()
             try:
@@ -167,7 +167,7 @@ class Observer(Course):
         }
 
     def _observe_round(self, watch: Watch, guest: ShellGuest, seed: int) -> None:
-        self.evidence.consoles = [self.machine.console]
+        self.evidence.consoles = {"": self.machine.console}
         steps = self.plan(seed)
         with self.collecting([guest]):
             try:

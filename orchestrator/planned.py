@@ -48,7 +48,7 @@ class PlannedObserver(Course):
 
     def _observe_round(self, seed: int) -> None:
         parts = parts_of(self.plan(seed))
-        self.evidence.consoles = []
+        self.evidence.consoles = {}
         with contextlib.ExitStack() as stack:
             # The one that takes longest comes first.
             guests = [
@@ -69,7 +69,7 @@ class PlannedObserver(Course):
             branch = self._start_watched(stack, steps, seed, watches)
         else:
             branch = self.branches.start(stack, name, steps, seed)
-        self.evidence.consoles.append(branch.machine.console)
+        self.evidence.consoles[name] = branch.machine.console
         snapshot = branch.snapshot
         return PlannedGuest(
             name=name,

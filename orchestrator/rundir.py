@@ -31,6 +31,16 @@ LONGEST = 60
 """Most characters of a kernel's name in that of a directory."""
 
 
+def files_of(directory: Path, guest: str) -> Path:
+    """The directory with the logs of one guest of a run.
+
+    guest: the name of a branch, empty if there is one guest only. The files of the one that GDB
+    watches are those of the run.
+    """
+    own = directory / BRANCHES / guest
+    return own if guest and own.is_dir() else directory
+
+
 def create(spec: RunSpec, command: Sequence[str] = ("run",)) -> Path:
     """A new directory for the run of `spec`, with spec.json and repeat.sh in it.
 

@@ -256,6 +256,8 @@ class Finding:
     """Functions in which the kernel was by this report: of its instruction pointers and traces."""
     excuse: str = ""
     """Why the kernel is not blamed for it, as in `excused`: "caused by ..."; empty if it is."""
+    guest: str = ""
+    """Whose console it is: the name of a branch, empty if there is one guest only."""
 
     @property
     def outcome(self) -> str:

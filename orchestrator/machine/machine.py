@@ -121,6 +121,7 @@ class Machine:
         stack.callback(self._link.close)
         self.ssh = Shell(self._link, self._keys, self.check)
         stack.callback(self.ssh.close)
+        self.log("console.log").write("".join(f"{line}\n" for line in self._history))
         self.console = GuestConsole(self.directory / "console.jsonl", self._history)
         self.logs += [self.qmp.log, self.console.log]
         self.silence.signs += [lambda: self.console.scanner.lines, lambda: self._link.frames]

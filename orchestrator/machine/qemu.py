@@ -188,7 +188,8 @@ def command_line(spec: MachineSpec, channels: Channels) -> list[str]:
         # A pipe, not a socket: QEMU writes byte by byte, and 280 such writes fill a socket. When it
         # is full the guest has to wait, and bytes appear twice in QEMU's logfile. We want that file
         # because it is complete even if this process dies.
-        *("-chardev", "stdio,id=console,signal=off,logfile=console.log"),
+        # Machine has put into it what the guest has written before it was saved.
+        *("-chardev", "stdio,id=console,signal=off,logfile=console.log,logappend=on"),
         *("-device", "isa-serial,chardev=console,index=0"),
         *("-chardev", f"socket,id=ssh,fd={channels.ssh}"),
         *("-device", "isa-serial,chardev=ssh,index=1"),

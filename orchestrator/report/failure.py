@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from orchestrator.errors import EXIT_KERNEL_FAILED
-from orchestrator.rundir import replay_command
+from orchestrator.rundir import files_of, replay_command
 from orchestrator.text.disasm import describe
 from orchestrator.text.symbols import where as where_is
 from orchestrator.verdict.evidence import StepEvidence
@@ -35,8 +35,9 @@ def _explain(result: RunResult) -> Iterator[str]:
         yield from _explain_violation(result, *first)
     elif evidence.findings:
         finding = evidence.findings[0]
-        lines = [line for _, line in _console(result.directory)]
-        yield f"The console from line {finding.line} on:"
+        lines = [line for _, line in _console(files_of(result.directory, finding.guest))]
+        of = f" of the branch {finding.guest}" if finding.guest else ""
+        yield f"The console{of} from line {finding.line} on:"
         yield from _shorten(lines[max(0, finding.line - 3) : finding.last])
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from orchestrator.errors import UsageError, sentence, shortened
 from orchestrator.options import declared, from_json, to_json
+from orchestrator.rundir import files_of
 from orchestrator.spec import RunSpec
 from orchestrator.verdict import result as result_file
 from orchestrator.verdict.checks import KERNEL_FAILED
@@ -143,7 +144,8 @@ def _tests(run: _Run, build: str, origin: str) -> Iterator[dict[str, Any]]:
         "duration": sum(verdict.seconds.values()),
         "misc": {"outcome": verdict.outcome, "exit_status": verdict.exit_status},
     }
-    console = run.directory / "console.log"
+    failure = verdict.failure
+    console = files_of(run.directory, failure.guest if failure else "") / "console.log"
     if verdict.outcome != "pass" and console.is_file():
         whole["log_excerpt"] = console.read_text(errors="replace").replace("\0", "?")[-EXCERPT:]
     yield whole

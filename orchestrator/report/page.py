@@ -16,6 +16,7 @@ from orchestrator.report.failure import explain
 from orchestrator.report.files import name
 from orchestrator.report.picture import svg
 from orchestrator.report.terminal import PHASES
+from orchestrator.rundir import files_of
 from orchestrator.verdict import result as result_file
 from orchestrator.verdict.cases import Case, cases
 from orchestrator.verdict.checks import expected_coverage, seen_coverage
@@ -211,9 +212,14 @@ def _latency(verdict: VerdictRecord) -> tuple[list[Bar], list[tuple[float, str]]
 
 
 def _console(result: RunResult) -> list[tuple[int, str, bool]]:
-    """For each line of the console: number, text, and whether it belongs to a finding."""
-    file = result.directory / "console.log"
+    """For each line of the console: number, text, and whether it belongs to a finding.
+
+    If there are several guests, it is the console with the first finding.
+    """
+    findings = result.evidence.findings
+    guest = findings[0].guest if findings else ""
+    file = files_of(result.directory, guest) / "console.log"
     lines = file.read_text(errors="replace").splitlines() if file.is_file() else []
-    marked = {number for f in result.evidence.findings for number in range(f.line, f.last + 1)}
+    marked = {number for f in findings if f.guest == guest for number in range(f.line, f.last + 1)}
     numbered = [(number, line, number in marked) for number, line in enumerate(lines, 1)]
     return numbered[-CONSOLE_LINES:]

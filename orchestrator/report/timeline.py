@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from orchestrator.rundir import files_of
 from orchestrator.verdict import record
 from orchestrator.verdict.measures import Failure
 from orchestrator.verdict.record import Records
@@ -124,7 +125,7 @@ def of_failure(directory: Path, failure: Failure | None, cpus: int) -> Timeline 
         if failure and failure.event is not None:
             return _failed_event(read_events(directory), failure, cpus)
         if failure and failure.record is not None:
-            return _of_records(read_log(directory), failure, cpus)
+            return _of_records(read_log(files_of(directory, failure.guest)), failure, cpus)
     return None
 
 

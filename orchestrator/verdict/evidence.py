@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.guest import ktap
@@ -169,7 +169,7 @@ class Evidence:
     """Faults found by the console scan."""
     excused: list[Finding] = field(default_factory=list)
     """Reports on the console that the host caused."""
-    consoles: list[GuestConsole] = field(default_factory=list)
+    consoles: dict[str, GuestConsole] = field(default_factory=dict)
     """Those of the guests of this round."""
     fingerprints: dict[str, str] = field(default_factory=dict)
     """What identifies the course of each branch that repeats itself, by its name; empty for one
@@ -207,11 +207,14 @@ class Evidence:
         """
         if not self.consoles:
             return
-        first, *others = self.consoles
-        self.findings = list(first.scanner.findings)
-        self.findings += [finding for other in others for finding in other.new_findings]
-        self.excused = list(first.scanner.excused)
-        blind = [one.lost or one.scanner.blind for one in self.consoles]
+        self.findings = [
+            replace(finding, guest=guest)
+            for number, (guest, console) in enumerate(self.consoles.items())
+            for finding in (console.new_findings if number else console.scanner.findings)
+        ]
+        consoles = self.consoles.values()
+        self.excused = list(next(iter(consoles)).scanner.excused)
+        blind = [one.lost or one.scanner.blind for one in consoles]
         self.lost["console"] = next(filter(None, blind), "")
 
     def take_report(self, report: ktap.GuestReport, lost: str = "") -> None:

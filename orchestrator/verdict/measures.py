@@ -59,6 +59,8 @@ class Failure:
     expected: str | None = None
     event: int | None = None
     """Its number in events.jsonl."""
+    guest: str = ""
+    """The branch in which it was seen; empty if there is one guest only."""
     record: int | None = None
     """Its number in recorder.log.gz, if only the recorder saw it."""
     since: int | None = None
@@ -138,8 +140,15 @@ def first_failure(evidence: Evidence, failed: dict[str, str]) -> Failure | None:
         if recorded := evidence.record.violations_of(check) if evidence.record else []:
             of = recorded[0]
             return Failure(
-                check=check, text=of.text, record=of.record, since=of.since, cpus=of.cpus
+                check=check,
+                text=of.text,
+                guest=of.guest,
+                record=of.record,
+                since=of.since,
+                cpus=of.cpus,
             )
-        line = evidence.findings[0].line if check == "console" and evidence.findings else None
-        return Failure(check=check, text=text, console_line=line)
+        if check == "console" and evidence.findings:
+            found = evidence.findings[0]
+            return Failure(check=check, text=text, guest=found.guest, console_line=found.line)
+        return Failure(check=check, text=text)
     return None

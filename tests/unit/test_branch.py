@@ -14,6 +14,7 @@ import pytest
 from orchestrator import branch
 from orchestrator.errors import BootError, InfraError
 from orchestrator.machine import snapshot
+from orchestrator.machine.waiting import Silence
 from orchestrator.scenarios.scenario import select
 from orchestrator.text.functions import LOCK, POKE_ONE
 from orchestrator.verdict import record
@@ -49,6 +50,7 @@ def machine(letter: bytes, lines: list[str]) -> Any:
         cont=lambda: None,
         check=lambda: None,
         wait=lambda until, *_: until(),
+        silence=Silence(),
     )
 
 

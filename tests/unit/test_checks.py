@@ -30,7 +30,7 @@ from orchestrator.verdict.evidence import (
 )
 from orchestrator.verdict.model import CLAIMS, follow
 from orchestrator.verdict.outcome import judge
-from orchestrator.verdict.record import Judgement
+from orchestrator.verdict.record import Judgement, RecordViolation
 
 NAMES = [*CLAIMS, *(check.name for check in CHECKS)]
 
@@ -742,7 +742,9 @@ def test_a_violation_that_only_the_record_shows_fails_its_claim() -> None:
     run = Run()
     run.record = recorded(kprobes=3)
     for number in range(2):
-        run.record.blame("sync", "CPU 1 had not run do_sync_core", 77 + number, 0x1000)
+        run.record.blame(
+            RecordViolation("sync", "CPU 1 had not run do_sync_core", 77 + number, 0x1000)
+        )
     assert not_passed(run) == {"sync": "fail"}
     result = next(one for one in run_checks(run.evidence()) if one.check == "sync")
     assert result.text == "CPU 1 had not run do_sync_core (2 times in the whole run)"
@@ -761,7 +763,9 @@ def test_a_sync_that_a_kernel_defers_or_does_elsewhere_is_no_violation() -> None
     run.record.inline_syncs = 0
     run.record.deferred["idle"] = 100
     assert not_passed(run) == {}
-    run.record.blame("sync", "CPU 1 executed the site and had not serialised", 77, 0x1000)
+    run.record.blame(
+        RecordViolation("sync", "CPU 1 executed the site and had not serialised", 77, 0x1000)
+    )
     assert not_passed(run) == {"sync": "fail"}
 
 
@@ -782,7 +786,7 @@ def test_a_site_that_is_not_as_it_is_set_fails_the_check_of_that_name() -> None:
     run = Run()
     run.record = recorded(kprobes=3)
     run.record.sites_looked_at = 10
-    run.record.blame("sites", "0f1f440000 is left at a branch", 77, 0x1000)
+    run.record.blame(RecordViolation("sites", "0f1f440000 is left at a branch", 77, 0x1000))
     assert not_passed(run) == {"sites": "fail"}
 
 

@@ -77,7 +77,7 @@ def test_nothing_on_the_command_line_depends_on_the_name_of_the_directory() -> N
     """So there is no name that QEMU takes for something else: commas in options, % in -D."""
     command = command_line(SPEC, CHANNELS)
     assert ("-D", "qemu.log") in pairs(command)
-    assert any(argument.endswith(",logfile=console.log") for argument in command)
+    assert any(argument.endswith(",logfile=console.log,logappend=on") for argument in command)
 
 
 def test_a_comma_in_a_path_within_an_option_is_escaped() -> None:

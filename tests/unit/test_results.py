@@ -27,6 +27,7 @@ from orchestrator.guest.klog import Finding
 from orchestrator.kernel.model import KernelRequest
 from orchestrator.many import history
 from orchestrator.report import files, page, terminal
+from orchestrator.rundir import BRANCHES, files_of
 from orchestrator.spec import RunSpec
 from orchestrator.verdict.cases import Case, cases
 from orchestrator.verdict.evidence import Evidence
@@ -518,3 +519,9 @@ def test_a_fifo_in_the_place_of_a_log_keeps_no_report_waiting(name: str, tmp_pat
     page.write(result)
     terminal.show(result, ui.SafeConsole(file=io.StringIO()))
     assert (tmp_path / "report.html").is_file()
+
+
+def test_the_files_of_a_guest_are_those_of_its_branch(tmp_path: Path) -> None:
+    (tmp_path / BRANCHES / "code").mkdir(parents=True)
+    assert files_of(tmp_path, "code") == tmp_path / BRANCHES / "code"
+    assert files_of(tmp_path, "watched") == files_of(tmp_path, "") == tmp_path

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -15,6 +16,7 @@ from orchestrator.errors import sentence
 from orchestrator.kernel.model import KernelRequest
 from orchestrator.many.bisect.candidates import Candidates
 from orchestrator.many.children import PROGRAM, Children, Stopped
+from orchestrator.rundir import BRANCHES
 from orchestrator.spec import RunSpec
 from orchestrator.verdict.signature import signatures
 
@@ -143,9 +145,10 @@ class ChildTester:
 
 def _judged_by_property(summary: RunSummary, shows: str, directory: Path) -> RunSummary:
     """`summary`, as if output that matches `shows` were the only possible fault."""
-    for name in ("console.log", "guest.ktap"):
+    of_branches = (directory / BRANCHES).glob("*")
+    for guest, name in itertools.product((directory, *of_branches), ("console.log", "guest.ktap")):
         with contextlib.suppress(FileNotFoundError):
-            text = (directory / name).read_text(errors="replace")
+            text = (guest / name).read_text(errors="replace")
             if match := re.search(f".*({shows}).*", text):
                 return replace(
                     summary,
