@@ -213,12 +213,13 @@ def obtain(
     Raises what save() and building the test module raise.
     """
     with keeper.temporary_directory() as directory:
-        image = initramfs.build(
-            directory / IMAGE,
-            busybox=tools.busybox(),
-            dropbear=tools.dropbear(),
-            files={**module.files(kernel), **guest_files(scenarios)},
-        )
+        with ui.step("building the guest image"):
+            image = initramfs.build(
+                directory / IMAGE,
+                busybox=tools.busybox(),
+                dropbear=tools.dropbear(),
+                files={**module.files(kernel), **guest_files(scenarios)},
+            )
         spec = replace(spec, initrd=image, icount=ICOUNT, seed=1)
         target = cache_dir() / "snapshots" / _digest(kernel, spec)
 

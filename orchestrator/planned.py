@@ -50,12 +50,13 @@ class PlannedObserver(Course):
         parts = parts_of(self.plan(seed))
         self.evidence.consoles = {}
         with contextlib.ExitStack() as stack:
-            # The one that takes longest comes first.
-            guests = [
-                self._start(stack, name, parts[name], seed)
-                for name in (CODE, SITES, WATCHED)
-                if parts[name] or name == WATCHED
-            ]
+            with ui.step("starting the branches"):
+                # The one that takes longest comes first.
+                guests = [
+                    self._start(stack, name, parts[name], seed)
+                    for name in (CODE, SITES, WATCHED)
+                    if parts[name] or name == WATCHED
+                ]
             with self.collecting(guests):
                 self.boot.judged(guests[0])  # while they run
                 for guest in reversed(guests):
