@@ -41,6 +41,9 @@ typedef struct call_single_data call_single_data_t;
 #define HELD_PASSES	1000000
 /* Each CPU gets an NMI after so many us. */
 #define NMI_GAP_US	4000
+/* After so many passes the CPU that holds the poker sends some and asks for one. */
+#define NMI_PASSES	256
+#define EAGER_PASSES	2048
 /* How often the missing ones are tried again. */
 #define ROUNDS		10
 
@@ -161,7 +164,7 @@ static void send_nmi_to_others(void)
 
 static bool stop_nmis;
 
-/* On each CPU, as the one that holds the poker sends none. */
+/* While no poke is held: a CPU that waits for a sync round runs no other thread. */
 static int send_nmis(struct orch_run *run, int cpu, void *arg)
 {
 	unsigned int gap = NMI_GAP_US * (num_online_cpus() - 1);
@@ -193,6 +196,8 @@ static void on_interrupt(void *data)
 	struct place *place = data;
 
 	pass();
+	if (READ_ONCE(hold) & 1)	/* the CPU that holds the poker needs NMIs from others */
+		send_nmi_to_others();
 	if (is_possible(SOFTIRQ))
 		tasklet_schedule(&place->tasklet);
 	/*
@@ -297,8 +302,16 @@ static void in_phase(struct orch_run *run, enum orch_phase phase, void *arg)
 			interrupt_cpu(other);
 	do {
 		pass();
-		if (++passes % 32 == 0)
-			cpu_relax();	/* an emulator switches to the next CPU */
+		if (++passes % NMI_PASSES == 0) {
+			send_nmi_to_others();
+			interrupt_cpu(orch_next_cpu(cpu));
+		}
+		/*
+		 * An emulator switches to the next CPU. Later only when a timer is
+		 * due: then this CPU is most often in the int3 handler.
+		 */
+		if (passes < EAGER_PASSES ? passes % 32 == 0 : passes % NMI_PASSES == 0)
+			cpu_relax();
 	} while (!covered(cpu, phase) && passes < HELD_PASSES &&
 		 get_cycles() - begin < HELD_CYCLES);
 	WRITE_ONCE(hold, hold & ~1);
