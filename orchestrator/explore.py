@@ -33,7 +33,7 @@ from orchestrator import rundir, ui
 from orchestrator.branch import Branch, Branches, commands_for
 from orchestrator.errors import InfraError, UsageError
 from orchestrator.guest import ktap
-from orchestrator.guests import surroundings
+from orchestrator.guests import LOOKS, surroundings
 from orchestrator.host import keeper
 from orchestrator.kernel.model import Kernel
 from orchestrator.machine.faults import KernelFault
@@ -222,6 +222,8 @@ class Explorer:
                 save(log, one.machine.log("recorder.log.gz"))
             if one.recorder.lost:
                 raise InfraError(one.recorder.lost)
+            if not fault and one.recorder.looks != LOOKS:
+                raise InfraError("the recorder did not look at the kernel's text")
             so_far = record.Judgement(sites=copy.deepcopy(boot.sites))
             judged = record.judge(log, around, so_far)
             check, details = _failure(plan, one, judged, fault)
