@@ -6,13 +6,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from orchestrator import explore as module
+from orchestrator.errors import InfraError
 from orchestrator.explore import Explored, Plan, Trial, interleavings
+from orchestrator.machine.waiting import Silence
 from orchestrator.scenarios.scenario import select
 from orchestrator.scenarios.steps import plan_steps
 from orchestrator.spec import RunSpec
@@ -147,3 +150,29 @@ def test_a_failure_ends_it(tmp_path: Path) -> None:
     found = Explored(seeds=1)
     found.failed = Explorer(lambda _: True).run(Explorer(bool).plan(1, 2))
     assert module._why_end(found, 0.0, 0, 0) == "a seed failed"
+
+
+@pytest.mark.parametrize(
+    ("lost", "looks", "message"),
+    [
+        ("7 events found no room", 2, "7 events found no room"),
+        ("", 1, "did not look at the kernel's text"),
+    ],
+)
+def test_what_the_recorder_did_not_see_is_no_pass(
+    lost: str, looks: int, message: str, tmp_path: Path
+) -> None:
+    one = SimpleNamespace(
+        machine=SimpleNamespace(silence=Silence()),
+        recorder=SimpleNamespace(lost=lost, looks=looks),
+        wait=lambda _: None,
+        records=lambda: log("W0 S0 U0"),
+    )
+    branches: Any = SimpleNamespace(
+        carry_out=lambda *_: one, snapshot=SimpleNamespace(emulated=None)
+    )
+    explorer = module.Explorer(SPEC, tmp_path)
+    explorer._branches[2] = branches
+    explorer._around[2] = record.Surroundings(name=lambda _: None), record.Judgement()
+    with pytest.raises(InfraError, match=message):
+        explorer.run(Explorer(bool).plan(1, 2))
