@@ -563,7 +563,7 @@ static bool was_executed(uint64_t address, uint64_t length)
 }
 
 /*
- * vfree(): something else may get this place. How much of it is not known, so
+ * Something else may get this place. How much of it is not known, so
  * all that is behind it is forgotten as well.
  */
 static void on_freed(uint64_t address)

@@ -85,7 +85,7 @@ POINTS: Mapping[str, tuple[str, ...]] = {
     "static_call": ("__static_call_update",),
     "transform": ("arch_static_call_transform",),
     "tasks": (TASKS,),
-    "freed": ("vfree",),
+    "freed": ("vfree", "execmem_free"),
     "lock": ("mutex_lock", "mutex_lock_nested"),
     "cpus_lock": ("cpus_read_lock", "cpus_write_lock"),
     "cpus_unlock": ("cpus_read_unlock", "cpus_write_unlock"),
