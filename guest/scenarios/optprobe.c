@@ -3,7 +3,8 @@
  * title: kprobes that become jumps, and then int3 again
  * promise: >-
  *   A kprobe is hit exactly as often as its instruction runs: while it is an int3, while it is
- *   turned into a jump and back, and while another kprobe is put inside that jump.
+ *   turned into a jump and back, and while another kprobe is put inside that jump. It does not
+ *   become a jump over another kprobe.
  * order: 410
  * weight: 2
  * watched: true
@@ -134,6 +135,44 @@ static bool register_and_remove(struct orch_run *run, bool overlap)
 	return jump;
 }
 
+static bool has_probe(u8 *addr)
+{
+	struct kprobe *(*get)(void *addr) = (void *)orch_symbol("get_kprobe");
+	bool found;
+
+	preempt_disable();
+	found = get && get(addr);
+	preempt_enable();
+	return found;
+}
+
+/* The other order: there is another probe first, where the jump would be. */
+static void register_over_another(struct orch_run *run)
+{
+	int error = orch_probe_register(&inner_probe, orch_optprobe_inside);
+
+	if (error)
+		return orch_probe_refused(run, error, "on an ADD");
+	error = orch_probe_register(&probe, orch_optprobe_at);
+	if (error) {
+		orch_probe_refused(run, error, "next to another one");
+	} else {
+		msleep(100);
+		orch_expect(run, READ_ONCE(*orch_optprobe_at) == 0xcc,
+			    "a kprobe became a jump over another one");
+		orch_expect(run, orch_optprobe_pass(1) == 32,
+			    "code with two probes computed something else");
+		orch_expect(run, atomic_read(&probe.hits) && atomic_read(&inner_probe.hits),
+			    "of two kprobes in a row one was not hit");
+		orch_probe_unregister(&probe);
+	}
+	orch_probe_unregister(&inner_probe);
+	orch_expect(run, becomes(0x48), "a kprobe that was removed left %02x behind",
+		    READ_ONCE(*orch_optprobe_at));
+	/* It may have become a jump itself, and then stays in the table for a while. */
+	orch_wait_until(!has_probe(orch_optprobe_inside), SECONDS);
+}
+
 /* The probe is there before the first pass and after the last. */
 static struct orch_workers *start_hammers(struct orch_run *run)
 {
@@ -200,6 +239,7 @@ ORCH_SCENARIO(optprobe)
 		return;
 	count_hits(run);
 	disable_and_enable(run);
+	register_over_another(run);
 }
 
 #else
