@@ -117,11 +117,16 @@ DATA: Mapping[str, tuple[str, ...]] = {
 """Name in the configuration -> symbols, of which the first that a kernel has is used."""
 
 
-WATCHED = frozenset(itertools.chain(WRITERS, (SYNC,), HANDLERS, *POINTS.values(), *DATA.values()))
+WATCHED = frozenset(
+    itertools.chain(WRITERS, (SYNC,), HANDLERS, LOCKS, *POINTS.values(), *DATA.values())
+)
 """All names for which configuration() looks."""
 
+DESCRIPTOR = "bp_desc"
+"""What the poke handler looks at, from 5.10 to 6.14."""
 
-def configuration(lines: Iterable[str], sites: Mapping[int, int]) -> list[str]:
+
+def configuration(lines: Sequence[str], sites: Mapping[int, int]) -> list[str]:
     """The lines of the plugin's configuration.
 
     lines: as printed by nm(1) or read from /proc/kallsyms. Compilers give clones of a static
@@ -151,14 +156,16 @@ def configuration(lines: Iterable[str], sites: Mapping[int, int]) -> list[str]:
         conf += [f"mutex {address:x} {number:x}" for address in addresses.get(name, [])]
     for point, names in DATA.items():
         conf += [f"{point} {address:x}" for address in first(names)[:1]]
-    conf += [f"patching_refs {address:x}" for address in _descriptors(addresses)]
+    conf += [f"patching_refs {address:x}" for address in _descriptors(lines)]
     return conf + [f"site {address:x} {length:x}" for address, length in sites.items()]
 
 
-def _descriptors(addresses: Mapping[str, Sequence[int]]) -> list[int]:
+def _descriptors(lines: Sequence[str]) -> list[int]:
     """Where the struct bp_patching_desc is. Up to efd608fa7403 (6.0) bp_desc only points to it."""
-    found = addresses.get("bp_desc", [])[:1]
-    others = [one for many in addresses.values() for one in many if found and one > found[0]]
+    found = [int(line.split()[0], 16) for line in lines if line.split()[2:] == [DESCRIPTOR]][:1]
+    others = [
+        one for one in (int(line.split()[0], 16) for line in lines) if found and one > found[0]
+    ]
     return [one for one in found if min(others, default=one + 16) - one >= 16]
 
 

@@ -13,6 +13,7 @@ import pytest
 from orchestrator.host.logs import Log
 from orchestrator.host.tools import Qemu
 from orchestrator.machine.accel import Accel
+from orchestrator.text.functions import LOCKS
 from orchestrator.watch import recorder
 from orchestrator.watch.recorder import (
     CONTROL,
@@ -57,6 +58,12 @@ def test_each_function_is_watched_by_the_names_it_has() -> None:
         "text_end ffffffff81600108",
         "site ffffffffa0001000 8",
     ]
+
+
+def test_all_locks_of_text_patching_are_watched() -> None:
+    lines = [f"{0xFFFFFFFF81A00000 + 64 * at:x} d {name}" for at, name in enumerate(LOCKS)]
+    watched = [line.split() for line in configuration(lines, {})]
+    assert [int(line[2], 16) for line in watched if line[0] == "mutex"] == list(range(len(LOCKS)))
 
 
 @pytest.mark.parametrize(("size", "known"), [(8, False), (16, True), (64, True)])
