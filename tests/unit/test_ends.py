@@ -160,7 +160,7 @@ def test_a_disk_that_takes_nothing_costs_a_line_for_each_report(
     failed = [line.split(" could not be written")[0] for line in lines if "could not be" in line]
     assert failed == [
         f"orchestrator: {name}"
-        for name in ("junit.xml and results.ktap", "report.html", "report.txt")
+        for name in ("junit.xml and results.ktap", "report.html", "report.txt", "trace.json")
     ]
     assert any("this run is not in the history" in line for line in lines)
     *_, where, verdict = done.stdout.decode().splitlines()
