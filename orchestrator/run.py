@@ -47,7 +47,7 @@ from orchestrator.rundir import BRANCHES
 from orchestrator.scenarios.scenario import Scenario, runnable, select
 from orchestrator.soak import Soaking
 from orchestrator.spec import RunSpec
-from orchestrator.text import facts
+from orchestrator.text import facts, sourcelines
 from orchestrator.text.edit import Edit, locate_edits, read_edits
 from orchestrator.text.symbols import of_vmlinux
 from orchestrator.verdict import result as result_file
@@ -473,6 +473,19 @@ def _collect_evidence(cell: _Cell, course: Course) -> None:
         course.observe()
     finally:
         cell.evidence.take_consoles()
+        _find_lines(cell)
+
+
+def _find_lines(cell: _Cell) -> None:
+    """Find the source lines of what went wrong, if the kernel was built with line tables."""
+    evidence, vmlinux = cell.evidence, cell.kernel.vmlinux if cell.kernel else None
+    if next(evidence.violations(), None):
+        watched = [step.watched for step in evidence.watched_steps if step.watched]
+        cpus = [cpu for one in watched for shot in one.cpu_snapshots for cpu in shot["cpus"]]
+        evidence.names.lines = sourcelines.of_cpus(vmlinux, cpus, evidence.kernel_offset)
+    if evidence.findings:
+        lines = [line for console in evidence.consoles.values() for line in console.lines]
+        evidence.decoded = sourcelines.decoded(vmlinux, lines)
 
 
 def _with_edits(cell: _Cell, observer: Observer, edits: Sequence[Edit]) -> Observer:

@@ -35,7 +35,8 @@ def _explain(result: RunResult) -> Iterator[str]:
         yield from _explain_violation(result, *first)
     elif evidence.findings:
         finding = evidence.findings[0]
-        lines = [line for _, line in _console(files_of(result.directory, finding.guest))]
+        console = [line for _, line in _console(files_of(result.directory, finding.guest))]
+        lines = [evidence.decoded.get(line, line) for line in console]
         of = f" of the branch {finding.guest}" if finding.guest else ""
         yield f"The console{of} from line {finding.line} on:"
         yield from _shorten(lines[max(0, finding.line - 3) : finding.last])

@@ -58,6 +58,8 @@ class Symbols:
             if len(row) >= 3
         )
         self._addresses = [entry[0] for entry in self._table]
+        self.lines: Mapping[int, str] = {}
+        """FILE:LINE of addresses in the kernel, for reports: see text/sourcelines.py."""
 
     def function(self, address: int) -> str | None:
         """`function+0x12` or `function+0x12 [module]`; None when the address is in no function."""
@@ -143,11 +145,20 @@ def where(cpu: Mapping[str, object], symbols: Symbols, depth: int = 8) -> str:
     mark in the kernel's own traces, they may be left over from earlier calls.
     """
     stack = cpu["stack"] if isinstance(cpu["stack"], Sequence) else []
-    names = [symbols.caller(word) for word in stack if isinstance(word, int)]
-    callers = [name for name in names if name][:depth]
+    callers = [
+        f"{name}{_line(symbols, word - 1)}"
+        for word in stack
+        if isinstance(word, int) and (name := symbols.caller(word))
+    ][:depth]
     flags = cpu["eflags"] if isinstance(cpu["eflags"], int) else 0
     irqs = "on" if flags & 0x200 else "off"
     rip = cpu["rip"] if isinstance(cpu["rip"], int) else 0
-    return f"CPU {cpu['cpu']}: {symbols.name(rip)}, interrupts {irqs}" + "".join(
+    here = f"{symbols.name(rip)}{_line(symbols, rip)}"
+    return f"CPU {cpu['cpu']}: {here}, interrupts {irqs}" + "".join(
         f" < {name}" for name in callers
     )
+
+
+def _line(symbols: Symbols, address: int) -> str:
+    line = symbols.lines.get(address)
+    return f" ({line})" if line else ""

@@ -193,6 +193,8 @@ class Evidence:
     """Why the emulator itself may cause a failure, None when no such defect is known."""
     names: Symbols = field(default_factory=lambda: Symbols([]))
     """Function names for the addresses that the report shows."""
+    decoded: dict[str, str] = field(default_factory=dict)
+    """Lines of the kernel's traces, with source lines added; by the lines as they were."""
     kernel_pokers: Counter[str] = field(default_factory=Counter)
     """Number of the kernel's own pokes, by the function that asked for them."""
     soak: Soak | None = None
