@@ -122,6 +122,14 @@ class Trial:
                 return self.file(name).read_bytes().decode(errors="replace")
         return ""
 
+    def consoles(self) -> str:
+        """What all guests of the run have written to their consoles."""
+        branches = self.seen(self.run_directory / "branches")
+        names = [
+            f"branches/{one.parent.name}/console.log" for one in branches.glob("*/console.log")
+        ]
+        return "\n".join(map(self.text, ("console.log", *names)))
+
     @property
     def stdout(self) -> str:
         text = (self.directory / "stdout").read_bytes().decode(errors="replace")
@@ -209,11 +217,11 @@ class Trial:
             case "boot":
                 return self.text("qemu.cmd") != "" and self.find("qemu") is not None
             case "ready":
-                return "guest ready" in self.text("console.log")
+                return "guest ready" in self.consoles()
             case "watch":
                 return self.text("events.jsonl") != ""
             case "free":
-                return bool(re.search(r"^.*\bok 2 ", self.text("console.log"), re.MULTILINE))
+                return bool(re.search(r"^.*\bok 2 ", self.consoles(), re.MULTILINE))
             case "end":
                 return self.file("guest.ktap").exists()
             case _:

@@ -247,8 +247,7 @@ def _with(script: Script, *, broken_by_edit: bool) -> Callable[[Trial], None]:
         signs = f"{MARK}.*(provoke|PANIC: double fault|general protection fault|BUG: )"
         happened = re.compile(signs if loud else MARK, re.DOTALL)
         trial.happened = lambda: (
-            bool(happened.search(trial.text("console.log")))
-            or "Triple fault" in trial.text("qemu.log")
+            bool(happened.search(trial.consoles())) or "Triple fault" in trial.text("qemu.log")
         )
 
     return prepare
