@@ -319,7 +319,8 @@ def test_a_report_that_cannot_be_written_does_not_change_the_verdict(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    for name in ("report.files.write", "report.page.write", "many.history.record"):
+    writers = ("report.files.write", "report.page.write", "report.trace.write")
+    for name in (*writers, "many.history.record"):
         monkeypatch.setattr(f"orchestrator.{name}", full)
     monkeypatch.setattr("orchestrator.report.terminal.show", lambda *_: None)
     monkeypatch.setattr("orchestrator.report.files.github", lambda *_: [])

@@ -70,4 +70,5 @@ def test_make_test_runs_everything_and_ends_with_one_line(
     (checkout / f"{broken}-fails").touch()
     passed, output = make_test(checkout)
     assert passed == (broken == "")
-    assert output == ["setup", "ruff check", "ruff format", "mypy --strict", "python -m", line]
+    tools = ["setup", "setup browser", "ruff check", "ruff format", "mypy --strict", "python -m"]
+    assert output == [*tools, line]
