@@ -35,7 +35,8 @@ def run_in(
         scenarios=scenarios,
         directory=directory,
     )
-    return run.run(spec)
+    # Somebody who may want to look at the guest has one to which commands are sent.
+    return run.run(spec, keep=lambda result, machine: None)
 
 
 def test_a_kernel_with_a_command_line_of_its_own(
