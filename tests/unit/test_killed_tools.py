@@ -50,8 +50,13 @@ def made(directory: Path) -> object:
         return build._run(["make"], os.environ, log, lock.fileno(), counter)
 
 
+def kernel_symbols(directory: Path) -> object:
+    (directory / "vmlinux").touch()
+    return symbols.of_vmlinux(directory / "vmlinux")
+
+
 QUESTIONS: dict[str, tuple[str, Callable[[Path], object]]] = {
-    "which symbols has this kernel": ("nm", lambda path: symbols.of_vmlinux(path / "vmlinux")),
+    "which symbols has this kernel": ("nm", kernel_symbols),
     "does this patch apply": ("git", patched),
     "which version is newer": ("dpkg", lambda _: debian._newer("1", "2")),
     "is this package damaged": ("dpkg-deb", unpacked),

@@ -170,7 +170,11 @@ def simulate(
             "a simulation takes at least 2 commits, at least 1 bisection, p in (0, 1], "
             "and no negative cost"
         )
-    with multiprocessing.Pool(len(os.sched_getaffinity(0)), _belong_to, (os.getpid(),)) as pool:
+    # A process of the pool that has not got to _belong_to() yet must not take Ctrl-C either.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    pool = multiprocessing.Pool(len(os.sched_getaffinity(0)), _belong_to, (os.getpid(),))
+    with pool:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for p in ps:
             seeds = [f"{seed} {p} {number}" for number in range(times)]
             for name in available():

@@ -21,7 +21,7 @@ INIT = "guest/init/init"
 PROVOKE = "/run/provoke.ko"
 
 MODULE = "while ! [ -e /dev/orchestrator ]; do sleep 0.1; done"
-POKED = "while ! grep -q '^ok' /dev/orchestrator; do sleep 0.1; done"
+POKED = "while ! [ -s /run/plan ] && ! grep -q '^ok' /dev/orchestrator; do sleep 0.1; done"
 """Before that a fault of the kernel outside of its patching is a boot-error."""
 WAITS = {"module": MODULE, "poked": f"{MODULE}\n{POKED}", "ready": ":"}
 
