@@ -21,6 +21,11 @@
 #define REACH_MS	20000
 /* The same to see that nothing changes, and between two chances to sync. */
 #define STAY_SPINS	2000
+/*
+ * The same before the first write. A kernel may sync then, too, but if it does
+ * not, a chance to sync could let the first phase pass unseen.
+ */
+#define FIRST_SPINS	20000
 /* By bad luck one chance to sync may be long enough for two rounds. */
 #define TRIES		3
 
@@ -81,7 +86,7 @@ static bool site_has(const struct hold *hold, const u8 *bytes)
  */
 static bool reach(struct hold *hold, u8 bytes[][ORCH_MAX_LEN], enum orch_phase phase)
 {
-	bool sync = phase != ORCH_PHASE_INT3;
+	unsigned int patience = phase == ORCH_PHASE_INT3 ? FIRST_SPINS : STAY_SPINS;
 	cycles_t begin = get_cycles();
 	unsigned int spins, later;
 
@@ -99,7 +104,7 @@ static bool reach(struct hold *hold, u8 bytes[][ORCH_MAX_LEN], enum orch_phase p
 		 * pending for long, so the first chance usually takes it, and is
 		 * too short for the IPI of the next round.
 		 */
-		if (sync && spins % STAY_SPINS == 0) {
+		if (spins % patience == 0 && (spins || phase != ORCH_PHASE_INT3)) {
 			local_irq_enable();
 			asm volatile("nop");
 			local_irq_disable();
