@@ -244,6 +244,8 @@ class Poke:
 
     def _on_piece(self, event: Event) -> None:
         """A part of the tail, which is judged when the tail is complete."""
+        if event.get("unchanged"):
+            return  # the parts before it happened to make up the whole tail
         if not self._in_pieces:
             self._check_bytes(event)
             self._check_round(event, "the next write")

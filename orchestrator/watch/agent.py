@@ -495,6 +495,10 @@ class Agent:
             # The same stop: a second write would find the site as the first one left it.
             self.emit("again", cpu)
             return
+        if own and self.changes_nothing(address, length, source, site_bytes):
+            self.last_write = this_write
+            self.emit("piece", cpu, unchanged=True, **fields)
+            return
         gated = own and self.window["gated"] and not self.in_pieces
         if gated and self.writes and self.held_stack != stack:
             self.held_stack = stack
@@ -509,7 +513,11 @@ class Agent:
             self.last_write = this_write
             self.emit("piece", cpu, **fields)
             return
-        if self.in_pieces and address > self.window["site"]:
+        if (
+            own
+            and (self.in_pieces or self.is_part(address, length, site_bytes))
+            and address > self.window["site"]
+        ):
             tail = self.window["to"][1:]
             fields |= {"written": [address, length, fields["src"]], "src": tail.hex()}
             fields |= {"addr": self.window["site"] + 1, "len": len(tail), "pieces": True}
@@ -534,6 +542,20 @@ class Agent:
         after = bytearray(site_bytes)
         after[offset : offset + length] = memory(source, length)
         return after[1 : len(site_bytes)] != self.window["to"][1:]
+
+    def is_part(self, address, length, site_bytes):
+        """Whether a write is behind int3, and of a part of the tail only."""
+        offset, size = address - self.window["site"], self.window["len"]
+        behind = offset > 0 and self.writes == 1 and site_bytes[:1] == b"\xcc"
+        return behind and 0 < length < size - 1 and offset + length <= size
+
+    def changes_nothing(self, address, length, source, site_bytes):
+        """Whether a write is a piece that the tail has already, before any CPU has synced."""
+        offset = address - self.window["site"]
+        if offset == 0 or self.writes != 2 or self.synced or length > 16:
+            return False
+        same = memory(source, length) == site_bytes[offset : offset + length]
+        return same and site_bytes[:1] == b"\xcc"
 
     def move_to_gate(self, frame):
         """Send the poker to the gate's stub, which returns it here when the gate opens."""

@@ -632,6 +632,15 @@ def test_a_tail_of_an_announced_poke_may_be_written_in_pieces() -> None:
     assert not poke.violations and poke.written == 3
 
 
+def test_a_piece_behind_a_tail_that_is_complete_already_needs_no_round() -> None:
+    run = Run()
+    tail = [event for event in run.poke(NOP5_ON) if event["kind"] == "write"][1]
+    piece = {**tail, "kind": "piece", "unchanged": True, "addr": tail["addr"] + 3, "len": 1}
+    run.events.insert(run.events.index(tail) + 1, piece)
+    (poke,) = run.watched(NOP5_ON).announced
+    assert not poke.violations and poke.written == 3
+
+
 def test_bytes_of_the_announced_site_do_not_count_for_an_unannounced_poke() -> None:
     events = _batch()
     for event in events:
