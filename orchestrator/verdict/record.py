@@ -37,6 +37,8 @@ MODE, BRANCH, CALL, TASKS, ORDER = range(12, 17)
 """enum kind in recorder.c."""
 F_IRQS, F_EARLY, F_MEMSET, F_UNREADABLE, F_MAPPED = 1, 2, 4, 8, 16
 F_EXECUTED, F_STATE = 32, 64
+F_FIRST = 1
+"""Of a PASS: the first of that CPU since the last write to the site."""
 """Flags of WRITE; UNLOCK has F_MAPPED, and SYNC has F_STATE."""
 SITE_FLIPPED, SITE_TAIL, SITE_INIT, SITE_GONE = 1, 1, 2, 4
 """Flags of BRANCH and CALL: the branch is taken unless the key is on; the call is a jump; the site
@@ -46,6 +48,9 @@ S_IN_SYNC, S_ON_PURPOSE = 0x100, 0x200
 M_KERNEL, M_USER, M_IDLE = range(3)
 """What a CPU is in, by MODE and the sets of CPUs in WRITER and UNLOCK."""
 ELSEWHERE = {M_USER: "in user mode", M_IDLE: "idle"}
+DEFERS = 0.25
+"""A kernel that leaves out this part of the CPUs that are elsewhere does so by design. One that
+should not, and does, leaves out CPUs that are in the kernel as well, which nothing excuses."""
 H_POKE, H_KPROBE = 2, 4
 """Flags of RESUME: handlers that were entered."""
 INLINE = 16
@@ -208,6 +213,8 @@ class Judgement:
     """CPUs that a round left out and that serialised later, by what they were in."""
     interrupted: Counter[str] = field(default_factory=Counter)
     """CPUs that synced in a round and were in user mode or idle before, by that."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """CPUs that did not, by the same."""
     met: Counter[tuple[int, int, int]] = field(default_factory=Counter)
     """int3 of pokes by CPU, phase when it was executed, and phase when the CPU went on."""
     batches: Counter[int] = field(default_factory=Counter)
@@ -663,20 +670,43 @@ class _Judge:
     def _mode_in(self, cpu: int, number: int, since: int, at: int) -> int:
         """Where a CPU was between a write and moment `number`, which is record `at`.
 
-        M_KERNEL if it was in the kernel all the time: then nothing excuses it. A kernel that defers
-        syncs takes a CPU for idle a little before it sleeps, so what it does next counts as well.
+        M_KERNEL if it was in the kernel all the time: then nothing excuses it. If it was in user
+        mode and idle, it is idle, which it was later. A kernel that defers syncs takes a CPU for
+        idle from a little before it sleeps until a little after, or although it does not sleep
+        after all, so what it does next counts as well: sleep, or sync by itself.
         """
-        for moment in (since, at):
-            for mode, cpus in zip((M_USER, M_IDLE), self._elsewhere(moment), strict=True):
-                if cpus >> cpu & 1:
-                    return mode
+        found = {
+            mode
+            for moment in (since, at)
+            for mode, cpus in zip((M_USER, M_IDLE), self._elsewhere(moment), strict=True)
+            if cpus >> cpu & 1
+        }
         change = int(self.changed_mode[number, cpu]) if cpu < self.cpus else -1
         if change > since:
-            return int(self.records["number"][change]) or M_USER
+            found.add(int(self.records["number"][change]) or self._mode_before(cpu, change))
         after = self._next(MODE, cpu, at)
         if after is not None and not self._next_before(SERIALISE, cpu, at, after):
-            return int(self.records["number"][after])
-        return M_KERNEL
+            found.add(int(self.records["number"][after]))
+        if not found and self._syncs_by_itself(cpu, at):
+            found.add(M_IDLE)
+        return max(found, default=M_KERNEL)
+
+    def _syncs_by_itself(self, cpu: int, at: int) -> bool:
+        """Whether the CPU syncs after record `at`, and not in do_sync_core() or another round."""
+        after = self._by_cpu.get((SERIALISE, cpu), np.zeros(0, np.int64))
+        after = after[np.searchsorted(after, at, side="right") :]
+        flags = self.records["flags"][after[:4]]
+        on_purpose = flags[(flags & S_ON_PURPOSE) != 0][:1]
+        return bool(len(on_purpose)) and not on_purpose[0] & S_IN_SYNC
+
+    def _mode_before(self, cpu: int, change: int) -> int:
+        """Where a CPU came from that was in the kernel from record `change` on.
+
+        Before the first record of a branch most are idle.
+        """
+        changes = self._by_cpu.get((MODE, cpu), np.zeros(0, np.int64))
+        before = int(np.searchsorted(changes, change)) - 1
+        return int(self.records["number"][changes[before]]) if before >= 0 else M_IDLE
 
     @cached_property
     def _by_cpu(self) -> dict[tuple[int, int], NDArray[np.int64]]:
@@ -703,14 +733,16 @@ class _Judge:
         """A kernel may leave a CPU out that executes none of its text, if that CPU serialises
         before it does.
 
-        Whether a kernel does so by design is told by what it does with most such CPUs.
+        Whether a kernel does so by design is told by how often it does, in all logs of the run so
+        far. One that does interrupts some such CPUs as well: they sleep a little later than the
+        kernel takes them for idle, or wake up by themselves.
         """
-        for mode, count in self.interrupted.items():
-            self.result.interrupted[ELSEWHERE[mode]] += count
-        left = Counter(one.mode for one in self.left_out)
+        seen, left = self.result.interrupted, self.result.left_out
+        seen.update({ELSEWHERE[mode]: count for mode, count in self.interrupted.items()})
+        left.update(ELSEWHERE[one.mode] for one in self.left_out)
         for one in self.left_out:
             where = ELSEWHERE[one.mode]
-            if left[one.mode] <= self.interrupted[one.mode]:
+            if left[where] < DEFERS * (left[where] + seen[where]):
                 why: str | None = one.text
             else:
                 self.result.deferred[where] += 1
@@ -724,7 +756,10 @@ class _Judge:
         for kind in (PASS, TRAP):
             at = self._by_cpu.get((kind, one.cpu), np.zeros(0, np.int64))
             at = at[at > one.until]
-            at = at[self.words[at, 0] == one.site.address][:1]
+            at = at[self.words[at, 0] == one.site.address]
+            if kind == PASS:  # the others are a sum, and not of that moment
+                at = at[self.records["flags"][at] & F_FIRST != 0]
+            at = at[:1]
             if len(at) and not self._next_before(SERIALISE, one.cpu, one.since, int(at[0])):
                 return f"{names} executed the site [record {int(at[0])}] and had not serialised"
         modes = self._by_cpu.get((MODE, one.cpu), np.zeros(0, np.int64))
