@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from orchestrator.errors import EXIT_KERNEL_FAILED
+from orchestrator.errors import EXIT_KERNEL_FAILED, EXIT_PASS
 from orchestrator.rundir import files_of, replay_command
 from orchestrator.text.disasm import describe
 from orchestrator.text.symbols import where as where_is
@@ -22,7 +22,12 @@ MAX_LINES = 12
 
 
 def explain(result: RunResult) -> Iterator[str]:
-    """Lines of text; none when nothing failed."""
+    """Lines of text; none when nothing failed.
+
+    GDB may have seen a violation that the recorder's log excuses, such as a deferred sync.
+    """
+    if result.verdict.exit_status == EXIT_PASS:
+        return
     yield from _explain(result)
     failed = result.verdict.exit_status == EXIT_KERNEL_FAILED
     if failed and (command := replay_command(result.directory)):
