@@ -87,7 +87,7 @@ void orch_diag(const char *fmt, ...)
  * @sleeps: how often the caller has slept for 10 ms
  *
  * The host gives up on a guest from which it hears nothing for a minute
- * (SILENCE_SECONDS in orchestrator/observer.py).
+ * (SILENCE_SECONDS in orchestrator/machine/waiting.py).
  */
 void orch_sign_of_life(unsigned int sleeps)
 {

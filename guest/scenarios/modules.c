@@ -50,6 +50,17 @@ static unsigned int loads;
 
 /* How long to wait for the first module, as the host may be busy. */
 #define SECONDS		40
+/* And how long for another one: a kernel may not be able to remove modules. */
+#define MORE_SECONDS	3
+/* The key is flipped after the first one has gone. */
+#define LOADS		2
+
+static bool is_over(unsigned int seen, unsigned int looked, unsigned int sleeps)
+{
+	if (!seen)
+		return sleeps >= 1000 * SECONDS;
+	return (seen >= LOADS && looked) || sleeps >= 1000 * MORE_SECONDS;
+}
 
 unsigned int orch_guest_enter(unsigned int (*at_start)(bool on),
 			      unsigned int (*count_wrong)(bool on))
@@ -93,10 +104,11 @@ ORCH_SCENARIO(modules)
 		if (orch_time_left(run)) {
 			usleep_range(20, 200);
 		} else {
-			msleep(10);
-			orch_sign_of_life(++sleeps);
+			usleep_range(1000, 2000);
+			if (++sleeps % 10 == 0)
+				orch_sign_of_life(sleeps / 10);
 		}
-	} while (orch_time_left(run) || (loads == before && sleeps < 100 * SECONDS));
+	} while (orch_time_left(run) || !is_over(loads - before, looked, sleeps));
 	if (loads == before)
 		orch_miss(run, "no module was loaded while the key was flipped");
 	mutex_lock(&lock);
