@@ -405,13 +405,15 @@ class _Judge:
     def _is_live(self, address: int, at: int) -> bool:
         """Whether CPUs may execute this address at record `at`, as far as we know.
 
-        Text of other modules is when some of it was executed. What is not text of a module, like
+        Text of modules is when some of it was executed. What is not text of a module, like
         the slots of kprobes and the programs of BPF, is used again without int3.
         """
         if self._in_text(address):
             return True
-        if self.records["flags"][at] & F_EXECUTED and not self._in_module(address):
-            return self._owner(at) in BY_PROTOCOL
+        if self.records["flags"][at] & F_EXECUTED:
+            owner = self._owner(at)
+            if owner in BY_PROTOCOL or (owner == "kprobes" and self._in_module(address)):
+                return True
         if at < self.module_live:
             return False
         near = range(address, address - LONGEST, -1)
