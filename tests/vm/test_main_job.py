@@ -177,8 +177,8 @@ def test_a_soak_run_repeats_the_scenarios_in_constant_memory(tmp_path: Path) -> 
     assert soak["rounds"] >= 3
     assert soak["seconds"] >= 25
     assert soak["pokes"] > 100 and soak["int3"] > 100
-    first, last = soak["memory"]["guest"]
-    assert last < first + 16, "MiB"
+    first, last = soak["memory"]["orchestrator"]  # each round has guests of its own
+    assert last < first + 32, "MiB"
 
 
 def test_single_threaded_tcg_passes(tmp_path: Path) -> None:
