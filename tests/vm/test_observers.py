@@ -58,7 +58,7 @@ def test_no_verdict_depends_on_the_files_of_the_run(tmp_path: Path, how: str) ->
     directory = tmp_path / "run"
 
     def tamper() -> None:
-        for path in directory.iterdir():
+        for path in [path for path in directory.rglob("*") if path.is_file()]:
             if how == "truncated":
                 os.truncate(path, 0)
                 continue
