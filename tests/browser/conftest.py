@@ -22,7 +22,7 @@ SITE = 0xFFFFFFFF81001000
 Open = Callable[..., Any]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Chromium. Tests are skipped where there is none: `setup browser` installs it."""
     binary = next((path for name in CHROMIUM if (path := shutil.which(name))), None)
@@ -62,7 +62,7 @@ def open_page(browser: Any) -> Iterator[Open]:
     assert not wrong
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A file for each kind of page."""
     from good_run import Run
