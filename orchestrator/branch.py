@@ -402,7 +402,11 @@ class Branches:
     def _note_identity(self, seed: int) -> None:
         with ui.saying_what_fails(IDENTITY):
             (self.directory / IDENTITY).write_text(f"{self.snapshot.identity}\n{seed}\n")
-            (self.directory / BOOT).mkdir(exist_ok=True)
+
+    def keep_boot_log(self) -> None:
+        """Put a copy of boot_log() beside the logs of the branches."""
+        with ui.saying_what_fails(f"{BOOT}/{BOOT_LOG}"):
+            (self.directory / BOOT).mkdir(parents=True, exist_ok=True)
             shutil.copy(self.snapshot.directory / BOOT_LOG, self.directory / BOOT)
 
     def boot_log(self) -> Records:

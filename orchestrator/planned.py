@@ -40,6 +40,7 @@ class PlannedObserver(Course):
         snapshot = self.branches.snapshot
         self.evidence.cpus = tuple(snapshot.cpus)
         self.look_up_parameters(self.branches.spec, snapshot.command_line)
+        self.branches.keep_boot_log()
         for seed in self.rounds():
             self._observe_round(seed)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a guest is asked and told, and what it answers, however that reaches it."""
+"""What the host sends to a guest, and how it reads the answers, by ssh or from memory."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 
 from orchestrator.commands import document
+from orchestrator.commands.options import add_kernel_filter
 from orchestrator.errors import UsageError
 from orchestrator.options import number, seconds, whole
 
@@ -20,12 +21,7 @@ EXAMPLES = (
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--kernel",
-        default="*",
-        metavar="GLOB",
-        help="show only kernels whose name or release matches (default: all)",
-    )
+    add_kernel_filter(parser)
     parser.add_argument(
         "--failed",
         metavar="GLOB",

@@ -22,6 +22,16 @@ def add_kernel(parser: argparse.ArgumentParser) -> None:
     add_options(parser, KernelRequest, SOURCE, CHANGES)
 
 
+def add_kernel_filter(parser: argparse.ArgumentParser) -> None:
+    """Add the option that chooses among the kernels of the history."""
+    parser.add_argument(
+        "--kernel",
+        default="*",
+        metavar="GLOB",
+        help="show only kernels whose name or release matches (default: all)",
+    )
+
+
 def add_output(parser: argparse.ArgumentParser, help: str) -> None:
     parser.add_argument("--output", type=Path, metavar="DIR", help=help)
 

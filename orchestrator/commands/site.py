@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from orchestrator.commands import document
+from orchestrator.commands.options import add_kernel_filter
 from orchestrator.errors import EXIT_PASS, UsageError, sentence
 from orchestrator.options import whole
 
@@ -22,12 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "directory", type=Path, metavar="DIR", help="folder for index.html and the reports"
     )
-    parser.add_argument(
-        "--kernel",
-        default="*",
-        metavar="GLOB",
-        help="show only kernels whose name or release matches (default: all)",
-    )
+    add_kernel_filter(parser)
     parser.add_argument(
         "--count",
         type=whole(1, 100_000),

@@ -735,9 +735,9 @@ class _Judge:
         """A kernel may leave a CPU out that executes none of its text, if that CPU serialises
         before it does.
 
-        Whether a kernel does so by design is told by how often it does, in all logs of the run so
-        far. One that does interrupts some such CPUs as well: they sleep a little later than the
-        kernel takes them for idle, or wake up by themselves.
+        A kernel that does so often, in all logs of the run so far, does so by design. It interrupts
+        some such CPUs as well: they sleep a little later than the kernel takes them for idle, or
+        wake up by themselves.
         """
         seen, left = self.result.interrupted, self.result.left_out
         seen.update({ELSEWHERE[mode]: count for mode, count in self.interrupted.items()})

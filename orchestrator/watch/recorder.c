@@ -1011,7 +1011,8 @@ static void on_sync(unsigned int cpu, uint64_t rsp)
 	uint64_t words[2] = { rsp, quad(rsp) };
 
 	sync_count++;
-	emit(SYNC, cpu, (reg(EFLAGS) & EFLAGS_IF ? F_IRQS : 0) | (is_patching() ? F_STATE : 0), 0, words, 2);
+	emit(SYNC, cpu, (reg(EFLAGS) & EFLAGS_IF ? F_IRQS : 0) | (is_patching() ? F_STATE : 0), 0,
+	     words, 2);
 	if (cpu < CPUS) {
 		core[cpu].sync_rsp = rsp;
 		core[cpu].sync_round = round_number;

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Snapshots and branches, without a guest: what the guest is told, and what it says."""
+"""Snapshots and branches, without a real guest: its plan, its letter and its output."""
 
 from __future__ import annotations
 

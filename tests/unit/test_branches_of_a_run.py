@@ -110,6 +110,8 @@ class Branches:
             attach(one.machine)
         return one
 
+    def keep_boot_log(self) -> None: ...
+
     def boot_log(self) -> Any:
         return np.zeros(0, RECORD)
 
