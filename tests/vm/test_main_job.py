@@ -233,7 +233,7 @@ def test_nothing_survives_the_end_of_a_run(tmp_path: Path, number: signal.Signal
     )
     wait_for(lambda: (directory / "events.jsonl").exists(), 900)
     time.sleep(1)
-    assert len(marked(mark)) > 2
+    wait_for(lambda: len(marked(mark)) > 2, 10)
     os.kill(child.pid, number)
     output, errors = child.communicate(timeout=60)
     wait_for(lambda: not marked(mark) and not list(private.iterdir()), 4)
