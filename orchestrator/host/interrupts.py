@@ -27,7 +27,7 @@ from orchestrator.errors import EXIT_SIGNAL, INTERRUPTED, SIGNALS, Interrupted, 
 PATIENCE = 5.0
 """Seconds that the program has to end in order."""
 REPEAT = 0.05
-"""Seconds until a signal whose exception got lost is raised again."""
+"""Seconds until a signal that got lost, or its exception, is sent again."""
 
 _received: int | None = None
 """The number of the first signal."""
@@ -37,6 +37,8 @@ _since = 0.0
 """When it came."""
 _held = 0
 """How many sections that hold signals we are in."""
+_answers = 0
+"""How many times Python has called one of our handlers."""
 
 
 def install() -> None:
@@ -48,7 +50,27 @@ def install() -> None:
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _on_signal)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=_send_again, args=(reader,), name="signals", daemon=True).start()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # bin/orchestrator blocks them
+
+
+def _send_again(reader: int) -> None:
+    """Send a signal again whose handler Python has not called.
+
+    A signal that comes after Python looked for one and before the main thread sleeps in a lock, a
+    read or a wait does not wake it, and that sleep may have no end.
+    """
+    main, seen = threading.main_thread().ident, _answers
+    assert main is not None
+    while numbers := os.read(reader, 64):  # signal.set_wakeup_fd(): a byte a signal
+        time.sleep(REPEAT)
+        if seen == _answers:
+            for number in SIGNALS.keys() & set(numbers):
+                signal.pthread_kill(main, number)  # which writes to our pipe, too
+        seen = _answers
 
 
 def hold() -> None:
@@ -103,6 +125,8 @@ def limited(seconds: float) -> Iterator[None]:
         return
 
     def on_alarm(number: int, frame: object) -> None:
+        global _answers
+        _answers += 1
         if _held:
             signal.setitimer(signal.ITIMER_REAL, REPEAT)
         else:
@@ -136,7 +160,8 @@ def _raise_noted() -> None:
 
 
 def _on_signal(number: int, frame: object) -> None:
-    global _received, _since
+    global _answers, _received, _since
+    _answers += 1
     if _received is None:
         _received, _since = number, time.monotonic()
         _raise_noted()

@@ -247,6 +247,26 @@ owner.keep = lambda *_: time.sleep(60)
 
 # -- at any moment
 
+UNNOTICED = """
+import signal, sys, threading, time
+from orchestrator.host import failures, interrupts
+interrupts.install()
+def unnoticed():
+    time.sleep(0.2)
+    signal.raise_signal(signal.SIGTERM)  # reaches this thread, and leaves the main thread asleep
+threading.Thread(target=unnoticed, daemon=True).start()
+try:
+    threading.Lock().acquire(), threading.Event().wait()
+except BaseException as exception:
+    print(type(exception).__name__)
+"""
+
+
+def test_a_signal_that_does_not_wake_the_main_thread_is_sent_again(tmp_path: Path) -> None:
+    """As one that comes just before the main thread sleeps in a lock: seen once in a few tests."""
+    status, output, _ = Program(tmp_path, UNNOTICED).end()
+    assert (status, output) == (0, "Interrupted\n")
+
 
 @pytest.fixture
 def launcher(tmp_path: Path) -> Path:

@@ -24,7 +24,7 @@ from typing import Literal
 from rich import box
 from rich.table import Table
 
-from orchestrator.errors import UsageError
+from orchestrator.errors import SIGNALS, UsageError
 from orchestrator.many.bisect.search import RunOutcome, Search
 
 CONFIDENCE = 0.95
@@ -170,8 +170,8 @@ def simulate(
             "a simulation takes at least 2 commits, at least 1 bisection, p in (0, 1], "
             "and no negative cost"
         )
-    # A process of the pool that has not got to _belong_to() yet must not take Ctrl-C either.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    # A process of the pool that has not got to _belong_to() yet has our handlers.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     pool = multiprocessing.Pool(len(os.sched_getaffinity(0)), _belong_to, (os.getpid(),))
     with pool:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -184,8 +184,12 @@ def simulate(
 
 def _belong_to(parent: int) -> None:
     """Make this process end with its parent, which alone handles signals."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of the terminal
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # how the pool ends us
+    for number in SIGNALS.keys() - {signal.SIGTERM}:  # Ctrl-C reaches all of the terminal
+        signal.signal(number, signal.SIG_IGN)
+    # How the pool ends us. Not even for a moment ignored: one that is pending would be dropped.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.set_wakeup_fd(-1)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
