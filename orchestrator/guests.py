@@ -397,7 +397,7 @@ def collect(
     losses = [guest.losses() for guest in guests]
     for name in ("ledger", "qmp"):
         evidence.lost[name] = next(filter(None, (one[name] for one in losses)), "")
-    _judge(evidence, guests, recordings, ended=ended)
+    collect_records(evidence, guests, recordings, ended=ended)
     for guest in guests:
         guest.recorder.save_int3(guest.log("int3.ledger"))
     logs = [log for guest in guests for log in guest.machine.logs]
@@ -419,14 +419,17 @@ def _take_steps(
         evidence.steps[index] = replace(seen, guest=guest, watched=watched)
 
 
-def _judge(
+def collect_records(
     evidence: Evidence,
     guests: Sequence[Guest],
     recordings: Mapping[str, Recording | None],
     *,
     ended: bool,
 ) -> None:
-    """Judge every poke of all guests."""
+    """Take the recorder's logs of all guests, and judge every poke in them.
+
+    recordings: what GDB saw, by the name of the guest. ended: as for collect().
+    """
     for recorder in (guest.recorder for guest in guests):
         evidence.no_record = recorder.why_not
         if not recorder.why_not and not recorder.ordered:

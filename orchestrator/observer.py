@@ -21,7 +21,7 @@ from orchestrator.errors import (
     OrchestratorError,
 )
 from orchestrator.guest import module
-from orchestrator.guests import RECORDER_SECONDS, ShellGuest, short
+from orchestrator.guests import RECORDER_SECONDS, ShellGuest, collect_records, short
 from orchestrator.host import proc
 from orchestrator.machine import cpus
 from orchestrator.machine.faults import KernelFault, TimedOut
@@ -90,11 +90,7 @@ class Observer(Course):
         self.evidence.consoles = {"": self.machine.console}
         with ui.step("booting"), self._nothing_poked(), limit(SILENCE_SECONDS):
             self.machine.cont()
-            try:
-                self.machine.wait_ready(BOOT_SECONDS)
-            except BootError:
-                self._locate_cpus()
-                raise
+            self.machine.wait_ready(BOOT_SECONDS)
             self.evidence.cpus = self._online()
             self._look_up_parameters()
         return self._load()
@@ -109,11 +105,20 @@ class Observer(Course):
 
     @contextlib.contextmanager
     def _nothing_poked(self) -> Iterator[None]:
-        """A guest that fails in this block fails before anything was poked: BootError."""
+        """A guest that fails in this block fails before the test has poked anything: BootError.
+
+        What the kernel itself had poked until then is judged.
+        """
         try:
             yield
-        except (TimedOut, KernelFault) as error:
-            self._locate_cpus()
+        except (BootError, TimedOut, KernelFault) as error:
+            guest = self._guest(None, {}, [])
+            with contextlib.suppress(OrchestratorError):
+                guest.record_cpus(cpus.snapshot(self.machine.qmp, self.machine.spec.smp))
+            with contextlib.suppress(OrchestratorError):
+                collect_records(self.evidence, [guest], {"": None}, ended=True)
+            if isinstance(error, BootError):
+                raise
             raise BootError(f"{error}; nothing had been poked yet") from error
 
     def observe(self) -> None:
@@ -322,9 +327,3 @@ class Observer(Course):
         if status:
             raise GuestRefused(f"the test module refused a command: {short(output)}")
         return output
-
-    def _locate_cpus(self) -> None:
-        """Record where the CPUs of a guest are that does not boot. GDB is not attached yet."""
-        guest = self._guest(None, {}, [])
-        with contextlib.suppress(OrchestratorError):
-            guest.record_cpus(cpus.snapshot(self.machine.qmp, self.machine.spec.smp))

@@ -42,6 +42,7 @@ from orchestrator.verdict.record import (
     CALL,
     CALLERS,
     CODE,
+    DIES,
     INLINE,
     MODE,
     PASS,
@@ -78,6 +79,7 @@ HAS_ADDRESS = {
     RESUME: "goes on after int3 at",
     CODE: "finds another text at",
     PASS: "executes the site",
+    DIES: "dies after int3 at",
 }
 """Events whose first word is an address of text, and what a CPU does."""
 OTHERWISE = {

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 from orchestrator.errors import BuildError
-from orchestrator.host import proc
+from orchestrator.host import proc, seal
 from orchestrator.host.paths import DATA, cache_dir, cached_dir
 from orchestrator.kernel.build import TARGET
 from orchestrator.kernel.model import Kernel
@@ -34,7 +34,9 @@ def sources() -> dict[str, bytes]:
 
 
 def build(kernel: Kernel) -> Path:
-    """The test module for `kernel`. Cached by the kernel's content and the module's sources.
+    """The test module for `kernel`. Cached by what it is built with and the module's sources.
+
+    Kernels that differ only in code have the same module: a commit of a bisection, a mutant.
 
     Raises BuildError, with the compiler's first error, if it does not build.
     """
@@ -42,7 +44,7 @@ def build(kernel: Kernel) -> Path:
         raise BuildError(
             f"{kernel.name} has no build tree or headers, so the test module cannot be built for it"
         )
-    content = [kernel.digest.encode(), *(name.encode() + text for name, text in sources().items())]
+    content = [_built_with(kernel), *(name.encode() + text for name, text in sources().items())]
     digest = hashlib.sha256(b"\0".join(content)).hexdigest()[:16]
     target = cache_dir() / "modules" / digest
 
@@ -81,6 +83,19 @@ def build(kernel: Kernel) -> Path:
                 file.unlink() if not file.is_dir() else shutil.rmtree(file)
 
     return cached_dir(target, make) / NAME
+
+
+def _built_with(kernel: Kernel) -> bytes:
+    """Identifies headers, configuration, compiler, and make's variables."""
+    assert kernel.kbuild is not None
+    prefix = f"{kernel.kbuild.name}/"
+    files = sorted(
+        f"{path} {printed}"
+        for path, printed in seal.fingerprints(kernel.kbuild.parent).items()
+        if path.startswith(prefix)
+    )
+    # Headers that we did not build are not sealed by themselves.
+    return "\n".join([*(files or [kernel.digest]), repr(sorted(kernel.make.items()))]).encode()
 
 
 def _with_warnings(flags: str) -> str:

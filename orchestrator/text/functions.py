@@ -50,6 +50,8 @@ KEY_SWITCHES = (
 TASKS = "synchronize_rcu_tasks"
 """Waits until no task is preempted within a few instructions. Kprobes call it before they replace
 some by a jump, in a kernel with preemption."""
+DYING = ("oops_begin", "panic")
+"""What a CPU enters that does not go on."""
 LOCK = "text_mutex"
 """The mutex under which text is written."""
 LOCKS = (

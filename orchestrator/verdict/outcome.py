@@ -102,6 +102,9 @@ def _judge_boot(evidence: Evidence, error: BootError, results: tuple[CheckResult
             f"({fault.patching}): {fault.text}"
         )
         return Verdict(fault.outcome, reason, results)
+    broken = (one for one in results if one.status == "fail" and one.check in NAMED)
+    if claim := next((f"{one.check}: {one.text}" for one in broken), None):
+        return Verdict("fail", f"{claim}; after that {error}", results)
     return Verdict(error.outcome, str(error), results)
 
 

@@ -33,7 +33,7 @@ from orchestrator.text.functions import LOCKS, STOPPERS
 from orchestrator.verdict.model import Event, cpu_names
 
 WRITE, WRITER, CALLERS, SYNC, SERIALISE, TRAP, RESUME, CODE, PASS, STOPPER, UNLOCK = range(1, 12)
-MODE, BRANCH, CALL, TASKS, ORDER = range(12, 17)
+MODE, BRANCH, CALL, TASKS, ORDER, DIES = range(12, 18)
 """enum kind in recorder.c."""
 F_IRQS, F_EARLY, F_MEMSET, F_UNREADABLE, F_MAPPED = 1, 2, 4, 8, 16
 F_EXECUTED, F_STATE = 32, 64
@@ -161,12 +161,13 @@ class Site:
 
 @dataclass
 class Finished:
-    """A poke that was judged, for the int3 that were met meanwhile."""
+    """A poke, for the int3 that were met meanwhile."""
 
     begun: int
     """Record that it began with."""
     old: bytes
     new: bytes
+    """Empty if it was not finished."""
     kprobe: bool
     """Whether int3 is the kprobe's own, for it to handle."""
     owner: str
@@ -341,7 +342,9 @@ class _Judge:
         self._judge_orders()
         self._judge_sites()
         self._judge_code()
+        self._add_unfinished()
         self._judge_int3()
+        self._judge_dying()
         return self.result
 
     def _on_write(self, number: int, at: int) -> None:
@@ -909,6 +912,14 @@ class _Judge:
 
     # -- int3
 
+    def _add_unfinished(self) -> None:
+        """Pokes that are under way where the log ends, as it does when a kernel dies of one."""
+        for site in self.open.values():
+            kprobe = bool(site.kprobe) or self._by_kprobes(site.begun)
+            owner, stages = self._owner(site.begun), tuple(site.stages)
+            poke = Finished(site.begun, site.original, b"", kprobe, owner, stages)
+            self.finished.setdefault(site.address, []).append(poke)
+
     def _judge_int3(self) -> None:
         """How each CPU went on that met int3 of a poke or kprobe."""
         records, result = self.records, self.result
@@ -967,6 +978,20 @@ class _Judge:
                 cpu = int(records["cpu"][resume[where]])
                 at = int(resume[where])
                 self._blame("consumed", f"CPU {cpu} {why}", at, address, cpus=[cpu])
+
+    def _judge_dying(self) -> None:
+        """A CPU that met the int3 of a poke or kprobe goes on: its kernel does not die of it."""
+        traps = np.flatnonzero(self.kinds == TRAP)
+        judged = set()
+        for at in np.flatnonzero(self.kinds == DIES).tolist():
+            address, cpu = int(self.words[at][0]), int(self.records["cpu"][at])
+            mine = (self.words[traps, 0] == address) & (self.records["cpu"][traps] == cpu)
+            trap = max(traps[mine & (traps < at)].tolist(), default=-1)
+            known = any(poke.begun < trap for poke in self.finished.get(address, ()))
+            if known and trap not in judged:
+                judged.add(trap)
+                text = f"CPU {cpu} met int3, no handler took it, and the kernel died"
+                self._blame("consumed", text, at, address, trap, [cpu])
 
     def _count_phases(
         self, pokes: Sequence[Finished], trap: NDArray[np.int64], resume: NDArray[np.int64]
@@ -1032,6 +1057,9 @@ class _Judge:
                 return None
         if to == address:
             return "met int3, and no handler took it"
+        if not poke.new:
+            moved = stack and poke.owner == "jump labels"
+            return f"went on with rsp {stack:+d}, and branches leave it alone" if moved else None
         # Where the test sends CPUs by pokes of its own, only the test knows.
         own = poke.owner in (TEST_MODULE, OTHERS) and self._in_module(address)
         if unknown or (own and address not in self.around.sites):

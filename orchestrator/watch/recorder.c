@@ -140,6 +140,11 @@ enum kind {
 	 * that of the other one; where it is asked for.
 	 */
 	ORDER,
+	/*
+	 * oops_begin() or panic() was entered by a CPU that has not gone on after a
+	 * TRAP. words: address of the int3.
+	 */
+	DIES,
 };
 
 enum { F_IRQS = 1, F_EARLY = 2, F_MEMSET = 4, F_UNREADABLE = 8, F_MAPPED = 16,
@@ -328,7 +333,7 @@ static uint64_t quad(uint64_t address)
 enum point {
 	P_NONE, P_WRITE, P_EARLY, P_SYNC, P_STOPPER, P_UNLOCK, P_SITE,
 	P_KEY, P_STATIC_CALL, P_TRANSFORM, P_TASKS, P_FREED, P_LOCK, P_CPUS_LOCK, P_CPUS_UNLOCK,
-	P_END,
+	P_END, P_DIES,
 	P_ENTRY, P_POKE, P_KPROBE, P_FTRACE,	/* handlers: bit 0, 1, 2, 3 of RESUME */
 	P_RETURN, P_SECOND,
 };
@@ -717,7 +722,7 @@ static void load(void)
 		{ "ftrace", P_FTRACE }, { "key", P_KEY }, { "static_call", P_STATIC_CALL },
 		{ "transform", P_TRANSFORM }, { "tasks", P_TASKS }, { "freed", P_FREED },
 		{ "lock", P_LOCK }, { "cpus_lock", P_CPUS_LOCK }, { "cpus_unlock", P_CPUS_UNLOCK },
-		{ "end", P_END },
+		{ "end", P_END }, { "dies", P_DIES },
 	};
 	const struct {
 		const char *name;
@@ -1489,6 +1494,12 @@ static void at_point(struct watched *here, unsigned int cpu, uint64_t rsp)
 	case P_END:	/* the guest resets the machine: nobody can ask for a look any more */
 		if (look())
 			control->looked = ++control->look;
+		break;
+	case P_DIES:
+		if (cpu >= CPUS || !trapped[cpu].depth)
+			break;
+		words[0] = trapped[cpu].trap[trapped[cpu].depth - 1].address;
+		emit(DIES, cpu, 0, 0, words, 1);
 		break;
 	case P_TASKS:
 		emit(TASKS, cpu, 0, 0, NULL, 0);

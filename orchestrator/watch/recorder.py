@@ -29,6 +29,7 @@ from orchestrator.host.tools import QEMU_GOOD, Qemu
 from orchestrator.machine.accel import PROBE_CPUS, PROBE_INT3, Accel
 from orchestrator.machine.qemu import escaped
 from orchestrator.text.functions import (
+    DYING,
     HANDLERS,
     KEY_SWITCHES,
     LOCK,
@@ -90,6 +91,7 @@ POINTS: Mapping[str, tuple[str, ...]] = {
     "cpus_lock": ("cpus_read_lock", "cpus_write_lock"),
     "cpus_unlock": ("cpus_read_unlock", "cpus_write_unlock"),
     "end": ("machine_restart",),
+    "dies": DYING,
 }
 """Name in the configuration -> functions; all of those that a kernel has are watched."""
 

@@ -9,7 +9,7 @@ import pytest
 from recorded import AROUND, NOP, SITE, TEXT, Written
 
 from orchestrator.text import semantics
-from orchestrator.verdict.record import PASS, RESUME, TRAP, judge
+from orchestrator.verdict.record import DIES, PASS, RESUME, TRAP, judge
 
 END, CALLED, RETURN_0, RETURN = SITE + 5, TEXT + 0x3000, TEXT + 0x4000, TEXT + 0x5000
 NAMES = {
@@ -132,3 +132,48 @@ def test_the_phases_in_which_int3_was_met_and_handled_are_counted() -> None:
     assert not result.violations
     assert result.met == {(2, 1, 1): 1, (2, 2, 2): 2, (3, 1, 3): 1}
     assert result.batches == {1: 2}
+
+
+def test_a_kernel_that_dies_of_an_int3_took_it_by_no_handler() -> None:
+    """With the poke under way, and with one that is over; but not of an int3 that is no poke's."""
+    for site, finished, broken in ((SITE, False, {"consumed"}), (SITE, True, {"consumed"})):
+        log = Written()
+        log.write(site, 0, b"\xcc")
+        log.add(TRAP, 2, site, 0)
+        log.sync(0, 1, 3)
+        if finished:
+            log.sync(2)
+            log.write(site, 0, NOP[:1])
+            log.sync(0, 1, 2, 3)
+            log.unlock()
+        log.add(DIES, 2, site)
+        log.add(DIES, 2, site)  # oops_begin(), and then panic()
+        result = judge(log.records, AROUND)
+        assert result.broken == {claim: 1 for claim in broken}
+        (violation,) = result.violations
+        assert violation.cpus == (2,) and "CPU 2 met int3, no handler took it" in violation.text
+    log = Written()
+    log.poke()
+    log.add(TRAP, 2, SITE + 0x100, 0)
+    log.add(DIES, 2, SITE + 0x100)
+    assert not judge(log.records, AROUND).violations
+
+
+@pytest.mark.parametrize(
+    ("ip", "stack", "by", "right"),
+    [
+        (END, 0, "jump_label_update", True),
+        (CALLED, 0, "jump_label_update", True),  # a jump to there, perhaps
+        (END, 8, "jump_label_update", False),
+        (CALLED, -8, "__static_call_transform", True),
+        (SITE, 0, "__static_call_transform", False),
+    ],
+)
+def test_where_a_cpu_may_go_on_is_judged_though_the_log_ends_within_the_poke(
+    ip: int, stack: int, by: str, right: bool
+) -> None:
+    log = Written()
+    log.write(SITE, 0, b"\xcc", TEXT)
+    log.trap(SITE, ip, stack=stack, pushed=END)
+    result = judge(log.records, replace(AROUND, name={TEXT: f"{by}+0x10"}.get))
+    assert set(result.broken) == (set() if right else {"consumed"})
