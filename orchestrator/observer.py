@@ -90,7 +90,11 @@ class Observer(Course):
         self.evidence.consoles = {"": self.machine.console}
         with ui.step("booting"), self._nothing_poked(), limit(SILENCE_SECONDS):
             self.machine.cont()
-            self.machine.wait_ready(BOOT_SECONDS)
+            try:
+                self.machine.wait_ready(BOOT_SECONDS)
+            except BootError:
+                self._explain_boot()
+                raise
             self.evidence.cpus = self._online()
             self._look_up_parameters()
         return self._load()
@@ -105,21 +109,21 @@ class Observer(Course):
 
     @contextlib.contextmanager
     def _nothing_poked(self) -> Iterator[None]:
-        """A guest that fails in this block fails before the test has poked anything: BootError.
-
-        What the kernel itself had poked until then is judged.
-        """
+        """A guest that fails in this block fails before the test has poked anything: BootError."""
         try:
             yield
-        except (BootError, TimedOut, KernelFault) as error:
-            guest = self._guest(None, {}, [])
-            with contextlib.suppress(OrchestratorError):
-                guest.record_cpus(cpus.snapshot(self.machine.qmp, self.machine.spec.smp))
-            with contextlib.suppress(OrchestratorError):
-                collect_records(self.evidence, [guest], {"": None}, ended=True)
-            if isinstance(error, BootError):
-                raise
+        except (TimedOut, KernelFault) as error:
+            self._explain_boot()
             raise BootError(f"{error}; nothing had been poked yet") from error
+
+    def _explain_boot(self) -> None:
+        """Record where the CPUs of a guest are that does not get to the first poke of the test, and
+        judge what the kernel itself has poked until then."""
+        guest = self._guest(None, {}, [])
+        with contextlib.suppress(OrchestratorError):  # GDB is not attached yet
+            guest.record_cpus(cpus.snapshot(self.machine.qmp, self.machine.spec.smp))
+        with contextlib.suppress(OrchestratorError):
+            collect_records(self.evidence, [guest], {"": None}, ended=True)
 
     def observe(self) -> None:
         try:

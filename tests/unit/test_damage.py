@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -167,6 +168,28 @@ def test_the_test_module(
 
     monkeypatch.setattr(module.proc, "run", run)
     mended(lambda: module.build(built), module.build(built).with_name(name))
+
+
+def test_kernels_with_the_same_headers_and_options_share_a_test_module(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(command: list[str], **_: object) -> None:
+        built.append(next(Path(word[2:]) for word in command if word.startswith("M=")))
+        (built[-1] / "orch.ko").write_bytes(b"\x7fELF")
+
+    built: list[Path] = []
+    first = obtain.obtain(KernelRequest(tree=tree))
+    code, header = tree / "drivers" / "console.c", tree / "include" / "linux" / "added.h"
+    code.write_text(code.read_text() + "int added;\n")
+    second = obtain.obtain(KernelRequest(tree=tree))
+    header.write_text("#define ADDED\n")
+    third = obtain.obtain(KernelRequest(tree=tree))
+    assert len({first.digest, second.digest, third.digest}) == 3
+    with monkeypatch.context() as context:
+        context.setattr(module.proc, "run", run)
+        assert module.build(first) == module.build(second) != module.build(third)
+        assert module.build(third) != module.build(replace(third, make={"LLVM": "1"}))
+    assert len(built) == 3
 
 
 def test_the_base_image(tmp_path: Path) -> None:

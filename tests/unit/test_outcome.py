@@ -12,6 +12,7 @@ from orchestrator.errors import BootError, BuildError, InfraError, LostVM, Orche
 from orchestrator.guest.klog import OUTCOMES, Finding, scan
 from orchestrator.machine.faults import GuestReset, KernelFault, TimedOut
 from orchestrator.verdict.outcome import KERNEL_FAILED, Verdict, judge
+from orchestrator.verdict.record import Judgement, RecordViolation
 
 STATUS = {
     "pass": 0,
@@ -220,6 +221,17 @@ def test_but_one_of_text_patching_is_a_verdict_at_any_time(
     verdict = judge(run.evidence())
     assert (verdict.outcome, verdict.exit_status) == (outcome, 1)
     assert patched in verdict.reason and "before anything was poked" in verdict.reason
+
+
+def test_so_is_a_broken_claim_that_the_recorder_shows() -> None:
+    run = Run()
+    run.error, run.findings = BootError("the kernel failed"), console_of("6.1-oops")
+    run.record = Judgement()
+    run.record.blame(RecordViolation("consumed", "CPU 1 met int3", record=7, site=0x1000))
+    verdict = judge(run.evidence())
+    assert (verdict.outcome, verdict.exit_status) == ("fail", 1)
+    assert verdict.reason.startswith("consumed: CPU 1 met int3")
+    assert verdict.reason.endswith("after that the kernel failed")
 
 
 @pytest.mark.parametrize("log", ["6.1-oops", "6.1-stack-overflow", "6.1-warn", "6.1-panic"])
