@@ -16,7 +16,7 @@ from orchestrator.machine import qemu
 from orchestrator.machine.faults import KernelFault, NoAnswer
 from orchestrator.machine.qemu import MachineSpec
 from orchestrator.scenarios.scenario import Scenario
-from orchestrator.scenarios.steps import PlanStep, plan_steps
+from orchestrator.scenarios.steps import DURATION, PlanStep, plan_steps
 from orchestrator.verdict.evidence import Evidence, StepEvidence
 
 PART_SECONDS = 600
@@ -29,8 +29,8 @@ class Course(ABC):
     """Takes the scenarios through guests, and fills in `evidence` as far as it gets."""
 
     scenarios: Sequence[Scenario]
-    duration: float
-    """Seconds for all free-running steps together."""
+    duration: float | None
+    """Seconds for all free-running steps together, as plan_steps() takes them."""
     seed: int
     """Seed of every random choice."""
     evidence: Evidence
@@ -48,6 +48,11 @@ class Course(ABC):
     @abstractmethod
     def memory(self) -> dict[str, float]:
         """MiB in use in what lasts as long as the run, by user."""
+
+    @property
+    def part_seconds(self) -> float:
+        """Limit for the steps of one part."""
+        return PART_SECONDS + 4 * (self.duration or DURATION)
 
     def rounds(self) -> Iterator[int]:
         """Yields the seed of each round."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from orchestrator import ui
 from orchestrator.branch import Branch, Branches
-from orchestrator.course import PART_SECONDS, Course
+from orchestrator.course import Course
 from orchestrator.guests import Boot, PlannedGuest
 from orchestrator.machine.faults import KernelFault, TimedOut
 from orchestrator.machine.machine import Machine
@@ -116,7 +116,7 @@ class PlannedObserver(Course):
         }
         with ui.step(doing[guest.name]), guest.machine.silence.limit(SILENCE_SECONDS):
             try:
-                guest.wait(PART_SECONDS + 4 * self.duration)
+                guest.wait(self.part_seconds)
             except (TimedOut, KernelFault) as error:
                 with guest.machine.post_mortem():
                     guest.explain(error)

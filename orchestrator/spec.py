@@ -100,13 +100,13 @@ class RunSpec:
         group=POKING,
         help="leave out these scenarios (glob, repeatable)",
     )
-    duration: float = option(
+    duration: float | None = option(
         "--duration",
-        3.0,
+        None,
         parse=float,
         metavar="S",
         group=POKING,
-        help="seconds of free-running pokes, all scenarios together (default: 3)",
+        help="seconds of free-running pokes, all scenarios together (default: 3, fewer for a few)",
     )
     soak: float = option(
         "--soak",
@@ -157,9 +157,9 @@ class RunSpec:
             raise UsageError(f"--seed takes 0 or more, not {_short(self.seed)}")
         if self.seed > MAX_SEED:
             raise UsageError(f"--seed takes at most {MAX_SEED}, not {_short(self.seed)}")
-        if not self.duration > 0:
+        if self.duration is not None and not self.duration > 0:
             raise UsageError(f"--duration takes seconds greater than 0, not {self.duration:g}")
-        if self.duration > MAX_DURATION:
+        if self.duration is not None and self.duration > MAX_DURATION:
             raise UsageError(
                 f"--duration takes at most {MAX_DURATION:g} seconds, not {self.duration:g}: "
                 "--soak repeats a run for longer"

@@ -9,8 +9,12 @@ from dataclasses import dataclass
 
 from orchestrator.scenarios.scenario import Part, Scenario
 
+DURATION = 3.0
+"""Seconds for all free-running steps together, where nobody says how many."""
 MIN_FREE_MS = 50
 """Minimum duration of a free-running step, in ms."""
+MAX_FREE_MS = 400
+"""Maximum, by weight, where nobody says how long: a single scenario need not take DURATION."""
 WATCHED_FLIPS = 2
 """How often each sysctl is switched while GDB watches. Every switch writes dozens of sites. An even
 number leaves the sysctl as it was."""
@@ -41,7 +45,7 @@ class PlanStep:
 def plan_steps(
     scenarios: Sequence[Scenario],
     cpus: Sequence[int],
-    duration: float,
+    duration: float | None,
     seed: int,
     lacking: Mapping[str, str] | None = None,
 ) -> list[PlanStep]:
@@ -49,14 +53,16 @@ def plan_steps(
     free-running scenarios that need the guest to themselves.
 
     cpus: the CPUs that are online in the guest.
-    duration: seconds for all free-running steps together.
+    duration: seconds for all free-running steps together; None for as long as they need.
     seed: seed of every random choice.
     lacking: what is known to be lacking for a scenario, by its name.
     """
     rng = random.Random(seed)
     parts = [(part, scenario) for scenario in scenarios for part in scenario.parts]
     free = [scenario for part, scenario in parts if part == "free"]
-    ms_per_weight = 1000 * duration / max(sum(scenario.weight for scenario in free), 1e-9)
+    ms_per_weight = 1000 * (duration or DURATION) / max(sum(one.weight for one in free), 1e-9)
+    if duration is None:
+        ms_per_weight = min(ms_per_weight, MAX_FREE_MS)
 
     def rank(item: tuple[Part, Scenario]) -> tuple[bool, int, bool]:
         part, scenario = item

@@ -20,6 +20,7 @@ from orchestrator.kernel.model import KernelRequest
 from orchestrator.kernel.obtain import BUILT, place
 from orchestrator.many import program
 from orchestrator.many.children import Children
+from orchestrator.scenarios.steps import DURATION
 from orchestrator.spec import RunSpec
 from orchestrator.verdict.result import VerdictRecord
 
@@ -108,7 +109,7 @@ def _run(
         directory / RUN,
         directory / LOG,
         cwd=PROJECT,
-        longest=LONGEST + spec.duration + spec.soak,
+        longest=LONGEST + (spec.duration or DURATION) + spec.soak,
         unwanted=unwanted,
         env=task.env,
     )
