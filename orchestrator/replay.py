@@ -43,6 +43,7 @@ from orchestrator.verdict.record import (
     CALLERS,
     CODE,
     DIES,
+    FLUSH,
     INLINE,
     MODE,
     PASS,
@@ -52,6 +53,7 @@ from orchestrator.verdict.record import (
     SYNC,
     TASKS,
     TRAP,
+    UNGUARDED,
     UNLOCK,
     WRITE,
     WRITER,
@@ -92,6 +94,8 @@ OTHERWISE = {
     BRANCH: "looks at a branch of a key",
     CALL: "looks at a static call",
     TASKS: "enters synchronize_rcu_tasks",
+    FLUSH: "flushes the mapping through which text is written",
+    UNGUARDED: "calls a function without the lock that it takes",
 }
 RECORD = re.compile(r"\[record (\d+)(?: of ([\w-]+))?\]", re.ASCII)
 """How a verdict names an event: its number, from 0, and the branch."""

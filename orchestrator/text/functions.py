@@ -52,6 +52,8 @@ TASKS = "synchronize_rcu_tasks"
 some by a jump, in a kernel with preemption."""
 DYING = ("oops_begin", "panic")
 """What a CPU enters that does not go on."""
+FLUSH = "flush_tlb_mm_range"
+"""Flushes the mapping through which text is written, since that is one of an mm of its own."""
 LOCK = "text_mutex"
 """The mutex under which text is written."""
 LOCKS = (
@@ -65,6 +67,27 @@ LOCKS = (
     "module_mutex",
 )
 """Locks that are held while text is written. The first one is no mutex."""
+TRANSFORM = "arch_static_call_transform"
+"""Makes one site of a static call call something else."""
+GUARDS = {
+    **dict.fromkeys(
+        ("jump_label_update", "__jump_label_update", "__jump_label_mod_update"),
+        ("cpu_hotplug_lock", "jump_label_mutex"),
+    ),
+    TRANSFORM: ("static_call_mutex",),
+    **dict.fromkeys(
+        (
+            "arch_arm_kprobe",
+            "arch_disarm_kprobe",
+            "arch_optimize_kprobes",
+            "arch_unoptimize_kprobe",
+            "arch_unoptimize_kprobes",
+        ),
+        ("kprobe_mutex",),
+    ),
+    "ftrace_replace_code": ("ftrace_lock",),
+}
+"""Function, and the locks that whoever calls it has since 5.5, apart from text_mutex."""
 PATCHERS = {
     "arch_jump_label_transform": "jump labels",
     "arch_static_call_transform": "static calls",

@@ -33,7 +33,7 @@ from orchestrator.text.functions import LOCKS, STOPPERS
 from orchestrator.verdict.model import Event, cpu_names
 
 WRITE, WRITER, CALLERS, SYNC, SERIALISE, TRAP, RESUME, CODE, PASS, STOPPER, UNLOCK = range(1, 12)
-MODE, BRANCH, CALL, TASKS, ORDER, DIES = range(12, 18)
+MODE, BRANCH, CALL, TASKS, ORDER, DIES, FLUSH, UNGUARDED = range(12, 20)
 """enum kind in recorder.c."""
 F_IRQS, F_EARLY, F_MEMSET, F_UNREADABLE, F_MAPPED = 1, 2, 4, 8, 16
 F_EXECUTED, F_STATE = 32, 64
@@ -58,6 +58,7 @@ INLINE = 16
 INT3, JUMP = 0xCC, 0xE9
 MODULES = 0xFFFFFFFFA0000000
 """Where the text of modules begins. What is between it and the kernel's own text is init text."""
+PAGE = 4096
 LONGEST = 8
 """No instruction that is poked is longer."""
 THREAD_SIZE = 0x4000
@@ -344,6 +345,8 @@ class _Judge:
                 self._on_stopper(at)
         self._judge_left_out()
         self._judge_mappings()
+        self._judge_flushes()
+        self._judge_guards()
         self._judge_orders()
         self._judge_sites()
         self._judge_code()
@@ -885,6 +888,37 @@ class _Judge:
             text = "the mapping through which text is written was still there afterwards"
             before = self.writes[np.searchsorted(self.writes, at) - 1]
             self._blame("writes", text, at, int(self.words[before][0]), int(before))
+
+    def _judge_flushes(self) -> None:
+        """Where a kernel flushes the mapping through which it writes, it does so after each write,
+        all of it: otherwise a later write may go to where an earlier one did."""
+        flushes = np.flatnonzero(self.kinds == FLUSH)
+        if not len(flushes):
+            return
+        ends = np.append(self.moments[self.kinds[self.moments] != STOPPER], len(self.kinds))
+        for at in self.writes[self.records["flags"][self.writes] & F_EARLY == 0].tolist():
+            end = int(ends[np.searchsorted(ends, at, side="right")])
+            if end == len(self.kinds):
+                return  # the log ends before it may be there
+            first, last = np.searchsorted(flushes, (at, end))
+            address, length = int(self.words[at][0]), int(self.records["number"][at])
+            pages = ((address & (PAGE - 1)) + length - 1) // PAGE + 1
+            ranges = self.words[flushes[first:last]].tolist()
+            if not any(stop - start >= pages * PAGE for start, stop, *_ in ranges):
+                much = "only a part of it was" if ranges else "it was not"
+                text = f"the mapping through which text was written is to be flushed, and {much}"
+                self._blame("writes", text, at, address)
+
+    def _judge_guards(self) -> None:
+        """Whoever switches keys and the like has the lock of what it switches."""
+        for at in np.flatnonzero(self.kinds == UNGUARDED).tolist():
+            function, caller = (
+                (self.around.name(int(word)) or f"{int(word):x}").partition("+")[0]
+                for word in self.words[at][:2]
+            )
+            lock = LOCKS[int(self.records["number"][at])]
+            text = f"{function}() was called by {caller}(), which did not hold {lock}"
+            self.result.blame(RecordViolation("lock", text, at, 0))
 
     def _judge_orders(self) -> None:
         """No two locks are taken in both orders, nor more of them in a circle."""

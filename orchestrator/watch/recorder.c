@@ -145,6 +145,16 @@ enum kind {
 	 * TRAP. words: address of the int3.
 	 */
 	DIES,
+	/*
+	 * flush_tlb_mm_range() was entered for the mm through which text is written.
+	 * words: start and end of the range.
+	 */
+	FLUSH,
+	/*
+	 * A function was entered without a lock that its caller must have. number:
+	 * the lock's in `conf`. words: the function; where it returns to.
+	 */
+	UNGUARDED,
 };
 
 enum { F_IRQS = 1, F_EARLY = 2, F_MEMSET = 4, F_UNREADABLE = 8, F_MAPPED = 16,
@@ -333,7 +343,7 @@ static uint64_t quad(uint64_t address)
 enum point {
 	P_NONE, P_WRITE, P_EARLY, P_SYNC, P_STOPPER, P_UNLOCK, P_SITE,
 	P_KEY, P_STATIC_CALL, P_TRANSFORM, P_TASKS, P_FREED, P_LOCK, P_CPUS_LOCK, P_CPUS_UNLOCK,
-	P_END, P_DIES,
+	P_END, P_DIES, P_FLUSH, P_GUARDED,
 	P_ENTRY, P_POKE, P_KPROBE, P_FTRACE,	/* handlers: bit 0, 1, 2, 3 of RESUME */
 	P_RETURN, P_SECOND,
 };
@@ -608,12 +618,15 @@ static struct holder {
 	uint64_t task;
 	uint32_t held;
 	uint64_t rsp, frames;	/* where it asked for HOTPLUG */
+	unsigned int depth;	/* how often it has, for it may have it several times */
 } holders[HOLDERS];
 
 static void forget_mutexes(void)
 {
 	memset(lock_address, 0, sizeof(lock_address));
 }
+
+static bool no_holder;	/* once there was no room for another one */
 
 static unsigned int number_of_lock(uint64_t mutex)
 {
@@ -642,7 +655,8 @@ static struct holder *holder_now(bool wanted)
 			free = &holders[i];
 	}
 	if (wanted && free)
-		free->task = task;
+		*free = (struct holder){ .task = task };
+	no_holder |= wanted && task && !free;
 	return wanted ? free : NULL;
 }
 
@@ -668,6 +682,32 @@ static bool still_held(const struct holder *holder, unsigned int lock)
 	return (quad(lock_address[lock]) & ~7ull) == holder->task;	/* its owner, since 4.10 */
 }
 
+static bool has_lock(uint64_t task, unsigned int lock)
+{
+	struct holder *holder = holder_now(false);
+	uint64_t mutex[16];
+
+	/* Of the lock of CPU hotplug only what was asked for is known, if there was room for it. */
+	if (lock == HOTPLUG)
+		return no_holder || (holder && holder->held & 1);
+	if (!memory(lock_address[lock], mutex, sizeof(mutex)))
+		return true;
+	for (int at = 0; at < 16; at++)	/* PREEMPT_RT has the owner behind a lock, of any size */
+		if ((mutex[at] & ~7ull) == task)
+			return true;
+	return false;
+}
+
+/* A function is entered by the current task, which must have some locks. */
+static void on_guarded(unsigned int cpu, const struct watched *here, uint64_t rsp)
+{
+	uint64_t task = task_now(), words[2] = { here->address, quad(rsp) };
+
+	for (unsigned int lock = 0; lock < LOCKS && task; lock++)
+		if (here->number >> lock & 1 && lock_address[lock] && !has_lock(task, lock))
+			emit(UNGUARDED, cpu, 0, lock, words, 2);
+}
+
 /* A lock is asked for. */
 static void on_lock(unsigned int cpu, unsigned int lock, uint64_t rsp)
 {
@@ -686,10 +726,12 @@ static void on_lock(unsigned int cpu, unsigned int lock, uint64_t rsp)
 			emit(ORDER, cpu, 0, held, words, 2);
 		} else {
 			holder->held &= ~(1u << held);
+			holder->depth = held == HOTPLUG ? 0 : holder->depth;
 		}
 	}
 	holder->held |= 1u << lock;
 	if (lock == HOTPLUG) {
+		holder->depth++;
 		holder->rsp = rsp + 8;
 		holder->frames = frames(rsp + 8);
 	}
@@ -699,8 +741,9 @@ static void on_unlock(unsigned int lock)
 {
 	struct holder *holder = lock < LOCKS ? holder_now(false) : NULL;
 
-	if (holder)
-		holder->held &= ~(1u << lock);
+	if (!holder || (lock == HOTPLUG && holder->depth && --holder->depth))
+		return;
+	holder->held &= ~(1u << lock);
 }
 
 /* -- the host's wishes */
@@ -722,7 +765,8 @@ static void load(void)
 		{ "ftrace", P_FTRACE }, { "key", P_KEY }, { "static_call", P_STATIC_CALL },
 		{ "transform", P_TRANSFORM }, { "tasks", P_TASKS }, { "freed", P_FREED },
 		{ "lock", P_LOCK }, { "cpus_lock", P_CPUS_LOCK }, { "cpus_unlock", P_CPUS_UNLOCK },
-		{ "end", P_END }, { "dies", P_DIES },
+		{ "end", P_END }, { "dies", P_DIES }, { "flush", P_FLUSH },
+		{ "guarded", P_GUARDED },
 	};
 	const struct {
 		const char *name;
@@ -1481,11 +1525,17 @@ static void at_point(struct watched *here, unsigned int cpu, uint64_t rsp)
 		words[3] = in_idle;
 		emit(UNLOCK, cpu, still_mapped() ? F_MAPPED : 0, 0, words, 4);
 		break;
+	case P_GUARDED:
+		on_guarded(cpu, here, rsp);
+		break;
 	case P_KEY:
+		on_guarded(cpu, here, rsp);
+		/* fall through */
 	case P_STATIC_CALL:
 		ask_for(here->point, reg(RDI), 0, 0);
 		break;
 	case P_TRANSFORM:	/* (site, tramp, func, tail) */
+		on_guarded(cpu, here, rsp);
 		if (reg(RSI))
 			ask_for(P_TRANSFORM, reg(RSI), reg(RDX), 1);
 		if (reg(RDI) && call_sites_end)
@@ -1500,6 +1550,12 @@ static void at_point(struct watched *here, unsigned int cpu, uint64_t rsp)
 			break;
 		words[0] = trapped[cpu].trap[trapped[cpu].depth - 1].address;
 		emit(DIES, cpu, 0, 0, words, 1);
+		break;
+	case P_FLUSH:
+		words[0] = reg(RSI);
+		words[1] = reg(RDX);
+		if (poking_mm && reg(RDI) == quad(poking_mm))
+			emit(FLUSH, cpu, 0, 0, words, 2);
 		break;
 	case P_TASKS:
 		emit(TASKS, cpu, 0, 0, NULL, 0);

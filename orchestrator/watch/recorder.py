@@ -30,13 +30,17 @@ from orchestrator.machine.accel import PROBE_CPUS, PROBE_INT3, Accel
 from orchestrator.machine.qemu import escaped
 from orchestrator.text.functions import (
     DYING,
+    FLUSH,
+    GUARDS,
     HANDLERS,
     KEY_SWITCHES,
+    KPROBE_SYNC,
     LOCK,
     LOCKS,
     STOPPERS,
     SYNC,
     TASKS,
+    TRANSFORM,
     WRITERS,
 )
 from orchestrator.text.keys import SiteCpu
@@ -84,7 +88,7 @@ POINTS: Mapping[str, tuple[str, ...]] = {
     "ftrace": ("ftrace_int3_handler",),
     "key": KEY_SWITCHES,
     "static_call": ("__static_call_update",),
-    "transform": ("arch_static_call_transform",),
+    "transform": (TRANSFORM,),
     "tasks": (TASKS,),
     "freed": ("vfree", "execmem_free"),
     "lock": ("mutex_lock", "mutex_lock_nested"),
@@ -92,6 +96,8 @@ POINTS: Mapping[str, tuple[str, ...]] = {
     "cpus_unlock": ("cpus_read_unlock", "cpus_write_unlock"),
     "end": ("machine_restart",),
     "dies": DYING,
+    "flush": (FLUSH,),
+    "guarded": tuple(name for name in GUARDS if name not in (*KEY_SWITCHES, TRANSFORM)),
 }
 """Name in the configuration -> functions; all of those that a kernel has are watched."""
 
@@ -120,7 +126,9 @@ DATA: Mapping[str, tuple[str, ...]] = {
 
 
 WATCHED = frozenset(
-    itertools.chain(WRITERS, (SYNC,), HANDLERS, LOCKS, *POINTS.values(), *DATA.values())
+    itertools.chain(
+        WRITERS, (SYNC,), KPROBE_SYNC, HANDLERS, LOCKS, *POINTS.values(), *DATA.values()
+    )
 )
 """All names for which configuration() looks."""
 
@@ -147,13 +155,25 @@ def configuration(lines: Sequence[str], sites: Mapping[int, int]) -> list[str]:
     def first(names: Iterable[str]) -> list[int]:
         return next((addresses[name] for name in names if name in addresses), [])
 
+    # Before, other locks did.
+    guards = {} if addresses.keys().isdisjoint(KPROBE_SYNC) else GUARDS
+
+    def locks(name: str) -> str:
+        """The locks that whoever calls a function must have: bits, by their numbers."""
+        bits = sum(1 << LOCKS.index(lock) for lock in guards.get(name, ()))
+        return f" {bits:x}" if bits else ""
+
     conf = [f"write {address:x}" for address in first(WRITERS)]
     conf += [f"sync {address:x}" for address in addresses.get(SYNC, [])]
     for name, convention in HANDLERS.items():
         notifier = int(convention == "die_args")
         conf += [f"poke {address:x} {notifier}" for address in addresses.get(name, [])]
     for point, names in POINTS.items():
-        conf += [f"{point} {address:x}" for name in names for address in addresses.get(name, [])]
+        conf += [
+            f"{point} {address:x}{locks(name)}"
+            for name in names
+            for address in addresses.get(name, [])
+        ]
     for number, name in enumerate(LOCKS):
         conf += [f"mutex {address:x} {number:x}" for address in addresses.get(name, [])]
     for point, names in DATA.items():

@@ -111,3 +111,53 @@ def test_text_of_a_module_that_was_executed_changes_under_int3_only(
     result = judge(log.records, KERNEL)
     assert [fault.claim for fault in result.violations] == ["writes"] * wrong
     assert bool(result.not_judged[record.NEW_TEXT]) != wrong
+
+
+# -- the mapping through which text is written
+
+START = 0x5555_0000_0000
+
+
+def flushed(site: int, *pages: int | None) -> list[str]:
+    """A poke at `site` with so many pages flushed after each write; None for no flush at all."""
+    log = Written()
+    for (offset, data), size in zip(((0, b"\xcc"), (1, JUMP[1:]), (0, JUMP[:1])), pages, strict=True):
+        log.write(site, offset, data)
+        log.add(record.STOPPER, 1, 0)
+        if size is not None:
+            log.add(record.FLUSH, 0, START, START + size * 4096)
+        log.sync(0, 1, 2, 3)
+    log.unlock()
+    return [fault.text for fault in judge(log.records, AROUND).violations_of("writes")]
+
+
+def test_the_mapping_of_each_write_is_flushed_all_of_it() -> None:
+    assert not flushed(SITE, 1, 1, 1) and not flushed(SITE, 1, 1 << 40, 1)
+    (text,) = flushed(SITE, 1, None, 1)
+    assert "is to be flushed, and it was not" in text
+    crossing = TEXT + 0x1FFD
+    assert not flushed(crossing, 1, 2, 1)
+    (text,) = flushed(crossing, 1, 1, 1)
+    assert "only a part of it was" in text
+
+
+def test_a_kernel_that_flushes_in_another_way_is_not_judged_by_it() -> None:
+    assert not flushed(SITE, None, None, None)
+
+
+def test_a_log_that_ends_within_a_write_lacks_no_flush() -> None:
+    log = Written()
+    log.write(SITE, 0, b"\xcc")
+    log.add(record.FLUSH, 0, START, START + 4096)
+    log.sync(0, 1, 2, 3)
+    log.write(SITE, 1, JUMP[1:])
+    assert not judge(log.records, AROUND).violations
+
+
+def test_who_switches_something_has_its_lock() -> None:
+    log = Written()
+    log.add(record.UNGUARDED, 2, TEXT + 0x10, TEXT + 0x20, number=LOCKS.index("jump_label_mutex"))
+    (fault,) = judge(log.records, KERNEL).violations
+    assert fault.claim == "lock" and fault.text == (
+        "__jump_label_update() was called by arch_arm_kprobe(), which did not hold jump_label_mutex"
+    )

@@ -66,6 +66,21 @@ def test_all_locks_of_text_patching_are_watched() -> None:
     assert [int(line[2], 16) for line in watched if line[0] == "mutex"] == list(range(len(LOCKS)))
 
 
+@pytest.mark.parametrize("modern", [False, True])
+def test_callers_are_to_have_locks_since_kprobes_sync(modern: bool) -> None:
+    lines = [
+        "ffffffff81100000 t __jump_label_update",
+        "ffffffff81100100 T arch_arm_kprobe",
+        "ffffffff81100200 T arch_static_call_transform",
+        *(["ffffffff81100300 T text_poke_sync"] if modern else []),
+    ]
+    assert configuration(lines, {}) == [
+        f"key ffffffff81100000{' 5' if modern else ''}",
+        f"transform ffffffff81100200{' 8' if modern else ''}",
+        f"guarded ffffffff81100100{' 10' if modern else ''}",
+    ]
+
+
 @pytest.mark.parametrize(("size", "known"), [(8, False), (16, True), (64, True)])
 def test_the_descriptor_of_a_poke_is_no_pointer_to_it(size: int, known: bool) -> None:
     here = 0xFFFFFFFF81B00000
