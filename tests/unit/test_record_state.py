@@ -121,7 +121,9 @@ START = 0x5555_0000_0000
 def flushed(site: int, *pages: int | None) -> list[str]:
     """A poke at `site` with so many pages flushed after each write; None for no flush at all."""
     log = Written()
-    for (offset, data), size in zip(((0, b"\xcc"), (1, JUMP[1:]), (0, JUMP[:1])), pages, strict=True):
+    for (offset, data), size in zip(
+        ((0, b"\xcc"), (1, JUMP[1:]), (0, JUMP[:1])), pages, strict=True
+    ):
         log.write(site, offset, data)
         log.add(record.STOPPER, 1, 0)
         if size is not None:
