@@ -224,11 +224,18 @@ struct orch_step {
 	unsigned int passes, burst, pause_us;
 };
 
+/*
+ * Durations are counted in buckets, four for each power of two of nanoseconds. The last
+ * one has all that took longer.
+ */
+#define ORCH_BUCKETS		(4 * 40)
+
 /**
  * struct orch_outcome - what the poker reports about a step
  * @pokes: number of pokes
  * @ns: time spent in pokes
  * @ns_max: duration of the longest poke
+ * @took: number of pokes by their duration; see orch_bucket_begin()
  * @elapsed_ns: duration of the step
  * @holds: how often the gate held the poker in phase 1 or 2
  * @error: 0, or the negative errno with which the step could not be run
@@ -238,6 +245,7 @@ struct orch_outcome {
 	u64 pokes;
 	u64 ns;
 	u64 ns_max;
+	u32 took[ORCH_BUCKETS];
 	u64 elapsed_ns;
 	u64 holds;
 	int error;
@@ -247,6 +255,7 @@ struct orch_outcome {
 int orch_poker_start(void);
 void orch_poker_stop(void);
 void orch_poke_run(const struct orch_step *step, struct orch_outcome *out);
+u64 orch_bucket_begin(unsigned int bucket);
 
 /* step.c */
 void orch_step_run(const struct orch_step *step);

@@ -3,11 +3,13 @@
  * The poker: a thread that changes the site, on one CPU at a time. One thread
  * serves all steps, since creating one takes longer than a gated step.
  */
+#include <linux/bitops.h>
 #include <linux/completion.h>
 #include <linux/cpu.h>
 #include <linux/delay.h>
 #include <linux/err.h>
 #include <linux/jiffies.h>
+#include <linux/kernel.h>
 #include <linux/kthread.h>
 #include <linux/ktime.h>
 #include <linux/module.h>
@@ -184,6 +186,27 @@ static void change(const struct orch_step *step, bool on)
 		close_window();
 }
 
+/**
+ * orch_bucket_begin() - the shortest duration in a bucket
+ * @bucket: an index of struct orch_outcome's took
+ *
+ * Return: nanoseconds. The first bucket has what is shorter, too.
+ */
+u64 orch_bucket_begin(unsigned int bucket)
+{
+	return (u64)(4 + bucket % 4) << (bucket / 4);
+}
+
+/* The bucket of a duration: its highest set bit, and the two bits below that. */
+static unsigned int bucket_of(u64 ns)
+{
+	unsigned int shift;
+
+	ns = max_t(u64, ns, orch_bucket_begin(0));
+	shift = fls64(ns) - 3;
+	return min_t(unsigned int, 4 * shift + ((ns >> shift) & 3), ORCH_BUCKETS - 1);
+}
+
 static void timed_poke(const struct orch_step *step, bool on, struct orch_outcome *out)
 {
 	u64 start = ktime_to_ns(ktime_get()), ns;
@@ -192,6 +215,7 @@ static void timed_poke(const struct orch_step *step, bool on, struct orch_outcom
 	ns = ktime_to_ns(ktime_get()) - start;
 	out->pokes++;
 	out->ns += ns;
+	out->took[bucket_of(ns)]++;
 	if (ns > out->ns_max)
 		out->ns_max = ns;
 }

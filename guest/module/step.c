@@ -72,6 +72,16 @@ static const char *judge(const struct orch_step *step, const struct orch_outcome
 	return NULL;
 }
 
+static void add_durations(const struct orch_outcome *out)
+{
+	unsigned int bucket;
+
+	for (bucket = 0; bucket < ORCH_BUCKETS; bucket++)
+		if (out->took[bucket])
+			orch_note("# from_ns=%llu pokes=%u\n", orch_bucket_begin(bucket),
+				  out->took[bucket]);
+}
+
 static const char *const how_names[] = { [ORCH_DIRECT] = "direct", [ORCH_OWNER] = "owner" };
 
 /**
@@ -83,8 +93,8 @@ void orch_step_run(const struct orch_step *step)
 	const struct orch_site *site = step->site;
 	bool on = site->len && !memcmp(site->addr, site->old, site->len);
 	unsigned int number = orch_report_next();
+	static struct orch_outcome out;	/* too large for the stack */
 	char name[64];
-	struct orch_outcome out;
 	struct total total = { };
 	const char *fault;
 	int cpu;
@@ -106,6 +116,8 @@ void orch_step_run(const struct orch_step *step)
 		  (unsigned long)site->addr, site->len, step->cpu, out.pokes, out.holds);
 	orch_note("# elapsed_ns=%llu poke_ns=%llu poke_ns_max=%llu\n", out.elapsed_ns, out.ns,
 		  out.ns_max);
+	if (!step->gated)
+		add_durations(&out);
 	for (cpu = 0; cpu < nr_cpu_ids; cpu++)
 		if (orch_hammer(cpu))
 			add_cpu(cpu, orch_hammer(cpu), &total);

@@ -55,6 +55,8 @@ class StepReport:
     """Number of passes, by result (one of RESULTS), for each CPU and phase."""
     stale: dict[int, int] = field(default_factory=dict)
     """cpu -> passes that did not go the way of the bytes last written."""
+    durations: dict[int, int] = field(default_factory=dict)
+    """Number of free-running pokes, by the shortest duration of their bucket in ns."""
     values: dict[str, str] = field(default_factory=dict)
     """The other `key=value` diagnostics."""
     complaints: list[str] = field(default_factory=list)
@@ -155,6 +157,8 @@ def _add_diagnostic(text: str, step: StepReport) -> None:
         step.counts[key] = {name: _count(pairs[name]) for name in RESULTS}
     elif "stale" in pairs:
         step.stale[_count(pairs["cpu"])] = _count(pairs["stale"])
+    elif "from_ns" in pairs:
+        step.durations[_count(pairs["from_ns"])] = _count(pairs["pokes"])
     elif any("=" not in word for word in words):  # a sentence of an older module: `x=1 is missing`
         step.complaints.append(text)
     else:

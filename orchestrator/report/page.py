@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import shlex
@@ -21,6 +22,7 @@ from orchestrator.verdict import result as result_file
 from orchestrator.verdict.cases import Case, cases
 from orchestrator.verdict.checks import expected_coverage, seen_coverage
 from orchestrator.verdict.evidence import Evidence, StepEvidence
+from orchestrator.verdict.measures import LatencyBucket
 from orchestrator.verdict.model import cpu_names
 from orchestrator.verdict.result import RunResult, VerdictRecord
 
@@ -28,6 +30,8 @@ TEMPLATE = "page.html.j2"
 CONSOLE_LINES = 4000
 """The page shows only this many lines from the end of the console."""
 REFERENCE = re.compile(r"(\[(?:event|record) (\d+)\])")
+MAX_TICKS = 9
+"""More numbers below the histogram do not fit a phone."""
 LEFT, RIGHT = 125, 670
 """Where the scale of the durations begins and ends."""
 
@@ -72,6 +76,23 @@ class Bar:
     longest: float
 
 
+@dataclass(frozen=True)
+class Histogram:
+    """The durations of all free-running pokes."""
+
+    summary: str
+    buckets: Sequence[LatencyBucket]
+    bars: Sequence[tuple[LatencyBucket | None, float]]
+    """All buckets from the first to the last, None for one without pokes; height in percent."""
+    ticks: Sequence[tuple[float, str]]
+    """Place from the left, in percent, and duration."""
+
+    @property
+    def highest(self) -> int:
+        """Number of pokes of the highest bar."""
+        return max(bucket.pokes for bucket in self.buckets)
+
+
 def write(result: RunResult) -> None:
     """Write report.html into the run's directory."""
     write_report(result.directory / "report.html", render(result))
@@ -100,6 +121,7 @@ def render(result: RunResult) -> str:
         heat=_heat(evidence, all_cases),
         phases=PHASES,
         met=list(_met(evidence)),
+        histogram=_histogram(record),
         latency=latency,
         ticks=ticks,
         explained="\n".join(explain(result)),
@@ -209,6 +231,62 @@ def _latency(verdict: VerdictRecord) -> tuple[list[Bar], list[tuple[float, str]]
         for one in found
     ]
     return bars, [(place(10.0**power), f"{10.0**power:g} ms") for power in range(low, high + 1)]
+
+
+def _histogram(verdict: VerdictRecord) -> Histogram | None:
+    """How durations are distributed; None if that is not known."""
+    buckets = verdict.latency_histogram
+    if not buckets:
+        return None
+    first, end = _place(buckets[0].from_ms), _place(buckets[-1].below_ms)
+    highest = max(bucket.pokes for bucket in buckets)
+    by_place = {round(_place(bucket.from_ms)): bucket for bucket in buckets}
+    bars = [
+        (bucket, 100 * bucket.pokes / highest) if (bucket := by_place.get(place)) else (None, 0.0)
+        for place in range(round(first), round(end))
+    ]
+    ticks = [
+        (round(100 * (_place(mark) - first) / (end - first), 1), f"{mark:g} ms")
+        for mark in _round_durations(buckets[0].from_ms, buckets[-1].below_ms)
+    ]
+    return Histogram(_latency_summary(verdict), buckets, bars, ticks)
+
+
+def _round_durations(low: float, high: float) -> Sequence[float]:
+    """Some round numbers in this interval, at most MAX_TICKS."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for digits in ((1, 2, 5), (1,)):
+        found = [
+            mark
+            for power in powers
+            for digit in digits
+            if low <= (mark := digit * 10.0**power) <= high
+        ]
+        if len(found) <= MAX_TICKS:
+            break
+    return found[:: math.ceil(len(found) / MAX_TICKS) or 1]
+
+
+def _place(duration_ms: float) -> float:
+    """Where a duration is on a scale on which each bucket is as wide as the others."""
+    mantissa, power = math.frexp(duration_ms * 1e6)
+    return 4 * (power + 2 * mantissa)
+
+
+def _latency_summary(verdict: VerdictRecord) -> str:
+    buckets = verdict.latency_histogram
+    total = sum(bucket.pokes for bucket in buckets)
+    longest = max((one.max_ms for one in verdict.latencies), default=0)
+
+    def below(part: float) -> str:
+        sums = itertools.accumulate(bucket.pokes for bucket in buckets)
+        reached = next(at for at, count in enumerate(sums) if count >= part * total)
+        return f"{min(buckets[reached].below_ms, longest):.2g} ms"
+
+    return (
+        f"Half of {total:,} pokes took at most {below(0.5)}, 99 of 100 at most {below(0.99)}, "
+        f"and the longest took {longest:.2g} ms."
+    )
 
 
 def _console(result: RunResult) -> list[tuple[int, str, bool]]:

@@ -10,6 +10,9 @@ from orchestrator.verdict.checks import expected_coverage, uncovered
 from orchestrator.verdict.evidence import Evidence
 from orchestrator.verdict.record import TEST_MODULE
 
+SHORTEST = 4
+"""Nanoseconds with which the first bucket of durations begins."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Uncovered:
@@ -37,6 +40,15 @@ class Latency:
     pokes: int
     mean_ms: float
     max_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyBucket:
+    """The number of free-running pokes, of all scenarios, with a duration in one interval."""
+
+    from_ms: float
+    below_ms: float
+    pokes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +128,33 @@ def latencies(evidence: Evidence) -> tuple[Latency, ...]:
                 )
             )
     return tuple(found)
+
+
+def latency_histogram(evidence: Evidence) -> tuple[LatencyBucket, ...]:
+    """How durations are distributed, in their order and without empty buckets.
+
+    Empty if the guest's module did not count durations.
+    """
+    counts: Counter[int] = Counter()
+    for step in evidence.free_steps:
+        for begin, count in step.guest.durations.items() if step.guest else ():
+            counts[_begin(begin)] += count
+    return tuple(
+        LatencyBucket(from_ms=begin / 1e6, below_ms=(begin + _width(begin)) / 1e6, pokes=count)
+        for begin, count in sorted(counts.items())
+        if count
+    )
+
+
+def _width(begin: int) -> int:
+    """Of a bucket: there are four for each power of two (bucket_of() in guest/module/poker.c)."""
+    return 1 << (begin.bit_length() - 3)
+
+
+def _begin(duration: int) -> int:
+    """Where its bucket begins. The module reports only such durations; a hostile guest, any."""
+    duration = max(duration, SHORTEST)
+    return duration - duration % _width(duration)
 
 
 def first_failure(evidence: Evidence, failed: dict[str, str]) -> Failure | None:

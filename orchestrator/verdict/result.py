@@ -27,7 +27,7 @@ from orchestrator.spec import RunSpec
 from orchestrator.verdict import measures
 from orchestrator.verdict.checks import CheckResult, Status
 from orchestrator.verdict.evidence import Evidence, Soak
-from orchestrator.verdict.measures import Coverage, Failure, Latency
+from orchestrator.verdict.measures import Coverage, Failure, Latency, LatencyBucket
 from orchestrator.verdict.outcome import Verdict
 
 FILE = "verdict.json"
@@ -130,6 +130,9 @@ class VerdictRecord:
     pokes: dict[str, int] = field(default_factory=dict)
     """Number of judged pokes, by owner."""
     latencies: tuple[Latency, ...] = ()
+    """By scenario."""
+    latency_histogram: tuple[LatencyBucket, ...] = ()
+    """Of all scenarios together."""
     failure: Failure | None = None
     """The first failure; None if no check failed."""
 
@@ -166,6 +169,7 @@ def record(result: RunResult) -> VerdictRecord:
         coverage=measures.coverage(evidence),
         pokes=measures.pokes(evidence),
         latencies=measures.latencies(evidence),
+        latency_histogram=measures.latency_histogram(evidence),
         failure=measures.first_failure(evidence, failed),
     )
 

@@ -73,7 +73,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from orchestrator.report import page, site, timeline
 
     found = {}
-    for name, run in (("pass", Run()), ("fail", _without_sync())):
+    timed = Run().take({4 << shift: shift for shift in range(10, 27)})  # from 4 us to 0.3 s
+    for name, run in (("pass", timed), ("fail", _without_sync())):
         directory = tmp_path_factory.mktemp(name)
         lines = [json.dumps(event) for event in run.events]
         (directory / timeline.EVENTS).write_text("\n".join(lines))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,20 @@ def test_the_first_screen_of_a_failure_says_who_missed_what(
     assert page.locator(".m.missing").count() == 1
     box = page.locator(".poke").bounding_box()
     assert box and box["y"] < 400
+
+
+@pytest.mark.parametrize("width", [PHONE, 1100])
+def test_durations_fit_and_their_numbers_do_not_overlap(
+    open_page: Open, pages: dict[str, Path], width: int
+) -> None:
+    page = open_page(pages["pass"], width=width)
+    bars = page.locator(".histogram i[title]")
+    heights = [box["height"] for bar in bars.all() if (box := bar.bounding_box())]
+    assert len(heights) == 17 and heights == sorted(heights) and heights[0] > 1
+    places = [box for tick in page.locator(".ticks span").all() if (box := tick.bounding_box())]
+    assert len(places) > 3
+    for left, right in itertools.pairwise(places):
+        assert left["x"] + left["width"] < right["x"]
 
 
 def test_filters_work_without_a_server_and_can_be_linked_to(

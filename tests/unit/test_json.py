@@ -109,6 +109,16 @@ def test_verdict_json_says_what_was_run_and_where(tmp_path: Path) -> None:
     assert result_file.read(tmp_path) == result_file.RECORD.validate_python(content)
 
 
+def test_verdict_json_has_the_distribution_of_durations(tmp_path: Path) -> None:
+    run = good_run.Run().take({655360: 4, 786432: 7})
+    content = result_file.content(run_result(tmp_path, run))
+    validate(content, "verdict.schema.json")
+    assert list(content["latency_histogram"]) == [
+        {"from_ms": 0.65536, "below_ms": 0.786432, "pokes": 4},
+        {"from_ms": 0.786432, "below_ms": 0.917504, "pokes": 7},
+    ]
+
+
 def test_a_failure_has_phase_cpu_bytes_and_event_as_fields(tmp_path: Path) -> None:
     run = good_run.Run()
     run.find(good_run.NOP5_ON, "sync", 0)["bytes"] = "0f1f440000"

@@ -176,6 +176,13 @@ def test_a_value_that_is_not_a_number_reads_as_0() -> None:
     assert step.integer("missing") == 0
 
 
+def test_durations_are_counted_by_bucket() -> None:
+    (step,) = ktap.parse(["# from_ns=655360 pokes=4", "# from_ns=786432 pokes=7", "ok 1 x"]).steps
+    assert step.durations == {655360: 4, 786432: 7} and step.values == {}
+    report = ktap.parse(["# from_ns=1 pokes=-1", "ok 1 x"])
+    assert report.damaged and not report.steps[0].durations
+
+
 def test_no_lines_are_no_report() -> None:
     report = ktap.parse([])
     assert report.planned is None

@@ -234,6 +234,24 @@ def test_the_page_needs_no_other_file_and_marks_the_fault(tmp_path: Path) -> Non
     assert "write 1 runs with interrupts disabled" in text and "Coverage" in text and "OOPS" in text
 
 
+def test_the_page_shows_how_durations_are_distributed(tmp_path: Path) -> None:
+    run = Run().take({524288: 60, 655360: 39, 4194304: 1})
+    text = page.render(result_of(run, tmp_path))
+    assert "Half of 100 pokes took at most 0.66 ms, 99 of 100 at most 0.79 ms, and the" in text
+    assert text.count("<i") == 13 and text.count("<i style") == 3  # two octaves lie between
+    assert 'title="0.655 to 0.786 ms: 39 pokes"' in text
+    assert "Half of" not in page.render(result_of(Run(), tmp_path))
+
+
+@pytest.mark.parametrize("durations", [{0: 1}, {1: 3, 10**19: 1}, {5001: 2, 5002: 3}, {655360: 0}])
+def test_durations_of_a_hostile_guest_are_shown_somehow(
+    tmp_path: Path, durations: dict[int, int]
+) -> None:
+    text = page.render(result_of(Run().take(durations), tmp_path))
+    assert text.count("<span style") <= page.MAX_TICKS
+    assert text.count("<i style") == len({ns // 4096 for ns, count in durations.items() if count})
+
+
 def test_the_page_of_a_run_without_a_guest(tmp_path: Path) -> None:
     evidence = Evidence(requested_cpus=2, error=InfraError("no QEMU"))
     text = page.render(result_of(Run(), tmp_path, evidence))
@@ -494,7 +512,7 @@ def test_a_database_that_another_process_makes_meanwhile_is_used(
 
 
 def test_the_files_of_the_same_result_are_identical(tmp_path: Path) -> None:
-    result = result_of(Run(), tmp_path)
+    result = replace(result_of(Run(), tmp_path), started=1.7e9)
     files.write(result)
     first = (tmp_path / "junit.xml").read_text()
     files.write(replace(result))
