@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import os
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -168,6 +169,23 @@ def from_json(cls: type[T], content: Mapping[str, Any]) -> T:
         else:
             values[field.name] = Path(value) if is_path and isinstance(value, str) else value
     return cls(**values)
+
+
+def anywhere(instance: T) -> T:
+    """`instance`, a dataclass, with absolute paths, so that it means the same in every directory.
+
+    What is no file here, such as the name of a program, stays as it is.
+    """
+
+    def absolute(value: Any) -> Any:
+        if isinstance(value, Path):
+            return value.absolute() if os.access(value, os.F_OK) else value
+        return tuple(map(absolute, value)) if isinstance(value, tuple) else value
+
+    names = [field.name for field in dataclasses.fields(instance)]  # type: ignore[arg-type]
+    return dataclasses.replace(  # type: ignore[type-var]
+        instance, **{name: absolute(getattr(instance, name)) for name in names}
+    )
 
 
 def seconds(text: str) -> float:

@@ -78,7 +78,7 @@ def _new_directory(spec: RunSpec) -> Path:
 
 
 def _write_request(directory: Path, spec: RunSpec, command: Sequence[str]) -> None:
-    (directory / "spec.json").write_text(json.dumps(to_json(spec), indent=1) + "\n")
+    (directory / "spec.json").write_text(json.dumps(to_json(spec.anywhere()), indent=1) + "\n")
     write_script(directory, spec, command)
 
 
@@ -93,7 +93,7 @@ def write_script(
     versions: environment variables that choose the versions of packages.
     """
     script = directory / "repeat.sh"
-    argv = [sys.executable, "-m", "orchestrator", *command, *spec.argv()]
+    argv = [sys.executable, "-m", "orchestrator", *command, *spec.anywhere().argv()]
     exports = "".join(
         f"export {name}={shlex.quote(value)}\n" for name, value in (versions or {}).items()
     )

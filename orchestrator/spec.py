@@ -8,7 +8,7 @@ one field here, plus the code that uses it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from orchestrator.errors import UsageError, shortened
@@ -22,7 +22,7 @@ from orchestrator.machine.limits import (
     MIN_MEMORY,
 )
 from orchestrator.machine.parameters import check as check_parameters
-from orchestrator.options import LONGEST, argv, check_texts, option, seconds
+from orchestrator.options import LONGEST, anywhere, argv, check_texts, option, seconds
 
 MACHINE, POKING, RUN = "machine", "poking", "run"
 """Groups of options: the guest's machine, the work inside the guest, and the rest of `run`."""
@@ -169,6 +169,14 @@ class RunSpec:
             raise UsageError(f"--soak takes a time such as 90s, 30m or 8h, not {self.soak:g}")
         if not 0 <= self.timeout <= LONGEST:
             raise UsageError(f"--timeout takes a time such as 90s, 30m or 8h, not {self.timeout:g}")
+
+    def anywhere(self) -> RunSpec:
+        """The same request, from whatever directory it is made."""
+        from orchestrator.kernel import checkout  # rarely needed, and --help must not wait for it
+
+        kernel = anywhere(self.kernel)
+        kernel = replace(kernel, selector=checkout.anywhere(kernel.selector))
+        return anywhere(replace(self, kernel=kernel))
 
     def argv(self) -> list[str]:
         """The arguments of `orchestrator run` that ask for this run, without --output."""

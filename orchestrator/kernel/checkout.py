@@ -54,6 +54,14 @@ def split(selector: str) -> tuple[str, str]:
     return where, ref
 
 
+def anywhere(selector: str) -> str:
+    """A selector that means the same in every directory. `~` does, and stays."""
+    where, ref = split(selector)
+    if not selector.startswith(PREFIX) or where.startswith("~") or not Path(where).is_dir():
+        return selector
+    return f"{PREFIX}{Path(where).absolute()}{'@' if ref else ''}{ref}"
+
+
 def parse(selector: str) -> tuple[str, str]:
     """`git:WHERE@REF` to (WHERE, REF), as split(). Raises UsageError if one of them is missing."""
     where, ref = split(selector)

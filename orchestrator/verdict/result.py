@@ -12,7 +12,7 @@ import json
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +158,7 @@ def record(result: RunResult) -> VerdictRecord:
         checks=tuple(verdict.results),
         seconds={name: round(seconds, 3) for name, seconds in result.seconds.items()},
         version=version.version(),
-        command=("run", *result.spec.argv()),
+        command=_command(result.spec, result.kernel),
         host=platform.node(),
         started=_iso(result.started) if result.started else None,
         ended=_iso(time.time()),
@@ -172,6 +172,13 @@ def record(result: RunResult) -> VerdictRecord:
         latency_histogram=measures.latency_histogram(evidence),
         failure=measures.first_failure(evidence, failed),
     )
+
+
+def _command(spec: RunSpec, kernel: Kernel | None) -> tuple[str, ...]:
+    """What asks for the same run in any directory, on any day."""
+    if kernel and kernel.pinned:
+        spec = replace(spec, kernel=replace(spec.kernel, selector=kernel.pinned))
+    return ("run", *spec.anywhere().argv())
 
 
 def reserve(directory: Path) -> None:

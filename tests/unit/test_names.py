@@ -19,8 +19,12 @@ from orchestrator.kernel import from_source, obtain, sources, versions
 from orchestrator.kernel.kinds import git as git_kind
 from orchestrator.kernel.model import Kernel, KernelRequest
 from orchestrator.many import history
+from orchestrator.options import from_json
 from orchestrator.report import files, kcidb, page
 from orchestrator.spec import RunSpec
+from orchestrator.verdict import result as result_file
+from orchestrator.verdict.evidence import Evidence
+from orchestrator.verdict.outcome import judge
 from orchestrator.verdict.result import RunResult
 
 FAKE = Path(__file__).parent / "fakekernel"
@@ -197,6 +201,39 @@ def test_repeat_sh_names_what_was_run(tmp_path: Path, monkeypatch: pytest.Monkey
     script = (result.directory / "repeat.sh").read_text()
     assert "--kernel debian:6.1.192 " in script
     assert 'export ORCHESTRATOR_VERSIONS=\'{"linux-source-6.1": [["a", "1", "b"]]}\'' in script
+
+
+@pytest.mark.parametrize(
+    ("asked", "recorded"),
+    [
+        (KernelRequest(patches=(Path("a.patch"),)), "--patch {here}/a.patch"),
+        (KernelRequest(tree=Path("linux")), "--tree {here}/linux"),
+        (KernelRequest(tree=Path("absent")), "--tree absent"),
+        (KernelRequest(selector="git:linux@main"), "--kernel git:{here}/linux@main"),
+        (KernelRequest(selector="git:."), "--kernel git:{here}"),
+        (KernelRequest(selector="git:~/linux@main"), "--kernel git:~/linux@main"),
+        (KernelRequest(selector="git:https://x.org/l@v6"), "--kernel git:https://x.org/l@v6"),
+    ],
+)
+def test_what_a_run_leaves_can_be_repeated_from_any_directory(
+    asked: KernelRequest, recorded: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.patch").touch()
+    (tmp_path / "linux").mkdir()
+    monkeypatch.chdir(tmp_path)
+    spec = RunSpec(kernel=asked, smp=2, qemu=Path("qemu-system-x86_64"))
+    recorded = recorded.format(here=tmp_path)
+    directory = rundir.create(spec)
+    evidence = Evidence(requested_cpus=2)
+    result = RunResult(
+        spec=spec, directory=directory, name="", kernel=None, machine=None, evidence=evidence,
+        verdict=judge(evidence), seconds={},
+    )  # fmt: skip
+    assert f" {recorded} " in " ".join(result_file.record(result).command)
+    script = (directory / "repeat.sh").read_text().replace("'", "")
+    assert f" {recorded} " in script and " --qemu qemu-system-x86_64 " in script
+    kept = from_json(RunSpec, json.loads((directory / "spec.json").read_text()))
+    assert f" {recorded} " in f" {' '.join(kept.argv())}"
 
 
 def test_a_branch_is_pinned_to_its_commit(linux: Path, monkeypatch: pytest.MonkeyPatch) -> None:
