@@ -210,10 +210,12 @@ class Guest(ABC):
         """Judge every poke in the recorder's log. Returns why that may lack something."""
         with self.machine.post_mortem():
             records, lost = self.take_records(ended=ended)
-        judged = record.judge(records, self.surroundings, self.judged_before(), self.name)
+        soak = self.evidence.soak
+        log = record.Log(self.name, soak.rounds + 1 if soak else 1)
+        judged = record.judge(records, self.surroundings, self.judged_before(), log)
         self.evidence.record = judged
         if recording and not recording.lost:
-            judged.disagreements = record.disagreements(records, recording.events)
+            judged.disagreements = record.disagreements(records, recording.events, log)
         save(records, self.log("recorder.log.gz"))
         return lost
 
@@ -306,7 +308,7 @@ class Boot:
 
     def judged(self, guest: Guest) -> record.Judgement:
         self._judged = self._judged or record.judge(
-            self._log(), self.surroundings(guest), guest=BOOT
+            self._log(), self.surroundings(guest), log=record.Log(BOOT)
         )
         return self._judged
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -47,6 +46,7 @@ from orchestrator.verdict.record import (
     INLINE,
     MODE,
     PASS,
+    PLACE,
     RESUME,
     SERIALISE,
     STOPPER,
@@ -97,8 +97,6 @@ OTHERWISE = {
     FLUSH: "flushes the mapping through which text is written",
     UNGUARDED: "calls a function without the lock that it takes",
 }
-RECORD = re.compile(r"\[record (\d+)(?: of ([\w-]+))?\]", re.ASCII)
-"""How a verdict names an event: its number, from 0, and the branch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +249,7 @@ def _event(run: _Finished, text: str) -> tuple[str, int]:
         if text not in (FAILURE, check.check):
             continue
         for line in (check.text, *check.details):
-            if found := RECORD.search(line):
+            if found := PLACE.search(line):
                 if not found[2] and len(run.names) > 1:
                     raise UsageError(f"say which branch: {_choices(run, found[1])}")
                 return found[2] or run.names[0], int(found[1])

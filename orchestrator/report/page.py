@@ -8,7 +8,7 @@ import math
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from orchestrator.host.files import write_report
@@ -17,6 +17,7 @@ from orchestrator.report.failure import explain
 from orchestrator.report.files import name
 from orchestrator.report.picture import svg
 from orchestrator.report.terminal import PHASES
+from orchestrator.report.timeline import Timeline
 from orchestrator.rundir import files_of
 from orchestrator.verdict import result as result_file
 from orchestrator.verdict.cases import Case, cases
@@ -24,12 +25,14 @@ from orchestrator.verdict.checks import expected_coverage, seen_coverage
 from orchestrator.verdict.evidence import Evidence, StepEvidence
 from orchestrator.verdict.measures import LatencyBucket
 from orchestrator.verdict.model import cpu_names
+from orchestrator.verdict.record import PLACE
 from orchestrator.verdict.result import RunResult, VerdictRecord
 
 TEMPLATE = "page.html.j2"
 CONSOLE_LINES = 4000
 """The page shows only this many lines from the end of the console."""
-REFERENCE = re.compile(r"(\[(?:event|record) (\d+)\])")
+REFERENCE = re.compile(rf"\[event (\d+)\]|{PLACE.pattern}")
+"""An event or a record that a text names."""
 MAX_TICKS = 9
 """More numbers below the histogram do not fit a phone."""
 LEFT, RIGHT = 125, 670
@@ -116,8 +119,7 @@ def render(result: RunResult) -> str:
         line=line,
         failed=failed,
         picture=svg(line) if line else "",
-        anchors={row[0] for row in line.rows() if row[0]} if line else set(),
-        parts=_parts,
+        parts=_parts(line, record.failure.guest if record.failure else ""),
         heat=_heat(evidence, all_cases),
         phases=PHASES,
         met=list(_met(evidence)),
@@ -151,13 +153,25 @@ def headline(verdict: VerdictRecord) -> str:
     return verdict.reason
 
 
-def _parts(text: str) -> Iterator[tuple[str, str]]:
-    """`text` in pieces, each with the number of the event or record that it names, if any."""
-    pieces = REFERENCE.split(text)
-    for at in range(0, len(pieces), 3):
-        yield pieces[at], ""
-        if at + 2 < len(pieces):
-            yield pieces[at + 1], pieces[at + 2]
+def _parts(line: Timeline | None, guest: str) -> Callable[[str], Iterator[tuple[str, str]]]:
+    """Cuts a text into pieces, each with the number of the event or record in `line` that it names.
+
+    guest: whose log `line` is from, if it is from one.
+    """
+    rows = {row[0] for row in line.rows()} if line else set()
+
+    def parts(text: str) -> Iterator[tuple[str, str]]:
+        end = 0
+        for found in REFERENCE.finditer(text):
+            event, record, of = found.groups()
+            if line and line.source != timeline.EVENTS:
+                event = record if guest == (of or "") else None
+            yield text[end : found.start()], ""
+            yield found[0], event if event in rows else ""
+            end = found.end()
+        yield text[end:], ""
+
+    return parts
 
 
 def _heat(evidence: Evidence, all_cases: Sequence[Case]) -> Heat:

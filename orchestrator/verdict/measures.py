@@ -181,7 +181,7 @@ def first_failure(evidence: Evidence, failed: dict[str, str]) -> Failure | None:
             return Failure(
                 check=check,
                 text=of.text,
-                guest=of.guest,
+                guest=of.log.guest,
                 record=of.record,
                 since=of.since,
                 cpus=of.cpus,

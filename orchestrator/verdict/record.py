@@ -20,6 +20,7 @@ is neither a pass nor a violation.
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -114,6 +115,25 @@ class Surroundings:
 
 
 @dataclass(frozen=True)
+class Log:
+    """Which log is judged."""
+
+    guest: str = ""
+    """The name of a branch, empty if there is one guest only."""
+    round: int = 1
+    """Of a soak run, each round of which begins a log."""
+
+    def place(self, number: int) -> str:
+        """What a record is called: PLACE finds it."""
+        of = f" of {self.guest}" if self.guest else ""
+        return f"record {number}{of}{f', round {self.round}' if self.round > 1 else ''}"
+
+
+PLACE = re.compile(r"\[record (\d+)(?: of ([\w-]+))?(?:, round \d+)?\]", re.ASCII)
+"""A record that a text names: its number and its guest, which is None if there is one only."""
+
+
+@dataclass(frozen=True)
 class RecordViolation:
     """One thing that was wrong."""
 
@@ -127,13 +147,13 @@ class RecordViolation:
     """Number of the WRITE after which something is missing or wrong, if it is another record."""
     cpus: tuple[int, ...] = ()
     """The CPUs that did not sync, where these are missing, or the one that did something wrong."""
-    guest: str = ""
-    """Whose log has that record: the name of a branch, empty if there is one guest only."""
+    log: Log = Log()
+    """Which log has that record."""
 
     @property
     def place(self) -> str:
         """Where it is to be seen."""
-        return f"record {self.record}{f' of {self.guest}' if self.guest else ''}"
+        return self.log.place(self.record)
 
 
 @dataclass
@@ -238,25 +258,28 @@ class Judgement:
     def violations_of(self, claim: str) -> list[RecordViolation]:
         return [violation for violation in self.violations if violation.claim == claim]
 
-    guest: str = ""
-    """Whose log is judged: the name of a branch, empty if there is one guest only."""
+    log: Log = Log()
+    """The one that is judged."""
 
     def blame(self, violation: RecordViolation) -> None:
         self.broken[violation.claim] += 1
         if self.broken[violation.claim] <= KEPT:
-            self.violations.append(replace(violation, guest=self.guest))
+            self.violations.append(replace(violation, log=self.log))
 
 
 def judge(
-    records: Records, around: Surroundings, previous: Judgement | None = None, guest: str = ""
+    records: Records,
+    around: Surroundings,
+    previous: Judgement | None = None,
+    log: Log | None = None,
 ) -> Judgement:
     """Judge a log.
 
     previous: of the log that this one goes on with. It is added to, and returned.
-    guest: as in RecordViolation.
+    log: which one it is; None for the only one.
     """
     result = previous or Judgement()
-    result.guest = guest
+    result.log = log or Log()
     return _Judge(records, around, result).judge()
 
 
@@ -765,6 +788,7 @@ class _Judge:
 
     def _not_made_up(self, one: LeftOut) -> str | None:
         """What a CPU that was left out did without having serialised; None if it did nothing."""
+        place = self.result.log.place
         names = f"{cpu_names([one.cpu])}, which was {ELSEWHERE[one.mode]} at its last sync round,"
         for kind in (PASS, TRAP):
             at = self._by_cpu.get((kind, one.cpu), np.zeros(0, np.int64))
@@ -774,7 +798,7 @@ class _Judge:
                 at = at[self.records["flags"][at] & F_FIRST != 0]
             at = at[:1]
             if len(at) and not self._next_before(SERIALISE, one.cpu, one.since, int(at[0])):
-                return f"{names} executed the site [record {int(at[0])}] and had not serialised"
+                return f"{names} executed the site [{place(int(at[0]))}] and had not serialised"
         modes = self._by_cpu.get((MODE, one.cpu), np.zeros(0, np.int64))
         modes = modes[modes > one.until]
         kinds = self.records["number"][modes].tolist()
@@ -783,8 +807,8 @@ class _Judge:
                 if self._serialised_on_purpose(one.cpu, one.since, int(modes[number + 1])):
                     return None
                 return (
-                    f"{names} came back to the kernel [record {int(modes[number])}] and left it "
-                    f"again [record {int(modes[number + 1])}], and had not serialised"
+                    f"{names} came back to the kernel [{place(int(modes[number]))}] and left "
+                    f"it again [{place(int(modes[number + 1]))}], and had not serialised"
                 )
         return None
 
@@ -1190,9 +1214,10 @@ def _path(orders: Iterable[tuple[int, int]], start: int, end: int) -> list[int]:
 # -- GDB's events and the log
 
 
-def disagreements(records: Records, events: Iterable[Event]) -> list[str]:
+def disagreements(records: Records, events: Iterable[Event], log: Log | None = None) -> list[str]:
     """Where the log and what GDB saw of the same time differ: in the writes, and the syncs between.
 
+    log: as for judge().
     events: those of a whole window (orchestrator/watch/agent.py), in which GDB stops at each write
     and each sync. The log is of the whole run, so first the writes of the window are looked for.
     """
@@ -1219,7 +1244,8 @@ def disagreements(records: Records, events: Iterable[Event]) -> list[str]:
     ]
     if not places:
         return [f"the {size} writes that GDB saw are not in the recorder's log in this order"]
-    return min((_other_syncs(records, numbers[at : at + size], syncs) for at in places), key=len)
+    found = (_other_syncs(records, numbers[at : at + size], syncs, log or Log()) for at in places)
+    return min(found, key=len)
 
 
 _Write = tuple[int, int, str]
@@ -1233,7 +1259,7 @@ def _written(record: np.void) -> _Write:
 
 
 def _other_syncs(
-    records: Records, writes: NDArray[np.int64], theirs: Sequence[Counter[int]]
+    records: Records, writes: NDArray[np.int64], theirs: Sequence[Counter[int]], log: Log
 ) -> list[str]:
     """Between which writes GDB saw other syncs than the log has."""
     differ = []
@@ -1243,6 +1269,6 @@ def _other_syncs(
         if ours != theirs[number]:
             differ.append(
                 f"between two writes GDB saw {theirs[number].total()} syncs, the recorder "
-                f"{ours.total()} [record {start}]"
+                f"{ours.total()} [{log.place(start)}]"
             )
     return differ

@@ -152,6 +152,7 @@ def run_with(*checks: CheckResult, names: tuple[str, ...] = ("code", "sites")) -
 
 
 WRONG = CheckResult("sync", "fail", "CPU 1 did not", ("CPU 1 did not [record 12 of sites]",))
+LATER = CheckResult("sync", "fail", "x", ("CPU 1 ran it [record 12 of sites, round 3] too early",))
 OTHER = CheckResult("irqs", "fail", "off", ("off [record 7]",))
 
 
@@ -162,6 +163,7 @@ OTHER = CheckResult("irqs", "fail", "off", ("off [record 7]",))
         ("7", run_with(names=("sites",)), ("sites", 7)),
         ("failure", run_with(WRONG), ("sites", 12)),
         ("sync", run_with(OTHER, WRONG), ("sites", 12)),
+        ("sync", run_with(LATER), ("sites", 12)),
         ("irqs", run_with(OTHER, names=("code",)), ("code", 7)),
     ],
 )

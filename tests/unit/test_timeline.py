@@ -14,8 +14,9 @@ from test_results import result_of
 
 from orchestrator.report import page, picture, timeline
 from orchestrator.report.timeline import Timeline
+from orchestrator.rundir import BRANCHES
 from orchestrator.verdict.measures import Failure
-from orchestrator.verdict.record import judge
+from orchestrator.verdict.record import Log, judge
 from orchestrator.verdict.result import record
 
 
@@ -91,6 +92,24 @@ def test_a_failure_that_only_the_recorder_saw_is_drawn_from_its_log(tmp_path: Pa
     ]  # fmt: skip
     assert line.phases[1].missing == (1,) and line.phases[1].synced == {0, 2, 3}
     assert line.marks[-1].kind == "end"
+
+
+def test_a_check_leads_to_a_record_only_in_the_log_that_is_drawn(tmp_path: Path) -> None:
+    log = Written()
+    log.poke(syncs=(0, 2, 3))
+    run = Run()
+    run.record = judge(log.records, AROUND, log=Log("sites", 3))
+    run.record = judge(log.records, AROUND, run.record, Log("code", 3))
+    folder = tmp_path / BRANCHES / "sites"
+    folder.mkdir(parents=True)
+    (folder / timeline.LOG).write_bytes(gzip.compress(log.records.tobytes()))
+    text = page.render(result_of(run, tmp_path))
+    links = re.findall(r'<a href="#n(\d+)">(.*?)</a>', text)
+    assert links and {text for _, text in links} == {
+        f"[record {number} of sites, round 3]" for number, _ in links
+    }
+    assert all(f'<tr id="n{number}"' in text for number, _ in links)
+    assert f"[record {links[0][0]} of code, round 3]" in text
 
 
 def test_a_write_without_int3_has_no_phase_of_the_protocol(tmp_path: Path) -> None:
