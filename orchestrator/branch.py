@@ -20,8 +20,8 @@ from pathlib import Path
 
 from orchestrator import ui
 from orchestrator.errors import BootError, GuestRefused, InfraError
-from orchestrator.guest import initramfs, module
-from orchestrator.host import files, keeper, tools
+from orchestrator.guest import image
+from orchestrator.host import files, keeper
 from orchestrator.host.paths import cache_dir, cached_dir
 from orchestrator.kernel import cache
 from orchestrator.kernel.model import Kernel
@@ -77,15 +77,10 @@ LARGEST = 1 << 20
 
 
 def guest_files(scenarios: Sequence[Scenario]) -> dict[str, bytes]:
-    """The files, by path in the guest, with which a guest can be saved."""
+    """What a guest that can be saved has besides the others, by path in the guest."""
     needed = module_names(scenarios)
     wanted = tuple(dict.fromkeys((*needed, *watched_names())))
-    companions = {
-        f"/scenarios/{scenario.name}": scenario.companion.encode()
-        for scenario in scenarios
-        if scenario.companion
-    }
-    return {GUEST_FILE: f"{'|'.join(needed)}\n{'|'.join(wanted)}\n".encode(), **companions}
+    return {GUEST_FILE: f"{'|'.join(needed)}\n{'|'.join(wanted)}\n".encode()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,17 +210,12 @@ def obtain(
     """
     with keeper.temporary_directory() as directory:
         with ui.step("building the guest image"):
-            image = initramfs.build(
-                directory / IMAGE,
-                busybox=tools.busybox(),
-                dropbear=tools.dropbear(),
-                files={**module.files(kernel), **guest_files(scenarios)},
-            )
-        spec = replace(spec, initrd=image, icount=ICOUNT, seed=1)
+            initrd = image.build(directory / IMAGE, kernel, scenarios, guest_files(scenarios))
+        spec = replace(spec, initrd=initrd, icount=ICOUNT, seed=1)
         target = cache_dir() / "snapshots" / _digest(kernel, spec)
 
         def make(entry: Path) -> None:
-            shutil.copy(image, entry / IMAGE)
+            shutil.copy(initrd, entry / IMAGE)
             recording = recorder()
             recording.configure(kernel_lines)
             saved = replace(spec, options=recording.options)

@@ -37,6 +37,7 @@ from orchestrator.guests import LOOKS, surroundings
 from orchestrator.host import keeper
 from orchestrator.kernel.model import Kernel
 from orchestrator.machine.faults import KernelFault
+from orchestrator.machine.waiting import SILENCE_SECONDS
 from orchestrator.run import branches_of
 from orchestrator.rundir import BRANCHES
 from orchestrator.scenarios.scenario import runnable, select
@@ -52,7 +53,6 @@ from orchestrator.watch.recorder import Records, save
 
 SECONDS = 300.0
 """Limit for one branch, of the host's time."""
-SILENCE_SECONDS = 120.0
 WINDOW = 20
 """Over so many seeds the number of new interleavings is looked at."""
 FLAT = 0.01

@@ -27,7 +27,7 @@ from orchestrator.branch import BOOT_LOG, IDENTITY, PLAN, Branch, Branches
 from orchestrator.errors import InfraError, UsageError
 from orchestrator.host import keeper
 from orchestrator.kernel.model import Kernel
-from orchestrator.machine import cpus
+from orchestrator.machine import cpus, waiting
 from orchestrator.machine.faults import KernelFault
 from orchestrator.options import from_json
 from orchestrator.run import branches_of
@@ -63,8 +63,9 @@ from orchestrator.watch.recorder import CPUS, Recorder, Records, load
 
 SECONDS = 3600.0
 """Limit for one branch."""
-SILENCE_SECONDS = 120.0
-"""A guest in which nothing happens for so long never gets to the event."""
+SILENCE_SECONDS = 2.0 * waiting.SILENCE_SECONDS
+"""A guest in which nothing happens for so long never gets to the event. Others get half of it, but
+here QEMU executes one instruction at a time near the event, which takes longer."""
 MARGIN = 1000
 """So many events before the one to stop at, QEMU begins to execute one instruction at a time. What
 it has translated before is left soon after."""

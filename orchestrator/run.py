@@ -30,7 +30,7 @@ from orchestrator.errors import (
     sentence,
     shortened,
 )
-from orchestrator.guest import initramfs, module
+from orchestrator.guest import image
 from orchestrator.host import failures, interrupts, keeper, tools
 from orchestrator.host import files as host_files
 from orchestrator.host.paths import cache_dir
@@ -223,8 +223,8 @@ def _setting(cell: _Cell) -> _Setting:
     _check_cpus(spec, kernel)
     scenarios = runnable(cell.scenarios, spec.scenarios, headers=_takes_module(kernel))
     with ui.step("choosing the accelerator"):
-        image = cell.directory / "initramfs.cpio"
-        machine, recorder = _machine_spec(spec, kernel, image, scenarios)
+        initrd = cell.directory / "initramfs.cpio"
+        machine, recorder = _machine_spec(spec, kernel, initrd, scenarios)
     cell.machine_spec = machine
     cell.evidence.untrusted = machine.accel.untrusted
     ui.say(f"accelerator: {machine.accel.option} ({_in_short(machine.accel.why)})")
@@ -282,9 +282,8 @@ def _guest(cell: _Cell, setting: _Setting, *, attachable: bool) -> Iterator[Obse
     spec, kernel, recorder = cell.spec, setting.kernel, setting.recorder
     keys = Keys.fresh()
     with ui.step("building the guest image"):
-        _guest_image(
-            kernel, keys, setting.scenarios, setting.machine.initrd, setting.without_module
-        )
+        tested = None if setting.without_module else kernel
+        image.build(setting.machine.initrd, tested, setting.scenarios, keys.guest_files())
 
     def note_symbols() -> Path:
         cell.symbols = notes.note_symbols(
@@ -391,25 +390,11 @@ def _check_cpus(spec: RunSpec, kernel: Kernel) -> None:
         )
 
 
-# -- Guest image
-
-
-def _guest_image(
-    kernel: Kernel, keys: Keys, scenarios: Sequence[Scenario], image: Path, without_module: bool
-) -> None:
-    files: dict[str, bytes | Path] = {
-        **keys.guest_files(),
-        **({} if without_module else module.files(kernel)),
-    }
-    files |= {f"/scenarios/{s.name}": s.companion.encode() for s in scenarios if s.companion}
-    initramfs.build(image, busybox=tools.busybox(), dropbear=tools.dropbear(), files=files)
-
-
 # -- Machine
 
 
 def _machine_spec(
-    spec: RunSpec, kernel: Kernel, image: Path, scenarios: Sequence[Scenario]
+    spec: RunSpec, kernel: Kernel, initrd: Path, scenarios: Sequence[Scenario]
 ) -> tuple[MachineSpec, Recorder]:
     qemu = tools.qemu(spec.qemu)
     chosen = accel.choose(spec.accel, qemu)
@@ -420,7 +405,7 @@ def _machine_spec(
         qemu=qemu,
         accel=chosen,
         bzimage=kernel.bzimage,
-        initrd=image,
+        initrd=initrd,
         cpu=spec.cpu,
         smp=spec.smp,
         memory=spec.memory,

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import InfraError
+from orchestrator.guest import image as guest_image
 from orchestrator.guest import initramfs
+from orchestrator.kernel.model import Kernel
+from orchestrator.scenarios.scenario import select
 
 
 @pytest.fixture(autouse=True)
@@ -87,3 +90,24 @@ def test_the_error_names_a_busybox_that_does_not_run(tmp_path: Path) -> None:
     broken.chmod(0o755)
     with pytest.raises(InfraError, match="does not run on this host"):
         initramfs.build(tmp_path / "image", busybox=broken, dropbear=[], files={})
+
+
+@pytest.mark.parametrize("with_module", [True, False])
+def test_an_image_has_the_module_and_what_runs_alongside_the_scenarios(
+    with_module: bool, tmp_path: Path, busybox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guest_image.tools, "busybox", lambda: busybox)
+    monkeypatch.setattr(guest_image.tools, "dropbear", list)
+    monkeypatch.setattr(guest_image.module, "files", lambda kernel: {"/orch.ko": busybox})
+    kernel = Kernel(name="", release="", digest="", bzimage=busybox, config=None)
+    scenarios = select(["hotplug", "contexts"])
+    written: dict[str, dict[str, bytes | Path]] = {}
+    monkeypatch.setattr(
+        guest_image.initramfs, "build", lambda target, **given: written.update(given)
+    )
+    guest_image.build(tmp_path / "x", kernel if with_module else None, scenarios, {"/key": b"k"})
+    files = written["files"]
+    assert ("/orch.ko" in files) == with_module
+    script = files.pop("/scenarios/hotplug")
+    assert isinstance(script, bytes) and script.startswith(b"cd /sys")
+    assert [*files] == (["/key", "/orch.ko"] if with_module else ["/key"])

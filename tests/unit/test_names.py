@@ -14,6 +14,7 @@ import pytest
 from orchestrator import run as flow
 from orchestrator import rundir
 from orchestrator.errors import BuildError, InfraError, UsageError
+from orchestrator.guest import module
 from orchestrator.host import debian
 from orchestrator.kernel import from_source, obtain, sources, versions
 from orchestrator.kernel.kinds import git as git_kind
@@ -165,7 +166,7 @@ def test_kcidb_gets_commit_tree_patches_and_not_our_own_failure(
     def broken(kernel: Kernel) -> dict[str, bytes | Path]:
         raise BuildError("the test module does not build for x")
 
-    monkeypatch.setattr(flow.module, "files", broken)
+    monkeypatch.setattr(module, "files", broken)
     report = kcidb.report([_run(KernelRequest(selector="git:https://x/y@v6.12")).directory], "ours")
     kcidb_io.schema.V5_3.validate(report)
     (checkout,) = report["checkouts"]
@@ -195,7 +196,7 @@ def test_repeat_sh_names_what_was_run(tmp_path: Path, monkeypatch: pytest.Monkey
     def none(kernel: Kernel) -> dict[str, bytes | Path]:
         raise InfraError("no")
 
-    monkeypatch.setattr(flow.module, "files", none)
+    monkeypatch.setattr(module, "files", none)
     monkeypatch.setenv(versions.VARIABLE, '{"linux-source-6.1": [["a", "1", "b"]]}')
     result = flow.run(RunSpec(kernel=KernelRequest(selector="debian:6.1"), smp=2))
     script = (result.directory / "repeat.sh").read_text()

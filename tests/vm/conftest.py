@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.guest import initramfs
+from orchestrator.guest import image
 from orchestrator.host import proc, tools
 from orchestrator.kernel.model import Kernel, KernelRequest
 from orchestrator.kernel.obtain import obtain
@@ -46,12 +46,8 @@ def guest(kernel: Kernel, tmp_path: Path) -> Callable[..., Machine]:
         directory = tmp_path / "run"
         directory.mkdir()
         keys = Keys.fresh()
-        image = initramfs.build(
-            directory / "initramfs.cpio",
-            busybox=tools.busybox(),
-            dropbear=tools.dropbear(),
-            files={**keys.guest_files(), **(files or {})},
-        )
+        files = {**keys.guest_files(), **(files or {})}
+        initrd = image.build(directory / "initramfs.cpio", None, (), files)
         qemu = tools.qemu()
         options = {
             "accel": accel.choose("auto", qemu),
@@ -59,7 +55,7 @@ def guest(kernel: Kernel, tmp_path: Path) -> Callable[..., Machine]:
             "smp": 2,
             **options,
         }
-        spec = MachineSpec(qemu=qemu, initrd=image, **options)  # type: ignore[arg-type]
+        spec = MachineSpec(qemu=qemu, initrd=initrd, **options)  # type: ignore[arg-type]
         return Machine(spec, directory, keys)
 
     return make

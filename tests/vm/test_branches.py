@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from orchestrator import branch
-from orchestrator.guest import initramfs, ktap, module
+from orchestrator.guest import image, ktap
 from orchestrator.host import tools
 from orchestrator.kernel.model import Kernel
 from orchestrator.machine import accel
@@ -46,17 +46,15 @@ Saved = tuple[branch.Snapshot, MachineSpec]
 
 def save(kernel: Kernel, qemu: tools.Qemu, directory: Path) -> Saved:
     directory.mkdir(exist_ok=True)
-    image = initramfs.build(
-        directory / "initramfs.cpio",
-        busybox=tools.busybox(),
-        dropbear=tools.dropbear(),
-        files={**module.files(kernel), **branch.guest_files(select(SCENARIOS))},
+    scenarios = select(SCENARIOS)
+    initrd = image.build(
+        directory / "initramfs.cpio", kernel, scenarios, branch.guest_files(scenarios)
     )
     chosen = accel.choose("tcg", qemu)
     recorder = Recorder(qemu, chosen)
     recorder.configure(symbols.of_vmlinux(kernel.vmlinux))
     spec = MachineSpec(
-        qemu=qemu, accel=chosen, bzimage=kernel.bzimage, initrd=image, smp=SMP, icount=5
+        qemu=qemu, accel=chosen, bzimage=kernel.bzimage, initrd=initrd, smp=SMP, icount=5
     )
     with Machine(replace(spec, options=recorder.options), directory, Keys.fresh()) as machine:
         branch.save(machine, directory, recorder)
