@@ -32,6 +32,12 @@ def test_every_link_leads_to_a_file_and_heading(page: Path) -> None:
         assert not anchor or anchor in anchors(target), name + anchor
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_prose_has_no_line_of_more_than_100_columns(page: Path) -> None:
+    prose = re.sub(r"^```.*?^```|^\|.*?$|^ {4}.*?$", "", page.read_text(), flags=re.M | re.S)
+    assert [line for line in prose.splitlines() if len(line) > 100] == []
+
+
 # -- make test
 
 
