@@ -226,7 +226,7 @@ def _make(
     command = ["make", f"-j{jobs}", "-C", str(work.src), f"O={output or work.build}"]
     command += [f"{key}={value}" for key, value in settings.items()]
     log = work.root / "build.log"
-    counter = _ObjectCounter(work.root / "objects", step)
+    counter = _ObjectCounter(work.root / "objects", work.build / ".config", step)
     status, lines = _run([*command, *targets], environment, log, work.lock, counter)
     if status == 0:
         return
@@ -238,18 +238,31 @@ def _make(
     raise BuildError(f"{name} does not build:\n{explain(text)}\n(the whole log: {log})")
 
 
+def _estimated_objects(config: Path) -> int:
+    """About how many objects a kernel with this .config has; 0 if there is no such file.
+
+    They grow with the options that are built in. With our small configuration this was at most 3 %
+    off in 13 trees, from 5.6 (383 options, 958 objects) to 7.3 (588, 1,230), in November 2026.
+    """
+    try:
+        return 450 + 4 * config.read_bytes().count(b"=y\n") // 3
+    except OSError:
+        return 0
+
+
 class _ObjectCounter:
     """Shows how many objects are built so far, out of the number in the largest build so far.
 
-    That number is remembered in the file `memory`.
+    That number is remembered in the file `memory`. Before the first build it is estimated.
     """
 
-    def __init__(self, memory: Path, step: ui.Progress | None) -> None:
+    def __init__(self, memory: Path, config: Path, step: ui.Progress | None) -> None:
         self._memory, self._step, self._made, self._shown = memory, step, 0, 0.0
         try:
-            self._total = int(memory.read_text())
+            self._largest = int(memory.read_text())
         except (OSError, ValueError):
-            self._total = 0
+            self._largest = 0
+        self._total = self._largest or (_estimated_objects(config) if step else 0)
 
     def line(self, text: str) -> None:
         if not self._step or not re.match(r"  (CC|AS|LD|AR)\s", text):
@@ -260,7 +273,7 @@ class _ObjectCounter:
             self._step.count(self._made, self._total, "objects")
 
     def finish(self) -> None:
-        if self._made > self._total:
+        if self._made > self._largest:
             self._memory.write_text(str(self._made))
 
 

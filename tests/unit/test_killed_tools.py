@@ -45,7 +45,7 @@ def unpacked(directory: Path) -> object:
 
 def made(directory: Path) -> object:
     log = directory / "log"
-    counter = build._ObjectCounter(directory / "objects", None)
+    counter = build._ObjectCounter(directory / "objects", directory / ".config", None)
     with (directory / "lock").open("w") as lock:
         return build._run(["make"], os.environ, log, lock.fileno(), counter)
 

@@ -13,6 +13,7 @@ from test_json import run_result
 
 from orchestrator import run as run_module
 from orchestrator import ui
+from orchestrator.kernel import build
 from orchestrator.many.mutants import Mutant, MutantResult
 from orchestrator.many.sweep.matrix import Cell
 from orchestrator.many.sweep.sweep import CellResult
@@ -127,6 +128,20 @@ class _Shown:
 
     def update(self, text: object) -> None:
         self.text = str(text)
+
+
+def test_the_first_build_is_estimated_and_the_next_one_known(tmp_path: Path) -> None:
+    config = tmp_path / ".config"
+    config.write_text("CONFIG_A=y\n" * 471 + "CONFIG_B=m\n" * 900)
+    for total in (1078, 3):
+        status = _Shown()
+        step = ui.Progress("building", status)  # type: ignore[arg-type]
+        counter = build._ObjectCounter(tmp_path / "objects", config, step)
+        for line in ("  CC  a.o\n", "  GEN  x\n", "  AS  b.o\n", "  LD  c.o\n"):
+            counter.line(line)
+        assert f" 1 of about {total} objects" in status.text
+        counter.finish()
+        assert (tmp_path / "objects").read_text() == "3"
 
 
 def test_a_build_has_a_bar_a_total_and_an_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
