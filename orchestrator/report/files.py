@@ -158,9 +158,10 @@ def github(result: RunResult, environment: Mapping[str, str] = os.environ) -> li
     shown = [case for case in bad if case.group != "run"] or bad
     shown.sort(key=lambda case: case.status != "fail")
     annotations = []
-    for case in shown:
+    for group in tables.said_once(shown, lambda case: case.unseen):
+        case = group[0]
         level = "error" if case.status == "fail" else "warning"
-        heading = _property(f"{title}: {case.name}")
+        heading = _property(f"{title}: {tables.listed([one.name for one in group])}")
         annotations.append(f"::{level} title={heading}::{_data(case.text)}")
     return annotations[:ANNOTATIONS]
 
@@ -178,7 +179,12 @@ def _summary(title: str, cases: list[Case]) -> str:
     verdict, *others = cases
     shown = [case for case in others if case.status != "pass"] or others
     rows = [
-        [mark[case.status], f"{case.group} {case.name}", tables.escape(case.text)] for case in shown
+        [
+            mark[group[0].status],
+            f"{group[0].group} {tables.listed([case.name for case in group])}",
+            tables.escape(group[0].text),
+        ]
+        for group in tables.said_once(shown, lambda case: case.unseen)
     ]
     heading = f"### {mark[verdict.status]} {tables.escape(title)}"
     table = tables.markdown(["", "", ""], rows)

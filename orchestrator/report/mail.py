@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from orchestrator.report import timeline
+from orchestrator.report.tables import said_once
+from orchestrator.report.terminal import why_blind
 from orchestrator.report.timeline import Timeline
 from orchestrator.verdict.result import VerdictRecord
 
@@ -73,10 +75,11 @@ def _tested(verdict: VerdictRecord) -> Iterator[str]:
 
 def _verdict(verdict: VerdictRecord) -> Iterator[str]:
     yield from _wrapped(f"Verdict: {verdict.outcome.upper()}. {verdict.reason}.")
-    for check in verdict.with_status("fail", "blind"):
-        mark = "FAIL" if check.status == "fail" else "blind"
+    for checks in said_once(verdict.with_status("fail", "blind"), why_blind):
+        mark = "FAIL" if checks[0].status == "fail" else "blind"
+        names = ", ".join(check.check for check in checks)
         yield ""
-        yield from _wrapped(f"{mark:>5} {check.check}: {check.text}", indent="  ")
+        yield from _wrapped(f"{mark:>5} {names}: {checks[0].text}", indent="  ")
     passed = [check.check for check in verdict.with_status("pass")]
     if passed:
         yield ""

@@ -16,6 +16,7 @@ from orchestrator.report import html, timeline
 from orchestrator.report.failure import explain
 from orchestrator.report.files import name
 from orchestrator.report.picture import svg
+from orchestrator.report.tables import said_once
 from orchestrator.report.terminal import PHASES
 from orchestrator.report.timeline import Timeline
 from orchestrator.rundir import files_of
@@ -115,7 +116,7 @@ def render(result: RunResult) -> str:
         headline=headline(record),
         result=result,
         record=record,
-        cases=all_cases,
+        case_groups=_case_groups(all_cases),
         line=line,
         failed=failed,
         picture=svg(line) if line else "",
@@ -151,6 +152,13 @@ def headline(verdict: VerdictRecord) -> str:
             "stale code may still be executed."
         )
     return verdict.reason
+
+
+def _case_groups(all_cases: Sequence[Case]) -> list[tuple[str, list[list[Case]]]]:
+    """Heading and rows of each table. Checks that saw nothing for the same reason are one row."""
+    checks = [case for case in all_cases if case.group == "claim"]
+    scenarios = [[case] for case in all_cases if case.group == "scenario"]
+    return [("Checks", said_once(checks, lambda case: case.unseen)), ("Scenarios", scenarios)]
 
 
 def _parts(line: Timeline | None, guest: str) -> Callable[[str], Iterator[tuple[str, str]]]:

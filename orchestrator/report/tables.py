@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -16,6 +17,31 @@ PLAIN_WIDTH = 120
 """Width of text that goes to no terminal, unless its console has another one."""
 NARROWEST = 16
 """Least width of a column whose text may wrap."""
+
+T = TypeVar("T")
+
+
+def said_once(items: Iterable[T], reason: Callable[[T], str | None]) -> list[list[T]]:
+    """The items, with all that have the same reason in the place of the first.
+
+    reason: why an item says nothing, None if it says something: then it is alone.
+    """
+    groups: list[list[T]] = []
+    by_reason: dict[str, list[T]] = {}
+    for item in items:
+        why = reason(item)
+        if why is not None and why in by_reason:
+            by_reason[why].append(item)
+        else:
+            groups.append([item])
+            if why is not None:
+                by_reason[why] = groups[-1]
+    return groups
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 class ReportTable(Table):

@@ -61,8 +61,8 @@ def show(result: RunResult, console: Console) -> None:
         )
         _print(console, [_free_running(evidence)])
     if evidence.steps or evidence.findings:
-        for check in result.verdict.results:
-            _show_check(check, console)
+        for check, *others in tables.said_once(result.verdict.results, why_blind):
+            _show_check(check, [other.check for other in others], console)
     _print_section(console, explain(result))
     _print_section(console, _hang_report(evidence))
     _print_section(console, _footer(result))
@@ -255,16 +255,24 @@ def _free_running(evidence: Evidence) -> str:
     )
 
 
-def _show_check(check: CheckResult, console: Console) -> None:
+def why_blind(check: CheckResult) -> str | None:
+    """Why a check is blind; None if it is not."""
+    return check.text if check.status == "blind" else None
+
+
+def _show_check(check: CheckResult, others: Sequence[str], console: Console) -> None:
+    """others: the names of those that are blind for the same reason."""
     mark, style = MARKS[check.status]
     line = Text.assemble((f"{mark:>6}", style), f"  {check.check:<9} {check.text}")
+    if others:
+        line.append(f"; the same goes for {tables.listed(others)}")
     console.print(line, soft_wrap=True)
     if check.status in ("fail", "blind"):
         # The text has the first of the details.
-        others = check.details[1:]
-        lines = list(others[:MAX_DETAILS])
-        if len(others) > MAX_DETAILS:
-            lines.append(f"and {len(others) - MAX_DETAILS} more in verdict.json")
+        rest = check.details[1:]
+        lines = list(rest[:MAX_DETAILS])
+        if len(rest) > MAX_DETAILS:
+            lines.append(f"and {len(rest) - MAX_DETAILS} more in verdict.json")
         _print(console, (" " * 20 + detail for detail in lines))
 
 
@@ -282,8 +290,7 @@ def _times(seconds: Mapping[str, float]) -> str:
     """How long the run took and what took longest, in a sentence; verdict.json has everything."""
     longest = sorted(seconds.items(), key=lambda item: -item[1])[:MAX_TIMES]
     named = [f"{took:.1f} s for {name.partition(': ')[2] or name}" for name, took in longest]
-    listed = named[0] if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]}"
-    return f"{sum(seconds.values()):.1f} s, of them {listed}"
+    return f"{sum(seconds.values()):.1f} s, of them {tables.listed(named)}"
 
 
 def _footer(result: RunResult) -> Iterator[str]:

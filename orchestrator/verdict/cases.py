@@ -30,6 +30,11 @@ class Case:
     seconds: float = 0.0
     """How long the guest took for it, where that is known."""
 
+    @property
+    def unseen(self) -> str | None:
+        """Why a check has nothing to say, which several may share; None for everything else."""
+        return self.text if self.group == "claim" and self.status in ("error", "skip") else None
+
 
 def cases(result: RunResult) -> list[Case]:
     """The verdict first, then each check, then each scenario. No failure or error is left out.

@@ -27,7 +27,7 @@ could not do its work, and shows nothing: it was killed, or the guest is out of 
 
 OBSERVERS = {
     "console": "the console",
-    "qmp": "QEMU's events",
+    "qmp": "QEMU's list of events",
     "gdb": "what GDB saw",
     "ledger": "QEMU's count of int3",
     "record": "the recorder's log",
