@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import EXIT_SIGNAL, EXIT_UNTESTABLE, OrchestratorError, printable, sentence
-from orchestrator.host import interrupts
+from orchestrator.host import interrupts, stdio
 
 if TYPE_CHECKING:
     import argparse
@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     arguments: None for those of the process, which then belongs to this function.
     """
+    stdio.ensure_open()
     as_json = JSON in (sys.argv[1:] if arguments is None else arguments)
     try:
         if arguments is None:
@@ -59,8 +60,6 @@ def parser() -> Parser:
 
 
 def _main(arguments: Sequence[str] | None, as_json: bool) -> int:
-    from orchestrator.host import stdio
-
     if arguments is None:
         _restart_if_needed()
     stdio.prepare()

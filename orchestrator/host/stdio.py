@@ -37,24 +37,24 @@ class _Sink(io.FileIO):
 
 def prepare() -> None:
     """Make the streams of this process robust. Streams that somebody has replaced stay."""
-    for number in range(3):
-        _ensure_open(number)
     if sys.stdout is sys.__stdout__:
         sys.stdout = _robust(sys.__stdout__, 1)
     if sys.stderr is sys.__stderr__:
         sys.stderr = _robust(sys.__stderr__, 2)
 
 
-def _ensure_open(number: int) -> None:
-    """Open /dev/null at the descriptor `number` if it is closed.
+def ensure_open() -> None:
+    """Open /dev/null where a standard stream is closed. Called before anything else is opened.
 
-    The next file that is opened would get the number, and the output of all our children with it.
+    The next file or pipe would get the number, and with it what we and our children print: signals
+    come through a pipe, in which a newline is SIGUSR1.
     """
-    try:
-        os.fstat(number)
-    except OSError:
-        null = os.open(os.devnull, os.O_RDWR)
-        os.set_inheritable(null, True)  # they are opened in order, so it has the right number
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(null, True)  # they are opened in order, so it has the right number
 
 
 def _robust(stream: TextIO | None, number: int) -> TextIO:
