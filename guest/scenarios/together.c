@@ -26,10 +26,15 @@
  *   [ -e $tracing/current_tracer ] || lacks tracefs
  *   cd $tracing || misses "$tracing cannot be entered"
  *   # The function tracer changes calls; events change the keys and static calls of tracepoints.
+ *   set_tracer() {
+ *           echo $2 >$1/current_tracer || misses "the tracer $2 cannot be switched on"
+ *           now=$(cat $1/current_tracer) || misses "current_tracer cannot be read"
+ *           [ "$now" = $2 ] || fails "the tracer is $now after $2 was switched on"
+ *   }
+ *   # With a second tracer of the same functions each call becomes another one, and back.
  *   switch_tracer() {
- *           echo $1 >current_tracer || misses "the tracer $1 cannot be switched on"
- *           now=$(cat current_tracer) || misses "current_tracer cannot be read"
- *           [ "$now" = $1 ] || fails "the tracer is $now after $1 was switched on"
+ *           set_tracer . $1
+ *           [ -z "$second" ] || set_tracer $second $1
  *   }
  *   switch_events() {
  *           echo $1 >events/sched/enable || misses "the events of sched cannot be set to $1"
@@ -37,9 +42,15 @@
  *           [ "$now" = $1 ] || fails "the events of sched are $now after they were set to $1"
  *   }
  *   if grep -qw function available_tracers && [ -e set_ftrace_filter ]; then
+ *           second=instances/orch
+ *           mkdir $second 2>/dev/null
+ *           [ -e $second/set_ftrace_filter ] &&
+ *                   grep -qw function $second/available_tracers || second=
  *           # A write fails if a pattern matches no function: one is enough.
  *           for pattern in 'vfs_*' 'kmem_cache_*' 'mutex_*'; do
- *                   echo "$pattern" >>set_ftrace_filter
+ *                   for tracer in . $second; do
+ *                           echo "$pattern" >>$tracer/set_ftrace_filter
+ *                   done
  *           done
  *           grep -q '^[^#]' set_ftrace_filter || lacks "function that the tracer can trace"
  *           with=tracer on=function off=nop
@@ -54,6 +65,7 @@
  *           rounds=$((rounds + 1))
  *   done
  *   [ $with = events ] || echo >set_ftrace_filter
+ *   [ -z "$second" ] || rmdir $second
  *   echo "rounds=$rounds"
  */
 #include <linux/delay.h>

@@ -635,7 +635,7 @@ def sites(evidence: Evidence) -> CheckResult:
         return CheckResult("sites", "blind", "nothing was recorded")
     if not seen.sites_looked_at:
         return CheckResult("sites", "skip", "this kernel's tables of sites cannot be read")
-    text = f"every site of a static key or static call was as it is set ({seen.sites_looked_at:,})"
+    text = f"every site of a key, static call or tracer was as it is set ({seen.sites_looked_at:,})"
     return CheckResult("sites", "pass", text)
 
 

@@ -34,7 +34,7 @@ from orchestrator.text.functions import LOCKS, STOPPERS
 from orchestrator.verdict.model import Event, cpu_names
 
 WRITE, WRITER, CALLERS, SYNC, SERIALISE, TRAP, RESUME, CODE, PASS, STOPPER, UNLOCK = range(1, 12)
-MODE, BRANCH, CALL, TASKS, ORDER, DIES, FLUSH, UNGUARDED = range(12, 20)
+MODE, BRANCH, CALL, TASKS, ORDER, DIES, FLUSH, UNGUARDED, TRACED = range(12, 21)
 """enum kind in recorder.c."""
 F_IRQS, F_EARLY, F_MEMSET, F_UNREADABLE, F_MAPPED = 1, 2, 4, 8, 16
 F_EXECUTED, F_STATE = 32, 64
@@ -44,6 +44,12 @@ F_FIRST = 1
 SITE_FLIPPED, SITE_TAIL, SITE_INIT, SITE_GONE = 1, 1, 2, 4
 """Flags of BRANCH and CALL: the branch is taken unless the key is on; the call is a jump; the site
 is in text that is there only at the beginning; it is in a list of what is no longer there."""
+FL_ENABLED, FL_REGS, FL_REGS_EN, FL_TRAMP, FL_TRAMP_EN = (1 << bit for bit in range(31, 26, -1))
+FL_DISABLED, FL_DIRECT, FL_DIRECT_EN = (1 << bit for bit in (25, 24, 23))
+FL_COUNT = (1 << 19) - 1
+"""FTRACE_FL_* in include/linux/ftrace.h, and the number of tracers; since 4.6."""
+CALLS_FTRACE, CALLS_FTRACE_REGS, CALLS_TRAMPOLINE = 1, 2, 4
+"""enum called in recorder.c."""
 S_IN_SYNC, S_ON_PURPOSE = 0x100, 0x200
 """Flags of SERIALISE: within do_sync_core(); by an instruction that is there for nothing else."""
 M_KERNEL, M_USER, M_IDLE = range(3)
@@ -56,7 +62,7 @@ H_POKE, H_KPROBE = 2, 4
 """Flags of RESUME: handlers that were entered."""
 INLINE = 16
 """Bytes that WRITE has of a write."""
-INT3, JUMP = 0xCC, 0xE9
+INT3, JUMP, CALLS = 0xCC, 0xE9, 0xE8
 MODULES = 0xFFFFFFFFA0000000
 """Where the text of modules begins. What is between it and the kernel's own text is init text."""
 PAGE = 4096
@@ -90,6 +96,7 @@ BY_PROTOCOL = ("jump labels", "static calls", "ftrace")
 BEFORE_SMP = "writes while only one CPU was online, which need no int3"
 NEW_TEXT = "writes of text that is not known to be live"
 OTHER_INT3 = "int3 outside of any poke"
+TRACED_BEFORE = "functions that can be traced, in a kernel before 5.5"
 
 
 @dataclass(frozen=True)
@@ -850,9 +857,19 @@ class _Judge:
     # -- what a key or static call is set to, and what its sites are
 
     def _judge_sites(self) -> None:
-        for kind, wrong in ((BRANCH, self._wrong_branch), (CALL, self._wrong_call)):
+        checks: list[tuple[int, Callable[..., str | None]]] = [
+            (BRANCH, self._wrong_branch),
+            (CALL, self._wrong_call),
+        ]
+        traced = int(self.records["number"][self.kinds == TRACED].sum())
+        if self.around.kprobe_syncs:  # since 5.5; the flags have been these since 4.6
+            checks.append((TRACED, self._wrong_trace))
+            self.result.sites_looked_at += traced
+        elif traced:
+            self.result.not_judged[TRACED_BEFORE] += traced
+        for kind, wrong in checks:
             numbers = np.flatnonzero(self.kinds == kind)
-            self.result.sites_looked_at += len(numbers)
+            self.result.sites_looked_at += len(numbers) if kind != TRACED else 0
             rows, first = np.unique(self.words[numbers, :6], axis=0, return_index=True)
             for row, at in zip(rows.tolist(), numbers[first].tolist(), strict=True):
                 if why := wrong(*row):
@@ -883,7 +900,7 @@ class _Judge:
     def _wrong_call(
         self, key: int, function: int, site: int, flags: int, memory: int, _: int
     ) -> str | None:
-        """What is wrong with a call of a static call, or with its trampoline."""
+        """What is wrong with a call of a static call or a tracer, or with a trampoline."""
         code = memory.to_bytes(8, "little")
         if flags & SITE_INIT or not (self._in_text(site) or site >= MODULES):
             return None
@@ -903,8 +920,45 @@ class _Judge:
             # Some kernels call what is behind a function's ENDBR.
             fine = code[0] in opcodes and (ip in (function, function + 4) or code[0] == 0x0F)
             fine |= name.startswith("__static_call_return0") and code[:5] in semantics.RETURN_0
+            # In place of a tracer that does not look after its recursion itself.
+            fine |= (self.around.name(ip or 0) or "").startswith("ftrace_ops_assist_func")
             due = f"{name or f'{function:x}'} is to be called"
-        return None if fine else f"{code[:5].hex()} is left at a static call, where {due}"
+        return None if fine else f"{code[:5].hex()} is left at a call, where {due}"
+
+    def _wrong_trace(
+        self, called: int, what: int, site: int, flags: int, memory: int, on: int
+    ) -> str | None:
+        """What is wrong with the call at the beginning of a function that can be traced."""
+        code = memory.to_bytes(8, "little")
+        if flags & FL_DISABLED:  # of a module that is not ready, or no function after all
+            return None
+        users = flags & FL_COUNT if on else 0
+        enabled = bool(flags & FL_ENABLED)
+        if enabled != bool(users):
+            state = "is traced" if enabled else "is not traced"
+            return f"a function {state}, and it has {users or 'no'} tracers"
+        left = f"{code[:5].hex()} is left at a function that is"
+        if not enabled:
+            effect = semantics.effect(site, code, 0)
+            fine = effect == semantics.Effect(site + 5, 0) and code[0] != JUMP
+            return None if fine else f"{left} not traced, where a NOP is due"
+        direct = flags & FL_DIRECT if users == 1 else 0
+        for wanted, done, whom in (
+            (direct, FL_DIRECT_EN, "its direct call"),
+            (flags & FL_TRAMP, FL_TRAMP_EN, "the trampoline of its only tracer"),
+            (flags & FL_REGS, FL_REGS_EN, "ftrace_regs_caller"),
+        ):
+            if bool(wanted) != bool(flags & done):
+                return f"a function {'still calls' if flags & done else 'does not call'} {whom}"
+        if flags & FL_DIRECT_EN:
+            fine, due = code[0] in (CALLS, JUMP), "its direct call"
+        elif flags & FL_TRAMP_EN:
+            fine, due = bool(what & CALLS_TRAMPOLINE), "the trampoline of a tracer"
+        elif flags & FL_REGS_EN:
+            fine, due = bool(what & CALLS_FTRACE_REGS), "ftrace_regs_caller"
+        else:
+            fine, due = bool(what & CALLS_FTRACE), "ftrace_caller"
+        return None if fine else f"{left} traced, where a call of {due} is due"
 
     def _judge_mappings(self) -> None:
         mapped = self.records["flags"] & F_MAPPED != 0

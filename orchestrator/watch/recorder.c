@@ -127,9 +127,10 @@ enum kind {
 	BRANCH,
 	/*
 	 * A call of a static call, or its trampoline: when static_call_mutex is
-	 * released, or text_mutex if this one was asked for. words: the key, 0 for one
-	 * that was asked for; the function; where the call is; its flags (1: in tail
-	 * position, or a trampoline; 2: in init text); 8 bytes that are there now.
+	 * released, or text_mutex if this one was asked for. So is the call of the
+	 * tracer in ftrace_caller() and in trampolines. words: the key, 0 for one that was asked for; the
+	 * function; where the call is; its flags (1: in tail position, or a trampoline;
+	 * 2: in init text); 8 bytes that are there now.
 	 */
 	CALL,
 	/* synchronize_rcu_tasks() was entered. */
@@ -155,7 +156,18 @@ enum kind {
 	 * the lock's in `conf`. words: the function; where it returns to.
 	 */
 	UNGUARDED,
+	/*
+	 * Functions that can be traced: when ftrace_lock is released those that are
+	 * traced or were, and all when the host asks for a look. Those that are alike
+	 * become one record. number: how many. words: what the first one calls, 0 for
+	 * nothing; enum called; where that call is; flags of its struct dyn_ftrace;
+	 * 8 bytes that are there now; whether the tracer is on.
+	 */
+	TRACED,
 };
+
+/* What the call of a traced function calls. */
+enum called { CALLS_FTRACE = 1, CALLS_FTRACE_REGS = 2, CALLS_TRAMPOLINE = 4 };
 
 enum { F_IRQS = 1, F_EARLY = 2, F_MEMSET = 4, F_UNREADABLE = 8, F_MAPPED = 16,
        F_EXECUTED = 32, F_STATE = 64, F_FIRST = 1 };
@@ -342,8 +354,8 @@ static uint64_t quad(uint64_t address)
 
 enum point {
 	P_NONE, P_WRITE, P_EARLY, P_SYNC, P_STOPPER, P_UNLOCK, P_SITE,
-	P_KEY, P_STATIC_CALL, P_TRANSFORM, P_TASKS, P_FREED, P_LOCK, P_CPUS_LOCK, P_CPUS_UNLOCK,
-	P_END, P_DIES, P_FLUSH, P_GUARDED,
+	P_KEY, P_STATIC_CALL, P_TRANSFORM, P_TRACER, P_TASKS, P_FREED, P_LOCK, P_CPUS_LOCK,
+	P_CPUS_UNLOCK, P_END, P_DIES, P_FLUSH, P_GUARDED,
 	P_ENTRY, P_POKE, P_KPROBE, P_FTRACE,	/* handlers: bit 0, 1, 2, 3 of RESUME */
 	P_RETURN, P_SECOND,
 };
@@ -371,6 +383,8 @@ static uint64_t jump_label_mutex, jump_table, jump_table_end;
 static uint64_t static_call_mutex, call_sites, call_sites_end;
 static uint64_t patching_flag, patching_refs, patching_refs_percpu;
 static uint64_t poking_mm, poking_addr, page_offset_base, init_top_pgt;
+static uint64_t ftrace_lock, ftrace_pages, ftrace_enabled, ftrace_disabled, ftrace_ops_list;
+static uint64_t ftrace_caller, ftrace_regs_caller, ftrace_call, ftrace_regs_call;
 
 static struct watched **place_of(uint64_t address)
 {
@@ -751,6 +765,7 @@ static void on_unlock(unsigned int lock)
 static qemu_plugin_id_t plugin_id;
 static void look_at_branches(void);
 static void look_at_calls(void);
+static void look_at_traced(bool all);
 
 /* Read the configuration, in place of the one that was read before. */
 static void load(void)
@@ -763,7 +778,7 @@ static void load(void)
 		{ "stopper", P_STOPPER }, { "unlock", P_UNLOCK }, { "site", P_SITE },
 		{ "entry", P_ENTRY }, { "poke", P_POKE }, { "kprobe", P_KPROBE },
 		{ "ftrace", P_FTRACE }, { "key", P_KEY }, { "static_call", P_STATIC_CALL },
-		{ "transform", P_TRANSFORM }, { "tasks", P_TASKS }, { "freed", P_FREED },
+		{ "transform", P_TRANSFORM }, { "tracer", P_TRACER }, { "tasks", P_TASKS }, { "freed", P_FREED },
 		{ "lock", P_LOCK }, { "cpus_lock", P_CPUS_LOCK }, { "cpus_unlock", P_CPUS_UNLOCK },
 		{ "end", P_END }, { "dies", P_DIES }, { "flush", P_FLUSH },
 		{ "guarded", P_GUARDED },
@@ -782,6 +797,11 @@ static void load(void)
 		{ "patching_refs", &patching_refs }, { "patching_refs_percpu", &patching_refs_percpu },
 		{ "poking_mm", &poking_mm }, { "poking_addr", &poking_addr },
 		{ "page_offset_base", &page_offset_base }, { "init_top_pgt", &init_top_pgt },
+		{ "ftrace_lock", &ftrace_lock }, { "ftrace_pages", &ftrace_pages },
+		{ "ftrace_enabled", &ftrace_enabled }, { "ftrace_disabled", &ftrace_disabled },
+		{ "ftrace_ops_list", &ftrace_ops_list }, { "ftrace_caller", &ftrace_caller },
+		{ "ftrace_regs_caller", &ftrace_regs_caller }, { "ftrace_call", &ftrace_call },
+		{ "ftrace_regs_call", &ftrace_regs_call },
 	};
 	unsigned long long address, number;
 	char line[256], name[64];
@@ -825,6 +845,8 @@ static bool look(void)
 	look_at_text();
 	look_at_branches();
 	look_at_calls();
+	if (ftrace_lock && !quad(ftrace_lock))
+		look_at_traced(true);
 	return true;
 }
 
@@ -1463,11 +1485,158 @@ static void call_was_switched(uint64_t key)
 	}
 }
 
+/* -- what is seen: functions that can be traced */
+
+#define PAGES		65536
+#define PAGE_RECORDS	262144
+#define KINDS		32
+#define OPS		256
+#define OPS_WORDS	80	/* of struct ftrace_ops among which `trampoline` is */
+#define KERNEL_START	0xffffffff80000000ull
+#define TRACED_FLAGS	0xfde7ffffull	/* all but DISABLED, and what was: TOUCHED, MODIFIED */
+
+struct dyn_ftrace {
+	uint64_t ip, flags;
+};
+
+/*
+ * A trampoline is a copy of ftrace_caller() or ftrace_regs_caller(). It calls
+ * what the ops has for a function.
+ */
+static void call_in_trampoline(uint64_t trampoline, uint64_t function)
+{
+	const uint64_t from[][2] = { { ftrace_caller, ftrace_call }, { ftrace_regs_caller, ftrace_regs_call } };
+
+	for (int i = 0; i < 2; i++)
+		if (from[i][0] && from[i][1] && quad(trampoline) == quad(from[i][0]) &&
+		    quad(trampoline + 8) == quad(from[i][0] + 8))
+			emit_call(0, function, trampoline + from[i][1] - from[i][0], 0);
+}
+
+/* Whether a registered ops has this trampoline. */
+static bool is_trampoline(uint64_t address)
+{
+	uint64_t ops = quad(ftrace_ops_list);
+
+	/* struct ftrace_ops: func, next, ...; ftrace_list_end has no next */
+	for (int i = 0; i < OPS && ops; i++, ops = quad(ops + 8)) {
+		for (int word = 3; word < OPS_WORDS; word++) {
+			if (quad(ops + 8 * word) != address)
+				continue;
+			call_in_trampoline(address, quad(ops));
+			return true;
+		}
+	}
+	return false;
+}
+
+static enum called what_is(uint64_t called)
+{
+	uint64_t regs_caller = ftrace_regs_caller ? ftrace_regs_caller : ftrace_caller;
+
+	if (!called)
+		return 0;
+	return (called == ftrace_caller ? CALLS_FTRACE : 0) |
+	       (called == regs_caller ? CALLS_FTRACE_REGS : 0) |
+	       (is_trampoline(called) ? CALLS_TRAMPOLINE : 0);
+}
+
+/* Records that are alike. */
+static struct alike {
+	uint64_t words[6];
+	uint32_t number;
+} alike[KINDS];
+static int alike_count;
+
+static void emit_alike(void)
+{
+	for (int i = 0; i < alike_count; i++)
+		emit(TRACED, NO_CPU, 0, alike[i].number, alike[i].words, 6);
+	alike_count = 0;
+}
+
+static void traced(const struct dyn_ftrace *record, bool on)
+{
+	uint64_t words[6] = { 0, 0, record->ip, record->flags, 0, on };
+	const uint64_t low = 0xffffffffffull;	/* five bytes */
+	uint8_t code[8];
+	int32_t distance;
+
+	if (!memory(record->ip, code, sizeof(code)))
+		return;
+	memcpy(&words[4], code, sizeof(code));
+	memcpy(&distance, code + 1, sizeof(distance));
+	if (code[0] == 0xe8)
+		words[0] = record->ip + 5 + distance;
+	for (int i = 0; i < alike_count; i++) {
+		const uint64_t *other = alike[i].words;
+
+		if (other[0] == words[0] && other[3] == words[3] &&
+		    (words[0] || !((other[4] ^ words[4]) & low))) {
+			alike[i].number++;
+			return;
+		}
+	}
+	if (alike_count == KINDS)
+		emit_alike();
+	words[1] = what_is(words[0]);
+	memcpy(alike[alike_count].words, words, sizeof(words));
+	alike[alike_count++].number = 1;
+}
+
+/* Whether the function at `address` was traced at the last look; from now on, it is if `now`. */
+static bool was_traced(uint64_t address, bool now)
+{
+	static uint8_t *seen;	/* a bit for each address */
+	uint64_t at = address - KERNEL_START, size = -KERNEL_START / 8;
+	bool before;
+
+	if (!seen) {
+		seen = mmap(NULL, size, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		seen = seen == MAP_FAILED ? NULL : seen;
+	}
+	if (!seen || at / 8 >= size)
+		return true;
+	before = seen[at / 8] >> (at % 8) & 1;
+	if (before != now)
+		seen[at / 8] ^= 1 << (at % 8);
+	return before;
+}
+
+static void look_at_traced(bool all)
+{
+	static struct dyn_ftrace records[PAGE_RECORDS];
+	struct {
+		uint64_t next, records;
+		uint32_t count, order;
+	} page;
+	uint64_t at = ftrace_pages ? quad(ftrace_pages) : 0;
+	bool on = ftrace_enabled && (uint32_t)quad(ftrace_enabled);
+
+	if (ftrace_disabled && (uint32_t)quad(ftrace_disabled))	/* by a fault of its own */
+		return;
+	for (int i = 0; i < PAGES && at && memory(at, &page, sizeof(page)); i++, at = page.next) {
+		if (page.count > PAGE_RECORDS ||
+		    !memory(page.records, records, page.count * sizeof(*records)))
+			continue;
+		for (uint32_t n = 0; n < page.count; n++) {
+			bool now = records[n].flags & TRACED_FLAGS;
+
+			if (was_traced(records[n].ip, now) || now || all)
+				traced(&records[n], on);
+		}
+	}
+	emit_alike();
+}
+
 /* A mutex is about to be released: what did its owner switch? */
 static void on_released(uint64_t mutex)
 {
 	uint64_t task = task_now();
 
+	if (mutex == ftrace_lock)
+		look_at_traced(false);
 	for (int i = 0; i < PENDING; i++) {
 		struct pending one = pending[i];
 
@@ -1540,6 +1709,12 @@ static void at_point(struct watched *here, unsigned int cpu, uint64_t rsp)
 			ask_for(P_TRANSFORM, reg(RSI), reg(RDX), 1);
 		if (reg(RDI) && call_sites_end)
 			ask_for(P_TRANSFORM, reg(RDI), reg(RDX), reg(RCX) & 1);
+		break;
+	case P_TRACER:	/* (function) */
+		if (ftrace_call)
+			ask_for(P_TRANSFORM, ftrace_call, reg(RDI), 0);
+		if (ftrace_regs_call)
+			ask_for(P_TRANSFORM, ftrace_regs_call, reg(RDI), 0);
 		break;
 	case P_END:	/* the guest resets the machine: nobody can ask for a look any more */
 		if (look())

@@ -10,10 +10,10 @@ from recorded import AROUND, JUMP, NOP, SITE, TASK, TEXT, Written
 
 from orchestrator.text import semantics
 from orchestrator.verdict import record
-from orchestrator.verdict.record import BRANCH, CALL, F_MAPPED, TASKS, Judgement, judge
+from orchestrator.verdict.record import BRANCH, CALL, F_MAPPED, TASKS, TRACED, Judgement, judge
 
 KEY, TARGET = TEXT + 0x200000, SITE + 5 + 0xFB
-CALLED, RETURN_0 = TEXT + 0x3000, TEXT + 0x4000
+CALLED, RETURN_0, ASSIST = TEXT + 0x3000, TEXT + 0x4000, TEXT + 0x5000
 
 
 def number(code: bytes) -> int:
@@ -25,7 +25,11 @@ def jump(opcode: int, target: int) -> bytes:
 
 
 def judged(log: Written) -> Judgement:
-    names = {CALLED: "called+0x0", RETURN_0: "__static_call_return0+0x0"}
+    names = {
+        CALLED: "called+0x0",
+        RETURN_0: "__static_call_return0+0x0",
+        ASSIST: "ftrace_ops_assist_func+0x0",
+    }
     return judge(log.records, replace(AROUND, name=names.get))
 
 
@@ -126,3 +130,63 @@ def test_a_kprobe_becomes_a_jump_when_no_task_is_inside_any_more(waited: bool) -
         log.sync(0, 1, 2, 3)
     log.unlock()
     assert set(judge(log.records, around).broken) == (set() if waited else {"sync"})
+
+
+ENABLED, TRAMP, REGS = 1 << 31, 3 << 27, 3 << 29
+IN_CALLER, IN_REGS_CALLER, IN_TRAMPOLINE = 1, 2, 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "what", "code", "on", "right"),
+    [
+        (0, 0, NOP, 1, True),
+        (0, 0, b"\x66\x66\x66\x66\x90", 1, True),
+        (0, IN_CALLER, jump(0xE8, CALLED), 1, False),
+        (0, 0, JUMP, 1, False),
+        (0, 0, b"\xcc" + NOP[1:], 1, False),
+        (1 << 25, IN_CALLER, jump(0xE8, CALLED), 1, True),  # of a module that is not ready
+        (3 << 19, 0, NOP, 1, True),  # it was traced, and modified
+        (1, 0, NOP, 1, False),  # forgotten altogether
+        (1, 0, NOP, 0, True),  # while the tracer is off
+        (ENABLED, IN_CALLER, jump(0xE8, CALLED), 1, False),  # nobody wants it any more
+        (ENABLED | 1, IN_CALLER, jump(0xE8, CALLED), 0, False),
+        (ENABLED | 1, IN_CALLER, jump(0xE8, CALLED), 1, True),
+        (ENABLED | 1, 0, NOP, 1, False),
+        (ENABLED | 1, 0, jump(0xE8, CALLED + 1), 1, False),
+        (ENABLED | 1, IN_REGS_CALLER, jump(0xE8, CALLED), 1, False),
+        (ENABLED | REGS | 1, IN_REGS_CALLER, jump(0xE8, CALLED), 1, True),
+        (ENABLED | REGS | 1, IN_CALLER, jump(0xE8, CALLED), 1, False),
+        (ENABLED | TRAMP | 1, IN_TRAMPOLINE, jump(0xE8, CALLED), 1, True),
+        (ENABLED | TRAMP | REGS | 1, IN_TRAMPOLINE, jump(0xE8, CALLED), 1, True),
+        (ENABLED | TRAMP | 1, 0, jump(0xE8, CALLED), 1, False),  # one that is gone
+        (ENABLED | 1 << 27 | 2, IN_TRAMPOLINE, jump(0xE8, CALLED), 1, False),  # as before
+        (ENABLED | 3 << 23 | 1, 0, jump(0xE8, CALLED), 1, True),  # direct
+        (ENABLED | 3 << 23 | 1, 0, jump(0xE9, CALLED), 1, True),
+        (ENABLED | 3 << 23 | 1, 0, NOP, 1, False),
+    ],
+)
+def test_a_function_calls_the_tracer_if_it_is_traced(
+    flags: int, what: int, code: bytes, on: int, right: bool
+) -> None:
+    log = Written()
+    called = CALLED if code[0] == 0xE8 else 0
+    log.add(TRACED, 255, called, what, SITE, flags, number(code), on, number=3)
+    assert broken(log) == (set() if right else {"sites"})
+    assert judged(log).sites_looked_at == 3
+
+
+def test_functions_that_can_be_traced_in_an_old_kernel_are_not_judged() -> None:
+    log = Written()
+    log.add(TRACED, 255, 0, 0, SITE, 1 << 29 | 1, number(NOP), 1, number=3)
+    result = judge(log.records, replace(AROUND, kprobe_syncs=False))
+    assert not result.violations
+    assert not result.sites_looked_at
+    assert result.not_judged[record.TRACED_BEFORE] == 3
+
+
+def test_a_trampoline_may_call_the_tracer_by_ftrace_ops_assist_func() -> None:
+    log = Written()
+    log.add(CALL, 255, 0, CALLED, SITE, 0, number(jump(0xE8, ASSIST)))
+    assert not broken(log)
+    log.add(CALL, 255, 0, CALLED, SITE, 0, number(jump(0xE8, RETURN_0)))
+    assert broken(log) == {"sites"}
