@@ -11,6 +11,12 @@ from capstone import x86_const
 BAD = "(bad)"
 INT3 = 0xCC
 MASK = (1 << 64) - 1
+BRANCHES = (
+    x86_const.X86_GRP_JUMP,
+    x86_const.X86_GRP_CALL,
+    x86_const.X86_GRP_RET,
+    x86_const.X86_GRP_IRET,
+)
 
 Name = Callable[[int], str | None]
 """The symbol at an address, such as `orch_nop5_site+0x2`, or None."""
@@ -29,6 +35,34 @@ def disassemble(data: bytes, address: int, name: Name | None = None) -> str:
 def length(data: bytes) -> int:
     """The length of the first instruction of `data`, 0 if it is none or cut short."""
     return next(instructions(data, 0, None), (BAD, 0))[1]
+
+
+def executes(code: bytes, address: int, data: bytes, place: int) -> bool | None:
+    """Whether a CPU that goes on at `place`, where `data` is, does what `code` at `address` does.
+
+    It does so in a copy of the instruction, or where that branches to. None if nobody can tell.
+    """
+    machine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+    machine.detail = True
+    one = next(machine.disasm(code, address & MASK), None)
+    if one is None:
+        return None
+    if one.group(x86_const.X86_GRP_BRANCH_RELATIVE):
+        if one.operands[0].imm & MASK == place:
+            return True
+    elif any(one.group(kind) for kind in BRANCHES):
+        return None  # the target is in a register or in memory
+    copy = next(machine.disasm(data, place & MASK), None)
+    if copy is None or copy.size != one.size:
+        return False
+    if not any(
+        operand.type == x86_const.X86_OP_MEM and operand.mem.base == x86_const.X86_REG_RIP
+        for operand in one.operands
+    ):
+        return bool(copy.bytes == one.bytes)
+    start, end = one.disp_offset, one.disp_offset + one.disp_size
+    rest, other = ([*each.bytes[:start], *each.bytes[end:]] for each in (one, copy))
+    return rest == other and (address + one.disp - place - copy.disp) & MASK == 0
 
 
 def describe(data: bytes, address: int, old: bytes, new: bytes, name: Name | None = None) -> str:

@@ -34,7 +34,7 @@ from orchestrator.text.functions import LOCKS, STOPPERS
 from orchestrator.verdict.model import Event, cpu_names
 
 WRITE, WRITER, CALLERS, SYNC, SERIALISE, TRAP, RESUME, CODE, PASS, STOPPER, UNLOCK = range(1, 12)
-MODE, BRANCH, CALL, TASKS, ORDER, DIES, FLUSH, UNGUARDED, TRACED = range(12, 21)
+MODE, BRANCH, CALL, TASKS, ORDER, DIES, FLUSH, UNGUARDED, TRACED, STEP = range(12, 22)
 """enum kind in recorder.c."""
 F_IRQS, F_EARLY, F_MEMSET, F_UNREADABLE, F_MAPPED = 1, 2, 4, 8, 16
 F_EXECUTED, F_STATE = 32, 64
@@ -206,6 +206,9 @@ class Finished:
     owner: str
     stages: tuple[int, ...] = ()
     """As in Site."""
+    probed: bytes = b""
+    """Eight bytes that begin with the instruction of the kprobe; empty if int3 is not known to be
+    one's."""
 
 
 @dataclass(frozen=True)
@@ -382,6 +385,7 @@ class _Judge:
         self._judge_code()
         self._add_unfinished()
         self._judge_int3()
+        self._judge_steps()
         self._judge_dying()
         return self.result
 
@@ -565,7 +569,10 @@ class _Judge:
         del self.open[site.address]
         owner = self._owner(site.begun)
         stages = tuple(site.stages)
-        poke = Finished(site.begun, site.original, bytes(site.memory), kprobe, owner, stages)
+        probed = (site.kprobe or site.original) if kprobe and self._by_kprobes(site.begun) else b""
+        poke = Finished(
+            site.begun, site.original, bytes(site.memory), kprobe, owner, stages, probed
+        )
         self.finished.setdefault(site.address, []).append(poke)
         self.result.judged[owner] += 1
         if not kprobe and len(stages) == len("123"):
@@ -1101,6 +1108,38 @@ class _Judge:
                 at = int(resume[where])
                 self._blame("consumed", f"CPU {cpu} {why}", at, address, cpus=[cpu])
 
+    def _judge_steps(self) -> None:
+        """A CPU that met a kprobe's int3 executes the probed instruction: in a copy, which ends
+        with another int3 where the kernel does not step by its debug trap. Then it goes on behind
+        the original.
+        """
+        copies: dict[int, list[tuple[int, int]]] = {}
+        for at in np.flatnonzero(self.kinds == STEP).tolist():
+            site, to = (int(word) for word in self.words[at][:2])
+            pokes = [poke for poke in self.finished.get(site, ()) if poke.begun < at]
+            probed = next((poke.probed for poke in reversed(pokes) if poke.probed), b"")
+            name = self.around.name(to) or ""
+            # Where a kprobe makes a function return an error, it sends the CPU there.
+            if not probed or name.startswith("just_return_func"):
+                continue
+            code = self.words[at][2:4].tobytes()
+            if disasm.executes(probed, site, code, to) is False:
+                cpu = int(self.records["cpu"][at])
+                there = f"{name or f'{to:x}'} ({disasm.disassemble(code, to)})"
+                text = f"CPU {cpu} went on at {there}, which is no copy of the probed instruction"
+                self._blame("consumed", text, at, site, cpus=[cpu])
+            size = disasm.length(probed)
+            copies.setdefault(to + size, []).append((at, site + size))
+        for end, steps in copies.items():
+            resumes = np.flatnonzero((self.kinds == RESUME) & (self.words[:, 0] == end))
+            which = np.searchsorted([at for at, _ in steps], resumes) - 1
+            due = np.array([after for _, after in steps], np.uint64)[np.maximum(which, 0)]
+            wrong = resumes[(which >= 0) & (self.words[resumes, 1] != due)]
+            for at in wrong[:1].tolist():
+                site, cpu = steps[0][1], int(self.records["cpu"][at])
+                text = f"CPU {cpu} went on at {int(self.words[at][1]):x} after a kprobe's step"
+                self._blame("consumed", text, at, site, cpus=[cpu])
+
     def _judge_dying(self) -> None:
         """A CPU that met the int3 of a poke or kprobe goes on: its kernel does not die of it."""
         traps = np.flatnonzero(self.kinds == TRAP)
@@ -1138,9 +1177,11 @@ class _Judge:
     ) -> str | None:
         """What is wrong with how a CPU went on after an int3."""
         if handlers & H_KPROBE and poke.kprobe:
-            size = disasm.length(poke.old)
+            size = disasm.length(poke.probed or poke.old)
             if address < to < address + size:
                 return f"went on inside the probed instruction, at +{to - address} of {size} bytes"
+            if poke.probed and to == address + size and semantics.pushes(poke.probed) and not stack:
+                return "went on behind the probed instruction, which nobody had executed"
             return None
         if to in self.around.sites.get(address, ()):
             return None

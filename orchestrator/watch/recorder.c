@@ -164,6 +164,12 @@ enum kind {
 	 * 8 bytes that are there now; whether the tracer is on.
 	 */
 	TRACED,
+	/*
+	 * The next RESUME goes on elsewhere after a kprobe's int3, where it has not
+	 * gone on before, or what is there has changed. words: address of the int3;
+	 * rip popped; 16 bytes that are there.
+	 */
+	STEP,
 };
 
 /* What the call of a traced function calls. */
@@ -1230,6 +1236,7 @@ static unsigned int how_serialising(const uint8_t *code, size_t length)
 /* -- what is seen: int3, and how its CPU goes on */
 
 #define DEPTH		8
+#define STEPS		64	/* that are remembered */
 #define DIE_INT3	2	/* enum die_val in arch/x86/include/asm/kdebug.h */
 enum { PT_IP = 0x80, PT_FLAGS = 0x90, PT_SP = 0x98 };	/* struct pt_regs, the same since 2.6 */
 
@@ -1297,6 +1304,18 @@ static void on_return(unsigned int cpu, enum point handler)
 			(uint32_t)reg(RAX) ? RETURNED_NONZERO : RETURNED_ZERO;
 }
 
+/* Where a CPU goes on after the int3 of a kprobe: most often in a copy of the instruction. */
+static void steps_to(unsigned int cpu, uint64_t probe, uint64_t to)
+{
+	static uint64_t seen[STEPS][4];
+	uint64_t words[4] = { probe, to }, *last = seen[(probe ^ to >> 5) % STEPS];
+
+	if (to - probe < INLINE || !memory(to, &words[2], INLINE) || !memcmp(last, words, sizeof(words)))
+		return;
+	memcpy(last, words, sizeof(words));
+	emit(STEP, cpu, 0, 0, words, 4);
+}
+
 /* At an iret: whether it is the one by which this CPU goes on after an int3. */
 static void resume(unsigned int cpu)
 {
@@ -1317,6 +1336,8 @@ static void resume(unsigned int cpu)
 	};
 
 	trapped[cpu].depth = at;
+	if (trap->seen & 1 << (P_KPROBE - P_ENTRY))
+		steps_to(cpu, trap->address, frame[0]);
 	emit(RESUME, cpu, trap->seen, at, words, 7);
 }
 

@@ -6,9 +6,10 @@ from __future__ import annotations
 import pytest
 from recorded import AROUND, CPUS, JUMP, NOP, SITE, TEXT, Written
 
+from orchestrator.text.disasm import executes
 from orchestrator.text.functions import LOCKS
 from orchestrator.verdict import record
-from orchestrator.verdict.record import Judgement, Surroundings, judge
+from orchestrator.verdict.record import H_KPROBE, STEP, Judgement, Surroundings, judge
 
 MODULE = 0xFFFFFFFFA0400000
 STATE = record.F_STATE
@@ -163,3 +164,72 @@ def test_who_switches_something_has_its_lock() -> None:
     assert fault.claim == "lock" and fault.text == (
         "__jump_label_update() was called by arch_arm_kprobe(), which did not hold jump_label_mutex"
     )
+
+
+PUSH, COPY = bytes.fromhex("554889e5"), TEXT + 0x700000
+"""push %rbp; mov %rsp, %rbp."""
+
+
+@pytest.mark.parametrize(
+    ("to", "copy", "wrong"),
+    [
+        (COPY, "55cc", False),
+        (COPY, "55e900000000", False),  # it jumps back by itself
+        (COPY + 1, "cc", True),  # behind the copy
+        (COPY, "53cc", True),  # the copy of another one's
+        (COPY, "4889e5cc", True),
+    ],
+)
+def test_a_kprobe_goes_on_in_a_copy_of_its_instruction(to: int, copy: str, wrong: bool) -> None:
+    log = probed()
+    code = bytes.fromhex(copy).ljust(16, b"\xcc")
+    log.add(STEP, 1, SITE, to, *(int.from_bytes(code[i : i + 8], "little") for i in (0, 8)))
+    log.trap(SITE, to, handlers=H_KPROBE)
+    found = judge(log.records, KERNEL)
+    assert set(found.broken) == ({"consumed"} if wrong else set())
+
+
+@pytest.mark.parametrize(("to", "wrong"), [(SITE + 1, False), (SITE + 2, True), (COPY, True)])
+def test_a_cpu_goes_on_behind_the_probed_instruction_after_its_copy(to: int, wrong: bool) -> None:
+    log = probed()
+    log.add(STEP, 1, SITE, COPY, int.from_bytes(b"\x55" + b"\xcc" * 7, "little"), 0)
+    log.trap(SITE, COPY, handlers=H_KPROBE)
+    log.trap(COPY + 1, to, handlers=H_KPROBE)
+    assert set(judge(log.records, KERNEL).broken) == ({"consumed"} if wrong else set())
+
+
+@pytest.mark.parametrize(("stack", "wrong"), [(-8, False), (0, True)])
+def test_a_kprobe_does_not_skip_its_instruction(stack: int, wrong: bool) -> None:
+    log = probed()
+    log.trap(SITE, SITE + 1, stack=stack, handlers=H_KPROBE)
+    assert set(judge(log.records, KERNEL).broken) == ({"consumed"} if wrong else set())
+
+
+def probed() -> Written:
+    """A log in which a kprobe was armed."""
+    log = Written()
+    log.memory[SITE] = bytearray(PUSH.ljust(32, b"\x90"))
+    log.write(SITE, 0, b"\xcc", TEXT + 0x20)
+    log.sync(0, 1, 2, 3)
+    log.unlock()
+    return log
+
+
+@pytest.mark.parametrize(
+    ("code", "data", "place", "same"),
+    [
+        ("488b0510000000", "488b0510f0ffff", SITE + 0x1000, True),  # relative to rip
+        ("488b0510000000", "488b0510000000", SITE + 0x1000, False),
+        ("e810000000", "9090909090", SITE + 0x15, True),
+        ("e810000000", "9090909090", SITE + 0x16, False),
+        ("e810000000", "e810000000", SITE + 0x1000, True),  # mended after the step
+        ("7410", "9090", SITE + 0x12, True),
+        ("ffd0", "9090", SITE + 0x16, None),
+        ("c3", "9090", SITE + 0x16, None),
+        ("0f", "90", SITE + 0x16, None),
+    ],
+)
+def test_where_an_instruction_is_executed(
+    code: str, data: str, place: int, same: bool | None
+) -> None:
+    assert executes(bytes.fromhex(code), SITE, bytes.fromhex(data), place) is same
