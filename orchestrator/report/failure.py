@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from orchestrator.errors import EXIT_KERNEL_FAILED, EXIT_PASS
+from orchestrator.report import timeline
 from orchestrator.rundir import files_of, replay_command
 from orchestrator.text.disasm import describe
 from orchestrator.text.symbols import where as where_is
+from orchestrator.verdict import measures
 from orchestrator.verdict.evidence import StepEvidence
 from orchestrator.verdict.model import Poke, Violation
 from orchestrator.verdict.result import RunResult
@@ -38,7 +40,14 @@ def _explain(result: RunResult) -> Iterator[str]:
     evidence = result.evidence
     if first := next(evidence.violations(), None):
         yield from _explain_violation(result, *first)
-    elif evidence.findings:
+        return
+    failed = {one.check: one.text for one in result.verdict.results if one.status == "fail"}
+    failure = measures.first_failure(evidence, failed)
+    if failure and failure.record is not None:
+        log = files_of(result.directory, failure.guest) / timeline.LOG
+        yield f"First failure: {failure.check}: {failure.text}"
+        yield f"  See record {failure.record} of {log.relative_to(result.directory)}."
+    if evidence.findings:
         finding = evidence.findings[0]
         console = [line for _, line in _console(files_of(result.directory, finding.guest))]
         lines = [evidence.decoded.get(line, line) for line in console]
@@ -51,7 +60,8 @@ def _explain_violation(
     result: RunResult, step: StepEvidence, poke: Poke, violation: Violation
 ) -> Iterator[str]:
     names = result.evidence.names
-    cpu = f", CPU {violation.cpu}" if violation.cpu >= 0 else ""
+    # Where CPUs did not sync, that of the event is another one: the sentence names them.
+    cpu = f", CPU {violation.cpu}" if violation.cpu >= 0 and not violation.cpus else ""
     where = f"{step.name}, phase {violation.phase}{cpu}"
     yield f"First failure: {violation.claim}, in {where}: {violation.text}"
     yield f"  The site is {names.name(poke.site)}. See event {violation.event} of events.jsonl."

@@ -15,7 +15,7 @@ from orchestrator.host.files import write_report
 from orchestrator.report import html, timeline
 from orchestrator.report.failure import explain
 from orchestrator.report.files import name
-from orchestrator.report.picture import svg
+from orchestrator.report.picture import svg, wrong_at
 from orchestrator.report.tables import said_once
 from orchestrator.report.terminal import PHASES
 from orchestrator.report.timeline import Timeline
@@ -36,6 +36,24 @@ REFERENCE = re.compile(rf"\[event (\d+)\]|{PLACE.pattern}")
 """An event or a record that a text names."""
 MAX_TICKS = 9
 """More numbers below the histogram do not fit a phone."""
+AFTER = {
+    1: "after int3 was written (phase 1)",
+    2: "after the tail was written (phase 2)",
+    3: "after the first byte was written (phase 3)",
+}
+"""Which sync is missing, by phase."""
+WRONG = {
+    "writes": "does not write code in the order of the protocol",
+    "bytes": "has other bytes in its code than it wrote",
+    "sync": "goes on patching too early",
+    "int3": "lets a CPU run into an int3 that should not be there",
+    "consumed": "mishandles an int3 that it wrote itself",
+    "irqs": "patches code with interrupts disabled",
+    "lock": "patches code without text_mutex",
+    "stopper": "stops the whole machine to patch code",
+    "sites": "leaves a branch or a call as it should not be",
+}
+"""What a kernel does that breaks a claim, by check (NAMED in verdict/model.py)."""
 LEFT, RIGHT = 125, 670
 """Where the scale of the durations begins and ends."""
 
@@ -120,6 +138,7 @@ def render(result: RunResult) -> str:
         line=line,
         failed=failed,
         picture=svg(line) if line else "",
+        wrong_at=wrong_at(line) if line else None,
         parts=_parts(line, record.failure.guest if record.failure else ""),
         heat=_heat(evidence, all_cases),
         phases=PHASES,
@@ -144,13 +163,14 @@ def headline(verdict: VerdictRecord) -> str:
     if failure.check == "sync" and failure.cpus:
         everyone = failure.cpus == tuple(range(verdict.smp or 0))
         who = f"none of the {on}" if everyone else cpu_names(failure.cpus)
-        step = f" in {failure.step}" if failure.step else ""
-        number = f", in phase {failure.phase} of the poke" if failure.phase is not None else ""
         did = "synced" if everyone else "did not sync"
+        write = AFTER.get(failure.phase or 0, "after a write")
         return (
-            f"{kernel} goes on patching too early{step}: {who} {did} after a write{number}, so "
-            "stale code may still be executed."
+            f"{kernel} goes on patching too early: {who} {did} {write}, so stale code may still "
+            "be executed."
         )
+    if failure.check in WRONG:
+        return f"{kernel} {WRONG[failure.check]}: {failure.text}."
     return verdict.reason
 
 

@@ -30,6 +30,12 @@ def svg(timeline: Timeline) -> Markup:
     return Markup("\n").join(_Picture(timeline).draw())
 
 
+def wrong_at(timeline: Timeline) -> float | None:
+    """Where the first thing that is wrong is from left to right, in percent; None for nothing."""
+    columns = [mark.column for mark in timeline.marks if mark.wrong]
+    return round(100 * _Picture(timeline).x(min(columns)) / WIDTH, 1) if columns else None
+
+
 class _Picture:
     def __init__(self, timeline: Timeline) -> None:
         self._line = timeline
@@ -65,7 +71,7 @@ class _Picture:
             text += f" In phase {phase.number} {cpu_names(phase.missing)} did not sync."
         return text
 
-    def _x(self, column: float) -> float:
+    def x(self, column: float) -> float:
         return LEFT + BEFORE + self._step * column
 
     def _y(self, cpu: int) -> float:
@@ -74,9 +80,9 @@ class _Picture:
     def _phase(self, number: int, phase: Phase) -> Iterator[Markup]:
         """The background of a phase, its name above and its sync round below."""
         phases = self._line.phases
-        start = self._x(phase.start) if number else float(LEFT)
+        start = self.x(phase.start) if number else float(LEFT)
         last = number + 1 == len(phases)
-        end = float(WIDTH - RIGHT) if last else self._x(phases[number + 1].start)
+        end = float(WIDTH - RIGHT) if last else self.x(phases[number + 1].start)
         width = max(end - start, 0.0)
         yield Markup(
             '<rect class="phase p{}{}" x="{:.1f}" y="{}" width="{:.1f}" height="{:.1f}"/>'
@@ -103,7 +109,7 @@ class _Picture:
             )
 
     def _mark(self, mark: Mark) -> Markup:
-        x, r = self._x(mark.column), self._radius
+        x, r = self.x(mark.column), self._radius
         number = f" [{'event' if self._line.source.startswith('events') else 'record'} "
         number = f"{number}{mark.number}]" if mark.number >= 0 else ""
         who = f"CPU {mark.cpu} " if mark.cpu >= 0 else ""
@@ -122,6 +128,9 @@ class _Picture:
             return Markup()
         else:
             shape = _shape(mark.kind, mark.text, x, self._y(mark.cpu), r)
+            if mark.wrong and mark.kind != "missing":  # whose lane it is may be out of sight
+                right = min(x + r + 4, WIDTH - 60)
+                shape += _text("who", right, self._y(mark.cpu) + 3.5, f"CPU {mark.cpu}")
         return Markup('<g class="m {}{}">{}{}</g>').format(mark.kind, wrong, title, shape)
 
 

@@ -588,8 +588,10 @@ def record(evidence: Evidence) -> CheckResult:
     if not seen.judged:
         return CheckResult("record", "blind", "the recorder saw no poke")
     owners = ", ".join(f"{owner} {count:,}" for owner, count in seen.judged.most_common())
+    count = seen.judged.total()
     text = (
-        f"{seen.judged.total():,} pokes of the whole run were judged ({owners}), "
+        f"{count:,} poke{'s' if count != 1 else ''} of the whole run "
+        f"{'were' if count != 1 else 'was'} judged ({owners}), "
         f"with {seen.rounds:,} sync rounds and {seen.int3:,} int3"
     )
     details = [f"not judged: {what}: {count:,}" for what, count in seen.not_judged.items()]

@@ -89,6 +89,19 @@ def test_the_first_screen_of_a_failure_says_who_missed_what(
     assert box and box["y"] < 400
 
 
+def test_a_phone_shows_first_what_is_wrong_and_can_scroll_away(
+    open_page: Open, pages: dict[str, Path]
+) -> None:
+    page = open_page(pages["64 CPUs"], width=PHONE)
+    mark, frame = page.locator(".poke .wrong").first.bounding_box(), page.locator(".wide").first
+    assert mark and 0 < mark["x"] < mark["x"] + mark["width"] < PHONE
+    assert frame.evaluate("element => element.scrollLeft") > 50
+    page.wait_for_timeout(500)
+    frame.evaluate("element => { element.scrollLeft = 0 }")
+    page.wait_for_timeout(100)
+    assert frame.evaluate("element => element.scrollLeft") == 0
+
+
 @pytest.mark.parametrize("width", [PHONE, 1100])
 def test_durations_fit_and_their_numbers_do_not_overlap(
     open_page: Open, pages: dict[str, Path], width: int

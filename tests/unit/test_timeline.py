@@ -6,18 +6,23 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from good_run import NOP5_ON, Run
 from recorded import AROUND, CPUS, Written
 from test_results import result_of
 
+from orchestrator.guest.klog import Finding
 from orchestrator.report import page, picture, timeline
+from orchestrator.report.failure import explain
 from orchestrator.report.timeline import Timeline
 from orchestrator.rundir import BRANCHES
 from orchestrator.verdict.measures import Failure
+from orchestrator.verdict.model import NAMED
 from orchestrator.verdict.record import Log, judge
-from orchestrator.verdict.result import record
+from orchestrator.verdict.result import VerdictRecord, record
 
 
 def watched(run: Run, directory: Path) -> Timeline | None:
@@ -71,6 +76,33 @@ def test_the_page_says_who_did_not_sync_in_its_first_sentence(tmp_path: Path) ->
     # What a check says leads to the event in the table.
     number = re.search(r'<a href="#n(\d+)">\[event', text)
     assert number and f'<tr id="n{number[1]}"' in text
+
+
+@pytest.mark.parametrize("check", NAMED)
+def test_the_first_sentence_says_what_the_kernel_does_wrong(check: str) -> None:
+    failure = Failure(check=check, text="CPU 1 did it")
+    verdict = VerdictRecord(
+        outcome="fail", reason="r", exit_status=1, name="linux", smp=2, failure=failure
+    )
+    assert page.headline(verdict) == f"linux {page.WRONG[check]}: CPU 1 did it."
+    missing = replace(verdict, failure=replace(failure, check="sync", phase=2, cpus=(0, 1)))
+    assert "none of the 2 CPUs synced after the tail was written (phase 2)" in page.headline(
+        missing
+    )
+
+
+def test_a_failure_that_only_the_recorder_saw_is_explained(tmp_path: Path) -> None:
+    log = Written()
+    log.poke(syncs=(0, 2, 3))
+    run = Run()
+    run.record = judge(log.records, AROUND, log=Log("sites"))
+    run.findings = [Finding("oops", 1, "Oops", 1)]
+    (tmp_path / BRANCHES / "sites").mkdir(parents=True)
+    first, where, console = [*explain(result_of(run, tmp_path))][:3]
+    assert first.startswith("First failure: sync: ") and "CPU 1" in first
+    number = run.record.violations[0].record
+    assert where == f"  See record {number} of branches/sites/recorder.log.gz."
+    assert console.startswith("The console from line 1")
 
 
 def test_a_run_that_passed_shows_how_a_poke_went(tmp_path: Path) -> None:
