@@ -75,7 +75,7 @@ class RunSpec:
         metavar="PARAMETERS",
         group=MACHINE,
         key="append",
-        help="kernel parameters in addition to ours, or in place of them (repeatable)",
+        help="kernel parameters; they are added to ours, or override them (repeatable)",
     )
     qemu: Path | None = option(
         "--qemu",
@@ -106,7 +106,8 @@ class RunSpec:
         parse=float,
         metavar="S",
         group=POKING,
-        help="seconds of free-running pokes, all scenarios together (default: 3, fewer for a few)",
+        help="seconds of free-running pokes, all scenarios together (default: 3, or less for few "
+        "scenarios)",
     )
     soak: float = option(
         "--soak",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from orchestrator.explore import Explored, Trial
 
 NAME = "explore"
-HELP = "poke a kernel in many seeded schedules, until one fails or nothing new comes"
+HELP = "try one schedule for each seed, until one fails or they show nothing new"
 EXAMPLES = (
     ("explore --smp 2 --time 5m", "the default kernel"),
     ("explore --tree . --patch fix.patch --scenario 'nop*' --seeds 200", ""),
@@ -32,7 +32,7 @@ EXAMPLES = (
 STATUSES = (
     (0, "no schedule failed"),
     (1, "the kernel did something wrong in a schedule"),
-    (125, "no verdict: it does not build or boot, or the host or the emulator failed"),
+    (125, "no verdict: the kernel does not build or boot, or host or emulator failed"),
     (129, "wrong usage"),
     (130, "interrupted (128 plus the number of the signal)"),
 )
@@ -45,27 +45,32 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_kernel(parser)
     add_declared(parser, RunSpec, MACHINE, POKING)
     parser.set_defaults(duration=DURATION)
+    # Of a run the default is another one.
+    duration = f"seconds of pokes for each seed, all scenarios together (default: {DURATION})"
+    parser._option_string_actions["--duration"].help = duration
     parser.add_argument(
-        "--time", type=seconds, default=300.0, metavar="TIME", help="limit (default: 5m)"
+        "--time", type=seconds, default=300.0, metavar="TIME", help="stop after TIME (default: 5m)"
     )
     parser.add_argument(
         "--seeds",
         type=whole(0, MAX_SEED),
         default=0,
         metavar="N",
-        help="number of seeds (default: until nothing new comes)",
+        help="number of seeds (default: until they show nothing new)",
     )
     parser.add_argument(
         "--seed", type=whole(0, MAX_SEED), default=1, metavar="N", help="first seed (default: 1)"
     )
     parser.add_argument(
-        "--plain", action="store_true", help="do not cut turns of the CPUs by seeded timers"
+        "--plain",
+        action="store_true",
+        help="let CPUs change places only by themselves, not also by timers of the seed",
     )
     parser.add_argument(
         "--jobs",
         type=whole(1, MAX_JOBS),
         metavar="N",
-        help="seeds that run at a time (default: number of CPUs)",
+        help="number of seeds to run at once (default: number of CPUs)",
     )
     add_output(parser, "directory for a failure (default: a new one in the state directory)")
     document.add_json(parser)

@@ -27,6 +27,17 @@ STATUSES = (
     (130, "interrupted (128 plus the number of the signal)"),
 )
 """Exit statuses of a command that has no STATUSES of its own."""
+ABOUT = """\
+Tells you whether a Linux kernel patches its own code safely. It boots the kernel in QEMU, pokes
+(changes) instructions while every CPU executes them, and judges each write, sync and int3."""
+FIRST_STEPS = """\
+first steps:
+  # what is missing on this host
+  orchestrator doctor
+  # test the default kernel on 4 CPUs; building it takes some minutes, once
+  orchestrator run --smp 4
+
+`orchestrator COMMAND --help` shows the options of a command, with examples and exit statuses."""
 VALUE = "argument "
 """What argparse's messages about a value begin with."""
 
@@ -70,6 +81,15 @@ class Parser(argparse.ArgumentParser):
 class HelpFormatter(argparse.HelpFormatter):
     """Wraps paragraphs, and keeps indented lines as they are: examples and lists."""
 
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        if isinstance(action, argparse._SubParsersAction):
+            # argparse forgets that commands are indented, and breaks the line behind a long one.
+            self._action_max_length += self._indent_increment
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         lines: list[str] = []
         paragraph: list[str] = []
@@ -95,9 +115,7 @@ class ShowVersion(argparse.Action):
 
 def parser() -> Parser:
     """A parser for all commands."""
-    top = Parser(
-        prog="orchestrator", description="Does this kernel patch its own code safely on every CPU?"
-    )
+    top = Parser(prog="orchestrator", description=ABOUT, epilog=FIRST_STEPS)
     top.add_argument(
         "--version", action=ShowVersion, nargs=0, help="show version and commit, and exit"
     )

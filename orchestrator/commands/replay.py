@@ -13,7 +13,7 @@ from orchestrator.errors import EXIT_PASS, EXIT_UNTESTABLE, UsageError
 from orchestrator.options import whole
 
 NAME = "replay"
-HELP = "repeat the free-running part of a finished run, event by event, or stop it at one"
+HELP = "repeat the free-running part of a finished run, event by event, or stop it at an event"
 EXAMPLES = (
     ("replay 12", "run 12 of the history"),
     ("replay 12 --at failure", "open GDB where it failed"),

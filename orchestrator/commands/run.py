@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from orchestrator.verdict.result import RunResult
 
 NAME = "run"
-HELP = "boot a kernel, poke it on every CPU, and report the verdict"
+HELP = "boot a kernel, poke code that every CPU executes, and report the verdict"
 EXAMPLES = (
     ("run --smp 4", "the default kernel on 4 CPUs"),
     ("run --tree . --patch fix.patch --seed 3", "your own tree with a patch"),
@@ -30,7 +30,7 @@ EXAMPLES = (
 STATUSES = (
     (0, "pass: every promise held, and every CPU was seen in every phase"),
     (1, "the kernel did something wrong"),
-    (125, "no verdict: it does not build or boot, or the host or the emulator failed"),
+    (125, "no verdict: the kernel does not build or boot, or host or emulator failed"),
     (129, "wrong usage"),
     (130, "interrupted (128 plus the number of the signal)"),
 )
@@ -46,7 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         const="failure",
         choices=("failure", "always"),
         metavar="always",
-        help="keep the guest for `orchestrator gdb` if the run does not pass (or always)",
+        help="if the run does not pass, or always, keep the guest for `orchestrator gdb`",
     )
     parser.add_argument(
         "--dry-run",

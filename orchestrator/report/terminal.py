@@ -299,5 +299,5 @@ def _footer(result: RunResult) -> Iterator[str]:
     if result.seconds:
         yield f"time:    {_times(result.seconds)}"
     if printed := result.evidence.fingerprint:
-        yield f"course:  fingerprint {printed} of the free-running part, which the seed repeats"
+        yield f"course:  the free-running part has the fingerprint {printed}; this seed repeats it"
     yield f"results: {result.directory}"

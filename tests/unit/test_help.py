@@ -83,6 +83,24 @@ def test_help_fits_into_80_columns(
         assert max(map(len, body.splitlines())) <= 80, module.NAME
 
 
+def test_explore_tells_its_own_default_duration(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.parser().parse_args(["explore", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert cli.parser().parse_args(["explore"]).duration == 0.3
+    assert "(default: 0.3)" in text and "default: 3" not in text
+
+
+def test_the_help_of_the_program_says_where_to_begin(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.parser().parse_args(["--help"])
+    text = capsys.readouterr().out
+    assert "\n    scenarios   list" in text and "\n    completion  print" in text
+    assert "\nfirst steps:\n" in text and "\n  orchestrator doctor\n" in text
+
+
 @pytest.mark.parametrize("shell", completion.SHELLS)
 def test_completion_knows_commands_options_scenarios_and_kernels(shell: str) -> None:
     text = completion.script(shell)
