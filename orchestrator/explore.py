@@ -225,7 +225,7 @@ class Explorer:
             if not fault and one.recorder.looks != LOOKS:
                 raise InfraError("the recorder did not look at the kernel's text")
             so_far = record.Judgement(sites=copy.deepcopy(boot.sites))
-            judged = record.judge(log, around, so_far)
+            judged = record.judge(log, around, so_far, record.Log(FOUND))
             check, details = _failure(plan, one, judged, fault)
         found, pokes = interleavings(log)
         return Trial(
@@ -245,8 +245,8 @@ def _failure(
     """The check that failed, and what is wrong, one line each."""
     if judged.violations:
         first = min(judged.violations, key=lambda violation: violation.record)
-        lines = [f"{v.text} [record {v.record} of {FOUND}]" for v in judged.violations]
-        lines.insert(0, f"{first.text} [record {first.record} of {FOUND}]")
+        lines = [f"{v.text} [{v.place}]" for v in judged.violations]
+        lines.insert(0, f"{first.text} [{first.place}]")
         return first.claim, tuple(dict.fromkeys(lines))
     if fault:
         return "console", (fault,)

@@ -64,7 +64,7 @@ def _tested(verdict: VerdictRecord) -> Iterator[str]:
         for patch in kernel.patches:
             yield f"  patch:    {patch}"
     if machine:
-        yield f"  machine:  {machine.smp} CPUs ({machine.cpu}), QEMU {machine.qemu}, "
+        yield f"  machine:  {machine.smp} CPUs ({machine.cpu}), QEMU {machine.qemu},"
         yield f"            {machine.accelerator}"
     for edit in verdict.edited:
         yield f"  edited:   {edit}"
