@@ -374,6 +374,7 @@ def surroundings(recorder: Recorder, module_symbols: Sequence[str]) -> record.Su
         kprobe_syncs=modern,
         only_writers=modern or FTRACE not in functions,
         rcu_tasks=modern and bool(recorder.address("tasks")),
+        preemption="preempt_schedule" in functions,
     )
 
 

@@ -34,7 +34,7 @@ from orchestrator.text.functions import LOCKS, STOPPERS
 from orchestrator.verdict.model import Event, cpu_names
 
 WRITE, WRITER, CALLERS, SYNC, SERIALISE, TRAP, RESUME, CODE, PASS, STOPPER, UNLOCK = range(1, 12)
-MODE, BRANCH, CALL, TASKS, ORDER, DIES, FLUSH, UNGUARDED, TRACED, STEP = range(12, 22)
+MODE, BRANCH, CALL, TASKS, ORDER, DIES, FLUSH, UNGUARDED, TRACED, STEP, FREED = range(12, 23)
 """enum kind in recorder.c."""
 F_IRQS, F_EARLY, F_MEMSET, F_UNREADABLE, F_MAPPED = 1, 2, 4, 8, 16
 F_EXECUTED, F_STATE = 32, 64
@@ -118,7 +118,10 @@ class Surroundings:
     only_writers: bool = True
     """Whether text changes by recorded functions only: ftrace has others before 5.6."""
     rcu_tasks: bool = False
-    """Whether kprobes must call synchronize_rcu_tasks() before they write a jump."""
+    """Whether kprobes must call synchronize_rcu_tasks() before they write a jump, and after they
+    have taken one away, before they free the slot that it went to."""
+    preemption: bool = False
+    """Whether a task can be preempted in a trampoline of ftrace, which must then wait as well."""
 
 
 @dataclass(frozen=True)
@@ -330,6 +333,8 @@ class _Judge:
         self.syncs = np.flatnonzero(self.kinds == SYNC)
         self.patching = records["flags"] & F_STATE != 0
         self.tasks = np.flatnonzero(self.kinds == TASKS)
+        self.left: dict[int, list[int]] = {}
+        """Numbers of the WRITEs by which a jump or call was taken away, by where it went."""
         begin, end = around.module
         passed = records["word"][:, 0][self.kinds == PASS]
         first = np.flatnonzero(self.kinds == PASS)[(passed >= begin) & (passed < end)][:1]
@@ -386,6 +391,7 @@ class _Judge:
         self._add_unfinished()
         self._judge_int3()
         self._judge_steps()
+        self._judge_freed()
         self._judge_dying()
         return self.result
 
@@ -575,6 +581,10 @@ class _Judge:
         )
         self.finished.setdefault(site.address, []).append(poke)
         self.result.judged[owner] += 1
+        if site.original[0] in (CALLS, JUMP):
+            effect = semantics.effect(site.address, site.original, 0)
+            if effect and effect.ip is not None:
+                self.left.setdefault(effect.ip, []).append(site.begun)
         if not kprobe and len(stages) == len("123"):
             self._check_state(site, stages)
         site.begun = -1
@@ -1140,6 +1150,26 @@ class _Judge:
                 text = f"CPU {cpu} went on at {int(self.words[at][1]):x} after a kprobe's step"
                 self._blame("consumed", text, at, site, cpus=[cpu])
 
+    def _judge_freed(self) -> None:
+        """A task may be preempted in a slot of kprobes or a trampoline of ftrace. So who takes the
+        last jump to it away waits for all tasks before it is freed.
+        """
+        for at in np.flatnonzero(self.kinds == FREED).tolist():
+            address, is_trampoline = int(self.words[at][0]), bool(self.records["number"][at])
+            last = max((left for left in self.left.get(address, ()) if left < at), default=-1)
+            if last < 0 or not self.around.rcu_tasks:
+                continue
+            # When a kprobe is disabled it loses its jump at once, and nobody waits for tasks.
+            if not is_trampoline and not any("kprobe_optimizer" in n for n in self._names(at + 1)):
+                continue
+            if is_trampoline and not self.around.preemption:
+                continue
+            if not np.any((self.tasks > last) & (self.tasks < at)):
+                what = "the trampoline of a tracer" if is_trampoline else "a slot of kprobes"
+                since = f"since it had last been {'called' if is_trampoline else 'jumped to'}"
+                text = f"{what} was freed, and nobody had called synchronize_rcu_tasks() {since}"
+                self._blame("sync", text, at, address, last)
+
     def _judge_dying(self) -> None:
         """A CPU that met the int3 of a poke or kprobe goes on: its kernel does not die of it."""
         traps = np.flatnonzero(self.kinds == TRAP)
@@ -1225,8 +1255,12 @@ class _Judge:
 
     def _callers(self, at: int) -> list[str]:
         """The functions that may have called the write, innermost first."""
+        return self._names(at + 2)
+
+    def _names(self, at: int) -> list[str]:
+        """The functions in the CALLERS at record `at`."""
         names = []
-        for record in self.records[at + 2 : at + 4]:
+        for record in self.records[at : at + 2]:
             if record["kind"] != CALLERS:
                 break
             for word in record["word"][: record["number"]].tolist():

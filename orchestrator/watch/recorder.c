@@ -74,7 +74,7 @@ enum kind {
 	 * text_mutex; the current task; the CPUs in user mode; those that are idle.
 	 */
 	WRITER,
-	/* Follows WRITER, up to twice. number: how many words of the stack may be return addresses. */
+	/* Follows WRITER and FREED, up to twice. number: how many words of the stack may be return addresses. */
 	CALLERS,
 	/* do_sync_core() was entered. words: rsp; where it returns to. F_STATE: as in WRITE. */
 	SYNC,
@@ -170,6 +170,11 @@ enum kind {
 	 * rip popped; 16 bytes that are there.
 	 */
 	STEP,
+	/*
+	 * Code to which other text jumped or called is freed. number: 0: a slot of
+	 * kprobes; 1: the trampoline of a tracer. words: its address. CALLERS follow.
+	 */
+	FREED,
 };
 
 /* What the call of a traced function calls. */
@@ -360,8 +365,8 @@ static uint64_t quad(uint64_t address)
 
 enum point {
 	P_NONE, P_WRITE, P_EARLY, P_SYNC, P_STOPPER, P_UNLOCK, P_SITE,
-	P_KEY, P_STATIC_CALL, P_TRANSFORM, P_TRACER, P_TASKS, P_FREED, P_LOCK, P_CPUS_LOCK,
-	P_CPUS_UNLOCK, P_END, P_DIES, P_FLUSH, P_GUARDED,
+	P_KEY, P_STATIC_CALL, P_TRANSFORM, P_TRACER, P_TASKS, P_FREED, P_SLOT, P_LOCK,
+	P_CPUS_LOCK, P_CPUS_UNLOCK, P_END, P_DIES, P_FLUSH, P_GUARDED,
 	P_ENTRY, P_POKE, P_KPROBE, P_FTRACE,	/* handlers: bit 0, 1, 2, 3 of RESUME */
 	P_RETURN, P_SECOND,
 };
@@ -785,6 +790,7 @@ static void load(void)
 		{ "entry", P_ENTRY }, { "poke", P_POKE }, { "kprobe", P_KPROBE },
 		{ "ftrace", P_FTRACE }, { "key", P_KEY }, { "static_call", P_STATIC_CALL },
 		{ "transform", P_TRANSFORM }, { "tracer", P_TRACER }, { "tasks", P_TASKS }, { "freed", P_FREED },
+		{ "slot", P_SLOT },
 		{ "lock", P_LOCK }, { "cpus_lock", P_CPUS_LOCK }, { "cpus_unlock", P_CPUS_UNLOCK },
 		{ "end", P_END }, { "dies", P_DIES }, { "flush", P_FLUSH },
 		{ "guarded", P_GUARDED },
@@ -1512,6 +1518,7 @@ static void call_was_switched(uint64_t key)
 #define PAGE_RECORDS	262144
 #define KINDS		32
 #define OPS		256
+#define TRAMPOLINES	64
 #define OPS_WORDS	80	/* of struct ftrace_ops among which `trampoline` is */
 #define KERNEL_START	0xffffffff80000000ull
 #define TRACED_FLAGS	0xfde7ffffull	/* all but DISABLED, and what was: TOUCHED, MODIFIED */
@@ -1534,6 +1541,24 @@ static void call_in_trampoline(uint64_t trampoline, uint64_t function)
 			emit_call(0, function, trampoline + from[i][1] - from[i][0], 0);
 }
 
+static uint64_t trampolines[TRAMPOLINES];	/* those that were called */
+
+static bool is_known_trampoline(uint64_t address)
+{
+	for (int i = 0; i < TRAMPOLINES; i++)
+		if (trampolines[i] == address)
+			return true;
+	return false;
+}
+
+static void note_trampoline(uint64_t address)
+{
+	static unsigned int next;
+
+	if (!is_known_trampoline(address))
+		trampolines[next++ % TRAMPOLINES] = address;
+}
+
 /* Whether a registered ops has this trampoline. */
 static bool is_trampoline(uint64_t address)
 {
@@ -1545,6 +1570,7 @@ static bool is_trampoline(uint64_t address)
 			if (quad(ops + 8 * word) != address)
 				continue;
 			call_in_trampoline(address, quad(ops));
+			note_trampoline(address);
 			return true;
 		}
 	}
@@ -1685,6 +1711,12 @@ static void on_site(struct watched *site, unsigned int cpu)
 		emit(PASS, cpu, F_FIRST, 0, words, 2);
 }
 
+static void emit_freed(unsigned int cpu, uint64_t address, uint32_t what, uint64_t rsp)
+{
+	emit(FREED, cpu, 0, what, &address, 1);
+	emit_callers(cpu, rsp);
+}
+
 /* rsp: as it was when the function was entered. */
 static void at_point(struct watched *here, unsigned int cpu, uint64_t rsp)
 {
@@ -1758,6 +1790,11 @@ static void at_point(struct watched *here, unsigned int cpu, uint64_t rsp)
 		break;
 	case P_FREED:
 		on_freed(reg(RDI));
+		if (reg(RDI) && is_known_trampoline(reg(RDI)))
+			emit_freed(cpu, reg(RDI), 1, rsp);
+		break;
+	case P_SLOT:	/* (cache, slot, dirty) */
+		emit_freed(cpu, reg(RSI), 0, rsp);
 		break;
 	case P_LOCK:
 		on_lock(cpu, number_of_lock(reg(RDI)), rsp);

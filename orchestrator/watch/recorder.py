@@ -92,6 +92,7 @@ POINTS: Mapping[str, tuple[str, ...]] = {
     "tracer": ("ftrace_update_ftrace_func",),
     "tasks": (TASKS,),
     "freed": ("vfree", "execmem_free"),
+    "slot": ("__free_insn_slot",),
     "lock": ("mutex_lock", "mutex_lock_nested"),
     "cpus_lock": ("cpus_read_lock", "cpus_write_lock"),
     "cpus_unlock": ("cpus_read_unlock", "cpus_write_unlock"),

@@ -10,7 +10,16 @@ from recorded import AROUND, JUMP, NOP, SITE, TASK, TEXT, Written
 
 from orchestrator.text import semantics
 from orchestrator.verdict import record
-from orchestrator.verdict.record import BRANCH, CALL, F_MAPPED, TASKS, TRACED, Judgement, judge
+from orchestrator.verdict.record import (
+    BRANCH,
+    CALL,
+    F_MAPPED,
+    FREED,
+    TASKS,
+    TRACED,
+    Judgement,
+    judge,
+)
 
 KEY, TARGET = TEXT + 0x200000, SITE + 5 + 0xFB
 CALLED, RETURN_0, ASSIST = TEXT + 0x3000, TEXT + 0x4000, TEXT + 0x5000
@@ -190,3 +199,38 @@ def test_a_trampoline_may_call_the_tracer_by_ftrace_ops_assist_func() -> None:
     assert not broken(log)
     log.add(CALL, 255, 0, CALLED, SITE, 0, number(jump(0xE8, RETURN_0)))
     assert broken(log) == {"sites"}
+
+
+SLOT, NAMES = SITE + 5 + 0xFB, {TEXT: "arm_kprobe+0x10", TEXT + 16: "kprobe_optimizer+0x60"}
+
+
+@pytest.mark.parametrize(
+    ("trampoline", "waited", "preemption", "caller", "right"),
+    [
+        (0, "", True, TEXT + 16, False),
+        (0, "before", True, TEXT + 16, False),
+        (0, "after", True, TEXT + 16, True),
+        (0, "", True, TEXT, True),  # it was disabled
+        (1, "", True, TEXT, False),
+        (1, "after", True, TEXT, True),
+        (1, "", False, TEXT, True),
+    ],
+)
+def test_code_that_was_jumped_to_is_freed_when_no_task_is_in_it_any_more(
+    trampoline: int, waited: str, preemption: bool, caller: int, right: bool
+) -> None:
+    around = replace(AROUND, name=NAMES.get, rcu_tasks=True, preemption=preemption)
+    log = Written()
+    log.poke(new=JUMP)
+    if waited == "before":
+        log.add(TASKS, 0)
+    log.poke(new=NOP)
+    if waited == "after":
+        log.add(TASKS, 0)
+    log.add(FREED, 0, SLOT, number=trampoline)
+    log.add(record.CALLERS, 0, caller, number=1)
+    log.add(FREED, 0, SLOT + 16, number=trampoline)
+    log.add(record.CALLERS, 0, caller, number=1)
+    found = judge(log.records, around)
+    assert set(found.broken) == (set() if right else {"sync"})
+    assert right or "was freed, and nobody" in found.violations[0].text
