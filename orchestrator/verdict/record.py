@@ -456,13 +456,16 @@ class _Judge:
     def _is_live(self, address: int, at: int) -> bool:
         """Whether CPUs may execute this address at record `at`, as far as we know.
 
-        Text of modules is when some of it was executed. What is not text of a module, like
-        the slots of kprobes and the programs of BPF, is used again without int3.
+        Text of modules is when some of it was executed, and what bpf_arch_text_poke() changes is
+        then. What is not text of a module, like the slots of kprobes and new programs of BPF, is
+        used again without int3.
         """
         if self._in_text(address):
             return True
         if self.records["flags"][at] & F_EXECUTED:
             owner = self._owner(at)
+            if owner == "BPF" and any("bpf_arch_text_poke" in name for name in self._callers(at)):
+                return True
             if owner in BY_PROTOCOL or (owner == "kprobes" and self._in_module(address)):
                 return True
         if at < self.module_live:

@@ -66,7 +66,8 @@ enum kind {
 	 * 16 new bytes, 16 bytes before (of a longer write the FNV-1a hash of both);
 	 * rsp; the CPUs online. F_MAPPED: the mapping through which the write before
 	 * this one was made is still there. F_EXECUTED: it is in text of a module that
-	 * was executed. F_STATE: the poke handler has something to look for.
+	 * was executed. F_STATE: the poke handler has something to look for, and if
+	 * int3 is written, this address.
 	 */
 	WRITE = 1,
 	/*
@@ -393,6 +394,7 @@ static uint64_t text_start, text_end;
 static uint64_t jump_label_mutex, jump_table, jump_table_end;
 static uint64_t static_call_mutex, call_sites, call_sites_end;
 static uint64_t patching_flag, patching_refs, patching_refs_percpu;
+static uint64_t patching_address, patching_array;
 static uint64_t poking_mm, poking_addr, page_offset_base, init_top_pgt;
 static uint64_t ftrace_lock, ftrace_pages, ftrace_enabled, ftrace_disabled, ftrace_ops_list;
 static uint64_t ftrace_caller, ftrace_regs_caller, ftrace_call, ftrace_regs_call;
@@ -630,6 +632,49 @@ static bool is_patching(void)
 	return patching_refs_percpu && gs >> 63 && memory(gs + patching_refs_percpu, &value, 4) && value;
 }
 
+#define POKES		256	/* TEXT_POKE_ARRAY_MAX */
+
+/* struct text_poke_loc, since 5.8 */
+struct poke {
+	int32_t address;	/* from _stext */
+	uint8_t rest[12];
+};
+
+/* Whether the handler has been given this address. */
+static bool has_poke(uint64_t address)
+{
+	uint64_t vector = patching_refs ? quad(patching_refs) : patching_array;
+	uint64_t count = patching_refs ? patching_refs + 8 : patching_array + POKES * sizeof(struct poke);
+	static struct poke pokes[POKES];
+	uint32_t number;
+
+	if (patching_address)
+		return quad(patching_address) == address + 1;
+	if (!vector || !memory(count, &number, 4) || number > POKES ||
+	    !memory(vector, pokes, number * sizeof(*pokes)))
+		return false;
+	for (uint32_t i = 0; i < number; i++)
+		if (text_start + pokes[i].address == address)
+			return true;
+	return false;
+}
+
+/*
+ * Whether the handler looks for int3 at the site that is written to. Its
+ * addresses count once one of them was found where we look for them.
+ */
+static bool is_patching_here(uint64_t address, const uint8_t *bytes, uint64_t length)
+{
+	static bool found;
+	bool begins = length == 1 && bytes[0] == INT3;
+
+	if (!is_patching())
+		return false;
+	if (!begins || !found)
+		found |= has_poke(address) || has_poke(address - 1);
+	return !begins || !found || has_poke(address);
+}
+
 /* -- locks, and in which order they are taken */
 
 #define LOCKS		16
@@ -807,6 +852,7 @@ static void load(void)
 		{ "static_call_mutex", &static_call_mutex }, { "call_sites", &call_sites },
 		{ "call_sites_end", &call_sites_end }, { "patching_flag", &patching_flag },
 		{ "patching_refs", &patching_refs }, { "patching_refs_percpu", &patching_refs_percpu },
+		{ "patching_address", &patching_address }, { "patching_array", &patching_array },
 		{ "poking_mm", &poking_mm }, { "poking_addr", &poking_addr },
 		{ "page_offset_base", &page_offset_base }, { "init_top_pgt", &init_top_pgt },
 		{ "ftrace_lock", &ftrace_lock }, { "ftrace_pages", &ftrace_pages },
@@ -1015,7 +1061,7 @@ static void on_write(unsigned int cpu, uint64_t rsp, bool early)
 	uint64_t words[7] = { address, 0, 0, 0, 0, rsp, 0 };
 	size_t kept = length < LONGEST ? length : LONGEST;
 	unsigned int flags = (reg(EFLAGS) & EFLAGS_IF ? F_IRQS : 0) | (early ? F_EARLY : 0) |
-			     (still_mapped() ? F_MAPPED : 0) | (is_patching() ? F_STATE : 0) |
+			     (still_mapped() ? F_MAPPED : 0) |
 			     (was_executed(address, length) ? F_EXECUTED : 0);
 	uint64_t gs = reg(GS_BASE), mutex[7] = { 0 };
 
@@ -1037,6 +1083,8 @@ static void on_write(unsigned int cpu, uint64_t rsp, bool early)
 		memcpy(&words[1], bytes, flags & F_UNREADABLE ? 0 : kept);
 	else
 		words[1] = fnv1a(bytes, kept);
+	if (is_patching_here(address, bytes, length))
+		flags |= F_STATE;
 	words[6] = cpus_online();
 	if (same_write(cpu, length, words))
 		return;

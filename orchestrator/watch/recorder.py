@@ -130,6 +130,8 @@ DATA: Mapping[str, tuple[str, ...]] = {
     "ftrace_regs_caller": ("ftrace_regs_caller",),
     "ftrace_call": ("ftrace_call",),
     "ftrace_regs_call": ("ftrace_regs_call",),
+    "patching_address": ("bp_int3_addr",),
+    "patching_array": ("text_poke_array",),
     "patching_flag": ("bp_patching_in_progress",),
     "patching_refs_percpu": ("text_poke_array_refs", "bp_refs"),
 }

@@ -13,7 +13,10 @@ from orchestrator.verdict.record import H_KPROBE, STEP, Judgement, Surroundings,
 
 MODULE = 0xFFFFFFFFA0400000
 STATE = record.F_STATE
-NAMES = {TEXT + 0x10: "__jump_label_update+0x1", TEXT + 0x20: "arch_arm_kprobe+0x1"}
+NAMES = {TEXT + 0x10: "__jump_label_update+0x1", TEXT + 0x20: "arch_arm_kprobe+0x1"} | {
+    TEXT + 0x30: "__bpf_arch_text_poke+0x1",
+    TEXT + 0x40: "bpf_arch_text_copy+0x1",
+}
 KERNEL = Surroundings(name=NAMES.get, text=AROUND.text)
 CPUMASK = (1 << CPUS) - 1
 
@@ -102,6 +105,8 @@ def test_the_jump_of_a_kprobe_is_taken_back_whole(restored: bool) -> None:
         (record.F_EXECUTED, TEXT + 0x10, True),
         (0, TEXT + 0x10, False),
         (record.F_EXECUTED, TEXT + 0x20, False),
+        (record.F_EXECUTED, TEXT + 0x30, True),
+        (record.F_EXECUTED, TEXT + 0x40, False),  # of a program that is new
     ],
 )
 def test_text_of_a_module_that_was_executed_changes_under_int3_only(
