@@ -6,6 +6,13 @@
 #include <linux/types.h>
 #include "compat.h"
 
+#ifdef CONFIG_HAVE_STATIC_CALL_INLINE
+#include <linux/static_call.h>
+
+bool orch_guest_is_off(void);
+DECLARE_STATIC_CALL(orch_guest_call, orch_guest_is_off);
+#endif
+
 extern orch_key_t orch_guest_key;
 
 /**

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * A module that is loaded and removed while orch.ko flips a key that it
- * branches on (guest/scenarios/modules.c).
+ * branches on, and a static call that it does (guest/scenarios/modules.c).
  */
 #include <linux/errno.h>
 #include <linux/module.h>
@@ -21,9 +21,24 @@ static noinline notrace bool second(void)
 	return false;
 }
 
+#ifdef CONFIG_HAVE_STATIC_CALL_INLINE
+static noinline notrace bool call(void)
+{
+	bool on = static_call(orch_guest_call)();
+
+	barrier();	/* no call in tail position */
+	return on;
+}
+#else
+static bool call(void)
+{
+	return first();
+}
+#endif
+
 static unsigned int count_wrong(bool on)
 {
-	return (first() != on) + (second() != on);
+	return (first() != on) + (second() != on) + (call() != on);
 }
 
 /* A branch that is gone once the module is loaded; nobody may change it afterwards. */

@@ -4,7 +4,7 @@
  * promise: >-
  *   The branches of a module follow a key of another module from the first instruction that it
  *   executes to the last, those in its init text included, even if the key is flipped while the
- *   module is being loaded. What was init text is left alone afterwards.
+ *   module is being loaded. So does a static call. What was init text is left alone afterwards.
  * order: 620
  * weight: 2
  * companion: |
@@ -38,6 +38,30 @@
 
 ORCH_DEFINE_KEY(orch_guest_key);
 EXPORT_SYMBOL_GPL(orch_guest_key);
+
+#ifdef CONFIG_HAVE_STATIC_CALL_INLINE
+noinline bool orch_guest_is_off(void)
+{
+	return false;
+}
+
+static noinline bool is_on(void)
+{
+	return true;
+}
+
+DEFINE_STATIC_CALL(orch_guest_call, orch_guest_is_off);
+EXPORT_STATIC_CALL_GPL(orch_guest_call);
+
+static void set_call(bool on)
+{
+	static_call_update(orch_guest_call, on ? &is_on : &orch_guest_is_off);
+}
+#else
+static void set_call(bool on)
+{
+}
+#endif
 
 /*
  * Keeps the key from being flipped while the branches are checked. Not held while
@@ -93,10 +117,11 @@ ORCH_SCENARIO(modules)
 		mutex_lock(&lock);
 		key_is_on = !key_is_on;
 		orch_key_set(&orch_guest_key, key_is_on);
+		set_call(key_is_on);
 		flips++;
 		if (loaded) {
 			orch_expect(run, !loaded(key_is_on),
-				    "a loaded module's branches are not %s after flip %u",
+				    "a loaded module's branches and calls are not %s after flip %u",
 				    key_is_on ? "on" : "off", flips);
 			looked++;
 		}
@@ -114,6 +139,7 @@ ORCH_SCENARIO(modules)
 	mutex_lock(&lock);
 	if (key_is_on)
 		orch_key_set(&orch_guest_key, false);
+	set_call(false);
 	key_is_on = false;
 	mutex_unlock(&lock);
 	orch_note("# flips=%u loads=%u looked=%u\n", flips, loads - before, looked);

@@ -65,6 +65,19 @@ def executes(code: bytes, address: int, data: bytes, place: int) -> bool | None:
     return rest == other and (address + one.disp - place - copy.disp) & MASK == 0
 
 
+def needs_execution(code: bytes) -> bool:
+    """Whether it shows if a CPU leaves out this instruction, which does not branch.
+
+    Of those that do not, kprobes emulate cli and sti (prepare_emulation() in arch/x86).
+    """
+    machine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+    machine.detail = True
+    one = next(machine.disasm(code, 0), None)
+    if one is None or any(one.group(kind) for kind in BRANCHES):
+        return False
+    return not one.mnemonic.startswith(("nop", "endbr", "cli", "sti"))
+
+
 def describe(data: bytes, address: int, old: bytes, new: bytes, name: Name | None = None) -> str:
     """The meaning of `data`, read at the site at `address` during a poke from `old` to `new`.
 

@@ -76,12 +76,6 @@ def effect(address: int, code: bytes, flags: int) -> Effect | None:
     return Effect(end, 0)
 
 
-def pushes(code: bytes) -> bool:
-    """Whether the instruction pushes a register."""
-    at = int(code[:1] == b"\x41")
-    return code[at : at + 1] != b"" and code[at] & 0xF8 == 0x50
-
-
 def condition(code: int, flags: int) -> bool:
     """Whether a conditional jump jumps. code: the lower half of its opcode (SDM, volume 2, Jcc)."""
     carry, parity, zero, sign, overflow = (

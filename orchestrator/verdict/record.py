@@ -921,6 +921,9 @@ class _Judge:
         self, key: int, function: int, site: int, flags: int, memory: int, _: int
     ) -> str | None:
         """What is wrong with a call of a static call or a tracer, or with a trampoline."""
+        if flags & SITE_GONE:
+            name = self.around.name(key) or f"{key:x}"
+            return f"a static call ({name}) has sites of a module that is gone"
         code = memory.to_bytes(8, "little")
         if flags & SITE_INIT or not (self._in_text(site) or site >= MODULES):
             return None
@@ -1213,7 +1216,8 @@ class _Judge:
             size = disasm.length(poke.probed or poke.old)
             if address < to < address + size:
                 return f"went on inside the probed instruction, at +{to - address} of {size} bytes"
-            if poke.probed and to == address + size and semantics.pushes(poke.probed) and not stack:
+            # What has moved the stack was emulated.
+            if to == address + size and not stack and disasm.needs_execution(poke.probed):
                 return "went on behind the probed instruction, which nobody had executed"
             return None
         if to in self.around.sites.get(address, ()):

@@ -131,7 +131,8 @@ enum kind {
 	 * released, or text_mutex if this one was asked for. So is the call of the
 	 * tracer in ftrace_caller() and in trampolines. words: the key, 0 for one that was asked for; the
 	 * function; where the call is; its flags (1: in tail position, or a trampoline;
-	 * 2: in init text); 8 bytes that are there now.
+	 * 2: in init text; 4: there is none, although the key has a list of them,
+	 * whose address it is); 8 bytes that are there now.
 	 */
 	CALL,
 	/* synchronize_rcu_tasks() was entered. */
@@ -1529,9 +1530,33 @@ static void calls_of(uint64_t entry, uint64_t key, uint64_t function)
 	}
 }
 
+/* Whether the first of these calls of a key, which lie side by side, is the key's. */
+static bool is_call_of(uint64_t entry, uint64_t key)
+{
+	int32_t raw[2];
+
+	return memory(entry, raw, sizeof(raw)) && ((entry + 4 + raw[1]) & ~3ull) == key;
+}
+
+/* Calls that a key still has, of a module that is no longer there. */
+static void calls_gone(uint64_t key)
+{
+	uint64_t at = quad(key + 8), link[3];	/* struct static_call_mod: next, mod, sites */
+
+	if (at & DIRECT)
+		return;
+	for (int i = 0; i < ENTRIES && at && memory(at, link, sizeof(link)); i++, at = link[0]) {
+		uint64_t words[5] = { key, 0, link[2], GONE, 0 };
+
+		if (link[1] && link[2] && !is_call_of(link[2], key))
+			emit(CALL, NO_CPU, 0, 0, words, 5);
+	}
+}
+
 /* Of all calls of the kernel itself. */
 static void look_at_calls(void)
 {
+	uint64_t last = 0;
 	int32_t raw[2];
 
 	for (uint64_t entry = call_sites; entry && entry < call_sites_end; entry += 8) {
@@ -1541,6 +1566,8 @@ static void look_at_calls(void)
 			continue;
 		key = (key + raw[1]) & ~3ull;
 		emit_call(key, quad(key), entry + raw[0], (entry + 4 + raw[1]) & 3);
+		if (key != last)
+			calls_gone(last = key);
 	}
 }
 
@@ -1800,8 +1827,10 @@ static void at_point(struct watched *here, unsigned int cpu, uint64_t rsp)
 		break;
 	case P_KEY:
 		on_guarded(cpu, here, rsp);
-		/* fall through */
-	case P_STATIC_CALL:
+		ask_for(P_KEY, reg(RDI), 0, 0);
+		break;
+	case P_STATIC_CALL:	/* now, as the kernel may die of what is no longer there */
+		calls_gone(reg(RDI));
 		ask_for(here->point, reg(RDI), 0, 0);
 		break;
 	case P_TRANSFORM:	/* (site, tramp, func, tail) */

@@ -91,6 +91,7 @@ def test_one_branch_of_many_that_was_forgotten_is_named() -> None:
         (CALLED, 0, jump(0xE9, CALLED), False),
         (CALLED, 1, jump(0xE9, CALLED), True),
         (CALLED, 1, jump(0xE8, CALLED), False),
+        (CALLED, 4, jump(0xE8, CALLED), False),  # a module's that is gone
         (0, 0, NOP, True),
         (0, 0, jump(0xE8, CALLED), False),
         (0, 1, b"\xc3\xcc\xcc\xcc\xcc", True),

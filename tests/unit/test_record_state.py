@@ -203,17 +203,30 @@ def test_a_cpu_goes_on_behind_the_probed_instruction_after_its_copy(to: int, wro
     assert set(judge(log.records, KERNEL).broken) == ({"consumed"} if wrong else set())
 
 
-@pytest.mark.parametrize(("stack", "wrong"), [(-8, False), (0, True)])
-def test_a_kprobe_does_not_skip_its_instruction(stack: int, wrong: bool) -> None:
-    log = probed()
-    log.trap(SITE, SITE + 1, stack=stack, handlers=H_KPROBE)
+@pytest.mark.parametrize(
+    ("code", "size", "stack", "wrong"),
+    [
+        (PUSH, 1, 0, True),
+        (PUSH, 1, -8, False),  # emulated
+        (bytes.fromhex("4883c001"), 4, 0, True),
+        (bytes.fromhex("7410"), 2, 0, False),
+        (bytes.fromhex("f30f1efa"), 4, 0, False),
+        (b"\xfa", 1, 0, False),
+        (NOP, 5, 0, False),
+    ],
+)
+def test_a_kprobe_does_not_skip_its_instruction(
+    code: bytes, size: int, stack: int, wrong: bool
+) -> None:
+    log = probed(code)
+    log.trap(SITE, SITE + size, stack=stack, handlers=H_KPROBE)
     assert set(judge(log.records, KERNEL).broken) == ({"consumed"} if wrong else set())
 
 
-def probed() -> Written:
+def probed(code: bytes = PUSH) -> Written:
     """A log in which a kprobe was armed."""
     log = Written()
-    log.memory[SITE] = bytearray(PUSH.ljust(32, b"\x90"))
+    log.memory[SITE] = bytearray(code.ljust(32, b"\x90"))
     log.write(SITE, 0, b"\xcc", TEXT + 0x20)
     log.sync(0, 1, 2, 3)
     log.unlock()
