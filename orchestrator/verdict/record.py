@@ -867,9 +867,13 @@ class _Judge:
             self._blame("lock", text, at, site)
 
     def _on_stopper(self, at: int) -> None:
+        """A task stops the machine. Its argument tells whose stack it has."""
         data = int(self.words[at][0])
-        for site in self.open.values():
-            if abs(data - int(self.words[site.last][5])) < THREAD_SIZE:
+        pokes = [(site, site.last) for site in self.open.values()]
+        if self.around.kprobe_syncs:  # before, a task may go on with something else
+            pokes += self.ending
+        for site, last in pokes:
+            if abs(data - int(self.words[last][5])) < THREAD_SIZE:
                 text = "stop_machine() ran for a poke"
                 self._blame("stopper", text, at, site.address)
                 return

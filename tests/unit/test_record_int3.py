@@ -6,10 +6,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from recorded import AROUND, NOP, SITE, TEXT, Written
+from recorded import AROUND, NOP, SITE, TASK, TEXT, Written
 
 from orchestrator.text import semantics
-from orchestrator.verdict.record import DIES, PASS, RESUME, TRAP, judge
+from orchestrator.verdict.record import DIES, PASS, RESUME, STOPPER, TRAP, judge
 
 END, CALLED, RETURN_0, RETURN = SITE + 5, TEXT + 0x3000, TEXT + 0x4000, TEXT + 0x5000
 NAMES = {
@@ -97,6 +97,21 @@ def test_text_is_not_written_while_the_machine_is_stopped() -> None:
     log.write(SITE, 0, CALL, TEXT)
     assert set(judge(log.records, around).broken) == {"stopper"}
     assert not judge(log.records, replace(around, kprobe_syncs=False)).violations
+
+
+@pytest.mark.parametrize("modern", [True, False])
+def test_the_machine_is_not_stopped_in_place_of_the_last_sync_either(modern: bool) -> None:
+    """Before 5.5 a task may go on with something else while it has text_mutex."""
+    log = Written()
+    log.write(SITE, 0, b"\xcc")
+    log.sync(0, 1, 2, 3)
+    log.write(SITE, 0, NOP[:1])
+    log.add(STOPPER, 0, TASK + 0x1000 - 0x100)
+    log.sync(0, 1, 2, 3)
+    log.unlock()
+    log.add(STOPPER, 0, TASK + 0x1000 - 0x100)  # the poke is over
+    result = judge(log.records, replace(AROUND, kprobe_syncs=modern))
+    assert result.broken == ({"stopper": 1} if modern else {})
 
 
 def test_a_byte_of_the_test_module_that_nobody_wrote_is_seen_at_the_next_write() -> None:
