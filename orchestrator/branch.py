@@ -67,9 +67,9 @@ SAYS = "orchestrator: "
 GAVE_UP = "orchestrator: no plan can be carried out: "
 """What guest/init/branch writes to the console."""
 BOOT_SECONDS = 240
-"""Limit for the boot of a guest that is to be saved. On a busy host, one with 64 CPUs is silent on
-its console for more than a minute. But a kernel that traps at one int3 for ever is no more than
-that, and goes on writing records; it is booted once more, to be judged."""
+"""Limit for the boot of a guest that is to be saved. Records are a sign of life: with 64 CPUs, on a
+busy host, the console is silent for more than a minute. A kernel that traps for ever writes them,
+too, so there is this limit; it is booted once more then, to be judged."""
 KEPT = 32
 """Snapshots in the cache, of some 60 MB each. Each mutant and each commit of a bisection has its
 own, and most are never needed again."""
