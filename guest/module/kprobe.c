@@ -14,6 +14,19 @@ static int count_hit(struct kprobe *kprobe, struct pt_regs *regs)
 	return 0;
 }
 
+static void after_step(struct kprobe *kprobe, struct pt_regs *regs, unsigned long flags)
+{
+}
+
+static int put(struct orch_probe *probe, void *addr, kprobe_post_handler_t post)
+{
+	memset(probe, 0, sizeof(*probe));
+	probe->kprobe.addr = addr;
+	probe->kprobe.pre_handler = count_hit;
+	probe->kprobe.post_handler = post;
+	return register_kprobe(&probe->kprobe);
+}
+
 /**
  * orch_probe_register() - put a kprobe on an instruction, counters at 0
  * @probe: the probe
@@ -23,10 +36,22 @@ static int count_hit(struct kprobe *kprobe, struct pt_regs *regs)
  */
 int orch_probe_register(struct orch_probe *probe, void *addr)
 {
-	memset(probe, 0, sizeof(*probe));
-	probe->kprobe.addr = addr;
-	probe->kprobe.pre_handler = count_hit;
-	return register_kprobe(&probe->kprobe);
+	return put(probe, addr, NULL);
+}
+
+/**
+ * orch_probe_register_int3() - put a kprobe on an instruction that stays an int3
+ * @probe: the probe
+ * @addr: address of the instruction
+ *
+ * As orch_probe_register(), but a kprobe with a post-handler never becomes a
+ * jump: the kernel steps over the instruction at each hit.
+ *
+ * Return: 0 or a negative errno.
+ */
+int orch_probe_register_int3(struct orch_probe *probe, void *addr)
+{
+	return put(probe, addr, after_step);
 }
 
 /**

@@ -20,6 +20,7 @@ struct orch_probe {
 };
 
 int orch_probe_register(struct orch_probe *probe, void *addr);
+int orch_probe_register_int3(struct orch_probe *probe, void *addr);
 void orch_probe_refused(struct orch_run *run, int error, const char *where);
 void orch_probe_unregister(struct orch_probe *probe);
 void orch_probe_compare(struct orch_run *run, const struct orch_probe *probe, const char *what);

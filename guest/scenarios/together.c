@@ -105,7 +105,7 @@ ORCH_SCENARIO(together)
 
 	if (!probed->len)
 		return orch_skip(run, "%s", probed->why_not);
-	error = orch_probe_register(&probe, probed->pass);
+	error = orch_probe_register_int3(&probe, probed->pass);
 	if (error)
 		return orch_probe_refused(run, error, "on the function with the site");
 	hammering = true;

@@ -1291,7 +1291,7 @@ static unsigned int how_serialising(const uint8_t *code, size_t length)
 /* -- what is seen: int3, and how its CPU goes on */
 
 #define DEPTH		8
-#define STEPS		64	/* that are remembered */
+#define STEPS		256	/* that are remembered */
 #define DIE_INT3	2	/* enum die_val in arch/x86/include/asm/kdebug.h */
 enum { PT_IP = 0x80, PT_FLAGS = 0x90, PT_SP = 0x98 };	/* struct pt_regs, the same since 2.6 */
 
@@ -1363,7 +1363,8 @@ static void on_return(unsigned int cpu, enum point handler)
 static void steps_to(unsigned int cpu, uint64_t probe, uint64_t to)
 {
 	static uint64_t seen[STEPS][4];
-	uint64_t words[4] = { probe, to }, *last = seen[(probe ^ to >> 5) % STEPS];
+	uint64_t words[4] = { probe, to };
+	uint64_t *last = seen[fnv1a((uint8_t *)words, 2 * sizeof(*words)) % STEPS];
 
 	if (to - probe < INLINE || !memory(to, &words[2], INLINE) || !memcmp(last, words, sizeof(words)))
 		return;
