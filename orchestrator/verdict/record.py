@@ -1134,6 +1134,8 @@ class _Judge:
         the original.
         """
         copies: dict[int, list[tuple[int, int]]] = {}
+        if not self.around.kprobe_syncs:  # up to 4.14 jprobes send a CPU wherever they like
+            return
         for at in np.flatnonzero(self.kinds == STEP).tolist():
             site, to = (int(word) for word in self.words[at][:2])
             pokes = [poke for poke in self.finished.get(site, ()) if poke.begun < at]
@@ -1154,11 +1156,14 @@ class _Judge:
             resumes = np.flatnonzero((self.kinds == RESUME) & (self.words[:, 0] == end))
             which = np.searchsorted([at for at, _ in steps], resumes) - 1
             due = np.array([after for _, after in steps], np.uint64)[np.maximum(which, 0)]
-            wrong = resumes[(which >= 0) & (self.words[resumes, 1] != due)]
-            for at in wrong[:1].tolist():
-                site, cpu = steps[0][1], int(self.records["cpu"][at])
+            judged = int(np.count_nonzero(which >= 0))
+            self.result.int3 += judged
+            self.result.not_judged[OTHER_INT3] -= judged
+            wrong = (which >= 0) & (self.words[resumes, 1] != due)
+            for at, after in zip(resumes[wrong][:1].tolist(), due[wrong].tolist(), strict=False):
+                cpu = int(self.records["cpu"][at])
                 text = f"CPU {cpu} went on at {int(self.words[at][1]):x} after a kprobe's step"
-                self._blame("consumed", text, at, site, cpus=[cpu])
+                self._blame("consumed", f"{text}, not at {after:x}", at, after, cpus=[cpu])
 
     def _judge_freed(self) -> None:
         """A task may be preempted in a slot of kprobes or a trampoline of ftrace. So who takes the

@@ -75,7 +75,10 @@ enum kind {
 	 * text_mutex; the current task; the CPUs in user mode; those that are idle.
 	 */
 	WRITER,
-	/* Follows WRITER and FREED, up to twice. number: how many words of the stack may be return addresses. */
+	/*
+	 * Follows WRITER and FREED, up to twice. number: how many words of the stack
+	 * may be return addresses.
+	 */
 	CALLERS,
 	/* do_sync_core() was entered. words: rsp; where it returns to. F_STATE: as in WRITE. */
 	SYNC,
@@ -129,10 +132,10 @@ enum kind {
 	/*
 	 * A call of a static call, or its trampoline: when static_call_mutex is
 	 * released, or text_mutex if this one was asked for. So is the call of the
-	 * tracer in ftrace_caller() and in trampolines. words: the key, 0 for one that was asked for; the
-	 * function; where the call is; its flags (1: in tail position, or a trampoline;
-	 * 2: in init text; 4: there is none, although the key has a list of them,
-	 * whose address it is); 8 bytes that are there now.
+	 * tracer in ftrace_caller() and in trampolines. words: the key, 0 for one that
+	 * was asked for; the function; where the call is; its flags (1: in tail
+	 * position, or a trampoline; 2: in init text; 4: there is none, although the
+	 * key has a list of them, whose address it is); 8 bytes that are there now.
 	 */
 	CALL,
 	/* synchronize_rcu_tasks() was entered. */
