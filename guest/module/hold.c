@@ -152,7 +152,8 @@ static int hold_off(struct orch_run *run, int cpu, void *arg)
 	for (phase = ORCH_PHASE_INT3; phase <= ORCH_PHASE_NEW; phase++) {
 		if (phase == ORCH_PHASE_TAIL && poke->len == 1)
 			continue;
-		if (!reach(hold, bytes, phase)) {
+		/* First see that it stays: what @fn finds wrong in another phase counts, too. */
+		if (!reach(hold, bytes, phase) || !stays(hold, bytes[phase])) {
 			hold->broken = phase;
 			break;
 		}
