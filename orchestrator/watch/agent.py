@@ -152,14 +152,25 @@ def copy_instruction(address, slot):
         if not operand:
             return None
         target = int(operand[1], 16)
-        at = code.find(struct.pack("<i", target - (address + length)))
+        before, now = displacement(target, address + length), displacement(target, slot + length)
+        at = code.find(before) if before and now else -1
         if at < 0:
             return None
-        code[at : at + 4] = struct.pack("<i", target - (slot + length))
-    # JMP rel32 is relative to its own end, slot + length + 5, and leads to address + length.
-    code += b"\xe9" + struct.pack("<i", address - (slot + 5))
-    gdb.selected_inferior().write_memory(slot, bytes(code))
+        code[at : at + 4] = now
+    back = displacement(address + length, slot + length + 5)
+    if not back:
+        return None
+    gdb.selected_inferior().write_memory(slot, bytes(code + b"\xe9" + back))
     return slot
+
+
+def displacement(target, end):
+    """The four bytes by which an instruction that ends at `end` refers to `target`.
+
+    None if that is too far. Addresses wrap around: that of a per-CPU variable is near 0.
+    """
+    distance = ((target - end + (1 << 63)) & U64_MAX) - (1 << 63)
+    return struct.pack("<i", distance) if -(1 << 31) <= distance < 1 << 31 else None
 
 
 def set_rip(address):

@@ -76,6 +76,27 @@ def test_a_rip_relative_operand_still_has_the_same_address_in_the_copy(
     )
 
 
+def test_so_has_that_of_a_per_cpu_variable_beyond_the_end_of_the_address_space(
+    agent: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a do_sync_core() that asks for its CPU first."""
+    target = 0x1A0CC
+    far = struct.pack("<i", target - (HERE + 7) + (1 << 64))
+    text = f"mov    %gs:{int.from_bytes(far, 'little'):#x}(%rip),%eax        # {target:#x}"
+    copy = copy_in_slot(agent, monkeypatch, b"\x65\x8b\x05" + far, text)
+    assert copy is not None
+    assert (SLOT + 7 + struct.unpack_from("<i", copy, 3)[0]) % (1 << 64) == target
+
+
+def test_an_operand_that_is_too_far_from_the_slot_is_not_copied(
+    agent: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = HERE - 0x7FFFFF00
+    near = struct.pack("<i", target - (HERE + 7))
+    text = f"mov    0x1(%rip),%eax        # {target:#x}"
+    assert copy_in_slot(agent, monkeypatch, b"\x65\x8b\x05" + near, text) is None
+
+
 @pytest.mark.parametrize(
     ("code", "disassembly"),
     [
