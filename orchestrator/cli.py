@@ -114,6 +114,7 @@ def _restart_if_needed() -> None:
     utf8 = sys.getfilesystemencoding() == "utf-8" or sys.flags.utf8_mode
     options = [] if utf8 else ["-X", "utf8"]
     if [name for name in DISTURBING if os.environ.pop(name, "")] or options:
+        interrupts.block()
         os.execv(sys.executable, [sys.executable, *options, *sys.orig_argv[1:]])
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import select
 import signal
 import sys
 import threading
@@ -26,6 +27,9 @@ from orchestrator.errors import EXIT_SIGNAL, INTERRUPTED, SIGNALS, Interrupted, 
 
 PATIENCE = 5.0
 """Seconds that the program has to end in order."""
+CALM = 6
+"""After so many looks, REPEAT seconds apart, at a thread that does not unwind, its exception is
+lost."""
 REPEAT = 0.05
 """Seconds until a signal that got lost, or its exception, is sent again."""
 
@@ -53,24 +57,48 @@ def install() -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    threading.Thread(target=_send_again, args=(reader,), name="signals", daemon=True).start()
+    threading.Thread(target=_watch, args=(reader,), name="signals", daemon=True).start()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # bin/orchestrator blocks them
 
 
-def _send_again(reader: int) -> None:
-    """Send a signal again whose handler Python has not called.
+def block() -> None:
+    """Keep the signals for the program that takes the place of this one and calls install()."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
-    A signal that comes after Python looked for one and before the main thread sleeps in a lock, a
-    read or a wait does not wake it, and that sleep may have no end.
+
+def _watch(reader: int) -> None:
+    """Send a signal again that has no effect, for one of two reasons.
+
+    One that comes after Python looked for signals and before the main thread sleeps in a lock, a
+    read or a wait does not wake it, and that sleep may have no end. And its exception gets lost
+    where Python code was called by C code that takes every exception for an answer.
     """
-    main, seen = threading.main_thread().ident, _answers
+    global _raised
+    main, seen, calm = threading.main_thread().ident, _answers, 0
     assert main is not None
-    while numbers := os.read(reader, 64):  # signal.set_wakeup_fd(): a byte a signal
-        time.sleep(REPEAT)
-        if seen == _answers:
-            for number in SIGNALS.keys() & set(numbers):
-                signal.pthread_kill(main, number)  # which writes to our pipe, too
-        seen = _answers
+    while True:
+        waits = REPEAT if _raised and not _held else None
+        if select.select([reader], [], [], waits)[0]:
+            numbers = os.read(reader, 64)  # signal.set_wakeup_fd(): a byte a signal
+            time.sleep(REPEAT)
+            if seen == _answers:
+                for number in SIGNALS.keys() & set(numbers):
+                    signal.pthread_kill(main, number)  # which writes to our pipe, too
+            seen, calm = _answers, 0
+        elif _received is not None:
+            calm = 0 if _unwinds(main) else calm + 1
+            if calm == CALM:
+                _raised, calm = False, 0
+                signal.pthread_kill(main, _received)
+
+
+def _unwinds(thread: int) -> bool:
+    """Whether a thread handles an Interrupted, or one that came of it, at this moment."""
+    known: Any = sys._current_exceptions().get(thread)
+    error = known[1] if isinstance(known, tuple) else known  # a tuple up to Python 3.11
+    while error is not None and not isinstance(error, Interrupted):
+        error = error.__context__
+    return error is not None
 
 
 def hold() -> None:
@@ -164,12 +192,12 @@ def _on_signal(number: int, frame: object) -> None:
     _answers += 1
     if _received is None:
         _received, _since = number, time.monotonic()
-        _raise_noted()
     elif time.monotonic() - _since > PATIENCE:
         with contextlib.suppress(OSError):
             name = SIGNALS[number]
             os.write(2, f"orchestrator: {INTERRUPTED}{name} while it was ending\n".encode())
         os._exit(EXIT_SIGNAL + _received)
+    _raise_noted()
 
 
 _unraisable: Callable[[Any], object] = sys.__unraisablehook__

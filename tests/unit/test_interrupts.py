@@ -262,6 +262,35 @@ except BaseException as exception:
 """
 
 
+SWALLOWED = """
+import os, signal, sys, time
+from orchestrator.host import interrupts
+interrupts.install()
+def unwind():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    finally:
+        time.sleep(1)
+        print("not disturbed")
+try:
+    unwind()
+except BaseException:
+    pass
+try:
+    time.sleep(5)
+except BaseException as exception:
+    print(type(exception).__name__)
+"""
+
+
+def test_a_signal_whose_exception_gets_lost_is_sent_again_but_not_while_it_unwinds(
+    tmp_path: Path,
+) -> None:
+    status, output, _ = Program(tmp_path, SWALLOWED).end()
+    assert (status, output) == (0, "not disturbed\nInterrupted\n")
+
+
 def test_a_signal_that_does_not_wake_the_main_thread_is_sent_again(tmp_path: Path) -> None:
     """As one that comes just before the main thread sleeps in a lock: seen once in a few tests."""
     status, output, _ = Program(tmp_path, UNNOTICED).end()
