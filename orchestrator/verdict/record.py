@@ -90,7 +90,7 @@ OWNERS = (
     ("bpf", "BPF"),
 )
 """Part of a function's name -> whose pokes it makes."""
-TEST_MODULE, OTHERS = "test module", "others"
+TEST_MODULE, OTHERS, SELF_TEST = "test module", "others", "self-test"
 BY_PROTOCOL = ("jump labels", "static calls", "ftrace")
 """Owners that change an instruction of live text. The others also fill memory that was freed."""
 BEFORE_SMP = "writes while only one CPU was online, which need no int3"
@@ -122,6 +122,8 @@ class Surroundings:
     have taken one away, before they free the slot that it went to."""
     preemption: bool = False
     """Whether a task can be preempted in a trampoline of ftrace, which must then wait as well."""
+    self_test: Mapping[int, bytes] = field(default_factory=dict)
+    """int3 with which the kernel tests its handler, and the instructions that it is to emulate."""
 
 
 @dataclass(frozen=True)
@@ -314,6 +316,8 @@ class _Judge:
             for site in self.sites.values()
             if site.kprobe
         }
+        for address, code in around.self_test.items():
+            self.finished[address] = [Finished(-1, code, code, False, SELF_TEST)]
         self.has_unlock = bool(np.any(self.kinds == UNLOCK))
         cpus = records["cpu"]
         used = cpus[np.isin(self.kinds, (SYNC, SERIALISE, MODE)) & (cpus < 64)]

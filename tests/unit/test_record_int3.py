@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from recorded import AROUND, NOP, SITE, TASK, TEXT, Written
 
+from orchestrator import guests
 from orchestrator.text import semantics
 from orchestrator.verdict.record import DIES, PASS, RESUME, STOPPER, TRAP, judge
 
@@ -192,3 +193,20 @@ def test_where_a_cpu_may_go_on_is_judged_though_the_log_ends_within_the_poke(
     log.trap(SITE, ip, stack=stack, pushed=END)
     result = judge(log.records, replace(AROUND, name={TEXT: f"{by}+0x10"}.get))
     assert set(result.broken) == (set() if right else {"consumed"})
+
+
+@pytest.mark.parametrize(("pushed", "right"), [(END, True), (SITE, False)])
+def test_the_kernels_self_test_of_its_handler_is_judged(pushed: int, right: bool) -> None:
+    """A call that returns to the int3 meets it for ever, before anything is poked."""
+    log = Written()
+    for _ in range(1 if right else 3):
+        log.trap(SITE, CALLED, stack=-8, pushed=pushed)
+    result = judge(log.records, replace(AROUND, self_test={SITE: CALL}))
+    assert set(result.broken) == (set() if right else {"consumed"})
+
+
+def test_the_self_test_is_known_by_its_label() -> None:
+    lines = ["ffffffff81b1a21e t int3_magic", "ffffffff81b1a2c6 t int3_selftest_ip"]
+    assert guests._self_test(lines) == {0xFFFFFFFF81B1A2C6: bytes.fromhex("e853ffffff")}
+    assert not guests._self_test([lines[0], lines[1].replace(" t ", " d ")])
+    assert not guests._self_test(lines[:1])
