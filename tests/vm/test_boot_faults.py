@@ -41,7 +41,7 @@ def gdb(machine: Machine, kernel: Kernel, *commands: str) -> None:
 
 
 def observe(machine: Machine, kernel: Kernel, directory: Path) -> Observer:
-    recorder: Any = SimpleNamespace(why_not=None, read=Counter)
+    recorder: Any = SimpleNamespace(why_not="there is none", read=Counter)
     return Observer(
         machine=machine,
         recorder=recorder,
