@@ -1233,6 +1233,8 @@ class _Judge:
             if to == address + size and not stack and disasm.needs_execution(poke.probed):
                 return "went on behind the probed instruction, which nobody had executed"
             return None
+        if stack not in (-8, 0, 8):
+            return f"went on with rsp {stack:+d}, which no instruction that is poked does"
         if to in self.around.sites.get(address, ()):
             return None
         if changed:

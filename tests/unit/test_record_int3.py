@@ -183,6 +183,7 @@ def test_a_kernel_that_dies_of_an_int3_took_it_by_no_handler() -> None:
         (END, 8, "jump_label_update", False),
         (CALLED, -8, "__static_call_transform", True),
         (SITE, 0, "__static_call_transform", False),
+        (CALLED, 16, "orch_poke", False),  # a RET that pops twice
     ],
 )
 def test_where_a_cpu_may_go_on_is_judged_though_the_log_ends_within_the_poke(
