@@ -50,9 +50,14 @@ class Course(ABC):
         """MiB in use in what lasts as long as the run, by user."""
 
     @property
+    def free_seconds(self) -> float:
+        """Seconds for all free-running steps together, or more than they take."""
+        return self.duration or DURATION
+
+    @property
     def part_seconds(self) -> float:
         """Limit for the steps of one part."""
-        return PART_SECONDS + 4 * (self.duration or DURATION)
+        return PART_SECONDS + 4 * self.free_seconds
 
     def rounds(self) -> Iterator[int]:
         """Yields the seed of each round."""

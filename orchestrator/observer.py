@@ -28,7 +28,7 @@ from orchestrator.machine.faults import KernelFault, TimedOut
 from orchestrator.machine.machine import Machine
 from orchestrator.machine.waiting import SILENCE_SECONDS, until
 from orchestrator.scenarios.scenario import Scenario
-from orchestrator.scenarios.steps import DURATION, PlanStep
+from orchestrator.scenarios.steps import PlanStep
 from orchestrator.survey import (
     KALLSYMS,
     addresses_of,
@@ -323,7 +323,7 @@ class Observer(Course):
     def _send(self, lines: str, timeout: float) -> str:
         """Send lines to guest/init/steps and return its output."""
         # Without QEMU's ledger nothing is seen of a free-running step until it ends.
-        patience = SILENCE_SECONDS + ((self.duration or DURATION) if self.recorder.why_not else 0)
+        patience = SILENCE_SECONDS + (self.free_seconds if self.recorder.why_not else 0)
         with self.machine.silence.limit(patience):
             status, output = self.machine.ssh.run(
                 "steps", timeout, stdin=lines.encode(), most=STEPS_OUTPUT

@@ -42,9 +42,7 @@ def executes(code: bytes, address: int, data: bytes, place: int) -> bool | None:
 
     It does so in a copy of the instruction, or where that branches to. None if nobody can tell.
     """
-    machine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
-    machine.detail = True
-    one = next(machine.disasm(code, address & MASK), None)
+    one = _detailed(code, address)
     if one is None:
         return None
     if one.group(x86_const.X86_GRP_BRANCH_RELATIVE):
@@ -52,7 +50,7 @@ def executes(code: bytes, address: int, data: bytes, place: int) -> bool | None:
             return True
     elif any(one.group(kind) for kind in BRANCHES):
         return None  # the target is in a register or in memory
-    copy = next(machine.disasm(data, place & MASK), None)
+    copy = _detailed(data, place)
     if copy is None or copy.size != one.size:
         return False
     if not any(
@@ -70,12 +68,17 @@ def needs_execution(code: bytes) -> bool:
 
     Of those that do not, kprobes emulate cli and sti (prepare_emulation() in arch/x86).
     """
-    machine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
-    machine.detail = True
-    one = next(machine.disasm(code, 0), None)
+    one = _detailed(code, 0)
     if one is None or any(one.group(kind) for kind in BRANCHES):
         return False
     return not one.mnemonic.startswith(("nop", "endbr", "cli", "sti"))
+
+
+def _detailed(code: bytes, address: int) -> capstone.CsInsn | None:
+    """The instruction with which `code` at `address` begins, with its operands and groups."""
+    machine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+    machine.detail = True
+    return next(machine.disasm(code, address & MASK), None)
 
 
 def describe(data: bytes, address: int, old: bytes, new: bytes, name: Name | None = None) -> str:

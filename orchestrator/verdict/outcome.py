@@ -63,9 +63,7 @@ def _judge(evidence: Evidence, results: tuple[CheckResult, ...]) -> Verdict:
     if isinstance(error, BootError):
         return _judge_boot(evidence, error, results)
     failed = [result for result in results if result.status == "fail" and result.check != "console"]
-    claim = next(
-        (f"{result.check}: {result.text}" for result in failed if result.check in NAMED), None
-    )
+    claim = _broken_claim(results)
     if fault := _gravest(kernel_faults(evidence)):
         unfinished = evidence.unfinished_step if fault.fatal else None
         where = f", in scenario {unfinished.scenario.name}" if unfinished else ""
@@ -102,10 +100,15 @@ def _judge_boot(evidence: Evidence, error: BootError, results: tuple[CheckResult
             f"({fault.patching}): {fault.text}"
         )
         return Verdict(fault.outcome, reason, results)
-    broken = (one for one in results if one.status == "fail" and one.check in NAMED)
-    if claim := next((f"{one.check}: {one.text}" for one in broken), None):
+    if claim := _broken_claim(results):
         return Verdict("fail", f"{claim}; after that {error}", results)
     return Verdict(error.outcome, str(error), results)
+
+
+def _broken_claim(results: Sequence[CheckResult]) -> str | None:
+    """The first check that failed and whose name says what is wrong, with its text."""
+    broken = (one for one in results if one.status == "fail" and one.check in NAMED)
+    return next((f"{one.check}: {one.text}" for one in broken), None)
 
 
 def _gravest(faults: Sequence[Finding]) -> Finding | None:

@@ -889,15 +889,15 @@ class _Judge:
             (BRANCH, self._wrong_branch),
             (CALL, self._wrong_call),
         ]
-        traced = int(self.records["number"][self.kinds == TRACED].sum())
         if self.around.kprobe_syncs:  # since 5.5; the flags have been these since 4.6
             checks.append((TRACED, self._wrong_trace))
-            self.result.sites_looked_at += traced
-        elif traced:
+        elif traced := int(self.records["number"][self.kinds == TRACED].sum()):
             self.result.not_judged[TRACED_BEFORE] += traced
         for kind, wrong in checks:
             numbers = np.flatnonzero(self.kinds == kind)
-            self.result.sites_looked_at += len(numbers) if kind != TRACED else 0
+            # A TRACED is of several functions that are alike, and says of how many.
+            many = np.maximum(self.records["number"][numbers], 1)
+            self.result.sites_looked_at += int(many.sum())
             rows, first = np.unique(self.words[numbers, :6], axis=0, return_index=True)
             for row, at in zip(rows.tolist(), numbers[first].tolist(), strict=True):
                 if why := wrong(*row):

@@ -1612,7 +1612,10 @@ struct dyn_ftrace {
  */
 static void call_in_trampoline(uint64_t trampoline, uint64_t function)
 {
-	const uint64_t from[][2] = { { ftrace_caller, ftrace_call }, { ftrace_regs_caller, ftrace_regs_call } };
+	const uint64_t from[][2] = {
+		{ ftrace_caller, ftrace_call },
+		{ ftrace_regs_caller, ftrace_regs_call },
+	};
 
 	for (int i = 0; i < 2; i++)
 		if (from[i][0] && from[i][1] && quad(trampoline) == quad(from[i][0]) &&
