@@ -6,17 +6,16 @@ from __future__ import annotations
 import contextlib
 import json
 import select
-import signal
 import socket
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from orchestrator import ui
 from orchestrator.attach.client import gdb_command
 from orchestrator.attach.notes import LIVE, SYMBOLS
 from orchestrator.errors import InfraError, OrchestratorError, printable, sentence
-from orchestrator.host import proc
+from orchestrator.host import interrupts, proc
 from orchestrator.host.paths import remembered, write_whole
 from orchestrator.machine.machine import Machine
 
@@ -159,7 +158,7 @@ def run_gdb(
     commands: what GDB does first.
     """
     first = [word for command in commands for word in ("-ex", command)]
-    with GdbConnection(machine, directory, no_shell) as connection, _sigint_only_for_gdb():
+    with GdbConnection(machine, directory, no_shell) as connection, interrupts.sigint_for_another():
         gdb = subprocess.Popen(proc.mortal([*gdb_command(directory), *first]))
         try:
             connection.serve(lambda: gdb.poll() is None)
@@ -171,19 +170,6 @@ def run_gdb(
                     gdb.wait(GDB_SECONDS)
                 gdb.kill()
                 gdb.wait()
-
-
-@contextlib.contextmanager
-def _sigint_only_for_gdb() -> Iterator[None]:
-    """Do nothing on Ctrl-C, which the terminal sends to GDB as well.
-
-    An empty handler and not SIG_IGN, because GDB would inherit an ignored signal.
-    """
-    before = signal.signal(signal.SIGINT, lambda *_: None)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _short_name(directory: Path) -> str:

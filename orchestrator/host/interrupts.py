@@ -169,6 +169,24 @@ def limited(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+@contextlib.contextmanager
+def sigint_for_another() -> Iterator[None]:
+    """Do nothing on Ctrl-C in the block: the terminal sends it to a program of ours as well.
+
+    With an empty handler and not SIG_IGN, because that program would inherit an ignored signal.
+    """
+
+    def on_sigint(number: int, frame: object) -> None:
+        global _answers
+        _answers += 1
+
+    before = signal.signal(signal.SIGINT, on_sigint)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def received() -> Interrupted | None:
     """The signal that the program has to end with, if there was one."""
     return None if _received is None else Interrupted(_received)

@@ -291,6 +291,22 @@ def test_a_signal_whose_exception_gets_lost_is_sent_again_but_not_while_it_unwin
     assert (status, output) == (0, "not disturbed\nInterrupted\n")
 
 
+FOR_ANOTHER = """
+import os, signal, time
+from orchestrator.host import interrupts
+interrupts.install()
+with interrupts.sigint_for_another():
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.1)
+time.sleep(0.5)
+print(interrupts.received())
+"""
+
+
+def test_a_ctrl_c_for_another_program_is_not_sent_again(tmp_path: Path) -> None:
+    assert Program(tmp_path, FOR_ANOTHER).end()[:2] == (0, "None\n")
+
+
 def test_a_signal_that_does_not_wake_the_main_thread_is_sent_again(tmp_path: Path) -> None:
     """As one that comes just before the main thread sleeps in a lock: seen once in a few tests."""
     status, output, _ = Program(tmp_path, UNNOTICED).end()
