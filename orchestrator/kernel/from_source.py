@@ -162,6 +162,11 @@ def place(digest: str) -> Path:
     return cache_dir() / "kernels" / digest[:24]
 
 
+def is_built(directory: Path) -> bool:
+    """Whether a kernel's directory in the cache is for one built from source."""
+    return directory.parent == cache_dir() / "kernels"
+
+
 def cached(digest: str, name: str | None = None) -> Kernel:
     """The kernel with this digest, which the cache has.
 

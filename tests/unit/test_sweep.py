@@ -24,7 +24,7 @@ from rich.console import Console
 from orchestrator import cli
 from orchestrator.errors import InfraError, UsageError
 from orchestrator.host import seal
-from orchestrator.host.paths import locked
+from orchestrator.host.paths import cache_dir, locked
 from orchestrator.kernel.model import KernelRequest
 from orchestrator.kernel.obtain import place as place_of
 from orchestrator.many import history, program
@@ -573,6 +573,25 @@ def test_a_cell_without_a_directory_is_infra(world: Path, monkeypatch: pytest.Mo
     results = running.run()
     assert set(outcomes(results).values()) == {"infra"} and exit_status(results) == 125
     assert "run: Not a directory: /" in next(iter(results.values())).reason
+
+
+def test_what_is_only_fetched_is_prepared_before_what_is_built(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def identify(request: KernelRequest) -> tuple[str, Path]:
+        is_first = request.selector == "6.1-int3"
+        return request.selector, cache_dir() / ("kernels" if is_first else "stock") / "x"
+
+    prepared = []
+
+    def call(_: Children, command: list[str], *__: Any, **___: Any) -> int:
+        prepared.append(command[-1])
+        return 125
+
+    monkeypatch.setattr(sweep, "identify", identify)
+    monkeypatch.setattr(Children, "call", call)
+    Sweep(cells(2), world / "out", LocalHost(1)).run()
+    assert prepared == ["6.1-plain", "6.1-int3"]
 
 
 def test_a_build_that_cannot_be_logged_is_reported(

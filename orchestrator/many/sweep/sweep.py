@@ -33,7 +33,7 @@ from orchestrator.errors import (
 from orchestrator.host import proc
 from orchestrator.host.paths import PROJECT, is_intact, write_whole
 from orchestrator.kernel import bundle, definition, versions
-from orchestrator.kernel.from_source import VITAL
+from orchestrator.kernel.from_source import VITAL, is_built
 from orchestrator.kernel.model import KernelRequest
 from orchestrator.kernel.obtain import identify
 from orchestrator.many import history, program
@@ -147,7 +147,7 @@ class Sweep:
                     self._drop_broken()
                     # One build at a time, because make uses all cores by itself. Cells whose
                     # kernel is ready run meanwhile.
-                    unready = [c.kernel for c in self._waiting if not self._rows[c.kernel].ready]
+                    unready = self._unready()
                     if unready and (preparing is None or preparing.done()):
                         preparing = builder.submit(self._prepare, unready[0], builds)
                     used = sum((run.need for run in running.values()), Room(0, 0))
@@ -181,6 +181,11 @@ class Sweep:
         ui.say(f"runs {cells}{at_a_time}{self._estimate([])}")
 
     # -- kernels
+
+    def _unready(self) -> list[str]:
+        """The kernels to prepare. What is only fetched comes first: its cells run during builds."""
+        rows = {c.kernel: row for c in self._waiting if not (row := self._rows[c.kernel]).ready}
+        return sorted(rows, key=lambda label: is_built(rows[label].place))
 
     def _prepare(self, label: str, builds: Children) -> None:
         """Build or fetch a kernel, in a child process. Its row says what came of it."""
