@@ -23,8 +23,11 @@ from orchestrator.kernel.workspace import Workspace
 
 MADE_KEY = "certs/signing_key.pem"
 """The key for modules that the build makes itself."""
-LAYOUT = 1
+LAYOUT = 2
 """Part of every digest. Increase it when the result of a build changes."""
+LINE_TABLES = {"KCFLAGS": "-g1"}
+"""Variables for make, for a kernel without debug information of its own: file and line of each
+instruction, for traces, and nothing about variables and types."""
 TARGET = {"ARCH": "x86_64", "CROSS_COMPILE": ""}
 """Variables for make, for kernels and modules: some trees set others in their Makefile."""
 FIXED = {
@@ -105,8 +108,9 @@ def build(work: Workspace, recipe: Recipe, name: str, into: Path) -> list[config
     try:
         with ui.step(f"configure {name}"):
             lost = _configure(work, recipe)
+        variables = with_lines(work.build / ".config", recipe)
         with ui.step(f"build {name}") as step:
-            _make(work, recipe.make, ["bzImage", "modules_prepare"], name, step)
+            _make(work, variables, ["bzImage", "modules_prepare"], name, step)
     except BuildError:
         # make ended by itself, and removes files that it has only half written
         _note_built(work)
@@ -114,6 +118,14 @@ def build(work: Workspace, recipe: Recipe, name: str, into: Path) -> list[config
     _note_built(work)
     _collect(work, into)
     return lost
+
+
+def with_lines(dot_config: Path, recipe: Recipe) -> Mapping[str, str]:
+    """Variables for make that give a kernel with this .config line tables at least."""
+    final = config.parse(dot_config.read_text(), str(dot_config))
+    if final.get("CONFIG_DEBUG_INFO") == "y":  # -g1 behind its -g would take the rest away
+        return recipe.make
+    return toolchain.merged(LINE_TABLES, recipe.make)
 
 
 # --- configuration -------------------------------------------------------------------------------

@@ -10,7 +10,7 @@
     series: 6.1-int3/series              # lists patches, one a line, which are beside it or in
                                          # patches/ beside it
     patches: []                          # more patches, applied after the series
-    make: {KCFLAGS: -g1}                 # variables for make's command line
+    make: {KCFLAGS: -O3}                 # variables for make's command line
 
 Paths are relative to the directory of the file.
 """

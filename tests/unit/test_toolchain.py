@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.errors import BuildError, UsageError
 from orchestrator.guest import module
-from orchestrator.kernel import config, obtain, sources, toolchain
+from orchestrator.kernel import build, config, obtain, sources, toolchain
 from orchestrator.kernel.kinds.kind import refuse_changes
 from orchestrator.kernel.model import Kernel, KernelRequest
 from orchestrator.machine import parameters, qemu
@@ -77,7 +77,19 @@ def test_variables_reach_make_and_the_module_and_are_part_of_the_digest(tree: Pa
     assert flags.make == {"KCFLAGS": "-DX=1"}  # which guest/module.py builds with
     assert flags.name == "linux + KCFLAGS=-DX=1"
     (log,) = (tree.parent / "cache/orchestrator/work").glob("*/build.log")
-    assert "KCFLAGS=-DX=1" in log.read_text().splitlines()[0]
+    assert "KCFLAGS=-g1 -DX=1" in log.read_text().splitlines()[0]
+
+
+def test_a_kernel_gets_line_tables_unless_it_has_more(tmp_path: Path) -> None:
+    recipe = build.Recipe(base="tinyconfig", make={"KCFLAGS": "-w"})
+
+    def flags(options: str) -> str:
+        (tmp_path / ".config").write_text(options)
+        return build.with_lines(tmp_path / ".config", recipe)["KCFLAGS"]
+
+    assert flags("# CONFIG_DEBUG_INFO is not set\n") == "-g1 -w"
+    assert flags("CONFIG_DEBUG_INFO_NONE=y\n") == "-g1 -w"
+    assert flags("CONFIG_DEBUG_INFO=y\nCONFIG_DEBUG_INFO_BTF=y\n") == "-w"
 
 
 def test_a_compiler_that_is_not_there_is_named(tree: Path) -> None:
