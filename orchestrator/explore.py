@@ -43,11 +43,13 @@ from orchestrator.rundir import BRANCHES
 from orchestrator.scenarios.scenario import runnable, select
 from orchestrator.scenarios.steps import PlanStep, plan_steps
 from orchestrator.spec import RunSpec
-from orchestrator.verdict import record
 from orchestrator.verdict import result as result_file
 from orchestrator.verdict.checks import CheckResult
 from orchestrator.verdict.evidence import Evidence
 from orchestrator.verdict.outcome import Verdict
+from orchestrator.verdict.recorded import record
+from orchestrator.verdict.recorded.judge import judge
+from orchestrator.verdict.recorded.judgement import Judgement, LogName, Surroundings
 from orchestrator.verdict.result import RunResult
 from orchestrator.watch.recorder import Records, save
 
@@ -172,7 +174,7 @@ class Explorer:
         self._cuts = cuts
         self.kernel: Kernel | None = None
         self._branches: dict[int, Branches] = {}
-        self._around: dict[int, tuple[record.Surroundings, record.Judgement]] = {}
+        self._around: dict[int, tuple[Surroundings, Judgement]] = {}
 
     def branches(self, smp: int) -> Branches:
         """What makes branches with so many CPUs. Boots a guest if there is no snapshot."""
@@ -182,7 +184,7 @@ class Explorer:
             recorder = made.recorder()
             recorder.configure(made.kernel_lines)
             around = surroundings(recorder, made.snapshot.module_symbols)
-            self._around[smp] = around, record.judge(made.boot_log(), around)
+            self._around[smp] = around, judge(made.boot_log(), around)
             self._branches[smp] = made
         return self._branches[smp]
 
@@ -224,8 +226,8 @@ class Explorer:
                 raise InfraError(one.recorder.lost)
             if not fault and one.recorder.looks != LOOKS:
                 raise InfraError("the recorder did not look at the kernel's text")
-            so_far = record.Judgement(sites=copy.deepcopy(boot.sites))
-            judged = record.judge(log, around, so_far, record.Log(FOUND))
+            so_far = Judgement(sites=copy.deepcopy(boot.sites))
+            judged = judge(log, around, so_far, LogName(FOUND))
             check, details = _failure(plan, one, judged, fault)
         found, pokes = interleavings(log)
         return Trial(
@@ -239,9 +241,7 @@ class Explorer:
         )
 
 
-def _failure(
-    plan: Plan, one: Branch, judged: record.Judgement, fault: str
-) -> tuple[str, tuple[str, ...]]:
+def _failure(plan: Plan, one: Branch, judged: Judgement, fault: str) -> tuple[str, tuple[str, ...]]:
     """The check that failed, and what is wrong, one line each."""
     if judged.violations:
         first = min(judged.violations, key=lambda violation: violation.record)

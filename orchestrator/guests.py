@@ -30,8 +30,11 @@ from orchestrator.machine.waiting import until
 from orchestrator.survey import KALLSYMS, addresses_of, sites, targets
 from orchestrator.text import symbols
 from orchestrator.text.functions import FTRACE, KPROBE_SYNC
-from orchestrator.verdict import model, record
+from orchestrator.verdict import model
 from orchestrator.verdict.evidence import Evidence
+from orchestrator.verdict.recorded.agreement import disagreements
+from orchestrator.verdict.recorded.judge import judge
+from orchestrator.verdict.recorded.judgement import Judgement, LogName, Surroundings
 from orchestrator.watch.events import Recording
 from orchestrator.watch.recorder import Recorder, Records, save
 from orchestrator.watch.watch import Watch
@@ -107,7 +110,7 @@ class Guest(ABC):
         """
 
     @abstractmethod
-    def judged_before(self) -> record.Judgement | None:
+    def judged_before(self) -> Judgement | None:
         """What is known of the log so far with which that of this round goes on."""
 
     def lines_for(self, addresses: set[int]) -> Sequence[str]:
@@ -131,7 +134,7 @@ class Guest(ABC):
             return self.watch.recording()
 
     @property
-    def surroundings(self) -> record.Surroundings:
+    def surroundings(self) -> Surroundings:
         """What the judge of the recorder's log must know besides the log."""
         return surroundings(self.recorder, self.module_symbols)
 
@@ -212,11 +215,11 @@ class Guest(ABC):
         with self.machine.post_mortem():
             records, lost = self.take_records(ended=ended)
         soak = self.evidence.soak
-        log = record.Log(self.name, soak.rounds + 1 if soak else 1)
-        judged = record.judge(records, self.surroundings, self.judged_before(), log)
+        name = LogName(self.name, soak.rounds + 1 if soak else 1)
+        judged = judge(records, self.surroundings, self.judged_before(), name)
         self.evidence.record = judged
         if recording and not recording.lost:
-            judged.disagreements = record.disagreements(records, recording.events, log)
+            judged.disagreements = disagreements(records, recording.events, name)
         save(records, self.log("recorder.log.gz"))
         return lost
 
@@ -270,7 +273,7 @@ class ShellGuest(Guest):
             return records, "the recorder did not look at the kernel's text at the end"
         return records, self.recorder.lost
 
-    def judged_before(self) -> record.Judgement | None:
+    def judged_before(self) -> Judgement | None:
         return self.evidence.record
 
     def prove_console(self) -> None:
@@ -298,18 +301,18 @@ class Boot:
     def __init__(self, log: Callable[[], Records]) -> None:
         """log: the recorder's."""
         self._log = log
-        self._surroundings: record.Surroundings | None = None
-        self._judged: record.Judgement | None = None
+        self._surroundings: Surroundings | None = None
+        self._judged: Judgement | None = None
 
-    def surroundings(self, guest: Guest) -> record.Surroundings:
+    def surroundings(self, guest: Guest) -> Surroundings:
         self._surroundings = self._surroundings or surroundings(
             guest.recorder, guest.module_symbols
         )
         return self._surroundings
 
-    def judged(self, guest: Guest) -> record.Judgement:
-        self._judged = self._judged or record.judge(
-            self._log(), self.surroundings(guest), log=record.Log(BOOT)
+    def judged(self, guest: Guest) -> Judgement:
+        self._judged = self._judged or judge(
+            self._log(), self.surroundings(guest), name=LogName(BOOT)
         )
         return self._judged
 
@@ -349,10 +352,10 @@ class PlannedGuest(Guest):
         return records, lost
 
     @property
-    def surroundings(self) -> record.Surroundings:
+    def surroundings(self) -> Surroundings:
         return self.boot.surroundings(self)
 
-    def judged_before(self) -> record.Judgement | None:
+    def judged_before(self) -> Judgement | None:
         booted = self.boot.judged(self)
         judged = self.evidence.record or copy.deepcopy(booted)
         judged.sites = copy.deepcopy(booted.sites)
@@ -360,12 +363,12 @@ class PlannedGuest(Guest):
         return judged
 
 
-def surroundings(recorder: Recorder, module_symbols: Sequence[str]) -> record.Surroundings:
+def surroundings(recorder: Recorder, module_symbols: Sequence[str]) -> Surroundings:
     own = addresses_of(module_symbols)
     names = symbols.Symbols([*recorder.lines, *module_symbols])
     functions = {line.split()[2] for line in recorder.lines}
     modern = not functions.isdisjoint(KPROBE_SYNC)
-    return record.Surroundings(
+    return Surroundings(
         name=functools.cache(names.function),
         text=(recorder.address("text_start"), recorder.address("text_end")),
         sites={site: targets(site, own) for site in sites(module_symbols)},

@@ -36,7 +36,8 @@ from orchestrator.spec import RunSpec
 from orchestrator.text.symbols import Symbols, where
 from orchestrator.verdict import result
 from orchestrator.verdict.model import NAMED
-from orchestrator.verdict.record import (
+from orchestrator.verdict.recorded.judgement import PLACE
+from orchestrator.verdict.recorded.record import (
     BRANCH,
     CALL,
     CALLERS,
@@ -47,7 +48,6 @@ from orchestrator.verdict.record import (
     INLINE,
     MODE,
     PASS,
-    PLACE,
     RESUME,
     SERIALISE,
     STEP,

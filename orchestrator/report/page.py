@@ -26,7 +26,7 @@ from orchestrator.verdict.checks import expected_coverage, seen_coverage
 from orchestrator.verdict.evidence import Evidence, StepEvidence
 from orchestrator.verdict.measures import LatencyBucket
 from orchestrator.verdict.model import cpu_names
-from orchestrator.verdict.record import PLACE
+from orchestrator.verdict.recorded.judgement import PLACE
 from orchestrator.verdict.result import RunResult, VerdictRecord
 
 TEMPLATE = "page.html.j2"

@@ -19,9 +19,9 @@ from typing import Any, Literal
 import numpy as np
 
 from orchestrator.rundir import files_of
-from orchestrator.verdict import record
 from orchestrator.verdict.measures import Failure
-from orchestrator.verdict.record import Records
+from orchestrator.verdict.recorded import record
+from orchestrator.verdict.recorded.record import Records
 from orchestrator.watch import recorder
 
 EVENTS, LOG = "events.jsonl", "recorder.log.gz"

@@ -15,9 +15,9 @@ from typing import Any
 
 from orchestrator.host.files import write_report
 from orchestrator.report.timeline import DAMAGED, EVENTS, INT3, LOG, read_events, read_log
-from orchestrator.verdict import record
 from orchestrator.verdict.measures import Failure
-from orchestrator.verdict.record import Records
+from orchestrator.verdict.recorded import record
+from orchestrator.verdict.recorded.record import Records
 from orchestrator.verdict.result import RunResult, VerdictRecord
 from orchestrator.verdict.result import record as record_of
 

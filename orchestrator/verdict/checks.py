@@ -21,7 +21,7 @@ from orchestrator.guest.klog import Finding
 from orchestrator.text.keys import PhaseCpu, SiteCpu
 from orchestrator.verdict.evidence import BROKEN, OBSERVERS, Evidence, StepEvidence
 from orchestrator.verdict.model import CLAIMS, Poke, cpu_names
-from orchestrator.verdict.record import Judgement
+from orchestrator.verdict.recorded.judgement import Judgement
 
 KERNEL_FAILED = ("panic", "oops", "hang", "fail", "warn", "timeout")
 """Outcomes that the kernel caused, the gravest first. No other outcome but `pass` says anything

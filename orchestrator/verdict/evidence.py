@@ -17,7 +17,7 @@ from orchestrator.scenarios.steps import PlanStep
 from orchestrator.text.keys import PhaseCpu, SiteCpu
 from orchestrator.text.symbols import Symbols
 from orchestrator.verdict.model import Poke, Violation, WatchedStep
-from orchestrator.verdict.record import Judgement
+from orchestrator.verdict.recorded.judgement import Judgement
 
 HOLDS, BROKEN, SKIP = 0, 1, 4
 """Exit statuses of a companion: all is well; a promise was broken; the kernel lacks something, as

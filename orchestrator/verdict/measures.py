@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from orchestrator.verdict.checks import expected_coverage, uncovered
 from orchestrator.verdict.evidence import Evidence
-from orchestrator.verdict.record import TEST_MODULE
+from orchestrator.verdict.recorded.reading import TEST_MODULE
 
 SHORTEST = 4
 """Nanoseconds with which the first bucket of durations begins."""

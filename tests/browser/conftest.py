@@ -105,7 +105,7 @@ def _many_cpus(directory: Path) -> Path:
 
     from orchestrator.report import page, timeline
     from orchestrator.verdict.outcome import judge as verdict_of
-    from orchestrator.verdict.record import judge
+    from orchestrator.verdict.recorded.judge import judge
 
     log, every = Written(), range(64)
     for offset, data in ((0, "cc"), (1, "fb000000"), (0, "e9")):

@@ -22,7 +22,7 @@ from orchestrator.scenarios.scenario import select
 from orchestrator.scenarios.steps import plan_steps
 from orchestrator.verdict import model
 from orchestrator.verdict.evidence import OBSERVERS, Companion, Evidence, StepEvidence
-from orchestrator.verdict.record import Judgement
+from orchestrator.verdict.recorded.judgement import Judgement
 
 GOLDEN = Path(__file__).with_name("golden")
 Event = dict[str, Any]

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.verdict import record
-from orchestrator.verdict.record import Records, Surroundings
+from orchestrator.verdict.recorded import record
+from orchestrator.verdict.recorded.judgement import Surroundings
+from orchestrator.verdict.recorded.record import Records
 from orchestrator.watch.recorder import RECORD
 
 TEXT = 0xFFFFFFFF81000000

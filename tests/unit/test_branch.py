@@ -17,7 +17,7 @@ from orchestrator.machine import snapshot
 from orchestrator.machine.waiting import Silence
 from orchestrator.scenarios.scenario import select
 from orchestrator.text.functions import LOCK, POKE_ONE
-from orchestrator.verdict import record
+from orchestrator.verdict.recorded import record
 from orchestrator.watch.recorder import RECORD
 
 AT = 0xFFFFFFFFA0001000

@@ -30,7 +30,7 @@ from orchestrator.verdict.evidence import (
 )
 from orchestrator.verdict.model import CLAIMS, follow
 from orchestrator.verdict.outcome import judge
-from orchestrator.verdict.record import Judgement, RecordViolation
+from orchestrator.verdict.recorded.judgement import Judgement, RecordViolation
 
 NAMES = [*CLAIMS, *(check.name for check in CHECKS)]
 

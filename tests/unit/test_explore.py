@@ -19,7 +19,8 @@ from orchestrator.machine.waiting import Silence
 from orchestrator.scenarios.scenario import select
 from orchestrator.scenarios.steps import plan_steps
 from orchestrator.spec import RunSpec
-from orchestrator.verdict import record
+from orchestrator.verdict.recorded import record
+from orchestrator.verdict.recorded.judgement import Judgement, Surroundings
 from orchestrator.watch.recorder import RECORD, Records
 
 KINDS = {
@@ -173,6 +174,6 @@ def test_what_the_recorder_did_not_see_is_no_pass(
     )
     explorer = module.Explorer(SPEC, tmp_path)
     explorer._branches[2] = branches
-    explorer._around[2] = record.Surroundings(name=lambda _: None), record.Judgement()
+    explorer._around[2] = Surroundings(name=lambda _: None), Judgement()
     with pytest.raises(InfraError, match=message):
         explorer.run(Explorer(bool).plan(1, 2))

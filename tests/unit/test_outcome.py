@@ -12,7 +12,7 @@ from orchestrator.errors import BootError, BuildError, InfraError, LostVM, Orche
 from orchestrator.guest.klog import OUTCOMES, Finding, scan
 from orchestrator.machine.faults import GuestReset, KernelFault, TimedOut
 from orchestrator.verdict.outcome import KERNEL_FAILED, Verdict, judge
-from orchestrator.verdict.record import Judgement, RecordViolation
+from orchestrator.verdict.recorded.judgement import Judgement, RecordViolation
 
 STATUS = {
     "pass": 0,

@@ -16,8 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.verdict import record
-from orchestrator.verdict.record import (
+from orchestrator.verdict.recorded import record
+from orchestrator.verdict.recorded.agreement import disagreements
+from orchestrator.verdict.recorded.judge import judge
+from orchestrator.verdict.recorded.judgement import KEPT, Judgement, Surroundings
+from orchestrator.verdict.recorded.record import (
     CALLERS,
     CODE,
     RESUME,
@@ -28,11 +31,9 @@ from orchestrator.verdict.record import (
     UNLOCK,
     WRITE,
     WRITER,
-    Judgement,
     Records,
-    Surroundings,
-    judge,
 )
+from orchestrator.verdict.recorded.traps import OTHER_INT3
 from orchestrator.watch.recorder import RECORD, load
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -343,8 +344,8 @@ def test_an_offline_cpu_need_not_sync() -> None:
 
 def test_only_so_many_violations_are_kept() -> None:
     result = judge(RUN[RUN["kind"] != SYNC], AROUND)
-    assert result.broken["sync"] > record.KEPT
-    assert len(result.violations_of("sync")) == record.KEPT
+    assert result.broken["sync"] > KEPT
+    assert len(result.violations_of("sync")) == KEPT
 
 
 def test_an_empty_log_shows_nothing() -> None:
@@ -354,7 +355,7 @@ def test_an_empty_log_shows_nothing() -> None:
 
 def test_int3_of_the_run_are_all_judged() -> None:
     result = judge(RUN, AROUND)
-    assert result.int3 + result.not_judged[record.OTHER_INT3] == int(np.sum(RUN["kind"] == TRAP))
+    assert result.int3 + result.not_judged[OTHER_INT3] == int(np.sum(RUN["kind"] == TRAP))
 
 
 def gdb_events(log: Records, first: int, last: int) -> list[dict[str, Any]]:
@@ -375,9 +376,9 @@ def gdb_events(log: Records, first: int, last: int) -> list[dict[str, Any]]:
 def test_gdb_and_the_log_agree_event_by_event() -> None:
     first, last = POKES[50][FIRST], POKES[60][THIRD] + 1
     events = gdb_events(RUN, first, last)
-    assert record.disagreements(RUN, events) == []
+    assert disagreements(RUN, events) == []
     lacking = [event for event in events if event["kind"] == "write"]
-    assert "GDB saw 0 syncs, the recorder 2" in record.disagreements(RUN, lacking)[0]
+    assert "GDB saw 0 syncs, the recorder 2" in disagreements(RUN, lacking)[0]
     others = [{**event, "src": "ee"} for event in lacking]
-    assert "33 writes that GDB saw are not in" in record.disagreements(RUN, others)[0]
-    assert record.disagreements(RUN, []) == []
+    assert "33 writes that GDB saw are not in" in disagreements(RUN, others)[0]
+    assert disagreements(RUN, []) == []

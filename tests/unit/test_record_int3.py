@@ -10,7 +10,8 @@ from recorded import AROUND, NOP, SITE, TASK, TEXT, Written
 
 from orchestrator import guests
 from orchestrator.text import semantics
-from orchestrator.verdict.record import DIES, PASS, RESUME, STOPPER, TRAP, judge
+from orchestrator.verdict.recorded.judge import judge
+from orchestrator.verdict.recorded.record import DIES, PASS, RESUME, STOPPER, TRAP
 
 END, CALLED, RETURN_0, RETURN = SITE + 5, TEXT + 0x3000, TEXT + 0x4000, TEXT + 0x5000
 NAMES = {

@@ -9,17 +9,11 @@ import pytest
 from recorded import AROUND, JUMP, NOP, SITE, TASK, TEXT, Written
 
 from orchestrator.text import semantics
-from orchestrator.verdict import record
-from orchestrator.verdict.record import (
-    BRANCH,
-    CALL,
-    F_MAPPED,
-    FREED,
-    TASKS,
-    TRACED,
-    Judgement,
-    judge,
-)
+from orchestrator.verdict.recorded import record
+from orchestrator.verdict.recorded.judge import judge
+from orchestrator.verdict.recorded.judgement import Judgement
+from orchestrator.verdict.recorded.record import BRANCH, CALL, F_MAPPED, FREED, TASKS, TRACED
+from orchestrator.verdict.recorded.switched import TRACED_BEFORE
 
 KEY, TARGET = TEXT + 0x200000, SITE + 5 + 0xFB
 CALLED, RETURN_0, ASSIST = TEXT + 0x3000, TEXT + 0x4000, TEXT + 0x5000
@@ -191,7 +185,7 @@ def test_functions_that_can_be_traced_in_an_old_kernel_are_not_judged() -> None:
     result = judge(log.records, replace(AROUND, kprobe_syncs=False))
     assert not result.violations
     assert not result.sites_looked_at
-    assert result.not_judged[record.TRACED_BEFORE] == 3
+    assert result.not_judged[TRACED_BEFORE] == 3
 
 
 def test_a_trampoline_may_call_the_tracer_by_ftrace_ops_assist_func() -> None:

@@ -8,8 +8,11 @@ from recorded import AROUND, CPUS, JUMP, NOP, SITE, TEXT, Written
 
 from orchestrator.text.disasm import executes
 from orchestrator.text.functions import LOCKS
-from orchestrator.verdict import record
-from orchestrator.verdict.record import H_KPROBE, STEP, Judgement, Surroundings, judge
+from orchestrator.verdict.recorded import record
+from orchestrator.verdict.recorded.judge import judge
+from orchestrator.verdict.recorded.judgement import Judgement, Surroundings
+from orchestrator.verdict.recorded.record import H_KPROBE, STEP
+from orchestrator.verdict.recorded.sites import NEW_TEXT
 
 MODULE = 0xFFFFFFFFA0400000
 STATE = record.F_STATE
@@ -116,7 +119,7 @@ def test_text_of_a_module_that_was_executed_changes_under_int3_only(
     log.write(MODULE, 0, JUMP, caller, flags=record.F_IRQS | flags, online=CPUMASK)
     result = judge(log.records, KERNEL)
     assert [fault.claim for fault in result.violations] == ["writes"] * wrong
-    assert bool(result.not_judged[record.NEW_TEXT]) != wrong
+    assert bool(result.not_judged[NEW_TEXT]) != wrong
 
 
 # -- the mapping through which text is written

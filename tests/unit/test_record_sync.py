@@ -8,14 +8,9 @@ from dataclasses import replace
 import pytest
 from recorded import AROUND, JUMP, NOP, SITE, Written
 
-from orchestrator.verdict.record import (
-    M_IDLE,
-    M_KERNEL,
-    M_USER,
-    PASS,
-    Judgement,
-    judge,
-)
+from orchestrator.verdict.recorded.judge import judge
+from orchestrator.verdict.recorded.judgement import Judgement
+from orchestrator.verdict.recorded.record import M_IDLE, M_KERNEL, M_USER, PASS
 
 NO_FUNCTION = replace(AROUND, syncs=False)
 """A kernel whose sync has another name, or is inlined."""

@@ -19,9 +19,9 @@ from orchestrator import replay as module
 from orchestrator.errors import UsageError
 from orchestrator.options import to_json
 from orchestrator.spec import RunSpec
-from orchestrator.verdict import record
 from orchestrator.verdict import result as result_file
 from orchestrator.verdict.checks import CheckResult
+from orchestrator.verdict.recorded import record
 from orchestrator.watch.recorder import RECORD, Records
 
 PLAN = "end of the plan 12\n- plan 1\n- number 3;step site=nop5 how=direct cpu=0 ms=50\n"

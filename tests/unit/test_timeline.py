@@ -21,7 +21,8 @@ from orchestrator.report.timeline import Timeline
 from orchestrator.rundir import BRANCHES
 from orchestrator.verdict.measures import Failure
 from orchestrator.verdict.model import NAMED
-from orchestrator.verdict.record import Log, judge
+from orchestrator.verdict.recorded.judge import judge
+from orchestrator.verdict.recorded.judgement import LogName
 from orchestrator.verdict.result import VerdictRecord, record
 
 
@@ -95,7 +96,7 @@ def test_a_failure_that_only_the_recorder_saw_is_explained(tmp_path: Path) -> No
     log = Written()
     log.poke(syncs=(0, 2, 3))
     run = Run()
-    run.record = judge(log.records, AROUND, log=Log("sites"))
+    run.record = judge(log.records, AROUND, name=LogName("sites"))
     run.findings = [Finding("oops", 1, "Oops", 1)]
     (tmp_path / BRANCHES / "sites").mkdir(parents=True)
     first, where, console = [*explain(result_of(run, tmp_path))][:3]
@@ -130,8 +131,8 @@ def test_a_check_leads_to_a_record_only_in_the_log_that_is_drawn(tmp_path: Path)
     log = Written()
     log.poke(syncs=(0, 2, 3))
     run = Run()
-    run.record = judge(log.records, AROUND, log=Log("sites", 3))
-    run.record = judge(log.records, AROUND, run.record, Log("code", 3))
+    run.record = judge(log.records, AROUND, name=LogName("sites", 3))
+    run.record = judge(log.records, AROUND, run.record, LogName("code", 3))
     folder = tmp_path / BRANCHES / "sites"
     folder.mkdir(parents=True)
     (folder / timeline.LOG).write_bytes(gzip.compress(log.records.tobytes()))

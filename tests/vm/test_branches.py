@@ -24,7 +24,9 @@ from orchestrator.scenarios.scenario import select
 from orchestrator.scenarios.steps import plan_steps
 from orchestrator.survey import lines_for_steps
 from orchestrator.text import symbols
-from orchestrator.verdict import model, record
+from orchestrator.verdict import model
+from orchestrator.verdict.recorded import record
+from orchestrator.verdict.recorded.agreement import disagreements
 from orchestrator.watch.recorder import RECORD, Recorder
 from orchestrator.watch.watch import Watch
 
@@ -149,7 +151,7 @@ def test_gdb_watches_a_branch_from_its_first_instruction(
         results = ktap.parse(one.report().splitlines())
         assert results.whole and all(step.ok for step in results.steps)
         assert not recording.lost
-        assert not record.disagreements(one.records(), recording.events)
+        assert not disagreements(one.records(), recording.events)
         followed = model.by_step(recording.events)
         for step in steps:
             seen = model.follow(followed[step.number], tuple(snapshot.cpus))

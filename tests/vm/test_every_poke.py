@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.verdict import record
+from orchestrator.verdict.recorded import record
 from orchestrator.watch.recorder import load
 
 pytestmark = pytest.mark.vm

@@ -10,7 +10,7 @@ import pytest
 from test_branches import busy
 from test_replay_of_a_run import orchestrator
 
-from orchestrator.verdict import record
+from orchestrator.verdict.recorded import record
 from orchestrator.watch.recorder import load
 
 pytestmark = pytest.mark.vm

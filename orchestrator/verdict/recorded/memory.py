@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The mapping through which text is written, and text that changed though nobody wrote it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from orchestrator.verdict.recorded.reading import Reading
+from orchestrator.verdict.recorded.record import (
+    CODE,
+    F_EARLY,
+    F_MAPPED,
+    FLUSH,
+    STOPPER,
+    UNLOCK,
+    WRITE,
+)
+
+PAGE = 4096
+
+
+def judge_mappings(log: Reading) -> None:
+    """Nothing stays mapped after a write."""
+    at_end = np.isin(log.kinds, (WRITE, UNLOCK))
+    for at in np.flatnonzero(at_end & (log.flags & F_MAPPED != 0)).tolist():
+        text = "the mapping through which text is written was still there afterwards"
+        before = int(log.writes[np.searchsorted(log.writes, at) - 1])
+        log.blame("writes", text, at, int(log.words[before][0]), before)
+
+
+def judge_flushes(log: Reading) -> None:
+    """Where a kernel flushes the mapping through which it writes, it does so after each write, all
+    of it: otherwise a later write may go to where an earlier one did."""
+    flushes = log.of_kind(FLUSH)
+    if not len(flushes):
+        return
+    ends = np.append(log.moments[log.kinds[log.moments] != STOPPER], len(log.kinds))
+    for at in log.writes[log.flags[log.writes] & F_EARLY == 0].tolist():
+        end = int(ends[np.searchsorted(ends, at, side="right")])
+        if end == len(log.kinds):
+            return  # the log ends before it may be there
+        first, last = np.searchsorted(flushes, (at, end))
+        address, length = int(log.words[at][0]), int(log.numbers[at])
+        pages = ((address & (PAGE - 1)) + length - 1) // PAGE + 1
+        ranges = log.words[flushes[first:last]].tolist()
+        if not any(stop - start >= pages * PAGE for start, stop, *_ in ranges):
+            much = "only a part of it was" if ranges else "it was not"
+            text = f"the mapping through which text was written is to be flushed, and {much}"
+            log.blame("writes", text, at, address)
+
+
+def judge_code(log: Reading) -> None:
+    """Text changes only by functions that write text."""
+    changes = log.of_kind(CODE).tolist()
+    if not log.around.only_writers:
+        log.result.not_judged["changes of text by unknown functions"] += len(changes)
+        return
+    for at in changes:
+        words, length = log.words[at], int(log.numbers[at])
+        before, now = words[1:3].tobytes()[:length], words[3:5].tobytes()[:length]
+        text = f"{before.hex()} became {now.hex()}, and no function that writes text did it"
+        log.blame("bytes", text, at, int(words[0]))

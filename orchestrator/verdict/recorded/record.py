@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The records of a log, as orchestrator/watch/recorder.c writes them: kinds, flags and words."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Records = NDArray[np.void]
+"""A log: RECORD in orchestrator/watch/recorder.py is the type of its elements."""
+
+WRITE, WRITER, CALLERS, SYNC, SERIALISE, TRAP, RESUME, CODE, PASS, STOPPER, UNLOCK = range(1, 12)
+MODE, BRANCH, CALL, TASKS, ORDER, DIES, FLUSH, UNGUARDED, TRACED, STEP, FREED = range(12, 23)
+"""enum kind in recorder.c."""
+INLINE = 16
+"""Bytes that WRITE has of a write."""
+
+F_IRQS, F_EARLY, F_MEMSET, F_UNREADABLE, F_MAPPED = 1, 2, 4, 8, 16
+F_EXECUTED, F_STATE = 32, 64
+"""Flags of WRITE; UNLOCK has F_MAPPED, and SYNC has F_STATE."""
+F_FIRST = 1
+"""Of a PASS: the first of that CPU since the last write to the site."""
+S_IN_SYNC, S_ON_PURPOSE = 0x100, 0x200
+"""Flags of SERIALISE: within do_sync_core(); by an instruction that is there for nothing else."""
+H_POKE, H_KPROBE = 2, 4
+"""Flags of RESUME: handlers that were entered."""
+M_KERNEL, M_USER, M_IDLE = range(3)
+"""What a CPU is in, by MODE and the sets of CPUs in WRITER and UNLOCK."""
+SITE_FLIPPED, SITE_TAIL, SITE_INIT, SITE_GONE = 1, 1, 2, 4
+"""Flags of BRANCH and CALL: the branch is taken unless the key is on; the call is a jump; the site
+is in text that is there only at the beginning; it is in a list of what is no longer there."""
+CALLS_FTRACE, CALLS_FTRACE_REGS, CALLS_TRAMPOLINE = 1, 2, 4
+"""enum called in recorder.c, of TRACED."""
+
+
+def written(log: Records, at: int) -> bytes:
+    """What a WRITE of at most INLINE bytes writes."""
+    entry = log[at]
+    return bytes(entry["word"][1:3].tobytes()[: int(entry["number"])])

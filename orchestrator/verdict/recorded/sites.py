@@ -1,0 +1,384 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Follows the writes to each site, from the int3 to the release of text_mutex.
+
+Writes are compared to what memory held before, so that only bytes that change count: it does not
+matter in how many pieces a tail is written, as long as no CPU can execute a mixture. A write that
+belongs to no protocol, and changes text that is live, is a violation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from orchestrator.text import semantics
+from orchestrator.verdict.recorded import locks
+from orchestrator.verdict.recorded.judgement import INT3, Site
+from orchestrator.verdict.recorded.reading import LONGEST, Reading
+from orchestrator.verdict.recorded.record import (
+    F_STATE,
+    F_UNREADABLE,
+    INLINE,
+    SYNC,
+    TASKS,
+    UNLOCK,
+    WRITE,
+)
+from orchestrator.verdict.recorded.rounds import Rounds
+
+CC = bytes([INT3])
+JUMP, CALL = 0xE9, 0xE8
+THREAD_SIZE = 0x4000
+SELF_TEST = "self-test"
+"""The owner of int3 that the kernel is built with."""
+BEFORE_SMP = "writes while only one CPU was online, which need no int3"
+NEW_TEXT = "writes of text that is not known to be live"
+
+
+@dataclass
+class Finished:
+    """A poke, for the int3 that were met meanwhile."""
+
+    begun: int
+    """Record that it began with."""
+    old: bytes
+    new: bytes
+    """Empty if it was not finished."""
+    kprobe: bool
+    """Whether int3 is the kprobe's own, for it to handle."""
+    owner: str
+    stages: tuple[int, ...] = ()
+    """As in Site."""
+    probed: bytes = b""
+    """Eight bytes that begin with the instruction of the kprobe; empty if int3 is not known to be
+    one's."""
+
+
+class Sites:
+    """The sites of a log.
+
+    - finished: the pokes of each site, in their order, by its address.
+    - left: numbers of the WRITEs by which a jump or call was taken away, by where it went.
+    """
+
+    def __init__(self, log: Reading, rounds: Rounds) -> None:
+        self.finished = {
+            site.address: [Finished(-1, site.kprobe, site.kprobe, True, "kprobes")]
+            for site in log.result.sites.values()
+            if site.kprobe
+        }
+        for address, code in log.around.self_test.items():
+            self.finished[address] = [Finished(-1, code, code, False, SELF_TEST)]
+        self.left: dict[int, list[int]] = {}
+        self._log = log
+        self._rounds = rounds
+        self._known = log.result.sites
+        for site in self._known.values():
+            site.armed = -1
+        self._open: dict[int, Site] = {}
+        """Those of a poke that is under way, by address."""
+        self._ending: list[tuple[Site, int]] = []
+        """Sites whose last round is not judged yet, and the record of the last write."""
+        self._owner_word = locks.owner_word(log)
+        self._syncs = log.of_kind(SYNC)
+        self._tasks = log.of_kind(TASKS)
+
+    def follow(self) -> None:
+        """Go through the whole log."""
+        for moment, at in enumerate(self._log.moments.tolist()):
+            kind = self._log.kinds[at]
+            if kind == WRITE:
+                self._on_write(moment, at)
+            elif kind == UNLOCK:
+                self._on_unlock(moment, at)
+            else:
+                self._on_stopper(at)
+
+    def add_unfinished(self) -> None:
+        """Pokes that are under way where the log ends, as it does when a kernel dies of one."""
+        for site in self._open.values():
+            kprobe = bool(site.kprobe) or self._log.by_kprobes(site.begun)
+            owner, stages = self._log.owner(site.begun), tuple(site.stages)
+            poke = Finished(site.begun, site.original, b"", kprobe, owner, stages)
+            self.finished.setdefault(site.address, []).append(poke)
+
+    # -- a write
+
+    def _on_write(self, moment: int, at: int) -> None:
+        log = self._log
+        words = log.words[at]
+        address, length = int(words[0]), int(log.numbers[at])
+        before = words[3:5].tobytes()
+        if log.flags[at] & F_UNREADABLE:
+            log.result.not_judged["writes whose bytes could not be read"] += 1
+            return
+        if length > INLINE:
+            self._on_long_write(at, address, length)
+            return
+        new = words[1:3].tobytes()[:length]
+        change = f"{before[:length].hex()} became {new.hex()}"
+        self._check_module_text(at, address, new, before)
+        if site := self._site_of(at, address, new):
+            self._go_on(site, moment, at, new, before)
+        elif new == CC:
+            self._begin(self._known_or_new(address, before), moment, at, before)
+        elif before[:length] == new or self._may_change_at_once(at, address, change):
+            return
+        elif (known := self._known.get(address)) and known.is_armed and length == 1:
+            self._disarm(known, moment, at, new)
+        else:
+            log.blame("writes", f"{change} without int3", at, address)
+            return
+        locks.check_writer(log, self._owner_word, at, address)
+
+    def _known_or_new(self, address: int, before: bytes) -> Site:
+        known = self._known.get(address)
+        if known is None or known.memory[:1] != before[:1]:
+            known = self._known[address] = Site(address, before[:LONGEST])
+        return known
+
+    def _may_change_at_once(self, at: int, address: int, change: str) -> bool:
+        """Whether text may change without int3, as far as this function does not blame it."""
+        log = self._log
+        if log.is_alone(at):
+            log.result.not_judged[BEFORE_SMP] += 1
+        elif not log.is_live(address, at):
+            log.result.not_judged[NEW_TEXT] += 1
+        elif not log.in_stop_machine(at):
+            return False
+        elif log.around.kprobe_syncs:
+            log.blame("stopper", f"{change} in stop_machine()", at, address)
+        else:  # jump labels before 3.12, kprobes before 3.13
+            log.result.not_judged["writes while the machine was stopped"] += 1
+        return True
+
+    def _on_long_write(self, at: int, address: int, length: int) -> None:
+        """A write of which only a hash is kept: not one of the protocol."""
+        log = self._log
+        words = log.words[at]
+        inside = [site for site in self._known if address <= site < address + length]
+        live = log.in_text(address) or (
+            at >= log.module_live
+            and any(address <= site < address + length for site in log.around.sites)
+        )
+        if log.is_alone(at):
+            log.result.not_judged[BEFORE_SMP] += 1
+        elif live and not log.in_stop_machine(at):
+            if words[1] != words[3]:
+                text = f"{length} bytes of live text were written at once, without int3"
+                log.blame("writes", text, at, inside[0] if inside else address)
+        else:
+            log.result.not_judged[NEW_TEXT] += 1
+        for site in inside:
+            del self._known[site]
+            self._open.pop(site, None)
+
+    def _check_module_text(self, at: int, address: int, new: bytes, before: bytes) -> None:
+        """The test module's text around a site is what the writes so far have made of it.
+
+        Of the kernel's own text the recorder sees each change (CODE).
+        """
+        log = self._log
+        if not log.in_module(address) or at < log.module_live:
+            return
+        known = log.result.module_text
+        for offset, byte in enumerate(before[:LONGEST]):
+            if known.get(address + offset, byte) != byte:
+                text = f"{byte:02x} is at +{offset} of a write, where {known[address + offset]:02x}"
+                log.blame("bytes", f"{text} was, and nobody wrote it", at, address)
+            known[address + offset] = byte
+        known.update(enumerate(new, address))
+
+    # -- a poke
+
+    def _site_of(self, at: int, address: int, new: bytes) -> Site | None:
+        """The open site that a write belongs to."""
+        near = range(address, address - LONGEST, -1)
+        start = next((start for start in near if start in self._open), None)
+        if start is None:
+            return None
+        # A probe may begin where another one's jump has just been taken back.
+        further = address - start
+        if new == CC and (further > 1 or (further and self._log.by_kprobes(at))):
+            return None
+        return self._open[start]
+
+    def _begin(self, site: Site, moment: int, at: int, before: bytes) -> None:
+        """int3 is written where no poke is under way."""
+        if not self._log.has_unlock:
+            self._end_rounds(moment)
+        site.original = before[:LONGEST]
+        site.memory = bytearray(CC + before[1:LONGEST])
+        site.begun = site.last = at
+        site.tailed = False
+        site.stages = [at]
+        self._open[site.address] = site
+
+    def _go_on(self, site: Site, moment: int, at: int, new: bytes, before: bytes) -> None:
+        """A write to a site that has int3."""
+        log = self._log
+        offset = int(log.words[at][0]) - site.address
+        if offset == 0 and new == CC:
+            self._finish_with_int3(site, at)
+            return
+        expected = bytes(site.memory[offset : offset + len(new)])
+        seen = before[: len(expected)]
+        if seen != expected:
+            text = f"memory held {seen.hex()}, not {expected.hex()}"
+            log.blame("bytes", text, at, site.address)
+        first = offset == 0 and new[0] != INT3
+        changes = new[1:] != before[1 : len(new)] if offset == 0 else new != seen
+        if changes and first:
+            log.blame("writes", f"{new.hex()} was written over int3 at once", at, site.address)
+        if (changes and not first and not site.tailed) or first:
+            self._rounds.check(site.address, site.last, moment, "the next write")
+        site.memory[offset : offset + len(new)] = new
+        del site.memory[LONGEST:]
+        if changes or first:
+            site.last = at
+        if first or (changes and not site.tailed):
+            site.stages += [at] * (1 if site.tailed or not first else 2)  # without a tail: 1, 3
+        site.tailed |= bool(changes)
+        if first:
+            self._finish(site, at)
+
+    def _finish(self, site: Site, at: int) -> None:
+        """The first byte was written."""
+        new, begun = bytes(site.memory), site.begun
+        self._close(site, at, kprobe=bool(site.kprobe))
+        if self._log.around.rcu_tasks and site.kprobe and site.tailed and new[0] == JUMP:
+            tasks = self._tasks[(self._tasks > site.armed) & (self._tasks < begun)]
+            if site.armed >= 0 and not len(tasks):
+                text = "a kprobe became a jump, and nobody had called synchronize_rcu_tasks()"
+                self._log.blame("sync", text, at, site.address, begun)
+        if site.kprobe and new[0] != site.kprobe[0] and not site.tailed:
+            self._blame_disarm(site, at, new)
+        elif site.kprobe:
+            self._check_restored(site, at)
+        if not site.tailed or new[:5] == site.kprobe[:5]:
+            site.kprobe = b""
+
+    def _finish_with_int3(self, site: Site, at: int) -> None:
+        """int3 was written as the first byte of the new instruction."""
+        self._close(site, at, kprobe=True)
+        if not site.kprobe:
+            site.kprobe = site.original
+
+    def _close(self, site: Site, at: int, *, kprobe: bool) -> None:
+        """The last write of a poke was done."""
+        log = self._log
+        del self._open[site.address]
+        owner = log.owner(site.begun)
+        stages = tuple(site.stages)
+        probed = (site.kprobe or site.original) if kprobe and log.by_kprobes(site.begun) else b""
+        poke = Finished(
+            site.begun, site.original, bytes(site.memory), kprobe, owner, stages, probed
+        )
+        self.finished.setdefault(site.address, []).append(poke)
+        log.result.judged[owner] += 1
+        if site.original[0] in (CALL, JUMP):
+            effect = semantics.effect(site.address, site.original, 0)
+            if effect and effect.ip is not None:
+                self.left.setdefault(effect.ip, []).append(site.begun)
+        if not kprobe and len(stages) == len("123"):
+            self._check_state(site, stages)
+        site.begun = -1
+        self._ending.append((site, at))
+
+    def _check_state(self, site: Site, stages: tuple[int, ...]) -> None:
+        """The poke handler must look for the site before int3 is there, and until the last round is
+        over: a CPU that met it may have been slow to get to the handler.
+
+        Whether it does is known where the state is that it looks at: not if it never shows.
+        """
+        log = self._log
+        looks = log.flags & F_STATE != 0
+        first, last = np.searchsorted(self._syncs, (stages[0], stages[-1]))
+        end = np.searchsorted(log.moments, stages[-1], side="right")
+        if end == len(log.moments) or not np.any(looks[self._syncs[first:last]]):
+            return
+        if not looks[stages[0]]:
+            text = "int3 was written before the handler was to look for it"
+            log.blame("consumed", text, stages[0], site.address)
+        synced: set[int] = set()
+        for at in self._syncs[last : np.searchsorted(self._syncs, log.moments[end])].tolist():
+            cpu = int(log.cpu[at])
+            if cpu not in synced and not looks[at]:
+                text = f"the handler no longer looked for int3 when CPU {cpu} came to the last sync"
+                log.blame("consumed", text, at, site.address, stages[-1])
+                return
+            synced.add(cpu)
+
+    # -- a kprobe
+
+    def _disarm(self, site: Site, moment: int, at: int, new: bytes) -> None:
+        """The first byte of a kprobe's site is written."""
+        if not self._log.has_unlock:
+            self._end_rounds(moment)
+        if new[0] != site.kprobe[0]:
+            self._blame_disarm(site, at, new)
+        site.memory[:1] = new
+        self._check_restored(site, at)
+        site.original, site.begun = bytes(site.memory), at
+        self._open[site.address], site.stages = site, []
+        self._close(site, at, kprobe=False)
+        site.kprobe = b""
+
+    def _check_restored(self, site: Site, at: int) -> None:
+        """A kprobe is gone: it may have been a jump."""
+        now, before = bytes(site.memory[:5]), site.kprobe[:5]
+        if now[0] == before[0] != JUMP and now != before:
+            text = f"a kprobe left {now.hex()} behind, not {before.hex()}"
+            self._log.blame("writes", text, at, site.address)
+
+    def _blame_disarm(self, site: Site, at: int, new: bytes) -> None:
+        text = f"a kprobe's int3 became {new[:1].hex()}, not {site.kprobe[:1].hex()}"
+        self._log.blame("writes", text, at, site.address)
+
+    # -- the end of pokes
+
+    def _on_unlock(self, moment: int, at: int) -> None:
+        for site in list(self._open.values()):
+            self._left_with_int3(site, at)
+        self._end_rounds(moment)
+
+    def _left_with_int3(self, site: Site, at: int) -> None:
+        """text_mutex is released while a site has int3: a kprobe's, or a poke was not finished."""
+        log = self._log
+        if site.kprobe:
+            fine = not site.tailed or bytes(site.memory[1:5]) == site.kprobe[1:5]
+        else:
+            # The test module has int3 of its own, which it pokes into its own text.
+            own = log.in_module(site.address) and site.address not in log.around.sites
+            fine = not site.tailed and (own or log.by_kprobes(site.begun))
+            fine |= not log.is_live(site.address, at) or not log.callers(site.begun)
+        if not fine:
+            text = f"the poke ended with int3 in place ({bytes(site.memory).hex()})"
+            log.blame("writes", text, at, site.address, site.begun)
+        begun = site.begun
+        self._close(site, site.last, kprobe=True)
+        if not site.kprobe:
+            site.kprobe, site.armed = site.original, begun
+
+    def _end_rounds(self, moment: int) -> None:
+        """The last rounds of all pokes so far must be over."""
+        log = self._log
+        if self._ending:
+            log.result.batches[len(self._ending)] += 1
+        for site, last in self._ending:
+            if log.around.kprobe_syncs or not log.by_kprobes(last):
+                self._rounds.check(site.address, last, moment, "the release of text_mutex")
+        self._ending.clear()
+
+    def _on_stopper(self, at: int) -> None:
+        """A task stops the machine. Its argument tells whose stack it has."""
+        log = self._log
+        data = int(log.words[at][0])
+        pokes = [(site, site.last) for site in self._open.values()]
+        if log.around.kprobe_syncs:  # before, a task may go on with something else
+            pokes += self._ending
+        for site, last in pokes:
+            if abs(data - int(log.words[last][5])) < THREAD_SIZE:
+                log.blame("stopper", "stop_machine() ran for a poke", at, site.address)
+                return

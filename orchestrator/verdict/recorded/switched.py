@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What keys, static calls and tracers are set to, and what their sites are then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from orchestrator.text import semantics
+from orchestrator.verdict.recorded.judgement import INT3, RecordViolation
+from orchestrator.verdict.recorded.reading import Reading
+from orchestrator.verdict.recorded.record import (
+    BRANCH,
+    CALL,
+    CALLS_FTRACE,
+    CALLS_FTRACE_REGS,
+    CALLS_TRAMPOLINE,
+    SITE_FLIPPED,
+    SITE_GONE,
+    SITE_INIT,
+    SITE_TAIL,
+    TRACED,
+)
+
+FL_ENABLED, FL_REGS, FL_REGS_EN, FL_TRAMP, FL_TRAMP_EN = (1 << bit for bit in range(31, 26, -1))
+FL_DISABLED, FL_DIRECT, FL_DIRECT_EN = (1 << bit for bit in (25, 24, 23))
+FL_COUNT = (1 << 19) - 1
+"""FTRACE_FL_* in include/linux/ftrace.h, and the number of tracers; since 4.6."""
+JUMPS, CALL_OPCODE, JUMP_OPCODE, RET, JCC = (0xE9, 0xEB), 0xE8, 0xE9, 0xC3, 0x0F
+MODULES = 0xFFFFFFFFA0000000
+"""Where the text of modules begins. What is between it and the kernel's own text is init text."""
+TRACED_BEFORE = "functions that can be traced, in a kernel before 5.5"
+
+
+def judge_sites(log: Reading) -> None:
+    """Each branch, call and function that the recorder looked at is what it should be."""
+    checks: list[tuple[int, Callable[..., str | None]]] = [
+        (BRANCH, _wrong_branch),
+        (CALL, _wrong_call),
+    ]
+    if log.around.kprobe_syncs:  # since 5.5; the flags have been these since 4.6
+        checks.append((TRACED, _wrong_trace))
+    elif traced := int(log.numbers[log.kinds == TRACED].sum()):
+        log.result.not_judged[TRACED_BEFORE] += traced
+    for kind, wrong in checks:
+        numbers = log.of_kind(kind)
+        # A TRACED is of several functions that are alike, and says of how many.
+        log.result.sites_looked_at += int(np.maximum(log.numbers[numbers], 1).sum())
+        rows, first = np.unique(log.words[numbers, :6], axis=0, return_index=True)
+        for row, at in zip(rows.tolist(), numbers[first].tolist(), strict=True):
+            if why := wrong(log, *row):
+                text = f"{why} (site {log.place(row[2])})"
+                log.result.blame(RecordViolation("sites", text, at, row[2]))
+
+
+def _is_judged(log: Reading, site: int, flags: int) -> bool:
+    """Whether a site is in text that stays."""
+    return not flags & SITE_INIT and (log.in_text(site) or site >= MODULES)
+
+
+def _wrong_branch(
+    log: Reading, key: int, count: int, site: int, target: int, flags: int, memory: int
+) -> str | None:
+    """What is wrong with a branch of a static key."""
+    name = log.place(key)
+    if flags & SITE_GONE:
+        return f"a key ({name}) has branches of a module that is gone"
+    if not _is_judged(log, site, flags):
+        return None
+    code = memory.to_bytes(8, "little")
+    effect, jumps = semantics.effect(site, code, 0), code[0] in JUMPS
+    of = f"{code[:5].hex()} is left at a branch of a key ({name}) that is"
+    if bool(count) != bool(flags & SITE_FLIPPED):
+        if not jumps or effect is None or effect.ip != target:
+            return f"{of} {'on' if count else 'off'}, where a jump to {target:x} is due"
+    elif effect is None or jumps or effect.ip != site + semantics.length(code):
+        return f"{of} {'on' if count else 'off'}, where a NOP is due"
+    return None
+
+
+def _wrong_call(
+    log: Reading, key: int, function: int, site: int, flags: int, memory: int, _: int
+) -> str | None:
+    """What is wrong with a call of a static call or a tracer, or with a trampoline."""
+    if flags & SITE_GONE:
+        return f"a static call ({log.place(key)}) has sites of a module that is gone"
+    if not _is_judged(log, site, flags):
+        return None
+    code = memory.to_bytes(8, "little")
+    effect = semantics.effect(site, code, 0)
+    if effect is None and code[0] != INT3:
+        return None  # what the function does, in place of a call of it (pv_ops since 7.x)
+    ip = (effect.ip if effect else 0) or 0
+    if function:
+        fine = _calls(log, function, code, ip, tail=bool(flags & SITE_TAIL))
+        due = f"{log.place(function)} is to be called"
+    else:
+        fine = _calls_nothing(log, site, code, ip, tail=bool(flags & SITE_TAIL))
+        due = "nothing is to be called"
+    return None if fine else f"{code[:5].hex()} is left at a call, where {due}"
+
+
+def _calls(log: Reading, function: int, code: bytes, ip: int, *, tail: bool) -> bool:
+    """Whether an instruction calls a function, or does what the function would."""
+    if code[0] in ((JUMP_OPCODE, JCC) if tail else (CALL_OPCODE,)) and (
+        # Some kernels call what is behind a function's ENDBR.
+        ip in (function, function + 4) or code[0] == JCC
+    ):
+        return True
+    name = log.around.name(function) or ""
+    if name.startswith("__static_call_return0") and code[:5] in semantics.RETURN_0:
+        return True
+    # In place of a tracer that does not look after its recursion itself.
+    return (log.around.name(ip) or "").startswith("ftrace_ops_assist_func")
+
+
+def _calls_nothing(log: Reading, site: int, code: bytes, ip: int, *, tail: bool) -> bool:
+    if tail:  # RET, or a jump to the thunk that returns
+        return code[0] == RET or "return_thunk" in (log.around.name(ip) or "")
+    return ip == site + 5 and code[0] not in (CALL_OPCODE, JUMP_OPCODE)
+
+
+def _wrong_trace(
+    log: Reading, called: int, what: int, site: int, flags: int, memory: int, on: int
+) -> str | None:
+    """What is wrong with the call at the beginning of a function that can be traced."""
+    code = memory.to_bytes(8, "little")
+    if flags & FL_DISABLED:  # of a module that is not ready, or no function after all
+        return None
+    users = flags & FL_COUNT if on else 0
+    enabled = bool(flags & FL_ENABLED)
+    if enabled != bool(users):
+        state = "is traced" if enabled else "is not traced"
+        return f"a function {state}, and it has {users or 'no'} tracers"
+    left = f"{code[:5].hex()} is left at a function that is"
+    if not enabled:
+        effect = semantics.effect(site, code, 0)
+        fine = effect == semantics.Effect(site + 5, 0) and code[0] != JUMP_OPCODE
+        return None if fine else f"{left} not traced, where a NOP is due"
+    direct = flags & FL_DIRECT if users == 1 else 0
+    for wanted, done, whom in (
+        (direct, FL_DIRECT_EN, "its direct call"),
+        (flags & FL_TRAMP, FL_TRAMP_EN, "the trampoline of its only tracer"),
+        (flags & FL_REGS, FL_REGS_EN, "ftrace_regs_caller"),
+    ):
+        if bool(wanted) != bool(flags & done):
+            return f"a function {'still calls' if flags & done else 'does not call'} {whom}"
+    if flags & FL_DIRECT_EN:
+        fine, due = code[0] in (CALL_OPCODE, JUMP_OPCODE), "its direct call"
+    elif flags & FL_TRAMP_EN:
+        fine, due = bool(what & CALLS_TRAMPOLINE), "the trampoline of a tracer"
+    elif flags & FL_REGS_EN:
+        fine, due = bool(what & CALLS_FTRACE_REGS), "ftrace_regs_caller"
+    else:
+        fine, due = bool(what & CALLS_FTRACE), "ftrace_caller"
+    return None if fine else f"{left} traced, where a call of {due} is due"
