@@ -47,9 +47,18 @@ KEY_SWITCHES = (
     "__jump_label_mod_update",
 )
 """Switch a static key, their first argument, or the branches of one."""
+KEY_UPDATE = "jump_label_update"
+"""Switches all branches of a key, which has not got its new count yet."""
 TASKS = "synchronize_rcu_tasks"
 """Waits until no task is preempted within a few instructions. Kprobes call it before they replace
 some by a jump, in a kernel with preemption."""
+RCU = ("synchronize_rcu", "synchronize_sched")
+"""Waits until each CPU has left what it executes without preemption, such as a handler of int3. The
+second one did that up to 4.20."""
+REMOVED = "arch_remove_kprobe"
+"""Frees what belongs to a kprobe, its argument."""
+LOAD_MM = "switch_mm_irqs_off"
+"""Loads an mm, its second argument."""
 DYING = ("oops_begin", "panic")
 """What a CPU enters that does not go on."""
 FLUSH = "flush_tlb_mm_range"

@@ -67,7 +67,8 @@ enum kind {
 	 * rsp; the CPUs online. F_MAPPED: the mapping through which the write before
 	 * this one was made is still there. F_EXECUTED: it is in text of a module that
 	 * was executed. F_STATE: the poke handler has something to look for, and if
-	 * int3 is written, this address.
+	 * int3 is written, this address. F_PROBED: it is a byte where a kprobe is that
+	 * its handler would find.
 	 */
 	WRITE = 1,
 	/*
@@ -92,7 +93,8 @@ enum kind {
 	TRAP,
 	/*
 	 * The iret that goes on after a TRAP. flags: bit h: handler h was entered;
-	 * RETURNED_*: of the poke handler. number: TRAPs of this CPU not gone on yet.
+	 * RETURNED_*: of the poke handler; CHANGED: another register than rip, rsp and
+	 * rflags is not what it was. number: TRAPs of this CPU not gone on yet.
 	 * words: address of the int3; rip, rsp and rflags popped; the word at the
 	 * lower one of both rsp; rsp and rflags before.
 	 */
@@ -126,7 +128,9 @@ enum kind {
 	 * switched the key, and all of them when the host asks for a look. words: the
 	 * key; its count; where the branch is; its target; its flags (1: it is taken
 	 * unless the key is on; 2: it is in init text; 4: there is none, although the
-	 * key has a list of them there); 8 bytes that are there now.
+	 * key has a list of them there; 8: there is none, but whoever asks for it is
+	 * about to switch the key, which counts as on already); 8 bytes that are there
+	 * now.
 	 */
 	BRANCH,
 	/*
@@ -135,11 +139,15 @@ enum kind {
 	 * tracer in ftrace_caller() and in trampolines. words: the key, 0 for one that
 	 * was asked for; the function; where the call is; its flags (1: in tail
 	 * position, or a trampoline; 2: in init text; 4: there is none, although the
-	 * key has a list of them, whose address it is); 8 bytes that are there now.
+	 * key has a list of them, whose address it is; 8: the trampoline passes other
+	 * ops than those that it belongs to); 8 bytes that are there now.
 	 */
 	CALL,
-	/* synchronize_rcu_tasks() was entered. */
-	TASKS,
+	/*
+	 * Somebody waits. number: 0: synchronize_rcu_tasks() was entered; 1:
+	 * synchronize_rcu(), or what did the same before 5.0.
+	 */
+	GRACE,
 	/*
 	 * A task asks for a lock while it holds another one, for the first time in
 	 * this order. number: the lock that it holds, by its number in `conf`. words:
@@ -165,8 +173,8 @@ enum kind {
 	 * Functions that can be traced: when ftrace_lock is released those that are
 	 * traced or were, and all when the host asks for a look. Those that are alike
 	 * become one record. number: how many. words: what the first one calls, 0 for
-	 * nothing; enum called; where that call is; flags of its struct dyn_ftrace;
-	 * 8 bytes that are there now; whether the tracer is on.
+	 * nothing; enum called; where that call is, or was; flags of its struct
+	 * dyn_ftrace; 8 bytes that are there now; whether the tracer is on.
 	 */
 	TRACED,
 	/*
@@ -177,22 +185,28 @@ enum kind {
 	STEP,
 	/*
 	 * Code to which other text jumped or called is freed. number: 0: a slot of
-	 * kprobes; 1: the trampoline of a tracer. words: its address. CALLERS follow.
+	 * kprobes; 1: the trampoline of a tracer; 2: what belongs to a kprobe, with
+	 * the address of the probe. words: its address. CALLERS follow.
 	 */
 	FREED,
+	/*
+	 * A CPU is about to load the mm through which text is written. flags: F_IRQS.
+	 * words: the page table's entries of the text in it, all bits of both.
+	 */
+	LOADED,
 };
 
 /* What the call of a traced function calls. */
-enum called { CALLS_FTRACE = 1, CALLS_FTRACE_REGS = 2, CALLS_TRAMPOLINE = 4 };
+enum called { CALLS_FTRACE = 1, CALLS_FTRACE_REGS = 2, CALLS_TRAMPOLINE = 4, CALLS_GONE = 8 };
 
 enum { F_IRQS = 1, F_EARLY = 2, F_MEMSET = 4, F_UNREADABLE = 8, F_MAPPED = 16,
-       F_EXECUTED = 32, F_STATE = 64, F_FIRST = 1 };
+       F_EXECUTED = 32, F_STATE = 64, F_PROBED = 128, F_FIRST = 1 };
 enum {
 	S_IRET = 1, S_CPUID, S_SERIALIZE, S_CONTROL, S_MSR, S_OTHER,
 	S_IN_SYNC = 0x100, S_ON_PURPOSE = 0x200,
 };
 enum mode { M_KERNEL, M_USER, M_IDLE };
-enum { RETURNED_ZERO = 0x100, RETURNED_NONZERO = 0x200 };
+enum { RETURNED_ZERO = 0x100, RETURNED_NONZERO = 0x200, CHANGED = 0x400 };
 
 struct control {
 	/* the host's wishes: a new number is a new wish */
@@ -321,10 +335,13 @@ static void emit(enum kind kind, unsigned int cpu, unsigned int flags, uint32_t 
 
 /* -- the guest's registers and memory */
 
-enum reg { RAX, RDX, RCX, RSI, RDI, RSP, EFLAGS, GS_BASE, K_GS_BASE, CR3, REGISTERS };
+enum reg {
+	RAX, RDX, RCX, RSI, RDI, RBX, RBP, R8, R9, R10, R11, R12, R13, R14, R15, GENERAL,
+	RSP = GENERAL, EFLAGS, GS_BASE, K_GS_BASE, CR3, REGISTERS
+};
 static const char *const reg_names[REGISTERS] = {
-	"rax", "rdx", "rcx", "rsi", "rdi", "rsp", "eflags", "gs_base", "k_gs_base",
-	"cr3",
+	"rax", "rdx", "rcx", "rsi", "rdi", "rbx", "rbp", "r8", "r9", "r10", "r11", "r12",
+	"r13", "r14", "r15", "rsp", "eflags", "gs_base", "k_gs_base", "cr3",
 };
 static struct qemu_plugin_register *reg_handle[REGISTERS];
 static GByteArray *scratch;
@@ -372,6 +389,7 @@ enum point {
 	P_NONE, P_WRITE, P_EARLY, P_SYNC, P_STOPPER, P_UNLOCK, P_SITE,
 	P_KEY, P_STATIC_CALL, P_TRANSFORM, P_TRACER, P_TASKS, P_FREED, P_SLOT, P_LOCK,
 	P_CPUS_LOCK, P_CPUS_UNLOCK, P_END, P_DIES, P_FLUSH, P_GUARDED,
+	P_RCU, P_REMOVED, P_LOAD,
 	P_ENTRY, P_POKE, P_KPROBE, P_FTRACE,	/* handlers: bit 0, 1, 2, 3 of RESUME */
 	P_RETURN, P_SECOND,
 };
@@ -402,6 +420,8 @@ static uint64_t patching_address, patching_array;
 static uint64_t poking_mm, poking_addr, page_offset_base, init_top_pgt;
 static uint64_t ftrace_lock, ftrace_pages, ftrace_enabled, ftrace_disabled, ftrace_ops_list;
 static uint64_t ftrace_caller, ftrace_regs_caller, ftrace_call, ftrace_regs_call;
+static uint64_t ftrace_ops, ftrace_regs_ops;
+static uint64_t kprobe_table;
 
 static struct watched **place_of(uint64_t address)
 {
@@ -679,6 +699,24 @@ static bool is_patching_here(uint64_t address, const uint8_t *bytes, uint64_t le
 	return !begins || !found || has_poke(address);
 }
 
+#define PROBE_LISTS	64	/* KPROBE_TABLE_SIZE */
+#define PROBES		1024	/* in one list, at most */
+enum { KP_ADDRESS = 40 };	/* struct kprobe: hlist, list, nmissed, addr */
+
+/* Whether a kprobe's handler would find one at this address. */
+static bool is_probed(uint64_t address)
+{
+	uint64_t lists[PROBE_LISTS];
+
+	if (!kprobe_table || !memory(kprobe_table, lists, sizeof(lists)))
+		return false;
+	for (int i = 0; i < PROBE_LISTS; i++)
+		for (int n = 0; n < PROBES && lists[i]; n++, lists[i] = quad(lists[i]))
+			if (quad(lists[i] + KP_ADDRESS) == address)
+				return true;
+	return false;
+}
+
 /* -- locks, and in which order they are taken */
 
 #define LOCKS		16
@@ -842,7 +880,8 @@ static void load(void)
 		{ "slot", P_SLOT },
 		{ "lock", P_LOCK }, { "cpus_lock", P_CPUS_LOCK }, { "cpus_unlock", P_CPUS_UNLOCK },
 		{ "end", P_END }, { "dies", P_DIES }, { "flush", P_FLUSH },
-		{ "guarded", P_GUARDED },
+		{ "guarded", P_GUARDED }, { "rcu", P_RCU }, { "removed", P_REMOVED },
+		{ "load", P_LOAD },
 	};
 	const struct {
 		const char *name;
@@ -863,7 +902,8 @@ static void load(void)
 		{ "ftrace_enabled", &ftrace_enabled }, { "ftrace_disabled", &ftrace_disabled },
 		{ "ftrace_ops_list", &ftrace_ops_list }, { "ftrace_caller", &ftrace_caller },
 		{ "ftrace_regs_caller", &ftrace_regs_caller }, { "ftrace_call", &ftrace_call },
-		{ "ftrace_regs_call", &ftrace_regs_call },
+		{ "ftrace_regs_call", &ftrace_regs_call }, { "ftrace_ops", &ftrace_ops },
+		{ "ftrace_regs_ops", &ftrace_regs_ops }, { "kprobe_table", &kprobe_table },
 	};
 	unsigned long long address, number;
 	char line[256], name[64];
@@ -990,15 +1030,15 @@ static uint64_t find_pgd(uint64_t direct_map)
 	return pgd;
 }
 
-static bool still_mapped(void)
+/* The entry of its page table; 0 if there is none. */
+static uint64_t mapping(void)
 {
-	uint64_t direct_map = page_offset_base ? quad(page_offset_base) : DIRECT_MAP, table, entry, at;
+	uint64_t direct_map = page_offset_base ? quad(page_offset_base) : DIRECT_MAP;
+	uint64_t table, entry = 0, at;
 
 	if (!poking_mm || !poking_addr || !init_top_pgt)
-		return false;
+		return 0;
 	table = find_pgd(direct_map);
-	if (table && (reg(CR3) & ADDRESS_BITS) == table - direct_map)
-		return true;	/* it is still loaded */
 	at = quad(poking_addr);
 	for (int shift = 39; table && shift >= 12; shift -= 9) {
 		entry = quad(table + (at >> shift & 511) * 8);
@@ -1006,10 +1046,21 @@ static bool still_mapped(void)
 		if (shift == 12 && (at >> 12 & 511) != 511)
 			entry |= quad(table + ((at >> 12 & 511) + 1) * 8);
 		if (!(entry & PRESENT) || (entry & LARGE && shift > 12))
-			return false;
+			return 0;
 		table = direct_map + (entry & ADDRESS_BITS);
 	}
-	return table;
+	return table ? entry : 0;
+}
+
+static bool still_mapped(void)
+{
+	uint64_t direct_map = page_offset_base ? quad(page_offset_base) : DIRECT_MAP, table;
+
+	if (!poking_mm || !poking_addr || !init_top_pgt)
+		return false;
+	table = find_pgd(direct_map);
+	/* Or it is still loaded. */
+	return (table && (reg(CR3) & ADDRESS_BITS) == table - direct_map) || mapping();
 }
 
 static void flush_passes(uint64_t address, uint64_t length)
@@ -1089,6 +1140,8 @@ static void on_write(unsigned int cpu, uint64_t rsp, bool early)
 		words[1] = fnv1a(bytes, kept);
 	if (is_patching_here(address, bytes, length))
 		flags |= F_STATE;
+	if (length == 1 && is_probed(address))
+		flags |= F_PROBED;
 	words[6] = cpus_online();
 	if (same_write(cpu, length, words))
 		return;
@@ -1300,6 +1353,7 @@ enum { PT_IP = 0x80, PT_FLAGS = 0x90, PT_SP = 0x98 };	/* struct pt_regs, the sam
 
 struct trap {
 	uint64_t address, regs, sp, flags;
+	uint64_t registers;	/* a hash of all but rsp */
 	unsigned int seen;	/* the flags of RESUME */
 };
 
@@ -1307,6 +1361,15 @@ static struct {
 	struct trap trap[DEPTH];
 	int depth;
 } trapped[CPUS];
+
+static uint64_t registers(void)
+{
+	uint64_t all[GENERAL];
+
+	for (int which = 0; which < GENERAL; which++)
+		all[which] = reg(which);
+	return fnv1a((uint8_t *)all, sizeof(all));
+}
 
 static void executes_int3(unsigned int vcpu, void *data)
 {
@@ -1326,7 +1389,10 @@ static void executes_int3(unsigned int vcpu, void *data)
 			memmove(&trapped[cpu].trap[0], &trapped[cpu].trap[1], (DEPTH - 1) * sizeof(struct trap));
 			trapped[cpu].depth--;
 		}
-		trapped[cpu].trap[trapped[cpu].depth++] = (struct trap){ .address = slot->address };
+		trapped[cpu].trap[trapped[cpu].depth++] = (struct trap){
+			.address = slot->address,
+			.registers = registers(),
+		};
 	}
 	pthread_mutex_unlock(&lock);
 }
@@ -1395,6 +1461,8 @@ static void resume(unsigned int cpu)
 	};
 
 	trapped[cpu].depth = at;
+	if (trap->registers != registers())
+		trap->seen |= CHANGED;
 	if (trap->seen & 1 << (P_KPROBE - P_ENTRY))
 		steps_to(cpu, trap->address, frame[0]);
 	emit(RESUME, cpu, trap->seen, at, words, 7);
@@ -1405,7 +1473,7 @@ static void resume(unsigned int cpu)
 #define PENDING		64
 #define ENTRIES		8192	/* of one key, at most; and links of its list */
 #define LINKS		64
-enum { LINKED = 2, DIRECT = 1, INIT = 2, GONE = 4 };
+enum { LINKED = 2, DIRECT = 1, INIT = 2, GONE = 4, EARLY = 8, OTHER_OPS = 8 };
 
 /* What a task has asked for, until it releases the mutex. */
 static struct pending {
@@ -1514,6 +1582,15 @@ static void key_was_switched(uint64_t key)
 	}
 }
 
+/* The branches of a key are about to be switched: until then it counts as off, or as neither. */
+static void key_is_switched(uint64_t key, uint64_t caller)
+{
+	uint64_t words[6] = { key, (uint32_t)quad(key), caller, 0, EARLY, 0 };
+
+	if ((int32_t)words[1] > 0)
+		emit(BRANCH, NO_CPU, 0, 0, words, 6);
+}
+
 static void emit_call(uint64_t key, uint64_t function, uint64_t site, unsigned int flags)
 {
 	uint64_t words[5] = { key, function, site, flags };
@@ -1606,21 +1683,38 @@ struct dyn_ftrace {
 	uint64_t ip, flags;
 };
 
+/* Whether `mov DISTANCE(%rip), %rdx` at this address loads another value. */
+static bool loads_other(uint64_t address, uint64_t value)
+{
+	uint8_t code[7];
+	int32_t distance;
+
+	if (!memory(address, code, sizeof(code)) || memcmp(code, "\x48\x8b\x15", 3))
+		return false;
+	memcpy(&distance, code + 3, sizeof(distance));
+	return quad(address + sizeof(code) + distance) != value;
+}
+
 /*
  * A trampoline is a copy of ftrace_caller() or ftrace_regs_caller(). It calls
- * what the ops has for a function.
+ * what the ops has for a function, and passes the ops.
  */
-static void call_in_trampoline(uint64_t trampoline, uint64_t function)
+static void call_in_trampoline(uint64_t trampoline, uint64_t ops)
 {
-	const uint64_t from[][2] = {
-		{ ftrace_caller, ftrace_call },
-		{ ftrace_regs_caller, ftrace_regs_call },
+	const uint64_t from[][3] = {
+		{ ftrace_caller, ftrace_call, ftrace_ops },
+		{ ftrace_regs_caller, ftrace_regs_call, ftrace_regs_ops },
 	};
 
-	for (int i = 0; i < 2; i++)
-		if (from[i][0] && from[i][1] && quad(trampoline) == quad(from[i][0]) &&
-		    quad(trampoline + 8) == quad(from[i][0] + 8))
-			emit_call(0, function, trampoline + from[i][1] - from[i][0], 0);
+	for (int i = 0; i < 2; i++) {
+		uint64_t moved = trampoline - from[i][0];
+
+		if (!from[i][0] || !from[i][1] || quad(trampoline) != quad(from[i][0]) ||
+		    quad(trampoline + 8) != quad(from[i][0] + 8))
+			continue;
+		emit_call(0, quad(ops), from[i][1] + moved,
+			  from[i][2] && loads_other(from[i][2] + moved, ops) ? OTHER_OPS : 0);
+	}
 }
 
 static uint64_t trampolines[TRAMPOLINES];	/* those that were called */
@@ -1651,7 +1745,7 @@ static bool is_trampoline(uint64_t address)
 		for (int word = 3; word < OPS_WORDS; word++) {
 			if (quad(ops + 8 * word) != address)
 				continue;
-			call_in_trampoline(address, quad(ops));
+			call_in_trampoline(address, ops);
 			note_trampoline(address);
 			return true;
 		}
@@ -1684,15 +1778,18 @@ static void emit_alike(void)
 	alike_count = 0;
 }
 
-static void traced(const struct dyn_ftrace *record, bool on)
+static void traced(const struct dyn_ftrace *record, bool on, bool all)
 {
-	uint64_t words[6] = { 0, 0, record->ip, record->flags, 0, on };
+	uint64_t words[6] = { 0, CALLS_GONE, record->ip, record->flags, 0, on };
 	const uint64_t low = 0xffffffffffull;	/* five bytes */
 	uint8_t code[8];
 	int32_t distance;
 
-	if (!memory(record->ip, code, sizeof(code)))
+	if (!memory(record->ip, code, sizeof(code))) {
+		if (all)
+			emit(TRACED, NO_CPU, 0, 1, words, 6);
 		return;
+	}
 	memcpy(&words[4], code, sizeof(code));
 	memcpy(&distance, code + 1, sizeof(distance));
 	if (code[0] == 0xe8)
@@ -1753,7 +1850,7 @@ static void look_at_traced(bool all)
 			bool now = records[n].flags & TRACED_FLAGS;
 
 			if (was_traced(records[n].ip, now) || now || all)
-				traced(&records[n], on);
+				traced(&records[n], on, all);
 		}
 	}
 	emit_alike();
@@ -1834,6 +1931,8 @@ static void at_point(struct watched *here, unsigned int cpu, uint64_t rsp)
 		break;
 	case P_KEY:
 		on_guarded(cpu, here, rsp);
+		if (here->number >> LOCKS & 1)
+			key_is_switched(reg(RDI), quad(rsp));
 		ask_for(P_KEY, reg(RDI), 0, 0);
 		break;
 	case P_STATIC_CALL:	/* now, as the kernel may die of what is no longer there */
@@ -1870,7 +1969,17 @@ static void at_point(struct watched *here, unsigned int cpu, uint64_t rsp)
 			emit(FLUSH, cpu, 0, 0, words, 2);
 		break;
 	case P_TASKS:
-		emit(TASKS, cpu, 0, 0, NULL, 0);
+	case P_RCU:
+		emit(GRACE, cpu, 0, here->point == P_RCU, NULL, 0);
+		break;
+	case P_REMOVED:	/* (kprobe) */
+		emit_freed(cpu, quad(reg(RDI) + KP_ADDRESS), 2, rsp);
+		break;
+	case P_LOAD:	/* (previous, next, task) */
+		if (!poking_mm || reg(RSI) != quad(poking_mm))
+			break;
+		words[0] = mapping();
+		emit(LOADED, cpu, reg(EFLAGS) & EFLAGS_IF ? F_IRQS : 0, 0, words, 1);
 		break;
 	case P_FREED:
 		on_freed(reg(RDI));

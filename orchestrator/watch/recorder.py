@@ -34,9 +34,13 @@ from orchestrator.text.functions import (
     GUARDS,
     HANDLERS,
     KEY_SWITCHES,
+    KEY_UPDATE,
     KPROBE_SYNC,
+    LOAD_MM,
     LOCK,
     LOCKS,
+    RCU,
+    REMOVED,
     STOPPERS,
     SYNC,
     TASKS,
@@ -74,6 +78,9 @@ Counts = Counter[SiteCpu]
 Wait = Callable[[Callable[[], bool]], bool]
 """Waits until its argument returns true, and returns whether it did in time."""
 READ = mmap.PROT_READ
+KEY_IS_OFF = 1 << 16
+"""Above the locks, 1 << LOCKS in recorder.c: whoever calls the function switches a key that counts
+as off."""
 CHUNK = 1 << 14
 """Records that are compressed at once."""
 CURRENT = ("current_task", "pcpu_hot")
@@ -91,6 +98,9 @@ POINTS: Mapping[str, tuple[str, ...]] = {
     "transform": (TRANSFORM,),
     "tracer": ("ftrace_update_ftrace_func",),
     "tasks": (TASKS,),
+    "rcu": RCU,
+    "removed": (REMOVED,),
+    "load": (LOAD_MM,),
     "freed": ("vfree", "execmem_free"),
     "slot": ("__free_insn_slot",),
     "lock": ("mutex_lock", "mutex_lock_nested"),
@@ -130,6 +140,9 @@ DATA: Mapping[str, tuple[str, ...]] = {
     "ftrace_regs_caller": ("ftrace_regs_caller",),
     "ftrace_call": ("ftrace_call",),
     "ftrace_regs_call": ("ftrace_regs_call",),
+    "ftrace_ops": ("ftrace_caller_op_ptr",),
+    "ftrace_regs_ops": ("ftrace_regs_caller_op_ptr",),
+    "kprobe_table": ("kprobe_table",),
     "patching_address": ("bp_int3_addr",),
     "patching_array": ("text_poke_array",),
     "patching_flag": ("bp_patching_in_progress",),
@@ -171,9 +184,10 @@ def configuration(lines: Sequence[str], sites: Mapping[int, int]) -> list[str]:
     # Before, other locks did.
     guards = {} if addresses.keys().isdisjoint(KPROBE_SYNC) else GUARDS
 
-    def locks(name: str) -> str:
-        """The locks that whoever calls a function must have: bits, by their numbers."""
+    def demands(name: str) -> str:
+        """What must be when a function is called: bits, of locks by their numbers."""
         bits = sum(1 << LOCKS.index(lock) for lock in guards.get(name, ()))
+        bits |= KEY_IS_OFF if guards and name == KEY_UPDATE else 0
         return f" {bits:x}" if bits else ""
 
     conf = [f"write {address:x}" for address in first(WRITERS)]
@@ -183,7 +197,7 @@ def configuration(lines: Sequence[str], sites: Mapping[int, int]) -> list[str]:
         conf += [f"poke {address:x} {notifier}" for address in addresses.get(name, [])]
     for point, names in POINTS.items():
         conf += [
-            f"{point} {address:x}{locks(name)}"
+            f"{point} {address:x}{demands(name)}"
             for name in names
             for address in addresses.get(name, [])
         ]

@@ -93,11 +93,15 @@ class Written:
         pushed: int = 0,
         cpu: int = 1,
         handlers: int = record.H_POKE,
+        flags: tuple[int, int] = (0x246, 0x246),
     ) -> None:
-        """A CPU executes int3, and goes on at `ip` with `stack` added to rsp."""
+        """A CPU executes int3, and goes on at `ip` with `stack` added to rsp.
+
+        flags: rflags before and after.
+        """
         rsp = TASK + 0x8000
         self.add(record.TRAP, cpu, site, rsp)
-        words = (site, ip, rsp + stack, 0x246, pushed, rsp, 0x246)
+        words = (site, ip, rsp + stack, flags[1], pushed, rsp, flags[0])
         self.add(record.RESUME, cpu, *words, flags=handlers)
 
     def poke(

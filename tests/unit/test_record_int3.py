@@ -6,12 +6,20 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from recorded import AROUND, NOP, SITE, TASK, TEXT, Written
+from recorded import AROUND, JUMP, NOP, SITE, TASK, TEXT, Written
 
 from orchestrator import guests
 from orchestrator.text import semantics
 from orchestrator.verdict.recorded.judge import judge
-from orchestrator.verdict.recorded.record import DIES, PASS, RESUME, STOPPER, TRAP
+from orchestrator.verdict.recorded.record import (
+    DIES,
+    H_POKE,
+    PASS,
+    R_CHANGED,
+    RESUME,
+    STOPPER,
+    TRAP,
+)
 
 END, CALLED, RETURN_0, RETURN = SITE + 5, TEXT + 0x3000, TEXT + 0x4000, TEXT + 0x5000
 NAMES = {
@@ -136,9 +144,9 @@ def test_the_phases_in_which_int3_was_met_and_handled_are_counted() -> None:
     log.write(SITE, 0, b"\xcc")
     log.trap(SITE, END, cpu=2)
     log.sync(0, 1, 2, 3)
-    log.add(TRAP, 3, SITE, 0)
     log.write(SITE, 1, NOP[1:])
     log.sync(0, 1, 2, 3)
+    log.add(TRAP, 3, SITE, 0)
     log.trap(SITE, END, cpu=2)
     log.trap(SITE, END, cpu=2)
     log.write(SITE, 0, NOP[:1])
@@ -147,8 +155,40 @@ def test_the_phases_in_which_int3_was_met_and_handled_are_counted() -> None:
     log.unlock()
     result = judge(log.records, AROUND)
     assert not result.violations
-    assert result.met == {(2, 1, 1): 1, (2, 2, 2): 2, (3, 1, 3): 1}
+    assert result.met == {(2, 1, 1): 1, (2, 2, 2): 2, (3, 2, 3): 1}
     assert result.batches == {1: 2}
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_no_cpu_syncs_while_it_handles_an_int3(inside: bool) -> None:
+    log = Written()
+    log.write(SITE, 0, b"\xcc")
+    log.add(TRAP, 2, SITE, 0)
+    for part in (lambda: log.sync(0, 1, 2, 3), lambda: resumes(log))[:: 1 if inside else -1]:
+        part()
+    log.write(SITE, 1, JUMP[1:])
+    log.sync(0, 1, 2, 3)
+    log.write(SITE, 0, JUMP[:1])
+    log.sync(0, 1, 2, 3)
+    log.unlock()
+    found = judge(log.records, AROUND).violations
+    assert [fault.text for fault in found] == (
+        [f"CPU 2 synced while it handled an int3 (site f_{SITE:x})"] if inside else []
+    )
+
+
+def resumes(log: Written) -> None:
+    log.add(RESUME, 2, SITE, END, 0, 0x246, 0, 0, 0x246, flags=H_POKE)
+
+
+@pytest.mark.parametrize("changed", [0, R_CHANGED])
+def test_the_poke_handler_leaves_the_other_registers_alone(changed: int) -> None:
+    log = Written()
+    log.write(SITE, 0, b"\xcc")
+    log.trap(SITE, END, handlers=H_POKE | changed)
+    log.sync(0, 1, 2, 3)
+    found = judge(log.records, AROUND)
+    assert set(found.broken) == ({"consumed"} if changed else set())
 
 
 def test_a_kernel_that_dies_of_an_int3_took_it_by_no_handler() -> None:

@@ -12,7 +12,7 @@ from orchestrator.text import semantics
 from orchestrator.verdict.recorded import record
 from orchestrator.verdict.recorded.judge import judge
 from orchestrator.verdict.recorded.judgement import Judgement
-from orchestrator.verdict.recorded.record import BRANCH, CALL, F_MAPPED, FREED, TASKS, TRACED
+from orchestrator.verdict.recorded.record import BRANCH, CALL, F_MAPPED, FREED, GRACE, TRACED
 from orchestrator.verdict.recorded.switched import TRACED_BEFORE
 
 KEY, TARGET = TEXT + 0x200000, SITE + 5 + 0xFB
@@ -57,6 +57,8 @@ def broken(log: Written) -> set[str]:
         (0, 0, b"\xcc" + NOP[1:], False),
         (1, 2, NOP, True),  # in init text
         (1, 4, JUMP, False),  # a module's that is gone
+        (1, 8, JUMP, False),  # it is about to be switched
+        (0, 0, bytes.fromhex("0f1f006690"), False),  # two NOPs
     ],
 )
 def test_a_branch_is_what_its_key_is_set_to(
@@ -128,7 +130,7 @@ def test_a_kprobe_becomes_a_jump_when_no_task_is_inside_any_more(waited: bool) -
     log.sync(0, 1, 2, 3)
     log.unlock()
     if waited:
-        log.add(TASKS, 0)
+        log.add(GRACE, 0)
     for offset, data in ((0, b"\xcc"), (1, JUMP[1:]), (0, JUMP[:1])):
         log.write(SITE, offset, data, TEXT)
         log.sync(0, 1, 2, 3)
@@ -196,6 +198,20 @@ def test_a_trampoline_may_call_the_tracer_by_ftrace_ops_assist_func() -> None:
     assert broken(log) == {"sites"}
 
 
+def test_a_trampoline_passes_the_ops_of_its_tracer() -> None:
+    log = Written()
+    log.add(CALL, 255, 0, CALLED, SITE, 8, number(jump(0xE8, CALLED)))
+    (fault,) = judged(log).violations
+    assert fault.claim == "sites" and "passes the ops of another one" in fault.text
+
+
+def test_no_records_of_functions_stay_when_their_module_is_gone() -> None:
+    log = Written()
+    log.add(TRACED, 255, 0, 8, SITE, 0, 0, 1, number=1)
+    (fault,) = judged(log).violations
+    assert fault.claim == "sites" and "of a module that is gone" in fault.text
+
+
 SLOT, NAMES = SITE + 5 + 0xFB, {TEXT: "arm_kprobe+0x10", TEXT + 16: "kprobe_optimizer+0x60"}
 
 
@@ -218,10 +234,10 @@ def test_code_that_was_jumped_to_is_freed_when_no_task_is_in_it_any_more(
     log = Written()
     log.poke(new=JUMP)
     if waited == "before":
-        log.add(TASKS, 0)
+        log.add(GRACE, 0)
     log.poke(new=NOP)
     if waited == "after":
-        log.add(TASKS, 0)
+        log.add(GRACE, 0)
     log.add(FREED, 0, SLOT, number=trampoline)
     log.add(record.CALLERS, 0, caller, number=1)
     log.add(FREED, 0, SLOT + 16, number=trampoline)

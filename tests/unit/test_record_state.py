@@ -165,6 +165,20 @@ def test_a_log_that_ends_within_a_write_lacks_no_flush() -> None:
     assert not judge(log.records, AROUND).violations
 
 
+def loaded(flags: int, entry: int) -> set[str]:
+    log = Written()
+    log.write(SITE, 0, b"\xcc")
+    log.add(record.LOADED, 0, entry, flags=flags)
+    log.sync(0, 1, 2, 3)
+    return set(judge(log.records, AROUND).broken)
+
+
+def test_the_mapping_is_loaded_without_interrupts_and_is_not_global() -> None:
+    assert not loaded(0, 0x8000000000000063)
+    assert loaded(record.F_IRQS, 0x63) == {"irqs"}
+    assert loaded(0, 0x163) == {"writes"}
+
+
 def test_who_switches_something_has_its_lock() -> None:
     log = Written()
     log.add(record.UNGUARDED, 2, TEXT + 0x10, TEXT + 0x20, number=LOCKS.index("jump_label_mutex"))
@@ -226,11 +240,90 @@ def test_a_kprobe_does_not_skip_its_instruction(
     assert set(judge(log.records, KERNEL).broken) == ({"consumed"} if wrong else set())
 
 
-def probed(code: bytes = PUSH) -> Written:
+@pytest.mark.parametrize("after", [0x246, 0x46])
+def test_interrupts_are_enabled_after_a_step_if_they_were_before(after: int) -> None:
+    log = probed()
+    log.add(STEP, 1, SITE, COPY, int.from_bytes(b"\x55" + b"\xcc" * 7, "little"), 0)
+    log.trap(SITE, COPY, handlers=H_KPROBE, flags=(0x246, 0x46))
+    log.trap(COPY + 1, SITE + 1, handlers=H_KPROBE, flags=(0x46, after))
+    found = judge(log.records, KERNEL).violations
+    assert [fault.claim for fault in found] == ([] if after == 0x246 else ["consumed"])
+
+
+PROBED = record.F_PROBED | record.F_IRQS
+
+
+@pytest.mark.parametrize(
+    ("armed", "disarmed", "wrong"),
+    [
+        (PROBED, PROBED, ""),
+        (record.F_IRQS, PROBED, "was written before its handler knew it"),
+        (PROBED, record.F_IRQS, "went when its handler did not know it any more"),
+        (record.F_IRQS, record.F_IRQS, ""),  # nobody knows where the handler looks
+    ],
+)
+def test_the_handler_of_kprobes_finds_a_probe_while_its_int3_can_be_met(
+    armed: int, disarmed: int, wrong: str
+) -> None:
+    log = probed(flags=armed)
+    log.write(SITE, 0, PUSH[:1], TEXT + 0x20, flags=disarmed)
+    log.sync(0, 1, 2, 3)
+    log.unlock()
+    found = judge(log.records, KERNEL).violations
+    assert [fault.claim for fault in found] == ["consumed"] * bool(wrong)
+    assert not wrong or wrong in found[0].text
+
+
+@pytest.mark.parametrize("waited", ["", "before", "after"])
+def test_a_kprobe_is_freed_when_no_cpu_handles_its_int3_any_more(waited: str) -> None:
+    log = probed()
+    log.add(record.FREED, 0, SITE, number=record.A_PROBE)  # of another one, which was never armed
+    if waited == "before":
+        log.add(record.GRACE, 0, number=record.G_CPUS)
+    log.write(SITE, 0, PUSH[:1], TEXT + 0x20)
+    log.sync(0, 1, 2, 3)
+    log.unlock()
+    if waited == "after":
+        log.add(record.GRACE, 0, number=record.G_CPUS)
+    log.add(record.FREED, 0, SITE, number=record.A_PROBE)
+    found = judge(log.records, KERNEL).violations
+    assert [fault.claim for fault in found] == ([] if waited == "after" else ["sync"])
+
+
+@pytest.mark.parametrize(("inside", "wrong"), [(1, True), (4, True), (5, False)])
+def test_int3_is_not_written_into_an_instruction_that_was_poked(inside: int, wrong: bool) -> None:
+    log = Written()
+    log.poke(new=JUMP)
+    log.memory[SITE + inside] = log.memory[SITE][inside:]
+    log.write(SITE + inside, 0, b"\xcc", TEXT + 0x20)
+    log.sync(0, 1, 2, 3)
+    log.unlock()
+    found = judge(log.records, KERNEL).violations
+    assert [fault.claim for fault in found] == ["writes"] * wrong
+    assert not wrong or f"at +{inside} of it" in found[0].text
+
+
+@pytest.mark.parametrize(("at", "wrong"), [(4, True), (5, False)])
+def test_a_jump_is_not_written_over_another_kprobe(at: int, wrong: bool) -> None:
+    log = probed()
+    log.write(SITE + at, 0, b"\xcc", TEXT + 0x20)
+    log.sync(0, 1, 2, 3)
+    log.unlock()
+    log.memory[SITE][at] = 0xCC
+    for offset, data in ((0, b"\xcc"), (1, JUMP[1:]), (0, JUMP[:1])):
+        log.write(SITE, offset, data, TEXT + 0x20)
+        log.sync(0, 1, 2, 3)
+    log.unlock()
+    found = judge(log.records, KERNEL).violations
+    assert [fault.claim for fault in found] == ["writes"] * wrong
+    assert not wrong or "the int3 of another kprobe was overwritten, at +4" in found[0].text
+
+
+def probed(code: bytes = PUSH, flags: int = record.F_IRQS) -> Written:
     """A log in which a kprobe was armed."""
     log = Written()
     log.memory[SITE] = bytearray(code.ljust(32, b"\x90"))
-    log.write(SITE, 0, b"\xcc", TEXT + 0x20)
+    log.write(SITE, 0, b"\xcc", TEXT + 0x20, flags=flags)
     log.sync(0, 1, 2, 3)
     log.unlock()
     return log

@@ -4,12 +4,24 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from orchestrator.text import disasm
 from orchestrator.verdict.recorded.reading import Reading
-from orchestrator.verdict.recorded.record import FREED, RESUME, STEP, TASKS
+from orchestrator.verdict.recorded.record import (
+    A_PROBE,
+    A_TRAMPOLINE,
+    FREED,
+    G_TASKS,
+    GRACE,
+    RESUME,
+    STEP,
+)
 from orchestrator.verdict.recorded.sites import Finished
 from orchestrator.verdict.recorded.traps import OTHER_INT3
+
+INTERRUPTS = np.uint64(0x200)
+"""rflags.IF."""
 
 
 def judge_steps(log: Reading, finished: dict[int, list[Finished]]) -> None:
@@ -21,7 +33,7 @@ def judge_steps(log: Reading, finished: dict[int, list[Finished]]) -> None:
     """
     if not log.around.kprobe_syncs:  # up to 4.14 jprobes send a CPU wherever they like
         return
-    copies: dict[int, list[tuple[int, int]]] = {}
+    copies: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for at in log.of_kind(STEP).tolist():
         site, to = (int(word) for word in log.words[at][:2])
         pokes = [poke for poke in finished.get(site, ()) if poke.begun < at]
@@ -37,17 +49,17 @@ def judge_steps(log: Reading, finished: dict[int, list[Finished]]) -> None:
             text = f"CPU {cpu} went on at {there}, which is no copy of the probed instruction"
             log.blame("consumed", text, at, site, cpus=[cpu])
         size = disasm.length(probed)
-        copies.setdefault(to + size, []).append((at, site + size))
-    for end, steps in copies.items():
-        _judge_ends(log, end, steps)
+        copies.setdefault((to, size), []).append((at, site + size))
+    for (to, size), steps in copies.items():
+        _judge_ends(log, to, size, steps)
 
 
-def _judge_ends(log: Reading, end: int, steps: list[tuple[int, int]]) -> None:
+def _judge_ends(log: Reading, copy: int, size: int, steps: list[tuple[int, int]]) -> None:
     """The int3 at the end of a copy.
 
     steps: the records by which CPUs went to the copy, and where each has to go on afterwards.
     """
-    resumes = np.flatnonzero((log.kinds == RESUME) & (log.words[:, 0] == end))
+    resumes = np.flatnonzero((log.kinds == RESUME) & (log.words[:, 0] == copy + size))
     which = np.searchsorted([at for at, _ in steps], resumes) - 1
     due = np.array([after for _, after in steps], np.uint64)[np.maximum(which, 0)]
     judged = int(np.count_nonzero(which >= 0))
@@ -58,6 +70,27 @@ def _judge_ends(log: Reading, end: int, steps: list[tuple[int, int]]) -> None:
         cpu = int(log.cpu[at])
         text = f"CPU {cpu} went on at {int(log.words[at][1]):x} after a kprobe's step"
         log.blame("consumed", f"{text}, not at {after:x}", at, after, cpus=[cpu])
+    _judge_flags(log, resumes[which >= 0], copy)
+
+
+def _judge_flags(log: Reading, resumes: NDArray[np.int64], copy: int) -> None:
+    """After a step interrupts are enabled if they were before: during it they are not.
+
+    resumes: by which CPUs went on behind the original.
+    copy: where it begins, to which CPUs went by another one.
+    """
+    begun = np.flatnonzero((log.kinds == RESUME) & (log.words[:, 1] == copy))
+    for cpu in range(log.cpus):
+        first, last = begun[log.cpu[begun] == cpu], resumes[log.cpu[resumes] == cpu]
+        which = np.searchsorted(first, last) - 1
+        first, last = first[which[which >= 0]], last[which >= 0]
+        wrong = last[(log.words[first, 6] ^ log.words[last, 3]) & INTERRUPTS != 0].tolist()
+        if wrong:
+            text = (
+                f"CPU {cpu} went on with interrupts {{}}abled after a kprobe's step, unlike before"
+            )
+            text = text.format("en" if log.words[wrong[0]][3] & INTERRUPTS else "dis")
+            log.blame("consumed", text, wrong[0], int(log.words[wrong[0]][1]), cpus=[cpu])
 
 
 def judge_freed(log: Reading, left: dict[int, list[int]]) -> None:
@@ -66,9 +99,12 @@ def judge_freed(log: Reading, left: dict[int, list[int]]) -> None:
 
     left: numbers of the WRITEs by which a jump or call was taken away, by where it went.
     """
-    tasks = log.of_kind(TASKS)
+    tasks = log.of_kind(GRACE)
+    tasks = tasks[log.numbers[tasks] == G_TASKS]
     for at in log.of_kind(FREED).tolist():
-        address, is_trampoline = int(log.words[at][0]), bool(log.numbers[at])
+        address, is_trampoline = int(log.words[at][0]), log.numbers[at] == A_TRAMPOLINE
+        if log.numbers[at] == A_PROBE:
+            continue
         last = max((write for write in left.get(address, ()) if write < at), default=-1)
         if last < 0 or not log.around.rcu_tasks:
             continue
@@ -81,3 +117,22 @@ def judge_freed(log: Reading, left: dict[int, list[int]]) -> None:
             since = f"since it had last been {'called' if is_trampoline else 'jumped to'}"
             text = f"{what} was freed, and nobody had called synchronize_rcu_tasks() {since}"
             log.blame("sync", text, at, address, last)
+
+
+def judge_removed(log: Reading, finished: dict[int, list[Finished]]) -> None:
+    """A CPU may be in the handler of a kprobe, or step through its copy. So who takes its int3 away
+    waits for all CPUs before it frees what belongs to it.
+
+    Kprobes that became jumps are given up by their optimizer, which waits for all tasks.
+    """
+    waits = log.of_kind(GRACE)
+    for at in log.of_kind(FREED).tolist():
+        address = int(log.words[at][0])
+        pokes = [poke for poke in finished.get(address, ()) if 0 <= poke.begun < at]
+        if log.numbers[at] != A_PROBE or not pokes or not log.around.kprobe_syncs:
+            continue
+        begun = pokes[-1].begun
+        taken_away = pokes[-1].owner == "kprobes" and not pokes[-1].kprobe
+        if taken_away and not np.any((waits > begun) & (waits < at)):
+            text = "a kprobe was freed, and nobody had called synchronize_rcu() since its int3 went"
+            log.blame("sync", text, at, address, begun)

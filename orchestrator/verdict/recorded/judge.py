@@ -30,6 +30,7 @@ def judge(
     sites.follow()
     rounds.judge_left_out()
     memory.judge_mappings(log)
+    memory.judge_loads(log)
     memory.judge_flushes(log)
     locks.judge_guards(log)
     locks.judge_orders(log)
@@ -39,5 +40,6 @@ def judge(
     traps.judge_int3(log, sites.finished)
     copies.judge_steps(log, sites.finished)
     copies.judge_freed(log, sites.left)
+    copies.judge_removed(log, sites.finished)
     traps.judge_dying(log, sites.finished)
     return result

@@ -9,14 +9,18 @@ from orchestrator.verdict.recorded.reading import Reading
 from orchestrator.verdict.recorded.record import (
     CODE,
     F_EARLY,
+    F_IRQS,
     F_MAPPED,
     FLUSH,
+    LOADED,
     STOPPER,
     UNLOCK,
     WRITE,
 )
 
 PAGE = 4096
+GLOBAL = 0x100
+"""Of an entry of a page table: flushing its mm leaves it in the TLB."""
 
 
 def judge_mappings(log: Reading) -> None:
@@ -26,6 +30,19 @@ def judge_mappings(log: Reading) -> None:
         text = "the mapping through which text is written was still there afterwards"
         before = int(log.writes[np.searchsorted(log.writes, at) - 1])
         log.blame("writes", text, at, int(log.words[before][0]), before)
+
+
+def judge_loads(log: Reading) -> None:
+    """While the mapping is loaded no interrupt comes, and its entries are of this mm only."""
+    for at in log.of_kind(LOADED).tolist():
+        write = int(log.writes[np.searchsorted(log.writes, at) - 1])
+        site = int(log.words[write][0])
+        if log.flags[at] & F_IRQS:
+            text = "the mapping through which text is written was loaded with interrupts enabled"
+            log.blame("irqs", text, at, site, write)
+        if int(log.words[at][0]) & GLOBAL:
+            text = "the mapping through which text is written is global, and stays in the TLB"
+            log.blame("writes", text, at, site, write)
 
 
 def judge_flushes(log: Reading) -> None:

@@ -17,11 +17,13 @@ from orchestrator.verdict.recorded import locks
 from orchestrator.verdict.recorded.judgement import INT3, Site
 from orchestrator.verdict.recorded.reading import LONGEST, Reading
 from orchestrator.verdict.recorded.record import (
+    F_PROBED,
     F_STATE,
     F_UNREADABLE,
+    G_TASKS,
+    GRACE,
     INLINE,
     SYNC,
-    TASKS,
     UNLOCK,
     WRITE,
 )
@@ -29,6 +31,8 @@ from orchestrator.verdict.recorded.rounds import Rounds
 
 CC = bytes([INT3])
 JUMP, CALL = 0xE9, 0xE8
+BRANCH = 5
+"""Bytes of them."""
 THREAD_SIZE = 0x4000
 SELF_TEST = "self-test"
 """The owner of int3 that the kernel is built with."""
@@ -82,7 +86,9 @@ class Sites:
         """Sites whose last round is not judged yet, and the record of the last write."""
         self._owner_word = locks.owner_word(log)
         self._syncs = log.of_kind(SYNC)
-        self._tasks = log.of_kind(TASKS)
+        waits = log.of_kind(GRACE)
+        self._tasks = waits[log.numbers[waits] == G_TASKS]
+        self._knows_probes = bool(np.any(log.flags[log.writes] & F_PROBED))
 
     def follow(self) -> None:
         """Go through the whole log."""
@@ -214,6 +220,17 @@ class Sites:
         site.tailed = False
         site.stages = [at]
         self._open[site.address] = site
+        self._check_not_inside(site.address, at, before)
+
+    def _check_not_inside(self, address: int, at: int, before: bytes) -> None:
+        """int3 is not written into another instruction, as far as that was poked."""
+        for start in range(address - 1, address - BRANCH, -1):
+            other, inside = self._known.get(start), address - start
+            if other is None or other.memory[:1] not in (bytes([JUMP]), bytes([CALL])):
+                continue
+            if other.memory[inside:BRANCH] == before[: BRANCH - inside]:
+                text = f"int3 was written into another instruction, at +{inside} of it"
+                self._log.blame("writes", text, at, start)
 
     def _go_on(self, site: Site, moment: int, at: int, new: bytes, before: bytes) -> None:
         """A write to a site that has int3."""
@@ -229,6 +246,7 @@ class Sites:
             log.blame("bytes", text, at, site.address)
         first = offset == 0 and new[0] != INT3
         changes = new[1:] != before[1 : len(new)] if offset == 0 else new != seen
+        self._check_no_probe_lost(site, at, offset, new, seen)
         if changes and first:
             log.blame("writes", f"{new.hex()} was written over int3 at once", at, site.address)
         if (changes and not first and not site.tailed) or first:
@@ -242,6 +260,16 @@ class Sites:
         site.tailed |= bool(changes)
         if first:
             self._finish(site, at)
+
+    def _check_no_probe_lost(
+        self, site: Site, at: int, offset: int, new: bytes, seen: bytes
+    ) -> None:
+        """A write behind int3 leaves the int3 of other kprobes alone."""
+        for number, (before, after) in enumerate(zip(seen, new, strict=False), offset):
+            other = self._known.get(site.address + number) if number else None
+            if other and other.is_armed and before == INT3 != after:
+                text = f"the int3 of another kprobe was overwritten, at +{number}"
+                self._log.blame("writes", text, at, site.address)
 
     def _finish(self, site: Site, at: int) -> None:
         """The first byte was written."""
@@ -318,12 +346,20 @@ class Sites:
             self._end_rounds(moment)
         if new[0] != site.kprobe[0]:
             self._blame_disarm(site, at, new)
+        self._check_probe_is_known(site, at, "went when its handler did not know it any more")
         site.memory[:1] = new
         self._check_restored(site, at)
         site.original, site.begun = bytes(site.memory), at
         self._open[site.address], site.stages = site, []
         self._close(site, at, kprobe=False)
         site.kprobe = b""
+
+    def _check_probe_is_known(self, site: Site, at: int, wrong: str) -> None:
+        """The handler of kprobes finds the probe, as long as its int3 can be met."""
+        if not self._knows_probes or not self._log.by_kprobes(at):
+            return
+        if not self._log.flags[at] & F_PROBED:
+            self._log.blame("consumed", f"the int3 of a kprobe {wrong}", at, site.address)
 
     def _check_restored(self, site: Site, at: int) -> None:
         """A kprobe is gone: it may have been a jump."""
@@ -357,6 +393,7 @@ class Sites:
             text = f"the poke ended with int3 in place ({bytes(site.memory).hex()})"
             log.blame("writes", text, at, site.address, site.begun)
         begun = site.begun
+        self._check_probe_is_known(site, begun, "was written before its handler knew it")
         self._close(site, site.last, kprobe=True)
         if not site.kprobe:
             site.kprobe, site.armed = site.original, begun

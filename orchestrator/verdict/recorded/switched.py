@@ -15,7 +15,10 @@ from orchestrator.verdict.recorded.record import (
     CALL,
     CALLS_FTRACE,
     CALLS_FTRACE_REGS,
+    CALLS_GONE,
     CALLS_TRAMPOLINE,
+    KEY_EARLY,
+    OTHER_OPS,
     SITE_FLIPPED,
     SITE_GONE,
     SITE_INIT,
@@ -28,6 +31,8 @@ FL_DISABLED, FL_DIRECT, FL_DIRECT_EN = (1 << bit for bit in (25, 24, 23))
 FL_COUNT = (1 << 19) - 1
 """FTRACE_FL_* in include/linux/ftrace.h, and the number of tracers; since 4.6."""
 JUMPS, CALL_OPCODE, JUMP_OPCODE, RET, JCC = (0xE9, 0xEB), 0xE8, 0xE9, 0xC3, 0x0F
+BRANCH_SIZES = (2, 5)
+"""Bytes of a branch: those of its jump."""
 MODULES = 0xFFFFFFFFA0000000
 """Where the text of modules begins. What is between it and the kernel's own text is init text."""
 TRACED_BEFORE = "functions that can be traced, in a kernel before 5.5"
@@ -66,15 +71,18 @@ def _wrong_branch(
     name = log.place(key)
     if flags & SITE_GONE:
         return f"a key ({name}) has branches of a module that is gone"
+    if flags & KEY_EARLY:
+        return f"a key ({name}) counts as on before its branches are switched"
     if not _is_judged(log, site, flags):
         return None
     code = memory.to_bytes(8, "little")
     effect, jumps = semantics.effect(site, code, 0), code[0] in JUMPS
+    size = semantics.length(code)
     of = f"{code[:5].hex()} is left at a branch of a key ({name}) that is"
     if bool(count) != bool(flags & SITE_FLIPPED):
         if not jumps or effect is None or effect.ip != target:
             return f"{of} {'on' if count else 'off'}, where a jump to {target:x} is due"
-    elif effect is None or jumps or effect.ip != site + semantics.length(code):
+    elif effect is None or jumps or effect.ip != site + size or size not in BRANCH_SIZES:
         return f"{of} {'on' if count else 'off'}, where a NOP is due"
     return None
 
@@ -85,6 +93,8 @@ def _wrong_call(
     """What is wrong with a call of a static call or a tracer, or with a trampoline."""
     if flags & SITE_GONE:
         return f"a static call ({log.place(key)}) has sites of a module that is gone"
+    if flags & OTHER_OPS and not key:
+        return "the trampoline of a tracer passes the ops of another one"
     if not _is_judged(log, site, flags):
         return None
     code = memory.to_bytes(8, "little")
@@ -125,6 +135,8 @@ def _wrong_trace(
     log: Reading, called: int, what: int, site: int, flags: int, memory: int, on: int
 ) -> str | None:
     """What is wrong with the call at the beginning of a function that can be traced."""
+    if what & CALLS_GONE:
+        return "there are records of functions of a module that is gone"
     code = memory.to_bytes(8, "little")
     if flags & FL_DISABLED:  # of a module that is not ready, or no function after all
         return None

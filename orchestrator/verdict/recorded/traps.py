@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 
 from orchestrator.text import disasm, semantics
 from orchestrator.verdict.recorded.reading import OTHERS, TEST_MODULE, Reading
-from orchestrator.verdict.recorded.record import DIES, H_KPROBE, H_POKE, RESUME, TRAP
+from orchestrator.verdict.recorded.record import (
+    DIES,
+    H_KPROBE,
+    H_POKE,
+    R_CHANGED,
+    RESUME,
+    SYNC,
+    TRAP,
+)
 from orchestrator.verdict.recorded.sites import Finished
 
 OTHER_INT3 = "int3 outside of any poke"
@@ -42,7 +50,7 @@ class Resumed(NamedTuple):
     changed: int
     """Bits of rflags."""
     handlers: int
-    """Flags of RESUME."""
+    """Flags of RESUME, of those that matter here."""
     conditions: int
     """Bits of rflags that conditional jumps depend on."""
 
@@ -65,6 +73,7 @@ def judge_int3(log: Reading, finished: dict[int, list[Finished]]) -> None:
         which[mine] = np.searchsorted([one.begun for one in pokes], trap[mine]) - 1
         phases[:, mine] = _phases(pokes, trap[mine], resume[mine])
     _count_phases(log, log.cpu[resume], phases)
+    _judge_interrupts(log, trap, resume)
     for row, first, count in _kinds_of(log, resume, which):
         if row.poke < 0:
             log.result.not_judged[OTHER_INT3] += count
@@ -93,6 +102,19 @@ def _pairs(
         & (log.cpu[after] == log.cpu[before])
     )
     return before[pair], after[pair]
+
+
+def _judge_interrupts(log: Reading, trap: NDArray[np.int64], resume: NDArray[np.int64]) -> None:
+    """No interrupt comes between int3 and the iret, or a sync says that this CPU is done with an
+    int3 that it has not looked up yet."""
+    for cpu in range(log.cpus):
+        mine = log.cpu[trap] == cpu
+        syncs = np.flatnonzero((log.kinds == SYNC) & (log.cpu == cpu))
+        before, after = (np.searchsorted(syncs, at[mine]) for at in (trap, resume))
+        came = before != after
+        for begun, at in zip(trap[mine][came].tolist(), syncs[before[came]].tolist(), strict=True):
+            text = f"CPU {cpu} synced while it handled an int3"
+            log.blame("consumed", text, at, int(log.words[begun][0]), cpus=[cpu])
 
 
 def _phases(
@@ -132,7 +154,7 @@ def _kinds_of(
             np.where(stack < 0, word, 0).astype(np.int64),
             (ip == word).astype(np.int64),
             ((flags ^ old_flags) & ~np.uint64(RESUME_FLAG)).astype(np.int64),
-            (log.flags[resume] & (H_POKE | H_KPROBE)).astype(np.int64),
+            (log.flags[resume] & (H_POKE | H_KPROBE | R_CHANGED)).astype(np.int64),
             (old_flags & np.uint64(semantics.CONDITIONS)).astype(np.int64),
         ],
         axis=1,
@@ -149,6 +171,8 @@ def _wrong(log: Reading, poke: Finished, cpu: Resumed) -> str | None:
     address, ip = cpu.site & WORD, cpu.ip & WORD
     if cpu.handlers & H_KPROBE and poke.kprobe:
         return _wrong_after_kprobe(poke, address, ip, cpu.stack)
+    if cpu.handlers & R_CHANGED:
+        return "went on with another register changed than rip and rsp"
     if cpu.stack not in (-8, 0, 8):
         return f"went on with rsp {cpu.stack:+d}, which no instruction that is poked does"
     if ip in log.around.sites.get(address, ()):
