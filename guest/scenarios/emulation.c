@@ -51,8 +51,12 @@ unsigned long orch_emulation_stack;
 	"movl $" #where ", %eax\n\t"					\
 	"jmp orch_emulation_landed\n"
 
-/* A site with a pad before it, one right behind it and one further ahead. */
-#define SLOT(len, bytes, prepare)					\
+/*
+ * A site with a pad before it, one right behind it and one further ahead. @far:
+ * bytes in between, so that a displacement uses all bits of its only byte, or
+ * more than one of its four bytes.
+ */
+#define SLOT(len, far, bytes, prepare)					\
 	".balign 64\n"							\
 	".globl orch_emulation_enter_" #len "\n"			\
 	".type orch_emulation_enter_" #len ", @function\n"		\
@@ -68,18 +72,20 @@ unsigned long orch_emulation_stack;
 	MOVES_16(LOAD) LOAD("rax", 0)					\
 	"jmp orch_emulation_site_" #len "\n"				\
 	PAD("back_" #len, 1)						\
+	".skip " #far ", 0xcc\n"					\
 	".globl orch_emulation_site_" #len "\n"				\
 	"orch_emulation_site_" #len ":\n\t"				\
 	bytes "\n"							\
 	PAD("behind_" #len, 2)						\
+	".skip " #far ", 0xcc\n"					\
 	PAD("ahead_" #len, 3)						\
 	".size orch_emulation_enter_" #len ", . - orch_emulation_enter_" #len "\n"
 
 asm(".pushsection .text, \"ax\"\n"
-    SLOT(1, "nop", "leaq orch_emulation_ahead_1(%rip), %rax\n\tpushq %rax\n\t")
-    SLOT(2, ".byte 0x66, 0x90", "")
-    SLOT(5, ".byte 0x0f, 0x1f, 0x44, 0x00, 0x00", "")
-    SLOT(6, ".byte 0x0f, 0x8f\n\t.long orch_emulation_ahead_6 - (. + 4)", "")
+    SLOT(1, 64, "nop", "leaq orch_emulation_ahead_1(%rip), %rax\n\tpushq %rax\n\t")
+    SLOT(2, 64, ".byte 0x66, 0x90", "")
+    SLOT(5, 1000, ".byte 0x0f, 0x1f, 0x44, 0x00, 0x00", "")
+    SLOT(6, 1000, ".byte 0x0f, 0x8f\n\t.long orch_emulation_ahead_6 - (. + 4)", "")
     ".globl orch_emulation_landed\n"
     ".type orch_emulation_landed, @function\n"
     "orch_emulation_landed:\n\t"
