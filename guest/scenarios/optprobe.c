@@ -4,7 +4,7 @@
  * promise: >-
  *   A kprobe is hit exactly as often as its instruction runs: while it is an int3, while it is
  *   turned into a jump and back, and while another kprobe is put inside that jump. It does not
- *   become a jump over another kprobe.
+ *   become a jump over another kprobe, nor over the target of a jump.
  * order: 410
  * weight: 2
  * watched: true
@@ -31,6 +31,7 @@
  * registers that a function need not preserve.
  */
 u64 orch_optprobe_pass(u64 x);
+u64 orch_optprobe_target(u64 x);
 
 asm(".pushsection .text, \"ax\"\n"
     ".balign 16\n"
@@ -61,6 +62,17 @@ asm(".pushsection .text, \"ax\"\n"
     "addq %r11, %rax\n\t"
     "ret\n"
     ".size orch_optprobe_pass, . - orch_optprobe_pass\n"
+    /* The first ADD, where a probe is, is jumped over: to the second one, within five bytes. */
+    ".globl orch_optprobe_target\n"
+    ".type orch_optprobe_target, @function\n"
+    "orch_optprobe_target:\n\t"
+    "movq %rdi, %rax\n\t"
+    ".byte 0xeb, 4\n\t"
+    "addq $1, %rax\n\t"		/* skipped */
+    "addq $2, %rax\n\t"
+    "addq $4, %rax\n\t"
+    "ret\n"
+    ".size orch_optprobe_target, . - orch_optprobe_target\n"
     ".globl orch_optprobe_end\n"
     "orch_optprobe_end:\n\t"
     "int3\n"
@@ -68,6 +80,7 @@ asm(".pushsection .text, \"ax\"\n"
 
 #define orch_optprobe_at	((u8 *)orch_optprobe_pass + 24)
 #define orch_optprobe_inside	(orch_optprobe_at + 4)
+#define orch_optprobe_skipped	((u8 *)orch_optprobe_target + 5)
 
 static bool is_right(u64 x)
 {
@@ -104,7 +117,7 @@ static bool becomes(u8 byte)
  * Whether the kernel has prepared to turn the registered probe into a jump: then
  * there is another probe in the table in its stead.
  */
-static bool is_prepared(void)
+static bool is_prepared(u8 *addr)
 {
 	struct kprobe *(*get)(void *addr) = (void *)orch_symbol("get_kprobe");
 	const bool *allowed = (void *)orch_symbol("kprobes_allow_optimization");
@@ -113,7 +126,7 @@ static bool is_prepared(void)
 	if (!get || (allowed && !READ_ONCE(*allowed)))
 		return false;
 	preempt_disable();
-	prepared = get(orch_optprobe_at) != &probe.kprobe;
+	prepared = get(addr) != &probe.kprobe;
 	preempt_enable();
 	return prepared;
 }
@@ -134,8 +147,8 @@ static bool register_and_remove(struct orch_run *run, bool overlap)
 		orch_probe_refused(run, error, "on an ADC or ADD");
 		return false;
 	}
-	jump = is_prepared() && becomes(0xe9);
-	if (!jump && is_prepared())
+	jump = is_prepared(orch_optprobe_at) && becomes(0xe9);
+	if (!jump && is_prepared(orch_optprobe_at))
 		orch_miss(run, is_late);
 	else if (!jump)
 		orch_skip(run, "kprobes do not become jumps here (debug.kprobes-optimization?)");
@@ -195,6 +208,20 @@ static void register_over_another(struct orch_run *run)
 		    READ_ONCE(*orch_optprobe_at));
 	/* It may have become a jump itself, and then stays in the table for a while. */
 	orch_wait_until(!has_probe(orch_optprobe_inside), SECONDS);
+}
+
+/* A CPU that jumps there would execute a part of the kprobe's jump. */
+static void register_before_target(struct orch_run *run)
+{
+	int error = orch_probe_register(&probe, orch_optprobe_skipped);
+
+	if (error)
+		return orch_probe_refused(run, error, "before the target of a jump");
+	orch_expect(run, !is_prepared(orch_optprobe_skipped),
+		    "a kprobe is to become a jump over the target of a jump");
+	orch_expect(run, orch_optprobe_target(1) == 7,
+		    "code with a probe that is jumped over computed something else");
+	orch_probe_unregister(&probe);
 }
 
 /* The probe is there before the first pass and after the last. */
@@ -264,6 +291,7 @@ ORCH_SCENARIO(optprobe)
 	count_hits(run);
 	disable_and_enable(run);
 	register_over_another(run);
+	register_before_target(run);
 }
 
 #else

@@ -250,6 +250,13 @@ def test_interrupts_are_enabled_after_a_step_if_they_were_before(after: int) -> 
     assert [fault.claim for fault in found] == ([] if after == 0x246 else ["consumed"])
 
 
+@pytest.mark.parametrize(("code", "wrong"), [(PUSH, True), (bytes.fromhex("e2fe"), False)])
+def test_the_handler_of_kprobes_leaves_registers_alone(code: bytes, wrong: bool) -> None:
+    log = probed(code)
+    log.trap(SITE, COPY, handlers=H_KPROBE | record.R_CHANGED)
+    assert set(judge(log.records, KERNEL).broken) == ({"consumed"} if wrong else set())
+
+
 PROBED = record.F_PROBED | record.F_IRQS
 
 

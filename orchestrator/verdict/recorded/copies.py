@@ -14,11 +14,12 @@ from orchestrator.verdict.recorded.record import (
     FREED,
     G_TASKS,
     GRACE,
+    R_CHANGED,
     RESUME,
     STEP,
 )
 from orchestrator.verdict.recorded.sites import Finished
-from orchestrator.verdict.recorded.traps import OTHER_INT3
+from orchestrator.verdict.recorded.traps import OTHER_INT3, OTHER_REGISTER
 
 INTERRUPTS = np.uint64(0x200)
 """rflags.IF."""
@@ -70,6 +71,11 @@ def _judge_ends(log: Reading, copy: int, size: int, steps: list[tuple[int, int]]
         cpu = int(log.cpu[at])
         text = f"CPU {cpu} went on at {int(log.words[at][1]):x} after a kprobe's step"
         log.blame("consumed", f"{text}, not at {after:x}", at, after, cpus=[cpu])
+    changed = resumes[(which >= 0) & (log.flags[resumes] & R_CHANGED != 0)]
+    for at in changed[:1].tolist():
+        cpu = int(log.cpu[at])
+        text = f"CPU {cpu} {OTHER_REGISTER}, after a kprobe's step"
+        log.blame("consumed", text, at, int(log.words[at][1]), cpus=[cpu])
     _judge_flags(log, resumes[which >= 0], copy)
 
 

@@ -26,6 +26,8 @@ OTHER_INT3 = "int3 outside of any poke"
 RESUME_FLAG = 0x10000
 """rflags.RF, which the CPU sets and clears by itself."""
 RET = 0xC3
+LOOPS = (b"\xe0", b"\xe1", b"\xe2")
+OTHER_REGISTER = "went on with another register changed than rip and rsp"
 WORD = (1 << 64) - 1
 NO_PHASE = -1
 """Of an int3 that no poke had written, as far as the log goes."""
@@ -170,9 +172,9 @@ def _wrong(log: Reading, poke: Finished, cpu: Resumed) -> str | None:
     """What is wrong with how a CPU went on after an int3."""
     address, ip = cpu.site & WORD, cpu.ip & WORD
     if cpu.handlers & H_KPROBE and poke.kprobe:
-        return _wrong_after_kprobe(poke, address, ip, cpu.stack)
+        return _wrong_after_kprobe(poke, address, ip, cpu)
     if cpu.handlers & R_CHANGED:
-        return "went on with another register changed than rip and rsp"
+        return OTHER_REGISTER
     if cpu.stack not in (-8, 0, 8):
         return f"went on with rsp {cpu.stack:+d}, which no instruction that is poked does"
     if ip in log.around.sites.get(address, ()):
@@ -198,8 +200,11 @@ def _wrong(log: Reading, poke: Finished, cpu: Resumed) -> str | None:
     )
 
 
-def _wrong_after_kprobe(poke: Finished, address: int, ip: int, stack: int) -> str | None:
-    size = disasm.length(poke.probed or poke.old)
+def _wrong_after_kprobe(poke: Finished, address: int, ip: int, cpu: Resumed) -> str | None:
+    size, stack = disasm.length(poke.probed or poke.old), cpu.stack
+    # What counts down rcx is emulated.
+    if cpu.handlers & R_CHANGED and poke.probed[:1] not in LOOPS:
+        return OTHER_REGISTER
     if address < ip < address + size:
         return f"went on inside the probed instruction, at +{ip - address} of {size} bytes"
     # What has moved the stack was emulated.
