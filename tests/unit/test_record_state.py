@@ -152,6 +152,19 @@ def test_the_mapping_of_each_write_is_flushed_all_of_it() -> None:
     assert "only a part of it was" in text
 
 
+def test_a_module_may_be_loaded_while_another_cpu_has_the_mapping() -> None:
+    log = Written()
+    log.write(SITE, 0, b"\xcc")
+    log.write(MODULE, 0, JUMP, flags=record.F_IRQS | record.F_EARLY | record.F_MAPPED)
+    log.add(record.FLUSH, 0, START, START + 4096)
+    log.sync(0, 1, 2, 3)
+    log.write(SITE, 0, NOP[:1])
+    log.add(record.FLUSH, 0, START, START + 4096)
+    log.sync(0, 1, 2, 3)
+    log.unlock()
+    assert not judge(log.records, AROUND).violations
+
+
 def test_a_kernel_that_flushes_in_another_way_is_not_judged_by_it() -> None:
     assert not flushed(SITE, None, None, None)
 

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The mapping through which text is written, and text that changed though nobody wrote it."""
+"""The mapping through which text is written, and text that changed though nobody wrote it.
+
+text_poke_early() needs no mapping and no lock, as it writes to text of a module that is not live
+yet. So its writes may come while another CPU has the mapping.
+"""
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from orchestrator.verdict.recorded.reading import Reading
 from orchestrator.verdict.recorded.record import (
@@ -13,7 +18,6 @@ from orchestrator.verdict.recorded.record import (
     F_MAPPED,
     FLUSH,
     LOADED,
-    STOPPER,
     UNLOCK,
     WRITE,
 )
@@ -23,10 +27,17 @@ GLOBAL = 0x100
 """Of an entry of a page table: flushing its mm leaves it in the TLB."""
 
 
+def _ends(log: Reading) -> NDArray[np.int64]:
+    """Where a write through the mapping is over: at the next such write, and the unlock."""
+    return np.flatnonzero(
+        (log.kinds == UNLOCK) | ((log.kinds == WRITE) & (log.flags & F_EARLY == 0))
+    )
+
+
 def judge_mappings(log: Reading) -> None:
     """Nothing stays mapped after a write."""
-    at_end = np.isin(log.kinds, (WRITE, UNLOCK))
-    for at in np.flatnonzero(at_end & (log.flags & F_MAPPED != 0)).tolist():
+    ends = _ends(log)
+    for at in ends[log.flags[ends] & F_MAPPED != 0].tolist():
         text = "the mapping through which text is written was still there afterwards"
         before = int(log.writes[np.searchsorted(log.writes, at) - 1])
         log.blame("writes", text, at, int(log.words[before][0]), before)
@@ -51,8 +62,8 @@ def judge_flushes(log: Reading) -> None:
     flushes = log.of_kind(FLUSH)
     if not len(flushes):
         return
-    ends = np.append(log.moments[log.kinds[log.moments] != STOPPER], len(log.kinds))
-    for at in log.writes[log.flags[log.writes] & F_EARLY == 0].tolist():
+    ends = np.append(_ends(log), len(log.kinds))
+    for at in ends[:-1][log.kinds[ends[:-1]] == WRITE].tolist():
         end = int(ends[np.searchsorted(ends, at, side="right")])
         if end == len(log.kinds):
             return  # the log ends before it may be there
