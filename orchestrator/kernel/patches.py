@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import re
@@ -17,6 +18,7 @@ from orchestrator.host import proc, userfile
 from orchestrator.host.paths import state_dir, write_whole
 from orchestrator.kernel import diff, mails
 from orchestrator.kernel.diff import Damaged
+from orchestrator.kernel.inert import is_inert
 from orchestrator.kernel.mails import Letter
 
 STDIN = Path("-")
@@ -218,6 +220,7 @@ def apply(
     scratch: directory for the copies, made if it does not exist.
 
     Returns path -> file in `scratch` for every path whose content changed, None for a deleted file.
+    What they do to files that cannot affect the kernel is left out, as these files are.
     Offsets are accepted but fuzz is not: a hunk whose context differs may land in the wrong place.
     Raises BuildError with the patch, file and hunk that failed.
     """
@@ -227,7 +230,9 @@ def apply(
     copied: set[str] = set()
     patch = scratch.with_name(f"{scratch.name}.patch")
     for name, text in texts:
-        for path in touched(text) - copied:
+        paths = touched(text)
+        left_out = {path for path in paths if is_inert(path)}
+        for path in paths - copied - left_out:
             copied.add(path)
             source = original(path)
             if source is not None:
@@ -237,6 +242,7 @@ def apply(
         # the untracked files.
         env = {"GIT_CEILING_DIRECTORIES": str(scratch.resolve().parent)}
         command = [git, "apply", "-p1", "--whitespace=nowarn"]
+        command += [f"--exclude={glob.escape(path)}" for path in sorted(left_out)]
         patch.write_text(text, errors="surrogateescape")
         if proc.run([*command, patch.resolve()], cwd=scratch, env=env, check=False).returncode:
             command += ["--reject", "--verbose"]

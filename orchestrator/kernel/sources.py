@@ -24,17 +24,13 @@ from orchestrator.host.paths import cache_dir, cached_dir, need_space, real
 from orchestrator.host.seal import fingerprint
 from orchestrator.kernel import debian_mirror, versions
 from orchestrator.kernel.checkout import View, git, resolve, view
+from orchestrator.kernel.inert import is_inert
 
 Manifest = dict[str, str]
 """Path relative to the source's root -> seal.fingerprint() of the file."""
 
 TREE_PATHS = ("Makefile", "Kconfig", "arch/x86/kernel", "scripts/kconfig")
 """Paths that exist in every kernel tree since 2008."""
-INERT = re.compile(
-    r"(Documentation/(?!.*(Kconfig|Makefile)$)|LICENSES/|tools/testing/|\.git/"
-    r"|\.mailmap$|MAINTAINERS$)"
-)
-"""Files that cannot affect the kernel. They are left out, so editing them causes no rebuild."""
 TARBALL = re.compile(r"\.(tar(\.(gz|xz|bz2|zst))?|tgz|txz)$")
 IGNORED_AT_TOP = (
     "!/*", "/.*", "/vmlinux*", "/System.map", "/*.symvers", "/modules.*", "/*.o", "/*.a",
@@ -127,7 +123,7 @@ def _unpacked(final: Path, make: Callable[[Path], None], name: str) -> tuple[Pat
     # 79,000 files: reading them takes seconds, which is done once a day.
     cached_dir(final, make, waiting_for(f"another run's {name}"), vital=())
     manifest = seal.fingerprints(final)
-    return final, {path: printed for path, printed in manifest.items() if not INERT.match(path)}
+    return final, {path: printed for path, printed in manifest.items() if not is_inert(path)}
 
 
 def debian_package(series: str, name: str) -> debian.Package:
@@ -244,7 +240,7 @@ def scan(root: Path, paths: Iterable[str], memory: Path) -> Manifest:
     manifest: Manifest = {}
     remembered: dict[str, list[int | str]] = {}
     for path in paths:
-        if INERT.match(path):
+        if is_inert(path):
             continue
         file = f"{root}/{path}"
         try:

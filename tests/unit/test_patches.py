@@ -113,6 +113,26 @@ def test_each_failed_hunk_is_listed_with_its_line(
     assert str(caught.value).endswith(f"1.patch does not apply: {'; '.join(hunks)}")
 
 
+def test_what_a_patch_does_to_documentation_is_left_out(source: Path, tmp_path: Path) -> None:
+    """The source has no such files: they cannot affect the kernel."""
+    text = (
+        "--- a/MAINTAINERS\n+++ b/MAINTAINERS\n@@ -1 +1 @@\n-a\n+b\n"
+        "--- a/Documentation/x[1].rst\n+++ b/Documentation/x[1].rst\n@@ -1 +1 @@\n-a\n+b\n"
+        "--- /dev/null\n+++ b/Documentation/new.rst\n@@ -0,0 +1 @@\n+b\n"
+    )
+    (tmp_path / "docs.patch").write_text(text)
+    (tmp_path / "both.patch").write_text(
+        f"{text}--- a/kernel/a.c\n+++ b/kernel/a.c\n@@ -1,2 +1,2 @@\n-line 1\n+one\n line 2\n"
+    )
+    assert _apply([tmp_path / "docs.patch"], source, tmp_path / "1") == {}
+    changed = _apply([tmp_path / "both.patch"], source, tmp_path / "2")
+    assert list(changed) == ["kernel/a.c"]
+    bad = f"{text}--- a/kernel/a.c\n+++ b/kernel/a.c\n@@ -1 +1 @@\n-x\n+y\n"
+    (tmp_path / "bad.patch").write_text(bad)
+    with pytest.raises(BuildError, match=r"kernel/a\.c: hunk #1 does not fit"):
+        _apply([tmp_path / "bad.patch"], source, tmp_path / "3")
+
+
 def test_a_patch_to_a_missing_file_is_reported(
     source: Path, tmp_path: Path, make_patch: Callable[..., Path]
 ) -> None:
