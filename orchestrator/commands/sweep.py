@@ -86,7 +86,7 @@ def perform(options: argparse.Namespace, home: Path) -> tuple[Path, dict[Cell, C
     from orchestrator.host.paths import locked, output_directory, real
     from orchestrator.many.sweep.matrix import read
     from orchestrator.many.sweep.place import Cluster, LocalHost, Place
-    from orchestrator.many.sweep.sweep import Sweep
+    from orchestrator.many.sweep.sweep import CELLS, Sweep
     from orchestrator.report import sweep as report
     from orchestrator.ui import SafeConsole
 
@@ -99,14 +99,17 @@ def perform(options: argparse.Namespace, home: Path) -> tuple[Path, dict[Cell, C
     key = hashlib.sha256(str(file).encode(errors="surrogateescape")).hexdigest()[:8]
     directory = real(options.output or home / f"{file.stem[:100]}-{key}")
     output_directory(directory, "the results of a sweep")
-    if any(directory.iterdir()) and not (directory / "cells").is_dir():
+    cells = directory / CELLS
+    if any(directory.iterdir()) and not cells.is_dir():
         raise UsageError(f"{directory} is not empty and belongs to no sweep: name another one")
+    if cells.is_symlink():
+        raise UsageError(f"{cells} is a link: a sweep removes and replaces what is in there")
 
     def refuse() -> None:
         raise UsageError(f"the same sweep is running in another process ({directory})")
 
     start = time.monotonic()
-    with locked(directory / "cells" / ".lock", refuse):
+    with locked(cells / ".lock", refuse):
         place: Place = Cluster(options.scheduler) if options.scheduler else LocalHost(options.jobs)
         results = Sweep(plan, directory, place, again=options.again).run()
         seconds = time.monotonic() - start

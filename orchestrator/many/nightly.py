@@ -324,8 +324,10 @@ def _record(cell: Cell, cell_result: CellResult) -> CellRecord:
 
 def _clean(directory: Path, nights: Path, needed: set[str]) -> None:
     """Remove old records, and the cells whose runs are not below a directory that is `needed`."""
+    from orchestrator.many.sweep.sweep import cells_of
+
     for file in sorted(nights.glob("*.json"))[:-NIGHTS]:
         file.unlink()
-    for cell in (directory / "cells").glob("[!.]*"):
+    for cell in cells_of(directory):
         if not any(Path(path).is_relative_to(cell) for path in needed if path):
             shutil.rmtree(cell, ignore_errors=True)

@@ -209,7 +209,7 @@ def night(
     directory: Path, monkeypatch: pytest.MonkeyPatch, name: str, outcome: str, status: int
 ) -> int:
     """One night with one cell, whose run is in the directory `name`."""
-    run = directory / "cells" / name / "run"
+    run = directory / "cells" / f"{name}-{0:016}" / "run"
     run.mkdir(parents=True, exist_ok=True)
     check = {"check": "sync", "status": "fail" if status else "pass", "text": "t", "details": []}
     kernel = {"name": "k", "release": "", "digest": "", "origin": {"version": name}}
@@ -232,15 +232,37 @@ def night(
     return nightly_command.main(argparse.Namespace(strict=False, json=False))
 
 
+def cells(directory: Path) -> set[str]:
+    return {path.name.removesuffix(f"-{0:016}") for path in (directory / "cells").iterdir()}
+
+
+def test_only_cells_are_removed_and_nothing_behind_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign, name = tmp_path / "foreign", f"x-{0:016}"
+    (foreign / name).mkdir(parents=True)
+    mine = tmp_path / "nights" / "cells"
+    (mine / "notes").mkdir(parents=True)
+    (mine / name).symlink_to(foreign / name)
+    (mine / f"old-{0:016}").mkdir()
+    night(mine.parent, monkeypatch, "1", "pass", 0)
+    assert cells(mine.parent) == {"notes", "x", "1"} and (foreign / name).is_dir()
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "cells").symlink_to(foreign)
+    night(linked, monkeypatch, "2", "pass", 0)
+    assert (foreign / name).is_dir()
+
+
 def test_nights_follow_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert night(tmp_path, monkeypatch, "1", "pass", 0) == 0
     assert night(tmp_path, monkeypatch, "2", "fail", 1) == 1
     assert "newly failing" in (tmp_path / "news.txt").read_text()
-    assert {path.name for path in (tmp_path / "cells").iterdir()} == {"1", "2"}
+    assert cells(tmp_path) == {"1", "2"}
     assert night(tmp_path, monkeypatch, "3", "fail", 1) == 0
     assert (tmp_path / "news.txt").read_text().startswith("nothing is new")
     # of the last two nights, and of the last good kernel
-    assert {path.name for path in (tmp_path / "cells").iterdir()} == {"1", "2", "3"}
+    assert cells(tmp_path) == {"1", "2", "3"}
     assert night(tmp_path, monkeypatch, "4", "infra", 125) == 125
     assert night(tmp_path, monkeypatch, "5", "fail", 1) == 0
     assert "with a verdict again" in (tmp_path / "news.txt").read_text()

@@ -43,6 +43,10 @@ from orchestrator.many.sweep.matrix import Cell, SweepPlan
 from orchestrator.many.sweep.place import Place, Room
 from orchestrator.many.sweep.task import CellAnswer, CellTask
 
+CELLS = "cells"
+"""The folder with the directories of the cells."""
+CELL = re.compile(r".+-[0-9a-f]{16}")
+"""The name of one of them."""
 ATTEMPTS = 3
 """Attempts at a cell whose worker goes away, each with dask's own retries; then it is infra."""
 BUILD = 7200.0
@@ -337,7 +341,7 @@ class Sweep:
         content = [{**cell.to_json(), "kernel": row.digest, "edits": edits}, program.digest()]
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         name = _file_name(f"{cell.kernel}-smp{spec.smp}-seed{cell.seed}")
-        return self.directory / "cells" / f"{name}-{digest[:16]}"
+        return self.directory / CELLS / f"{name}-{digest[:16]}"
 
     # -- order and remaining time
 
@@ -459,6 +463,18 @@ def _check_remote(plan: SweepPlan) -> None:
             raise UsageError(
                 f"workers cannot read {path}: leave it out, or sweep without --scheduler"
             )
+
+
+def cells_of(directory: Path) -> list[Path]:
+    """The directories of a sweep's cells, of all calls. What else is beside them is not ours."""
+    folder = directory / CELLS
+    if folder.is_symlink() or not folder.is_dir():
+        return []
+    return [
+        path
+        for path in folder.iterdir()
+        if CELL.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+    ]
 
 
 def _row(request: KernelRequest, *, remote: bool) -> KernelRow:
