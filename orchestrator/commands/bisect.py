@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import os
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from orchestrator.host.debian import Package
     from orchestrator.many.bisect.candidates import Candidates
 
+LOG = "log.jsonl"
 NAME = "bisect"
 HELP = "find the first bad kernel of many, even if the fault shows rarely"
 EXAMPLES = (
@@ -178,6 +178,10 @@ def main(options: argparse.Namespace) -> int:
     directory = options.output or state_dir() / "bisections" / key
     if options.output:
         directory = output_directory(real(options.output), "the runs of a bisection")
+        if any(directory.iterdir()) and not (directory / LOG).is_file():
+            raise UsageError(
+                f"{directory} is not empty and belongs to no bisection: name another one"
+            )
 
     def refuse() -> None:
         raise UsageError(f"the same bisection is running in another process ({directory})")
@@ -188,7 +192,7 @@ def main(options: argparse.Namespace) -> int:
         bisection = Bisection(
             candidates,
             ChildTester(candidates, spec, directory, options.shows),
-            directory / "log.jsonl",
+            directory / LOG,
             confidence=options.confidence,
             signature=property_signature(options.shows) if options.shows else options.signature,
             jobs=options.jobs,
@@ -216,10 +220,12 @@ def _series(text: str) -> Path:
 
 
 def _discard(directory: Path) -> None:
-    """Remove what a bisection has written. --output may name a directory with other things."""
+    """Remove what a bisection has written."""
+    from orchestrator.host import files
+
     for path in (*directory.glob("*.[0-9]*"), *directory.glob("revert-*.patch")):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for name in ("log.jsonl", "answer.txt"):
+        files.remove(path)
+    for name in (LOG, "answer.txt"):
         (directory / name).unlink(missing_ok=True)
 
 

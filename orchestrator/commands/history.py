@@ -20,6 +20,9 @@ EXAMPLES = (
 )
 
 
+COUNT = 20
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_kernel_filter(parser)
     parser.add_argument(
@@ -35,9 +38,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--count",
         type=whole(1, 1_000_000),
-        default=20,
         metavar="N",
-        help="show the newest N runs (default: 20)",
+        help=f"show the newest N runs (default: {COUNT})",
     )
     prune = parser.add_argument_group("remove directories of runs (their lines stay)")
     prune.add_argument(
@@ -64,6 +66,11 @@ def main(options: argparse.Namespace) -> int:
     from orchestrator.many import history
 
     if options.prune:
+        if options.kernel != "*" or options.failed or options.flaky or options.count:
+            raise UsageError(
+                "--prune goes by age and size: --kernel, --failed, --flaky and --count only choose "
+                "what is shown"
+            )
         return _prune(options)
     if options.older_than is not None or options.keep is not None or options.dry_run:
         raise UsageError("--older-than, --keep and --dry-run need --prune")
@@ -77,7 +84,8 @@ def main(options: argparse.Namespace) -> int:
             kind = "check" if result.kind == "claim" else result.kind
             ui.show(f"{cell}: {kind} {result.name} {counts}")
         return 0
-    runs = history.past(kernel=options.kernel, scenario=options.failed, count=options.count)
+    count = options.count or COUNT
+    runs = history.past(kernel=options.kernel, scenario=options.failed, count=count)
     if options.json:
         return document.show("history", runs=[dataclasses.asdict(run) for run in runs])
     for line in history.table(runs):

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from orchestrator.commands import document
-from orchestrator.errors import EXIT_PASS, UsageError
+from orchestrator.errors import EXIT_PASS, UsageError, sentence
 from orchestrator.host.files import write_whole
 
 NAME = "show"
@@ -51,6 +51,7 @@ def main(options: argparse.Namespace) -> int:
     except ValueError as error:
         raise UsageError(str(error)) from error
     if options.trace:
+        _check_foreign(options.trace, directory, trace.FILE)
         _write(options.trace, trace.text(directory, verdict))
     if options.mail:
         ui.show(mail.mail(directory, verdict).rstrip())
@@ -64,11 +65,23 @@ def main(options: argparse.Namespace) -> int:
     return EXIT_PASS
 
 
+def _check_foreign(file: Path, directory: Path, own: str) -> None:
+    """Raises UsageError if the file is one of a run's own, apart from the one named `own`."""
+    inside = file.resolve().is_relative_to(directory.resolve())
+    if inside and file.exists() and file.name != own:
+        raise UsageError(f"{file} belongs to the run: name another file")
+
+
 def _write(file: Path, text: str) -> None:
+    """Replace a file as a whole; write to what is none, such as /dev/stdout or a pipe."""
     try:
-        write_whole(file, text)
-    except OSError as error:
-        raise UsageError(f"{file} cannot be written: {error.strerror}") from error
+        target = file.resolve()
+        if target.exists() and not target.is_file():
+            target.write_text(text)
+        else:
+            write_whole(target, text)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file} cannot be written: {sentence(error)}") from error
 
 
 def directory_of(name: str) -> Path:

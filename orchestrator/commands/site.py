@@ -39,13 +39,16 @@ def main(options: argparse.Namespace) -> int:
     from orchestrator.many import history
     from orchestrator.report import site
 
+    folder: Path = options.directory
+    page = folder / site.INDEX
+    if page.exists() and not (folder / site.REPORTS).is_dir():
+        raise UsageError(f"{page} is none of ours: name another folder")
     runs = history.past(kernel=options.kernel, count=options.count)
     try:
-        reports = site.write(options.directory, runs, history.flaky(kernel=options.kernel))
+        reports = site.write(folder, runs, history.flaky(kernel=options.kernel))
     except OSError as error:
-        raise UsageError(f"{options.directory} cannot be written: {sentence(error)}") from error
-    page = (options.directory / site.INDEX).resolve()
+        raise UsageError(f"{folder} cannot be written: {sentence(error)}") from error
     if options.json:
-        return document.show("site", page=page, runs=len(runs), reports=reports)
-    ui.show(f"{page}: {len(runs)} runs, {reports} of them with a report")
+        return document.show("site", page=page.resolve(), runs=len(runs), reports=reports)
+    ui.show(f"{page.resolve()}: {len(runs)} runs, {reports} of them with a report")
     return EXIT_PASS

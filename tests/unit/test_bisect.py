@@ -524,6 +524,17 @@ def test_the_command_takes_paths_and_output(
     assert isinstance(bisection.candidates, Commits) and bisection.candidates.paths == ["file"]
 
 
+def test_a_bisection_needs_a_folder_of_its_own(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    foreign = tmp_path / "lib.so.1"
+    foreign.write_text("mine")
+    arguments = ["--tree", str(tree), "--good", "v1", "--bad", "v4", "--output", str(tmp_path)]
+    assert cli.main(["bisect", *arguments, "--restart"]) == 129
+    assert foreign.exists()
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -153,6 +153,11 @@ def test_images_of_old_runs_go_by_themselves() -> None:
     assert (old / "events.jsonl").exists()
 
 
+@pytest.mark.parametrize("only", [["--kernel", "debian:*"], ["--failed", "x"], ["--count", "20"]])
+def test_what_is_removed_is_not_chosen_by_what_is_shown(only: list[str]) -> None:
+    assert cli.main(["history", "--prune", "--keep", "0", *only]) == 129
+
+
 def test_limits_without_prune_are_wrong_usage() -> None:
     assert cli.main(["history", "--older-than", "30d"]) == 129
 

@@ -145,6 +145,26 @@ def test_show_prints_the_mail_and_writes_the_trace(
     assert json.loads(file.read_text())["traceEvents"]
 
 
+def test_a_trace_does_not_take_the_place_of_a_device_or_of_a_runs_own_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    run_directory(Run(), tmp_path / "run")
+    device, link = tmp_path / "device", tmp_path / "link"
+    device.symlink_to("/dev/null")
+    link.symlink_to(tmp_path / "file")
+    for file in (device, link):
+        assert cli.main(["show", str(tmp_path / "run"), "--trace", str(file)]) == 0
+        assert file.is_symlink()
+    assert "traceEvents" in (tmp_path / "file").read_text()
+    verdict = tmp_path / "run" / "verdict.json"
+    before = verdict.read_text()
+    for name in (verdict, ""):
+        assert cli.main(["show", str(tmp_path / "run"), "--trace", str(name)]) == 129
+    assert verdict.read_text() == before
+    assert "belongs to the run" in capsys.readouterr().err
+
+
 def test_a_trace_that_cannot_be_written_is_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

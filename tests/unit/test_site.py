@@ -80,6 +80,18 @@ def test_an_empty_history_has_a_page(
     assert "No runs so far" in (tmp_path / "site" / site.INDEX).read_text()
 
 
+def test_a_page_of_somebody_else_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "index.html").write_text("mine")
+    for folder in ("", str(tmp_path)):
+        assert cli.main(["site", folder]) == 129
+    assert (tmp_path / "index.html").read_text() == "mine"
+    assert "none of ours" in capsys.readouterr().err
+
+
 def test_a_folder_that_cannot_be_made_is_wrong_usage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
