@@ -36,7 +36,7 @@ from orchestrator.host import files as host_files
 from orchestrator.host.paths import cache_dir
 from orchestrator.kernel import versions
 from orchestrator.kernel.model import Kernel, KernelRequest
-from orchestrator.kernel.obtain import check, obtain, title
+from orchestrator.kernel.obtain import BUILT, check, identify, obtain, title
 from orchestrator.machine import accel, snapshot
 from orchestrator.machine.machine import Machine
 from orchestrator.machine.qemu import MachineSpec, not_taken
@@ -150,11 +150,7 @@ def branches_of(
 
     Raises UsageError if the kernel is another one by now, InfraError if there can be no branches.
     """
-    kernel = obtain(spec.kernel)
-    if digest and kernel.digest != digest:
-        raise UsageError(
-            f"{kernel.name} is another kernel by now: a run is replayed with the one that it had"
-        )
+    kernel = obtain(spec.kernel) if digest is None else _same_kernel(spec.kernel, digest)
     headers = _takes_module(kernel)
     scenarios = runnable(select(spec.scenarios, spec.skip), spec.scenarios, headers=headers)
     machine_spec, recorder = _machine_spec(spec, kernel, Path(os.devnull), scenarios)
@@ -162,6 +158,19 @@ def branches_of(
     if why_not := _no_branches(kernel, machine_spec, recorder, without_module):
         raise InfraError(f"there can be no branches here: {why_not}")
     return kernel, _branches(directory, kernel, machine_spec, scenarios)
+
+
+def _same_kernel(request: KernelRequest, digest: str) -> Kernel:
+    """The kernel with this digest, from the cache or as it was requested."""
+    built = KernelRequest(selector=f"{BUILT}{digest}")
+    with contextlib.suppress(UsageError):
+        check(built)
+        return obtain(built)
+    if identify(request)[0] != digest:
+        raise UsageError(
+            f"{request.name} is another kernel by now: a run is replayed with the one that it had"
+        )
+    return obtain(request)
 
 
 def inspect_kernel(request: KernelRequest) -> tuple[Kernel, dict[str, str]]:
