@@ -542,13 +542,17 @@ def _qemu_differences(
         # GDB does not examine every int3 then, but QEMU must have counted each that GDB saw.
         actual &= expected
     free_sites = {site for site, _ in free}
+    seen = _select(evidence.qemu_free, free_sites)
+    # The guest counts where a CPU went on at last, the int3 that were gone by then are more.
+    for key, count in evidence.record.went_back.items() if evidence.record else ():
+        seen[key] -= min(count, max(0, seen[key] - free[key]))
     return [
         *_differences("watched", "GDB", expected, actual),
         *_differences(
             "running free",
             "the guest",
             _select(free, free_sites),
-            _select(evidence.qemu_free, free_sites),
+            seen,
         ),
     ]
 

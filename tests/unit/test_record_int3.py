@@ -181,6 +181,24 @@ def resumes(log: Written) -> None:
     log.add(RESUME, 2, SITE, END, 0, 0x246, 0, 0, 0x246, flags=H_POKE)
 
 
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_cpu_may_try_again_when_the_int3_is_gone(gone: bool) -> None:
+    log = Written()
+    for offset, data in ((0, b"\xcc"), (1, JUMP[1:]), (0, JUMP[:1])):
+        if offset == 0 and data != b"\xcc":
+            log.add(TRAP, 2, SITE, 0)
+            if not gone:
+                log.add(RESUME, 2, SITE, SITE, 0, 0x246, 0, 0, 0x246, flags=H_POKE)
+        log.write(SITE, offset, data)
+        if gone and data == JUMP[:1]:
+            log.add(RESUME, 2, SITE, SITE, 0, 0x246, 0, 0, 0x246, flags=H_POKE)
+        log.sync(0, 1, 2, 3)
+    log.unlock()
+    result = judge(log.records, AROUND)
+    assert set(result.broken) == (set() if gone else {"consumed"})
+    assert result.went_back == ({(SITE, 2): 1} if gone else {})
+
+
 @pytest.mark.parametrize("changed", [0, R_CHANGED])
 def test_the_poke_handler_leaves_the_other_registers_alone(changed: int) -> None:
     log = Written()

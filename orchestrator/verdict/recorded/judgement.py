@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from orchestrator.text.keys import SiteCpu
+
 INT3 = 0xCC
 KEPT = 50
 """Violations of one claim that are kept with their text; the others are counted."""
@@ -140,6 +142,8 @@ class Judgement:
     """CPUs that did not, by the same."""
     met: Counter[tuple[int, int, int]] = field(default_factory=Counter)
     """int3 of pokes by CPU, phase when it was executed, and phase when the CPU went on."""
+    went_back: Counter[SiteCpu] = field(default_factory=Counter)
+    """int3 after which a CPU executed the site again, since the int3 was gone by then."""
     batches: Counter[int] = field(default_factory=Counter)
     """How many times so many sites were poked before text_mutex was released."""
     orders: dict[tuple[int, int], str] = field(default_factory=dict)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.text import disasm, semantics
+from orchestrator.text.keys import SiteCpu
 from orchestrator.verdict.recorded.reading import OTHERS, TEST_MODULE, Reading
 from orchestrator.verdict.recorded.record import (
     DIES,
@@ -29,10 +30,12 @@ RET = 0xC3
 LOOPS = (b"\xe0", b"\xe1", b"\xe2")
 OTHER_REGISTER = "went on with another register changed than rip and rsp"
 WORD = (1 << 64) - 1
+OVER = 3
+"""The phase in which the new instruction is there."""
 NO_PHASE = -1
 """Of an int3 that no poke had written, as far as the log goes."""
-ROW_FACTORS = np.random.default_rng(1).integers(1 << 63, size=9, dtype=np.uint64) | np.uint64(1)
-"""Factors of a hash of nine words: of a million rows, two that differ have the same hash once in 30
+ROW_FACTORS = np.random.default_rng(1).integers(1 << 63, size=10, dtype=np.uint64) | np.uint64(1)
+"""Factors of a hash of ten words: of a million rows, two that differ have the same hash once in 30
 million logs."""
 
 
@@ -55,6 +58,8 @@ class Resumed(NamedTuple):
     """Flags of RESUME, of those that matter here."""
     conditions: int
     """Bits of rflags that conditional jumps depend on."""
+    phase: int
+    """Of the poke, when the CPU went on."""
 
 
 def judge_int3(log: Reading, finished: dict[int, list[Finished]]) -> None:
@@ -75,8 +80,9 @@ def judge_int3(log: Reading, finished: dict[int, list[Finished]]) -> None:
         which[mine] = np.searchsorted([one.begun for one in pokes], trap[mine]) - 1
         phases[:, mine] = _phases(pokes, trap[mine], resume[mine])
     _count_phases(log, log.cpu[resume], phases)
+    _count_going_back(log, resume, phases[1])
     _judge_interrupts(log, trap, resume)
-    for row, first, count in _kinds_of(log, resume, which):
+    for row, first, count in _kinds_of(log, resume, which, phases[1]):
         if row.poke < 0:
             log.result.not_judged[OTHER_INT3] += count
             continue
@@ -104,6 +110,14 @@ def _pairs(
         & (log.cpu[after] == log.cpu[before])
     )
     return before[pair], after[pair]
+
+
+def _count_going_back(log: Reading, resume: NDArray[np.int64], phase: NDArray[np.int64]) -> None:
+    """A handler may send a CPU back to where the int3 was, if that is gone by then."""
+    back = resume[(log.words[resume, 0] == log.words[resume, 1]) & (phase == OVER)]
+    log.result.went_back.update(
+        SiteCpu(int(log.words[at][0]), int(log.cpu[at])) for at in back.tolist()
+    )
 
 
 def _judge_interrupts(log: Reading, trap: NDArray[np.int64], resume: NDArray[np.int64]) -> None:
@@ -141,7 +155,7 @@ def _count_phases(log: Reading, cpus: NDArray[np.uint8], phases: NDArray[np.int6
 
 
 def _kinds_of(
-    log: Reading, resume: NDArray[np.int64], which: NDArray[np.int64]
+    log: Reading, resume: NDArray[np.int64], which: NDArray[np.int64], phase: NDArray[np.int64]
 ) -> list[tuple[Resumed, int, int]]:
     """The different ways in which CPUs went on: each, which of `resume` was the first, how many."""
     words = log.words[resume]
@@ -158,6 +172,7 @@ def _kinds_of(
             ((flags ^ old_flags) & ~np.uint64(RESUME_FLAG)).astype(np.int64),
             (log.flags[resume] & (H_POKE | H_KPROBE | R_CHANGED)).astype(np.int64),
             (old_flags & np.uint64(semantics.CONDITIONS)).astype(np.int64),
+            phase,
         ],
         axis=1,
     )  # as the fields of Resumed
@@ -186,7 +201,8 @@ def _wrong(log: Reading, poke: Finished, cpu: Resumed) -> str | None:
     if True in does:
         return None
     if ip == address:
-        return "met int3, and no handler took it"
+        # The int3 may be gone by then: it executes the new instruction.
+        return "met int3, and no handler took it" if cpu.phase != OVER else None
     if not poke.new:
         moved = cpu.stack and poke.owner == "jump labels"
         return f"went on with rsp {cpu.stack:+d}, and branches leave it alone" if moved else None
