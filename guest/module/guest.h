@@ -30,6 +30,14 @@ unsigned int orch_guest_enter(unsigned int (*at_start)(bool on),
 			      unsigned int (*count_wrong)(bool on));
 
 /**
+ * orch_guest_look() - check the branches of orch_guest.ko before it announces itself
+ * @at_start: as for orch_guest_enter()
+ *
+ * Return: the result of @at_start.
+ */
+unsigned int orch_guest_look(unsigned int (*at_start)(bool on));
+
+/**
  * orch_guest_leave() - announce that orch_guest.ko is about to go
  */
 void orch_guest_leave(void);

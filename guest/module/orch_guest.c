@@ -3,6 +3,7 @@
  * A module that is loaded and removed while orch.ko flips a key that it
  * branches on, and a static call that it does (guest/scenarios/modules.c).
  */
+#include <linux/delay.h>
 #include <linux/errno.h>
 #include <linux/module.h>
 #include "guest.h"
@@ -54,6 +55,10 @@ static unsigned int __init count_wrong_at_start(bool on)
 
 static int __init start(void)
 {
+	if (orch_guest_look(count_wrong_at_start))
+		return -EINVAL;
+	/* The key is flipped while this function runs and has executed the branches. */
+	usleep_range(500, 1000);
 	return orch_guest_enter(count_wrong_at_start, count_wrong) ? -EINVAL : 0;
 }
 

@@ -101,6 +101,17 @@ unsigned int orch_guest_enter(unsigned int (*at_start)(bool on),
 }
 EXPORT_SYMBOL_GPL(orch_guest_enter);
 
+unsigned int orch_guest_look(unsigned int (*at_start)(bool on))
+{
+	unsigned int count;
+
+	mutex_lock(&lock);
+	count = at_start(key_is_on);
+	mutex_unlock(&lock);
+	return count;
+}
+EXPORT_SYMBOL_GPL(orch_guest_look);
+
 void orch_guest_leave(void)
 {
 	mutex_lock(&lock);
