@@ -304,6 +304,11 @@ class Evidence:
             if not seen.scenario.code and not seen.scenario.exclusive
         ]
 
+    @property
+    def holds_nothing(self) -> bool:
+        """Whether only code scenarios were requested, so that no site is held in its phases."""
+        return bool(self.steps) and all(seen.scenario.code for seen in self.steps)
+
     def violations(self) -> Iterator[tuple[StepEvidence, Poke, Violation]]:
         """All violations of the phase model, in the order of the run."""
         for seen in self.watched_steps:

@@ -298,7 +298,7 @@ def test_a_fault_that_was_seen_stands_and_a_difference_does_not(observer: str, n
     damage, checks = FAULTS[name]
     damage(run)
     run.lost[observer] = "it was struck by lightning"
-    stands = "ledgers" not in checks or observer in ("console", "qmp", "record")
+    stands = "ledgers" not in checks or observer in ("console", "qmp")
     assert judge(run.evidence()).exit_status == (1 if stands else 125)
 
 
@@ -725,6 +725,28 @@ def test_without_the_module_gdb_and_qemu_must_agree_too() -> None:
 
 def recorded(**counts: int) -> Judgement:
     return Judgement(judged=Counter(counts), rounds=30, int3=40, sites_looked_at=20)
+
+
+@pytest.mark.parametrize("judged", [True, False])
+def test_scenarios_that_hold_no_site_are_judged_by_the_recorder(judged: bool) -> None:
+    (scenario,) = select(["held-off"])
+    evidence = Evidence(
+        requested_cpus=2,
+        cpus=(0, 1),
+        breakpoints=("write", "sync", "int3", "stopper"),
+        lost=dict.fromkeys(OBSERVERS, ""),
+        record=recorded(kprobes=3) if judged else None,
+        no_record=None if judged else "KVM",
+    )
+    evidence.report = ktap.parse(["KTAP version 1", "1..1", "# x=1", "ok 1 held-off.free"])
+    evidence.steps = [
+        StepEvidence(step=step, guest=evidence.report.step(step.number))
+        for step in plan_steps([scenario], (0, 1), 1.0, 1)
+    ]
+    found = statuses(evidence)
+    assert {found[claim] for claim in CLAIMS} == {"pass" if judged else "blind"}
+    assert {found[check] for check in ("progress", "coverage", "ledgers")} == {"skip"}
+    assert judge(evidence).outcome == ("pass" if judged else "infra")
 
 
 def test_the_record_says_how_many_pokes_of_whom_were_judged() -> None:
