@@ -28,6 +28,9 @@ REFUSED = re.compile(
     r"|Too many open files in system|Resource temporarily unavailable)['.\s]*$"
     # sh and the dynamic linker
     r"|\bCannot fork$|: error while loading shared libraries: "
+    # dash, bash and make: a program is not installed
+    r"|: \d+: [\w.+-]+: not found$|: [\w.+-]+: command not found$"
+    r"|^make(\[\d+\])?: [\w.+-]+: No such file or directory$"
     # how make, gcc, collect2 and clang say that a signal from outside has ended a program
     r"|\*\*\* \[.*\] (Killed|Terminated|Hangup|(File size|CPU time) limit exceeded)( |$)"
     r"|: (Killed|Terminated|Hangup|(File size|CPU time) limit exceeded) signal terminated program "

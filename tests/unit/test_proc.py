@@ -74,6 +74,9 @@ def test_a_file_that_is_no_program_is_an_error(tmp_path: Path) -> None:
         "ld: cannot open output file vmlinux.o: Read-only file system",
         "make: fork: Resource temporarily unavailable",
         "/bin/sh: 1: Cannot fork",
+        "/src/scripts/check-local-export: 25: awk: not found",
+        "/bin/bash: line 1: bc: command not found",
+        "make[2]: flex: No such file or directory",
         "objtool: error while loading shared libraries: libelf.so.1: cannot open",
     ],
 )
@@ -90,6 +93,9 @@ def test_what_the_host_refuses_is_no_fault_of_what_was_built(line: str) -> None:
         "make[2]: *** [scripts/Makefile.build:250: kernel/fork.o] Error 1",
         "make[2]: *** [scripts/Makefile.modpost:145: Module.symvers] Segmentation fault",
         "ld: kernel/fork.o: undefined reference to `out_of_memory'",
+        "make[2]: *** No rule to make target 'kernel/nowhere.o', needed by 'kernel/built-in.a'.",
+        "kernel/fork.c:3:10: fatal error: linux/nowhere.h: No such file or directory",
+        "grep: kernel/nowhere.c: No such file or directory",
     ],
 )
 def test_an_error_in_the_source_is_not_the_hosts(line: str) -> None:
