@@ -155,13 +155,17 @@ def from_json(cls: type[T], content: Mapping[str, Any]) -> T:
     Missing fields keep their defaults, and unknown ones are ignored. Raises ValueError or TypeError
     for a value that its field does not take.
     """
+    if not isinstance(content, Mapping):
+        raise TypeError(f"{cls.__name__} has no fields")
     types = typing.get_type_hints(cls)
     values: dict[str, Any] = {}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         if field.name not in content:
             continue
         value, kind = content[field.name], types[field.name]
-        is_path = "Path" in str(kind)
+        is_path, takes_many = "Path" in str(kind), "tuple" in str(kind) or "Sequence" in str(kind)
+        if isinstance(value, list) != takes_many or (is_path and isinstance(value, int | float)):
+            raise TypeError(f"{field.name} is {value!r}")
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
             values[field.name] = from_json(kind, value)
         elif isinstance(value, list):

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 NAME = "export"
 HELP = "export runs as a KCIDB report"
@@ -12,7 +11,7 @@ EXAMPLES = (("export --kcidb --origin me RUN", ""),)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directory of a run")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="number, name or directory of a run")
     parser.add_argument(
         "--kcidb",
         action="store_true",
@@ -30,7 +29,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     import json
 
+    from orchestrator.commands.show import directory_of
     from orchestrator.report import kcidb
 
-    print(json.dumps(kcidb.report(options.runs, options.origin), indent=1))
+    runs = [directory_of(name) for name in options.runs]
+    print(json.dumps(kcidb.report(runs, options.origin), indent=1))
     return 0

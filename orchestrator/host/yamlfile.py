@@ -61,9 +61,29 @@ def _data(text: str) -> Any:
             return None
         if _size(node, {}) > MOST:
             raise ValueError(f"its aliases stand for more than {MOST} values")
+        _check_keys(node, set())
         return loader.construct_document(node)
     finally:
         loader.dispose()
+
+
+def _check_keys(node: yaml.Node, seen: set[int]) -> None:
+    """Raises MarkedYAMLError if a key is in a mapping twice, of which YAML drops the first."""
+    if id(node) in seen or isinstance(node, yaml.ScalarNode):
+        return
+    seen.add(id(node))
+    keys: set[str] = set()
+    for part in node.value:
+        if isinstance(node, yaml.MappingNode):
+            key, value = part
+            if isinstance(key, yaml.ScalarNode) and key.value in keys and key.value != "<<":
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key.value} is there twice", problem_mark=key.start_mark
+                )
+            keys.add(str(key.value))
+            _check_keys(value, seen)
+        else:
+            _check_keys(part, seen)
 
 
 def _size(node: yaml.Node, known: dict[yaml.Node, int]) -> int:

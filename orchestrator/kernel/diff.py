@@ -9,6 +9,7 @@ import lzma
 import re
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 from orchestrator.errors import shortened
 
@@ -97,12 +98,17 @@ def unpacked(raw: bytes, limit: int) -> bytes:
     Raises ValueError if it is damaged.
     """
     try:
-        if raw.startswith(b"\x1f\x8b"):
-            return zlib.decompressobj(wbits=31).decompress(raw, limit + 1)
-        if raw.startswith(b"BZh"):
-            return bz2.BZ2Decompressor().decompress(raw, limit + 1)
-        if raw.startswith(b"\xfd7zXZ\0"):
-            return lzma.LZMADecompressor(memlimit=256 << 20).decompress(raw, limit + 1)
+        for magic, make in (
+            (b"\x1f\x8b", lambda: zlib.decompressobj(wbits=31)),
+            (b"BZh", bz2.BZ2Decompressor),
+            (b"\xfd7zXZ\0", lambda: lzma.LZMADecompressor(memlimit=256 << 20)),
+        ):
+            if raw.startswith(magic):
+                unpacker: Any = make()
+                content: bytes = unpacker.decompress(raw, limit + 1)
+                if not unpacker.eof and len(content) <= limit:
+                    raise ValueError("it does not unpack: its end is missing")
+                return content
     except (zlib.error, OSError, lzma.LZMAError, EOFError) as error:
         raise ValueError(f"it does not unpack: {error}") from error
     return raw

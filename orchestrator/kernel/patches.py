@@ -30,6 +30,8 @@ def argument(text: str) -> Path:
     """The file that `--patch TEXT` names. `-` is standard input, which is kept for repeat.sh."""
     if Path(text) != STDIN:
         return Path(text)
+    if sys.stdin is None:  # closed
+        raise UsageError("--patch -: there is no standard input")
     raw = sys.stdin.buffer.read(userfile.PATCH + 1)
     file = state_dir() / "patches" / f"stdin-{hashlib.sha256(raw).hexdigest()[:12]}.patch"
     file.parent.mkdir(exist_ok=True)

@@ -286,7 +286,7 @@ def last(nights: Path) -> dict[str, CellHistory]:
             content = json.loads(file.read_text())
             if content["schema"] == SCHEMA:
                 return {name: _cell_history(cell) for name, cell in content["cells"].items()}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # it is damaged: use the night before
     return {}
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import json
 import platform
+import stat
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -232,12 +233,19 @@ def write(result: RunResult) -> None:
     write_whole(result.directory / FILE, json.dumps(content(result), indent=1) + "\n")
 
 
+LARGEST = 64 << 20
+"""Bytes of a verdict.json; a hundred times what one has."""
+
+
 def read(directory: Path) -> VerdictRecord:
     """The verdict of the run in `directory`.
 
     Raises OSError when there is none, ValueError when it is damaged or has another schema.
     """
     file = directory / FILE
+    status = file.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST:
+        raise ValueError(f"{file} is no verdict: it is no file of less than {LARGEST >> 20} MiB")
     try:
         found = json.loads(file.read_bytes())
         if found["schema"] != SCHEMA:
@@ -245,7 +253,13 @@ def read(directory: Path) -> VerdictRecord:
         if lacking := [name for name in REQUIRED if name not in found]:
             raise ValueError(f"{file} is damaged: it lacks {', '.join(lacking)}")
         return RECORD.validate_python(found)
-    except (KeyError, TypeError, RecursionError, pydantic.ValidationError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is damaged: it is not JSON") from error
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{file} is damaged: {place}: {first['msg']}") from error
+    except (KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{file} is damaged: {shortened(' '.join(str(error).split()))}") from error
 
 

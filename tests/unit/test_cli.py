@@ -311,6 +311,9 @@ def test_spec_json_is_the_request(tmp_path: Path) -> None:
     spec = RunSpec(kernel=kernel, smp=2, scenarios=("key*",), directory=tmp_path / "run")
     kept = json.loads((rundir.create(spec) / "spec.json").read_text())
     assert from_json(RunSpec, kept) == spec
+    for wrong in ([], {"kernel": []}, {"kernel": {"patches": "x"}}, {"kernel": {"tree": 5}}):
+        with pytest.raises(TypeError):
+            from_json(RunSpec, wrong)  # type: ignore[arg-type]
 
 
 def test_a_report_that_cannot_be_written_does_not_change_the_verdict(

@@ -84,6 +84,9 @@ def test_compressed_files_are_unpacked(file: Path, pack: object, tmp_path: Path)
 
 
 def test_a_damaged_or_unknown_compression_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.patch.gz").write_bytes(gzip.compress(PLAIN.read_bytes())[:-20])
+    with pytest.raises(UsageError, match="does not unpack: its end is missing"):
+        patches.read([tmp_path / "a.patch.gz"])
     (tmp_path / "a.patch.gz").write_bytes(gzip.compress(PLAIN.read_bytes())[:3] + b"damage" * 9)
     with pytest.raises(UsageError, match="does not unpack"):
         patches.read([tmp_path / "a.patch.gz"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,21 @@ def test_a_run_without_a_verdict_is_nobodys_fault(tmp_path: Path) -> None:
     verdict = VerdictRecord(outcome="infra", reason="no QEMU", exit_status=125, smp=2)
     text = mail.mail(tmp_path, verdict)
     assert "says nothing about the kernel" in text and "-by:" not in text
+
+
+@pytest.mark.parametrize("content", ["", '{"schema": 2', "[]", '{"schema": 2}', "pipe"])
+def test_a_damaged_verdict_is_named(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_directory(Run(), tmp_path)
+    verdict = tmp_path / "verdict.json"
+    verdict.unlink()
+    if content == "pipe":
+        os.mkfifo(verdict)
+    else:
+        verdict.write_text(content)
+    assert cli.main(["show", str(tmp_path)]) == 129
+    assert capsys.readouterr().err.startswith(f"orchestrator: {verdict} is ")
 
 
 def test_a_long_poke_is_cut_around_its_failure(tmp_path: Path) -> None:

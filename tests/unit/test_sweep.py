@@ -219,6 +219,7 @@ def test_a_row_may_be_a_tree_or_a_patched_kernel_with_paths_relative_to_the_file
         ),
         ("- 6.1-int3", "a matrix is a mapping"),
         ("kernels: [", "not YAML"),
+        ("kernels: [6.1-int3]\nsmp: [2]\nkernels: [a]", ":3: not YAML: kernels is there twice"),
     ],
 )
 def test_mistakes_are_one_sentence_with_file_and_key(tmp_path: Path, text: str, says: str) -> None:
