@@ -274,6 +274,8 @@ def _candidates(options: argparse.Namespace) -> Candidates:
         return Ready(base, options.kernels)
     if options.series:
         return Series(base, options.series)
+    if options.kernel:
+        raise UsageError("a bisection of the commits of --tree takes no --kernel")
     if not (options.tree and options.good and options.bad):
         raise UsageError("a bisection of commits needs all of --tree, --good and --bad")
     return Commits(base, options.tree, options.good, options.bad, options.kernels)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import cli
-from orchestrator.errors import InfraError, UsageError
+from orchestrator.errors import BuildError, InfraError, UsageError
 from orchestrator.kernel import checkout, patches
 from orchestrator.kernel.model import KernelRequest
 from orchestrator.many.bisect.bisection import Bisection, _enough, explained
@@ -124,7 +124,7 @@ def test_infra_never_votes_and_ends_a_bisection_without_other_results(tmp_path: 
 def test_an_end_that_cannot_be_tested_is_reported(tmp_path: Path, end: int) -> None:
     broken = RunSummary("build-error", (), "gcc says no", 1.0)
     fake = FakeTester(lambda number, _: broken if number == end else SYNC if number else PASS)
-    with pytest.raises(UsageError, match="gcc says no"):
+    with pytest.raises(BuildError, match="gcc says no"):
         Bisection(ready(16), fake, tmp_path / "log").run()
 
 
@@ -547,6 +547,7 @@ def test_a_bisection_needs_a_folder_of_its_own(
         "a b --confidence 1",
         "a b --jobs 0",
         "a b --tree .",
+        "--tree . --good a --bad b --kernel 6.1-int3",
         "a b --shows (",
         "a b --smp 0",
         "--simulate --probability 0",

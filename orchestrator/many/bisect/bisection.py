@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import ui
-from orchestrator.errors import InfraError, UsageError
+from orchestrator.errors import BuildError, InfraError, UsageError
 from orchestrator.many.bisect.candidates import Candidates
 from orchestrator.many.bisect.search import MIN_P, RunOutcome, Search, SearchAnswer
 from orchestrator.many.bisect.tester import RunSummary, Tester
@@ -272,15 +272,18 @@ class Bisection:
     def _check_ends(self) -> None:
         names = self.candidates.candidates
         good, bad = self.search.tallies[0], self.search.tallies[self.search.bad_end]
-        problems = (
-            (good.untestable, "good", 0, "cannot be tested, choose another one"),
-            (bad.untestable, "bad", -1, "cannot be tested, choose another one"),
-            (good.failed, "good", 0, "is bad itself, choose an older one"),
-        )
-        for applies, end, number, problem in problems:
-            if applies:
-                name = names[number].name
-                raise UsageError(f"the {end} end {name} {problem}: {self.reason(name)}")
+        for tally, end, number in ((good, "good", 0), (bad, "bad", -1)):
+            name = names[number].name
+            if tally.untestable:
+                raise BuildError(
+                    f"the {end} end {name} cannot be tested, choose another one: "
+                    f"{self.reason(name)}"
+                )
+        if good.failed:
+            name = names[0].name
+            raise UsageError(
+                f"the good end {name} is bad itself, choose an older one: {self.reason(name)}"
+            )
         if not bad.failed and bad.passed >= 1 / MIN_P:
             raise UsageError(
                 f"the bad end {names[-1].name} passed {bad.passed} runs: a fault that shows so "
