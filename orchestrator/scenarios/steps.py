@@ -76,7 +76,7 @@ def plan_steps(
     steps = []
     for number, (part, scenario) in enumerate(sorted(parts, key=rank), 1):
         poker = rng.choice(cpus)
-        ms = max(MIN_FREE_MS, round(ms_per_weight * scenario.weight))
+        ms = round(max(MIN_FREE_MS, ms_per_weight * scenario.weight, 1000 * scenario.least))
         command = _command(scenario, part, poker, ms, rng)
         if lacks := (lacking or {}).get(scenario.name):
             command = f"skip {scenario.name}.{part} {lacks}"
