@@ -72,6 +72,8 @@ static int parse_option(char *option, struct command *command)
 		step->cpu = command->run.cpu = number;
 	else if (!strcmp(option, "ms"))
 		step->ms = command->run.ms = number;
+	else if (!strcmp(option, "offline"))
+		step->offline = number;
 	else if (!strcmp(option, "gap"))
 		step->gap_us = number;
 	else if (!strcmp(option, "passes"))

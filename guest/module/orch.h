@@ -209,6 +209,8 @@ unsigned int orch_gate_holds(void);
  * @gated: poke once and hold the poker in each phase, instead of running free
  * @cpu: where the poker runs; free: where it starts
  * @ms: free: duration
+ * @offline: free: go on until so many pokes came while a CPU was offline, and as
+ *	many after it was back
  * @gap_us: free: pause between two pokes
  * @passes: see struct orch_hammer_spec
  * @burst: see struct orch_hammer_spec
@@ -220,6 +222,7 @@ struct orch_step {
 	bool gated;
 	int cpu;
 	unsigned int ms;
+	unsigned int offline;
 	unsigned int gap_us;
 	unsigned int passes, burst, pause_us;
 };
@@ -239,6 +242,7 @@ struct orch_step {
  * @elapsed_ns: duration of the step
  * @holds: how often the gate held the poker in phase 1 or 2
  * @error: 0, or the negative errno with which the step could not be run
+ * @missed: NULL, or what did not happen meanwhile, as a sentence
  * @fault: NULL, or a promise that was broken, as a sentence
  */
 struct orch_outcome {
@@ -249,6 +253,7 @@ struct orch_outcome {
 	u64 elapsed_ns;
 	u64 holds;
 	int error;
+	const char *missed;
 	const char *fault;
 };
 

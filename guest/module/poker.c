@@ -251,22 +251,54 @@ static DECLARE_WAIT_QUEUE_HEAD(poker_wait);
  */
 #define POKES_BEFORE_MOVE	16
 
+/* How long to wait for a CPU to go offline and come back, as the host may be busy. */
+#define ABSENCE_SECONDS		40
+
+/* Pokes while a CPU was offline, and after it was back. */
+struct absence {
+	unsigned int cpus;
+	unsigned int away, back;
+};
+
+static bool is_over(const struct orch_step *step, struct absence *seen)
+{
+	if (!step->offline || seen->cpus == 1 || !IS_ENABLED(CONFIG_HOTPLUG_CPU) ||
+	    !IS_ENABLED(CONFIG_SYSFS))
+		return true;
+	if (num_online_cpus() < seen->cpus)
+		seen->away++;
+	else if (seen->away >= step->offline)
+		seen->back++;
+	return seen->back >= step->offline;
+}
+
 static void poke_free(const struct orch_step *step, struct orch_outcome *out, const bool *abort)
 {
 	unsigned long end = jiffies + msecs_to_jiffies(step->ms);
-	bool on = true;
+	unsigned long limit = end + ABSENCE_SECONDS * HZ;
+	struct absence seen = { .cpus = num_online_cpus() };
+	bool on = true, over = false;
 
-	while (time_before(jiffies, end) || !on) {
+	while (time_before(jiffies, end) || !on || !over) {
+		if (time_after(jiffies, end) && !over)
+			orch_sign_of_life(out->pokes / 2);
 		orch_cuts_next();
 		orch_epoch_next();
 		timed_poke(step, on, out);
 		orch_epoch_next();
 		on = !on;
+		over = is_over(step, &seen) || over;
+		if (!over && time_after(jiffies, limit)) {
+			out->missed = "no CPU went offline and came back while the site was poked";
+			over = true;
+		}
 		if (out->pokes % POKES_BEFORE_MOVE == 0)
 			set_cpus_allowed_ptr(current,
 					     cpumask_of(orch_next_cpu(raw_smp_processor_id())));
-		if (READ_ONCE(*abort))
+		if (READ_ONCE(*abort)) {
 			end = jiffies;
+			over = true;
+		}
 		if (step->gap_us)
 			usleep_range(step->gap_us, step->gap_us + step->gap_us / 2);
 		else if (num_online_cpus() == 1)	/* else the hammer never runs */

@@ -124,6 +124,10 @@ void orch_step_run(const struct orch_step *step)
 	fault = judge(step, &out, &total, on);
 	if (!step->gated)
 		orch_hammers_free();
+	if (!fault && out.missed) {
+		orch_report_error(number, name, out.missed);
+		return;
+	}
 	if (fault)
 		orch_diag("%s", fault);
 	orch_report_result(number, name, !fault);

@@ -70,8 +70,9 @@ class Scenario(BaseModel):
     """Functions and variables whose addresses the code needs, where the kernel has them."""
     weight: float = Field(default=1, gt=0, le=100)
     """Share of the free-running time."""
-    least: float = Field(default=0, ge=0, le=10)
-    """Seconds that the free-running step takes at least, for something else to happen meanwhile."""
+    offline: int = Field(default=0, ge=0, le=1000)
+    """The free-running step goes on until so many pokes came while a CPU was offline, and as many
+    after it was back."""
     companion: str | None = None
     """A shell script that runs in the guest as long as /run/companion exists. Exit status 0: all
     well. 4: the kernel lacks something. Any other: a promise was broken, and the last line that

@@ -76,7 +76,7 @@ def plan_steps(
     steps = []
     for number, (part, scenario) in enumerate(sorted(parts, key=rank), 1):
         poker = rng.choice(cpus)
-        ms = round(max(MIN_FREE_MS, ms_per_weight * scenario.weight, 1000 * scenario.least))
+        ms = max(MIN_FREE_MS, round(ms_per_weight * scenario.weight))
         command = _command(scenario, part, poker, ms, rng)
         if lacks := (lacking or {}).get(scenario.name):
             command = f"skip {scenario.name}.{part} {lacks}"
@@ -92,4 +92,6 @@ def _command(scenario: Scenario, part: Part, poker: int, ms: int, rng: random.Ra
         mode = "watched=1 ms=1" if part == "watched" else f"ms={ms}"
         return f"scenario {scenario.name} cpu={poker} {mode} seed={rng.randrange(1 << 31)}"
     mode = f"gated=1 passes={scenario.passes}" if part == "gated" else f"ms={ms}"
+    if scenario.offline:
+        mode += f" offline={scenario.offline}"
     return f"step site={scenario.site} how={scenario.how} cpu={poker} {mode}"

@@ -627,6 +627,8 @@ def _recorded_coverage(seen: Judgement) -> list[str]:
         for (met, handled), cpus in sorted(phases.items())
     ]
     lines += [f"syncs of CPUs that were {where}: {n:,}" for where, n in seen.interrupted.items()]
+    if seen.while_offline:
+        lines.append(f"writes while a CPU was offline: {seen.while_offline:,}")
     if seen.batches:
         pairs = sum(n * size * (size - 1) // 2 for size, n in seen.batches.items())
         lines.append(

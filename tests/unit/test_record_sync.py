@@ -132,3 +132,10 @@ def test_a_piece_of_a_tail_that_changes_nothing_needs_no_round() -> None:
     log.sync(0, 1, 2, 3)
     log.unlock()
     assert not faults(judge(log.records, AROUND))
+
+
+def test_writes_while_a_cpu_is_offline_are_counted() -> None:
+    log = Written()
+    for online in (0b1, 0b1111, 0b0111, 0b0111, 0b1111):
+        log.write(SITE, 0, NOP[:1], online=online)
+    assert judge(log.records, AROUND).while_offline == 2

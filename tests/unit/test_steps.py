@@ -79,9 +79,9 @@ def test_free_running_steps_have_a_minimum_duration() -> None:
     assert {milliseconds(step) for step in steps if not step.is_watched} == {MIN_FREE_MS}
 
 
-def test_a_scenario_may_need_more_time_for_what_happens_meanwhile() -> None:
-    steps = plan_steps([scenario("a", site="nop5", least=0.5)], CPUS, 0.01, 1)
-    assert [milliseconds(step) for step in steps if not step.is_watched] == [500]
+def test_a_step_may_go_on_until_a_cpu_was_offline() -> None:
+    steps = plan_steps([scenario("a", site="nop5", gated=False, offline=9)], CPUS, 1, 1)
+    assert [step.command.split()[-1] for step in steps] == ["offline=9"]
 
 
 def test_the_seed_determines_every_choice() -> None:

@@ -146,6 +146,8 @@ class Judgement:
     """int3 after which a CPU executed the site again, since the int3 was gone by then."""
     batches: Counter[int] = field(default_factory=Counter)
     """How many times so many sites were poked before text_mutex was released."""
+    while_offline: int = 0
+    """Writes while a CPU was offline that had been online, or came to be."""
     orders: dict[tuple[int, int], str] = field(default_factory=dict)
     """Who took the second lock while it held the first, by their numbers in LOCKS."""
     disagreements: list[str] = field(default_factory=list)

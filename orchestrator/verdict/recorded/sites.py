@@ -86,6 +86,7 @@ class Sites:
         """Sites whose last round is not judged yet, and the record of the last write."""
         self._owner_word = locks.owner_word(log)
         self._syncs = log.of_kind(SYNC)
+        self._looks = log.flags & F_STATE != 0
         waits = log.of_kind(GRACE)
         self._tasks = waits[log.numbers[waits] == G_TASKS]
         self._knows_probes = bool(np.any(log.flags[log.writes] & F_PROBED))
@@ -100,6 +101,10 @@ class Sites:
                 self._on_unlock(moment, at)
             else:
                 self._on_stopper(at)
+        online = self._log.words[self._log.writes, 6]
+        online = online[online & (online - np.uint64(1)) != 0]
+        all_online = np.bitwise_or.reduce(online, initial=np.uint64(0))
+        self._log.result.while_offline += int(np.count_nonzero(online != all_online))
 
     def add_unfinished(self) -> None:
         """Pokes that are under way where the log ends, as it does when a kernel dies of one."""
@@ -321,7 +326,7 @@ class Sites:
         Whether it does is known where the state is that it looks at: not if it never shows.
         """
         log = self._log
-        looks = log.flags & F_STATE != 0
+        looks = self._looks
         first, last = np.searchsorted(self._syncs, (stages[0], stages[-1]))
         end = np.searchsorted(log.moments, stages[-1], side="right")
         if end == len(log.moments) or not np.any(looks[self._syncs[first:last]]):
