@@ -165,14 +165,16 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _clean(options: argparse.Namespace) -> int:
+    from orchestrator import ui
     from orchestrator.kernel import cache
 
     left = cache.leftovers() if options.dry_run else cache.remove_leftovers()
     only_show = options.older_than is None and options.keep is None
     keep = None if options.keep is None else int(options.keep * (1 << 30))
-    cleaned = cache.clean(older=options.older_than, keep=keep, dry=options.dry_run)
-    # The entries that stay, for a look; those that go, otherwise.
-    entries = [*left, *([*cache.items(), *cache.others()] if only_show else cleaned)]
+    with ui.step("looking through the cache"):  # a million files take a minute
+        cleaned = cache.clean(older=options.older_than, keep=keep, dry=options.dry_run)
+        # The entries that stay, for a look; those that go, otherwise.
+        entries = [*left, *([*cache.items(), *cache.others()] if only_show else cleaned)]
     if options.json:
         rows = [
             {
