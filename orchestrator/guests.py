@@ -379,6 +379,7 @@ def surroundings(recorder: Recorder, module_symbols: Sequence[str]) -> Surroundi
         only_writers=modern or FTRACE not in functions,
         rcu_tasks=modern and bool(recorder.address("tasks")),
         preemption="preempt_schedule" in functions,
+        counts_handlers=any(map(recorder.address, ("patching_refs", "patching_refs_percpu"))),
         self_test=_self_test(recorder.lines),
     )
 
