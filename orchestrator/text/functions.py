@@ -49,12 +49,18 @@ KEY_SWITCHES = (
 """Switch a static key, their first argument, or the branches of one."""
 KEY_UPDATE = "jump_label_update"
 """Switches all branches of a key, which has not got its new count yet."""
-TASKS = "synchronize_rcu_tasks"
-"""Waits until no task is preempted within a few instructions. Kprobes call it before they replace
-some by a jump, in a kernel with preemption."""
-RCU = ("synchronize_rcu", "synchronize_sched")
+TASKS = ("synchronize_rcu_tasks", "call_rcu_tasks")
+"""Waits until no task is preempted within a few instructions, or has something done then. Kprobes
+call it before they replace some by a jump, in a kernel with preemption."""
+RCU = (
+    "synchronize_rcu",
+    "synchronize_rcu_expedited",
+    "synchronize_rcu_tasks_rude",
+    "synchronize_sched",
+    "synchronize_sched_expedited",
+)
 """Waits until each CPU has left what it executes without preemption, such as a handler of int3. The
-second one did that up to 4.20."""
+last two did that up to 4.20."""
 REMOVED = "arch_remove_kprobe"
 """Frees what belongs to a kprobe, its argument."""
 LOAD_MM = "switch_mm_irqs_off"

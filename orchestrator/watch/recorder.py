@@ -97,7 +97,7 @@ POINTS: Mapping[str, tuple[str, ...]] = {
     "static_call": ("__static_call_update",),
     "transform": (TRANSFORM,),
     "tracer": ("ftrace_update_ftrace_func",),
-    "tasks": (TASKS,),
+    "tasks": TASKS,
     "rcu": RCU,
     "removed": (REMOVED,),
     "load": (LOAD_MM,),

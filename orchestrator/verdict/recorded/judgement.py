@@ -39,7 +39,8 @@ class Surroundings:
     preemption: bool = False
     """Whether a task can be preempted in a trampoline of ftrace, which must then wait as well."""
     counts_handlers: bool = False
-    """Whether a poke also waits for the handlers that look at it, by a count of them: since 5.10."""
+    """Whether a poke also waits for the handlers that look at it, of which it has a count: since
+    5.10."""
     self_test: Mapping[int, bytes] = field(default_factory=dict)
     """int3 with which the kernel tests its handler, and the instructions that it is to emulate."""
 
