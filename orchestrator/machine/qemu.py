@@ -111,6 +111,9 @@ PARAMETERS = (
     # not schedule a virtual CPU in time.
     "no_timer_check",
     "tsc=reliable",
+    # PREEMPT_RT takes the interrupts of a serial line for nobody's while its thread sends, and
+    # after 100,000 of them turns the line off: one table of symbols has more characters.
+    "noirqdebug",
     # 4.19 to 6.1: getrandom() does not wait for entropy, which no device here delivers.
     "random.trust_cpu=on",
     f"watchdog_thresh={WATCHDOG_SECONDS}",
