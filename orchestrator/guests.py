@@ -152,7 +152,7 @@ class Guest(ABC):
         """Note where the CPUs of a guest are that makes no progress."""
         self.log("cpus.json").write(json.dumps(snapshot, indent=1) + "\n")
         names = symbols.Symbols([*self.kernel_lines, *self.module_symbols])
-        self.evidence.hang_report = tuple(symbols.where(cpu, names) for cpu in snapshot)
+        self.evidence.hung, self.evidence.hang_names = snapshot, names
 
     def explain(self, error: TimedOut | KernelFault) -> NoReturn:
         """Record where the CPUs of a guest that makes no progress are, and raise the error.

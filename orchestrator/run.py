@@ -477,6 +477,7 @@ def _find_lines(cell: _Cell) -> None:
         watched = [step.watched for step in evidence.watched_steps if step.watched]
         cpus = [cpu for one in watched for shot in one.cpu_snapshots for cpu in shot["cpus"]]
         evidence.names.lines = sourcelines.of_cpus(vmlinux, cpus, evidence.kernel_offset)
+    evidence.hang_names.lines = sourcelines.of_cpus(vmlinux, evidence.hung, evidence.kernel_offset)
     if evidence.findings:
         lines = [line for console in evidence.consoles.values() for line in console.lines]
         evidence.decoded = sourcelines.decoded(vmlinux, lines)

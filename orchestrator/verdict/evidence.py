@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.guest import ktap
@@ -15,7 +16,7 @@ from orchestrator.machine.console import GuestConsole
 from orchestrator.scenarios.scenario import Part, Scenario
 from orchestrator.scenarios.steps import PlanStep
 from orchestrator.text.keys import PhaseCpu, SiteCpu
-from orchestrator.text.symbols import Symbols
+from orchestrator.text.symbols import Symbols, where
 from orchestrator.verdict.model import Poke, Violation, WatchedStep
 from orchestrator.verdict.recorded.judgement import Judgement
 
@@ -187,8 +188,10 @@ class Evidence:
     """What the recorder's log shows of every poke, whoever made it. None if there is no log."""
     no_record: str | None = None
     """Why there is none; None if there is one."""
-    hang_report: tuple[str, ...] = ()
-    """Where each CPU was when the guest stopped making progress, one line each."""
+    hung: Sequence[Mapping[str, Any]] = ()
+    """Where each CPU was when the guest stopped making progress, as Watch.cpu_snapshot() says."""
+    hang_names: Symbols = field(default_factory=lambda: Symbols([]))
+    """Function names for that."""
     untrusted: str | None = None
     """Why the emulator itself may cause a failure, None when no such defect is known."""
     names: Symbols = field(default_factory=lambda: Symbols([]))
@@ -303,6 +306,11 @@ class Evidence:
             for seen in self.steps_of("free")
             if not seen.scenario.code and not seen.scenario.exclusive
         ]
+
+    @property
+    def hang_report(self) -> tuple[str, ...]:
+        """Where each CPU was when the guest stopped making progress, one line each."""
+        return tuple(where(cpu, self.hang_names) for cpu in self.hung)
 
     @property
     def holds_nothing(self) -> bool:

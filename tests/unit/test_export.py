@@ -21,6 +21,7 @@ from orchestrator.kernel.model import Kernel, KernelRequest
 from orchestrator.options import declared
 from orchestrator.report import files, kcidb
 from orchestrator.spec import RunSpec
+from orchestrator.text.symbols import Symbols
 from orchestrator.verdict import result as result_file
 from orchestrator.verdict.evidence import Evidence, Soak
 from orchestrator.verdict.outcome import judge
@@ -81,7 +82,9 @@ def without_a_round() -> Evidence:
 def soaked() -> Evidence:
     evidence = Run().evidence()
     evidence.soak = Soak(seconds=90.0, rounds=3, pokes=10, int3=20, memory={"qemu": (100.0, 101.5)})
-    evidence.edited, evidence.hang_report = ["f+0x1: nop (90 -> 90)"], ("CPU 0: f",)
+    evidence.edited = ["f+0x1: nop (90 -> 90)"]
+    evidence.hung = [{"cpu": 0, "rip": 0x10, "stack": [], "eflags": 0}]
+    evidence.hang_names = Symbols(["0010 T f", "0020 T g"])
     return evidence
 
 
