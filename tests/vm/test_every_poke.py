@@ -20,7 +20,9 @@ pytestmark = pytest.mark.vm
 def test_every_poke_of_a_run_is_recorded_and_judged(tmp_path: Path) -> None:
     directory = tmp_path / "a,b"
     command = [sys.executable, "-m", "orchestrator", "run", "--output", str(directory)]
-    what = ["--smp", "2", "--duration", "0.5", "--scenario", "nop5", "--scenario", "kprobe-beside"]
+    scenarios = ["nop5", "kprobe-beside", "hotplug"]
+    what = [word for name in scenarios for word in ("--scenario", name)]
+    command += ["--smp", "2", "--duration", "0.5"]
     done = subprocess.run([*command, *what], capture_output=True, text=True, timeout=600)
     print(done.stderr[-3000:], done.stdout[-6000:])
     assert done.returncode == 0
@@ -31,6 +33,7 @@ def test_every_poke_of_a_run_is_recorded_and_judged(tmp_path: Path) -> None:
     assert checks["record"]["status"] == "pass"
     for owner in ("test module", "jump labels", "kprobes"):
         assert owner in checks["record"]["text"]
+    assert any("while a CPU was offline" in line for line in checks["record"]["details"])
 
     assert not list(directory.rglob("recorder.?.log"))
     log = load(directory / "branches" / "sites" / "recorder.log.gz")

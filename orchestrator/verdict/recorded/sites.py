@@ -101,10 +101,15 @@ class Sites:
                 self._on_unlock(moment, at)
             else:
                 self._on_stopper(at)
+        self._count_while_offline()
+
+    def _count_while_offline(self) -> None:
         online = self._log.words[self._log.writes, 6]
-        online = online[online & (online - np.uint64(1)) != 0]
-        all_online = np.bitwise_or.reduce(online, initial=np.uint64(0))
-        self._log.result.while_offline += int(np.count_nonzero(online != all_online))
+        booted = np.flatnonzero(online & (online - np.uint64(1)))[:1]
+        if len(booted):
+            online = online[booted[0] :]
+            missing = online != np.bitwise_or.reduce(online)
+            self._log.result.while_offline += int(np.count_nonzero(missing))
 
     def add_unfinished(self) -> None:
         """Pokes that are under way where the log ends, as it does when a kernel dies of one."""
