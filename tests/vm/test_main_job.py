@@ -146,7 +146,8 @@ def test_the_report_explains_the_first_failure(tmp_path: Path) -> None:
     assert re.search(r"e9 0b 00 00 00 {10}the new instruction \(jmp .*orch_nop5_new", report)
     for cpu in range(4):
         assert re.search(rf"^ +CPU {cpu}: \w+\+0x[0-9a-f]+", report, re.MULTILINE), report
-    assert "__text_poke" in report  # the poker, at its next write
+    # the poker, at its next write
+    assert re.search(r"__text_poke\+0x\w+ \(arch/x86/kernel/alternative\.c:\d+\)", report)
 
 
 def test_a_cpu_with_interrupts_off_catches_a_missing_wait_without_gdb(
