@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from recorded import AROUND, CPUS, JUMP, NOP, SITE, TEXT, Written
 
@@ -337,6 +339,22 @@ def test_a_jump_is_not_written_over_another_kprobe(at: int, wrong: bool) -> None
     found = judge(log.records, KERNEL).violations
     assert [fault.claim for fault in found] == ["writes"] * wrong
     assert not wrong or "the int3 of another kprobe was overwritten, at +4" in found[0].text
+
+
+def test_an_int3_that_pads_a_return_is_no_kprobe() -> None:
+    """Not even where a tail is written byte by byte: the last of them look like new int3."""
+    log, ret = Written(), bytes.fromhex("c3cccccccc")
+    for new in (ret, JUMP):
+        log.write(MODULE, 0, b"\xcc")
+        log.sync(0, 1, 2, 3)
+        for offset in range(1, 5):
+            log.write(MODULE, offset, new[offset : offset + 1])
+        log.sync(0, 1, 2, 3)
+        log.write(MODULE, 0, new[:1])
+        log.sync(0, 1, 2, 3)
+        log.unlock()
+    around = replace(KERNEL, module=(MODULE, MODULE + 0x1000))
+    assert not judge(log.records, around).violations
 
 
 def probed(code: bytes = PUSH, flags: int = record.F_IRQS) -> Written:

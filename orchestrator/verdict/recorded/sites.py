@@ -23,6 +23,8 @@ from orchestrator.verdict.recorded.record import (
     G_TASKS,
     GRACE,
     INLINE,
+    S_ON_PURPOSE,
+    SERIALISE,
     SYNC,
     UNLOCK,
     WRITE,
@@ -86,6 +88,8 @@ class Sites:
         """Sites whose last round is not judged yet, and the record of the last write."""
         self._owner_word = locks.owner_word(log)
         self._syncs = log.of_kind(SYNC)
+        on_purpose = (log.kinds == SERIALISE) & (log.flags & S_ON_PURPOSE != 0)
+        self._serialised = np.flatnonzero(on_purpose | (log.kinds == SYNC))
         self._looks = log.flags & F_STATE != 0
         waits = log.of_kind(GRACE)
         self._tasks = waits[log.numbers[waits] == G_TASKS]
@@ -214,11 +218,16 @@ class Sites:
         start = next((start for start in near if start in self._open), None)
         if start is None:
             return None
-        # A probe may begin where another one's jump has just been taken back.
-        further = address - start
-        if new == CC and (further > 1 or (further and self._log.by_kprobes(at))):
-            return None
-        return self._open[start]
+        site = self._open[start]
+        if new == CC and address > start:
+            # A probe may begin where another one's jump has just been taken back.
+            if self._log.by_kprobes(at):
+                return None
+            # In a batch, all int3 are written before the first sync: later it is part of a tail.
+            first, last = np.searchsorted(self._serialised, (site.begun, at))
+            if address > start + 1 and first == last:
+                return None
+        return site
 
     def _begin(self, site: Site, moment: int, at: int, before: bytes) -> None:
         """int3 is written where no poke is under way."""
@@ -277,9 +286,14 @@ class Sites:
         """A write behind int3 leaves the int3 of other kprobes alone."""
         for number, (before, after) in enumerate(zip(seen, new, strict=False), offset):
             other = self._known.get(site.address + number) if number else None
-            if other and other.is_armed and before == INT3 != after:
+            if other and before == INT3 != after and self._is_probed(other):
                 text = f"the int3 of another kprobe was overwritten, at +{number}"
                 self._log.blame("writes", text, at, site.address)
+
+    def _is_probed(self, site: Site) -> bool:
+        """Whether it has a kprobe's int3, and not one that is part of another instruction."""
+        pokes = self.finished.get(site.address, ())
+        return site.is_armed and bool(pokes and pokes[-1].probed)
 
     def _finish(self, site: Site, at: int) -> None:
         """The first byte was written."""
