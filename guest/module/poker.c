@@ -281,7 +281,7 @@ static void poke_free(const struct orch_step *step, struct orch_outcome *out, co
 
 	while (time_before(jiffies, end) || !on || !over) {
 		if (time_after(jiffies, end) && !over)
-			orch_sign_of_life(out->pokes / 2);
+			orch_sign_of_life(out->pokes);
 		orch_cuts_next();
 		orch_epoch_next();
 		timed_poke(step, on, out);
