@@ -16,6 +16,7 @@ import pytest
 
 from orchestrator import cli
 from orchestrator.errors import BuildError, InfraError, UsageError
+from orchestrator.host.paths import PROJECT
 from orchestrator.kernel import checkout, patches
 from orchestrator.kernel.model import KernelRequest
 from orchestrator.many.bisect.bisection import Bisection, _enough, explained
@@ -548,6 +549,8 @@ def test_a_bisection_needs_a_folder_of_its_own(
         "a b --jobs 0",
         "a b --tree .",
         "--tree . --good a --bad b --kernel 6.1-int3",
+        f"--kernel nowhere --series {PROJECT}/kernels/3.10-int3.mbox",
+        f"--kernel debian:6.12 --series {PROJECT}/kernels/3.10-int3.mbox",
         "a b --shows (",
         "a b --smp 0",
         "--simulate --probability 0",

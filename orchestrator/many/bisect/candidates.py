@@ -18,6 +18,7 @@ from orchestrator.host.paths import real
 from orchestrator.kernel import patches
 from orchestrator.kernel.checkout import PREFIX, reason, resolve, view
 from orchestrator.kernel.model import KernelRequest
+from orchestrator.kernel.obtain import check
 
 LOG = ("log", "--first-parent", "--no-show-signature", "--no-color", "--format=%H %s")
 
@@ -105,6 +106,8 @@ class Series:
             real(letter.file) if shared[letter.file] == 1 else patches.filed(letter, number)
             for number, letter in enumerate(letters, 1)
         ]
+        with self.request(len(self._patches)) as last:
+            check(last)
         self.candidates = [Candidate("0", "no patch")] + [
             Candidate(f"{number}", letter.subject or letter.file.name)
             for number, letter in enumerate(letters, 1)
