@@ -301,7 +301,7 @@ static void poke_free(const struct orch_step *step, struct orch_outcome *out, co
 		}
 		if (step->gap_us)
 			usleep_range(step->gap_us, step->gap_us + step->gap_us / 2);
-		else if (step->offline || num_online_cpus() == 1)	/* else nothing else ever runs */
+		else if (num_online_cpus() == 1)	/* else the hammer never runs */
 			usleep_range(200, 300);
 	}
 	orch_cuts_end();

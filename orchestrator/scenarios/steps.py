@@ -15,6 +15,8 @@ MIN_FREE_MS = 50
 """Minimum duration of a free-running step, in ms."""
 MAX_FREE_MS = 400
 """Maximum, by weight, where nobody says how long: a single scenario need not take DURATION."""
+UNHURRIED = "gap=2000 burst=64 pause=20000"
+"""For a step beside which CPUs go offline, from which busy CPUs would keep them for minutes."""
 WATCHED_FLIPS = 2
 """How often each sysctl is switched while GDB watches. Every switch writes dozens of sites. An even
 number leaves the sysctl as it was."""
@@ -93,5 +95,5 @@ def _command(scenario: Scenario, part: Part, poker: int, ms: int, rng: random.Ra
         return f"scenario {scenario.name} cpu={poker} {mode} seed={rng.randrange(1 << 31)}"
     mode = f"gated=1 passes={scenario.passes}" if part == "gated" else f"ms={ms}"
     if scenario.offline:
-        mode += f" offline={scenario.offline}"
+        mode += f" offline={scenario.offline} {UNHURRIED}"
     return f"step site={scenario.site} how={scenario.how} cpu={poker} {mode}"

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from orchestrator.scenarios.scenario import Scenario
-from orchestrator.scenarios.steps import MIN_FREE_MS, PlanStep, plan_steps
+from orchestrator.scenarios.steps import MIN_FREE_MS, UNHURRIED, PlanStep, plan_steps
 
 CPUS = (0, 1, 2, 3)
 
@@ -81,7 +81,7 @@ def test_free_running_steps_have_a_minimum_duration() -> None:
 
 def test_a_step_may_go_on_until_a_cpu_was_offline() -> None:
     steps = plan_steps([scenario("a", site="nop5", gated=False, offline=9)], CPUS, 1, 1)
-    assert [step.command.split()[-1] for step in steps] == ["offline=9"]
+    assert [step.command.partition(" offline=")[2] for step in steps] == [f"9 {UNHURRIED}"]
 
 
 def test_the_seed_determines_every_choice() -> None:
