@@ -74,6 +74,7 @@ def find_run(name: str | None) -> Path:
     for path in (Path(name), runs / name):
         if os.path.isfile(path / "spec.json"):  # noqa: PTH113 (raises for no name, however long)
             return path
+    for path in (Path(name), runs / name):
         if os.path.isdir(path):  # noqa: PTH112
             raise UsageError(f"{path} is not the directory of a run: it has no spec.json")
     close = difflib.get_close_matches(name, [path.name for path in known], n=3, cutoff=0.3)

@@ -122,12 +122,15 @@ def test_a_run_whose_process_was_killed_is_not_kept(runs: Path) -> None:
 
 
 def test_a_run_is_found_by_name_and_by_directory(
-    runs: Path, monkeypatch: pytest.MonkeyPatch
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert client.find_run("20261101-1-old") == runs / "20261101-1-old"
     assert client.find_run(str(runs / "20261101-1-old")) == runs / "20261101-1-old"
     monkeypatch.chdir(runs)
     assert client.find_run("./20261101-1-old").resolve() == runs / "20261101-1-old"
+    (tmp_path / "20261101-1-old").mkdir()
+    monkeypatch.chdir(tmp_path)  # a directory of that name, which is no run
+    assert client.find_run("20261101-1-old") == runs / "20261101-1-old"
 
 
 def test_without_a_kept_run_the_error_says_how_to_get_one(runs: Path) -> None:
