@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 import capstone
 from capstone import x86_const
 
+from orchestrator.text.semantics import INT3
+
 BAD = "(bad)"
-INT3 = 0xCC
 MASK = (1 << 64) - 1
 BRANCHES = (
     x86_const.X86_GRP_JUMP,

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+INT3, CALL, JUMP, RET = 0xCC, 0xE8, 0xE9, 0xC3
+"""Opcodes; the jump is the long one."""
 CARRY, PARITY, ZERO, SIGN, OVERFLOW = 0x1, 0x4, 0x40, 0x80, 0x800
 """Bits of rflags."""
 CONDITIONS = CARRY | PARITY | ZERO | SIGN | OVERFLOW

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from orchestrator.text.keys import SiteCpu
+from orchestrator.text.semantics import INT3
 
-INT3 = 0xCC
 KEPT = 50
 """Violations of one claim that are kept with their text; the others are counted."""
 

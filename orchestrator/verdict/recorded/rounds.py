@@ -53,7 +53,7 @@ class LeftOut:
 
 
 class Rounds:
-    """Judges the rounds that it is told of, and at last those that left CPUs out."""
+    """Judges sync rounds: each one when it is asked to, and at the end those that left CPUs out."""
 
     def __init__(self, log: Reading) -> None:
         self._log = log

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from orchestrator.text import semantics
+from orchestrator.text.semantics import CALL, INT3, JUMP
 from orchestrator.verdict.recorded import locks
-from orchestrator.verdict.recorded.judgement import INT3, Site
+from orchestrator.verdict.recorded.judgement import Site
 from orchestrator.verdict.recorded.reading import LONGEST, Reading
 from orchestrator.verdict.recorded.record import (
     F_PROBED,
@@ -32,9 +33,8 @@ from orchestrator.verdict.recorded.record import (
 from orchestrator.verdict.recorded.rounds import Rounds
 
 CC = bytes([INT3])
-JUMP, CALL = 0xE9, 0xE8
 BRANCH = 5
-"""Bytes of them."""
+"""Bytes of a jump or a call."""
 THREAD_SIZE = 0x4000
 SELF_TEST = "self-test"
 """The owner of int3 that the kernel is built with."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from orchestrator.text import semantics
-from orchestrator.verdict.recorded.judgement import INT3, RecordViolation
+from orchestrator.verdict.recorded.judgement import RecordViolation
 from orchestrator.verdict.recorded.reading import Reading
 from orchestrator.verdict.recorded.record import (
     BRANCH,
@@ -30,7 +30,7 @@ FL_ENABLED, FL_REGS, FL_REGS_EN, FL_TRAMP, FL_TRAMP_EN = (1 << bit for bit in ra
 FL_DISABLED, FL_DIRECT, FL_DIRECT_EN = (1 << bit for bit in (25, 24, 23))
 FL_COUNT = (1 << 19) - 1
 """FTRACE_FL_* in include/linux/ftrace.h, and the number of tracers; since 4.6."""
-JUMPS, CALL_OPCODE, JUMP_OPCODE, RET, JCC = (0xE9, 0xEB), 0xE8, 0xE9, 0xC3, 0x0F
+JUMPS, JCC = (semantics.JUMP, 0xEB), 0x0F
 BRANCH_SIZES = (2, 5)
 """Bytes of a branch: those of its jump."""
 MODULES = 0xFFFFFFFFA0000000
@@ -99,7 +99,7 @@ def _wrong_call(
         return None
     code = memory.to_bytes(8, "little")
     effect = semantics.effect(site, code, 0)
-    if effect is None and code[0] != INT3:
+    if effect is None and code[0] != semantics.INT3:
         return None  # what the function does, in place of a call of it (pv_ops since 7.x)
     ip = (effect.ip if effect else 0) or 0
     if function:
@@ -113,7 +113,7 @@ def _wrong_call(
 
 def _calls(log: Reading, function: int, code: bytes, ip: int, *, tail: bool) -> bool:
     """Whether an instruction calls a function, or does what the function would."""
-    if code[0] in ((JUMP_OPCODE, JCC) if tail else (CALL_OPCODE,)) and (
+    if code[0] in ((semantics.JUMP, JCC) if tail else (semantics.CALL,)) and (
         # Some kernels call what is behind a function's ENDBR.
         ip in (function, function + 4) or code[0] == JCC
     ):
@@ -127,8 +127,8 @@ def _calls(log: Reading, function: int, code: bytes, ip: int, *, tail: bool) -> 
 
 def _calls_nothing(log: Reading, site: int, code: bytes, ip: int, *, tail: bool) -> bool:
     if tail:  # RET, or a jump to the thunk that returns
-        return code[0] == RET or "return_thunk" in (log.around.name(ip) or "")
-    return ip == site + 5 and code[0] not in (CALL_OPCODE, JUMP_OPCODE)
+        return code[0] == semantics.RET or "return_thunk" in (log.around.name(ip) or "")
+    return ip == site + 5 and code[0] not in (semantics.CALL, semantics.JUMP)
 
 
 def _wrong_trace(
@@ -148,7 +148,7 @@ def _wrong_trace(
     left = f"{code[:5].hex()} is left at a function that is"
     if not enabled:
         effect = semantics.effect(site, code, 0)
-        fine = effect == semantics.Effect(site + 5, 0) and code[0] != JUMP_OPCODE
+        fine = effect == semantics.Effect(site + 5, 0) and code[0] != semantics.JUMP
         return None if fine else f"{left} not traced, where a NOP is due"
     direct = flags & FL_DIRECT if users == 1 else 0
     for wanted, done, whom in (
@@ -159,7 +159,7 @@ def _wrong_trace(
         if bool(wanted) != bool(flags & done):
             return f"a function {'still calls' if flags & done else 'does not call'} {whom}"
     if flags & FL_DIRECT_EN:
-        fine, due = code[0] in (CALL_OPCODE, JUMP_OPCODE), "its direct call"
+        fine, due = code[0] in (semantics.CALL, semantics.JUMP), "its direct call"
     elif flags & FL_TRAMP_EN:
         fine, due = bool(what & CALLS_TRAMPOLINE), "the trampoline of a tracer"
     elif flags & FL_REGS_EN:

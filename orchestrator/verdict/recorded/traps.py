@@ -26,7 +26,6 @@ from orchestrator.verdict.recorded.sites import Finished
 OTHER_INT3 = "int3 outside of any poke"
 RESUME_FLAG = 0x10000
 """rflags.RF, which the CPU sets and clears by itself."""
-RET = 0xC3
 LOOPS = (b"\xe0", b"\xe1", b"\xe2")
 OTHER_REGISTER = "went on with another register changed than rip and rsp"
 WORD = (1 << 64) - 1
@@ -242,7 +241,7 @@ def _does(code: bytes, name: str, cpu: Resumed) -> bool | None:
         if name != "__static_call_return0":
             return False
         effect = semantics.Effect(ip, -8, address + 5)
-    elif code[0:1] == bytes([RET]) and name == "__static_call_return" and not cpu.stack:
+    elif code[:1] == bytes([semantics.RET]) and name == "__static_call_return" and not cpu.stack:
         return True  # to a function that does nothing but return, as 6.1-int3 does it
     if effect is None:
         return None
