@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from orchestrator.host.debian import Package
     from orchestrator.many.bisect.candidates import Candidates
 
-LOG = "log.jsonl"
 NAME = "bisect"
 HELP = "find the first bad kernel of many, even if the fault shows rarely"
 EXAMPLES = (
@@ -50,6 +49,8 @@ candidates:
 
 Repeat the command to continue an interrupted bisection."""
 PROBABILITIES = (1, 0.5, 0.2, 0.05)
+LOG = "log.jsonl"
+"""By this file the directory of a bisection is known."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -18,9 +18,8 @@ EXAMPLES = (
     ("history --failed sync", "runs in which this check failed"),
     ("history --prune --older-than 30d", "free space"),
 )
-
-
 COUNT = 20
+"""Runs that are shown if nobody says how many."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

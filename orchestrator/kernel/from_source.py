@@ -164,7 +164,7 @@ def place(digest: str) -> Path:
 
 def is_built(directory: Path) -> bool:
     """Whether a kernel's directory in the cache is for one built from source."""
-    return directory.parent == cache_dir() / "kernels"
+    return directory == place(directory.name)
 
 
 def cached(digest: str, name: str | None = None) -> Kernel:

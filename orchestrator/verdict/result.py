@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime
 import json
 import platform
-import stat
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -19,8 +18,8 @@ from typing import Any
 
 import pydantic
 
-from orchestrator.errors import shortened
-from orchestrator.host import files, version
+from orchestrator.errors import UsageError, shortened
+from orchestrator.host import files, userfile, version
 from orchestrator.host.files import write_whole
 from orchestrator.kernel.model import Kernel
 from orchestrator.machine.qemu import MachineSpec
@@ -243,11 +242,13 @@ def read(directory: Path) -> VerdictRecord:
     Raises OSError when there is none, ValueError when it is damaged or has another schema.
     """
     file = directory / FILE
-    status = file.stat()
-    if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST:
-        raise ValueError(f"{file} is no verdict: it is no file of less than {LARGEST >> 20} MiB")
+    file.stat()  # an OSError if there is none
     try:
-        found = json.loads(file.read_bytes())
+        content = userfile.read_bytes(file, "verdict", LARGEST)
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+    try:
+        found = json.loads(content)
         if found["schema"] != SCHEMA:
             raise ValueError(f"{file} was written by another version of this program")
         if lacking := [name for name in REQUIRED if name not in found]:

@@ -1012,7 +1012,7 @@ static uint64_t cpus_online(void)
 #define MM_SIZE		0x200	/* bytes of struct mm_struct among which `pgd` is */
 
 /* The page table of poking_mm, which shares the kernel's half with all others; 0 if not found. */
-static uint64_t find_pgd(uint64_t direct_map)
+static uint64_t find_pgd(uint64_t map)
 {
 	static uint64_t mm, pgd;
 	uint64_t words[MM_SIZE / 8], kernel = quad(init_top_pgt + 511 * 8);
@@ -1024,22 +1024,27 @@ static uint64_t find_pgd(uint64_t direct_map)
 	if (!mm || !kernel || !memory(mm, words, sizeof(words)))
 		return 0;
 	for (int i = 0; i < MM_SIZE / 8 && !pgd; i++)
-		if (!(words[i] & 0xfff) && words[i] - direct_map < 1ull << 46 &&
+		if (!(words[i] & 0xfff) && words[i] - map < 1ull << 46 &&
 		    quad(words[i] + 511 * 8) == kernel)
 			pgd = words[i];
 	return pgd;
 }
 
-/* The entry of its page table; 0 if there is none. */
-static uint64_t mapping(void)
+static uint64_t direct_map(void)
 {
-	uint64_t direct_map = page_offset_base ? quad(page_offset_base) : DIRECT_MAP;
-	uint64_t table, entry = 0, at;
+	return page_offset_base ? quad(page_offset_base) : DIRECT_MAP;
+}
 
-	if (!poking_mm || !poking_addr || !init_top_pgt)
-		return 0;
-	table = find_pgd(direct_map);
-	at = quad(poking_addr);
+static uint64_t poking_table(void)
+{
+	return poking_mm && poking_addr && init_top_pgt ? find_pgd(direct_map()) : 0;
+}
+
+/* The entry in a page table of poking_mm; 0 if there is none. */
+static uint64_t mapping(uint64_t table)
+{
+	uint64_t entry = 0, at = table ? quad(poking_addr) : 0;
+
 	for (int shift = 39; table && shift >= 12; shift -= 9) {
 		entry = quad(table + (at >> shift & 511) * 8);
 		/* Text that crosses into another page has two mappings, side by side. */
@@ -1047,20 +1052,17 @@ static uint64_t mapping(void)
 			entry |= quad(table + ((at >> 12 & 511) + 1) * 8);
 		if (!(entry & PRESENT) || (entry & LARGE && shift > 12))
 			return 0;
-		table = direct_map + (entry & ADDRESS_BITS);
+		table = direct_map() + (entry & ADDRESS_BITS);
 	}
 	return table ? entry : 0;
 }
 
 static bool still_mapped(void)
 {
-	uint64_t direct_map = page_offset_base ? quad(page_offset_base) : DIRECT_MAP, table;
+	uint64_t table = poking_table();
 
-	if (!poking_mm || !poking_addr || !init_top_pgt)
-		return false;
-	table = find_pgd(direct_map);
 	/* Or it is still loaded. */
-	return (table && (reg(CR3) & ADDRESS_BITS) == table - direct_map) || mapping();
+	return (table && (reg(CR3) & ADDRESS_BITS) == table - direct_map()) || mapping(table);
 }
 
 static void flush_passes(uint64_t address, uint64_t length)
@@ -1978,7 +1980,7 @@ static void at_point(struct watched *here, unsigned int cpu, uint64_t rsp)
 	case P_LOAD:	/* (previous, next, task) */
 		if (!poking_mm || reg(RSI) != quad(poking_mm))
 			break;
-		words[0] = mapping();
+		words[0] = mapping(poking_table());
 		emit(LOADED, cpu, reg(EFLAGS) & EFLAGS_IF ? F_IRQS : 0, 0, words, 1);
 		break;
 	case P_FREED:

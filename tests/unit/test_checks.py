@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from good_run import GOLDEN, NOP5_OFF, NOP5_ON, ONE_ON, Run
@@ -656,14 +657,7 @@ def without_module(
                     see("int3", cpu, ip=site)
                     see("return", cpu, value=1, ip=site + 5, trap=site)
     (sysctls,) = select(["sysctl"])
-    evidence = Evidence(
-        requested_cpus=2,
-        cpus=(0, 1),
-        breakpoints=("write", "sync", "int3", "stopper"),
-        lost=dict.fromkeys(OBSERVERS, ""),
-        no_qemu_ledger=ledger,
-        record=recorded(kprobes=3),
-    )
+    evidence = two_cpus(no_qemu_ledger=ledger, record=recorded(kprobes=3))
     lines = ["KTAP version 1", "1..2", "# pokes=2 elapsed_ns=1000", "ok 1 sysctl.watched"]
     evidence.report = ktap.parse([*lines, "# pokes=9 elapsed_ns=1000", "ok 2 sysctl.free"])
     evidence.steps = [
@@ -723,6 +717,17 @@ def test_without_the_module_gdb_and_qemu_must_agree_too() -> None:
     assert statuses(evidence)["ledgers"] == "fail"
 
 
+def two_cpus(**more: Any) -> Evidence:
+    """The evidence of a run that went well, as far as nothing else is given."""
+    return Evidence(
+        requested_cpus=2,
+        cpus=(0, 1),
+        breakpoints=("write", "sync", "int3", "stopper"),
+        lost=dict.fromkeys(OBSERVERS, ""),
+        **more,
+    )
+
+
 def recorded(**counts: int) -> Judgement:
     return Judgement(judged=Counter(counts), rounds=30, int3=40, sites_looked_at=20)
 
@@ -730,13 +735,8 @@ def recorded(**counts: int) -> Judgement:
 @pytest.mark.parametrize("judged", [True, False])
 def test_scenarios_that_hold_no_site_are_judged_by_the_recorder(judged: bool) -> None:
     (scenario,) = select(["held-off"])
-    evidence = Evidence(
-        requested_cpus=2,
-        cpus=(0, 1),
-        breakpoints=("write", "sync", "int3", "stopper"),
-        lost=dict.fromkeys(OBSERVERS, ""),
-        record=recorded(kprobes=3) if judged else None,
-        no_record=None if judged else "KVM",
+    evidence = two_cpus(
+        record=recorded(kprobes=3) if judged else None, no_record=None if judged else "KVM"
     )
     evidence.report = ktap.parse(["KTAP version 1", "1..1", "# x=1", "ok 1 held-off.free"])
     evidence.steps = [
