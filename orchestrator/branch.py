@@ -70,6 +70,8 @@ BOOT_SECONDS = 240
 """Limit for the boot of a guest that is to be saved. Records are a sign of life: with 64 CPUs, on a
 busy host, the console is silent for more than a minute. A kernel that traps for ever writes them,
 too, so there is this limit; it is booted once more then, to be judged."""
+PAUSES = (0.3, 1.2, 4.8)
+"""Seconds that QEMU has for taking the command to stop, in one boot after the other."""
 KEPT = 32
 """Snapshots in the cache, of some 60 MB each. Each mutant and each commit of a bisection has its
 own, and most are never needed again."""
@@ -119,12 +121,51 @@ class Snapshot:
         return f"{self.directory.name} {self.course}"
 
 
-def save(machine: Machine, directory: Path, recorder: Recorder) -> Snapshot:
+class TooLate(InfraError):
+    """The host kept QEMU from taking the command to stop before the guest went on."""
+
+
+def make(
+    directory: Path,
+    spec: MachineSpec,
+    recorder: Callable[[], Recorder],
+    kernel_lines: Sequence[str],
+) -> Snapshot:
     """Boot a guest that has guest_files(), until it waits for a plan, and save it to `directory`.
 
-    recorder: of that machine. By it the guest stops at the same instruction each time.
+    It stops at the same instruction each time: it is booted again, up to twice, if it went on.
+
+    recorder, kernel_lines: as in obtain().
 
     Raises BootError if it does not get there, and InfraError if it cannot be saved.
+    """
+    for pause in PAUSES:
+        recording = recorder()
+        recording.configure(kernel_lines)
+        booted = replace(spec, options=recording.options)
+        with (
+            ui.step("booting a guest to be saved"),
+            keeper.temporary_directory() as files_of_machine,
+            Machine(booted, files_of_machine, Keys.fresh()) as machine,
+            contextlib.suppress(TooLate),
+        ):
+            snapshot = save(machine, directory, recording, pause)
+            with (directory / BOOT_LOG).open("wb") as log:
+                log.writelines(packed(recording.records()))
+            return snapshot
+    raise TooLate(
+        f"QEMU could not be stopped within {PAUSES[-1]} s, so the guest was not saved: the host is "
+        "too busy"
+    )
+
+
+def save(machine: Machine, directory: Path, recorder: Recorder, pause: float) -> Snapshot:
+    """Let a guest run until it waits for a plan, and save it.
+
+    recorder: of that machine. By it the guest stops at the same instruction each time.
+    pause: seconds that QEMU has for being stopped.
+
+    Raises what make() raises, and TooLate if the guest went on before it was stopped.
     """
     recorder.hold()
     machine.silence.signs.append(lambda: recorder.events)
@@ -136,10 +177,9 @@ def save(machine: Machine, directory: Path, recorder: Recorder) -> Snapshot:
             )
     except (TimedOut, KernelFault) as error:
         raise BootError(f"{error}; nothing had been poked yet") from error
-    state.save(machine, directory / STATE, recorder.let_go)
-    if recorder.waits:
-        ui.say("QEMU took long to stop the guest: branches of this snapshot differ from others")
-        recorder.let_go()
+    state.save(machine, directory / STATE, recorder.let_go, pause)
+    if recorder.steps:
+        raise TooLate("the guest went on before QEMU could be stopped")
     letter, course = _text(machine, _letter(machine)), fingerprint(recorder.records())
     snapshot = _described(machine, directory, letter, course)
     facts = {name: value for name, value in asdict(snapshot).items() if name != "directory"}
@@ -208,7 +248,7 @@ def obtain(
     recorder: makes one that nobody has used yet.
     kernel_lines: the kernel's symbols, as the recorder takes them.
 
-    Raises what save() and building the test module raise.
+    Raises what make() and building the test module raise.
     """
     with keeper.temporary_directory() as directory:
         with ui.step("building the guest image"):
@@ -216,21 +256,12 @@ def obtain(
         spec = replace(spec, initrd=initrd, icount=ICOUNT, seed=1)
         target = cache_dir() / "snapshots" / _digest(kernel, spec)
 
-        def make(entry: Path) -> None:
+        def fill(entry: Path) -> None:
             shutil.copy(initrd, entry / IMAGE)
-            recording = recorder()
-            recording.configure(kernel_lines)
-            saved = replace(spec, options=recording.options)
-            with (
-                ui.step("booting a guest to be saved"),
-                Machine(saved, directory, Keys.fresh()) as machine,
-            ):
-                save(machine, entry, recording)
-                with (entry / BOOT_LOG).open("wb") as log:
-                    log.writelines(packed(recording.records()))
+            make(entry, spec, recorder, kernel_lines)
 
         known = target.is_dir()
-        cached_dir(target, make, vital=(FACTS, IMAGE, BOOT_LOG))
+        cached_dir(target, fill, vital=(FACTS, IMAGE, BOOT_LOG))
         files.use(target)
         if not known:
             cache.keep_newest(target.parent, KEPT)

@@ -37,8 +37,11 @@
 /*
  * A NOP at which QEMU's plugin lets the host save the guest (holds() in
  * orchestrator/watch/recorder.c), so that it is the same instruction each time.
+ * By the second one, which is in another translated block, the plugin knows
+ * that the guest went on.
  */
-#define HOLD		".byte 0x0f, 0x1f, 0x84, 0x00; .ascii \"hold\""
+#define NOP(name)	".byte 0x0f, 0x1f, 0x84, 0x00; .ascii \"" name "\""
+#define HOLD		NOP("hold") "; jmp 1f; 1: " NOP("left")
 
 /* docs/specs/fw_cfg.rst in QEMU's sources */
 #define SELECTOR	0x510

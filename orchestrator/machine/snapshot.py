@@ -20,7 +20,6 @@ QEMU_SNAPSHOTS = (9, 0)
 """The first version that has mapped-ram."""
 SECONDS = 60.0
 """Limit for saving or restoring, which take less than a second each on a quiet host."""
-PAUSE_SECONDS = 0.3
 FAST = 0.01
 """Seconds between two looks at the progress. The usual interval is a fifth of what it takes."""
 
@@ -33,14 +32,17 @@ def why_not(qemu: Qemu) -> str:
     return ""
 
 
-def save(machine: Machine, file: Path, let_go: Callable[[], None] | None = None) -> None:
+def save(
+    machine: Machine, file: Path, let_go: Callable[[], None] | None = None, pause: float = 0.0
+) -> None:
     """Stop the guest and save it to `file`. It stays stopped. Raises InfraError if that fails.
 
     let_go: for a guest that waits in QEMU's plugin: lets it go on. It stops at once if QEMU has
-    taken the command to stop by then, which takes much less than PAUSE_SECONDS.
+    taken the command to stop by then.
+    pause: seconds that QEMU has for that. On a quiet host it takes some milliseconds.
     """
     if let_go:
-        threading.Timer(PAUSE_SECONDS, let_go).start()
+        threading.Timer(pause, let_go).start()
     machine.qmp.execute("stop")
     _enable(machine)
     machine.qmp.execute("migrate", uri=_uri(file))

@@ -36,6 +36,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -224,7 +225,7 @@ struct control {
 	uint64_t let_go;	/* ... and how often the host let it go on */
 	uint64_t hold;		/* nonzero: the guest also waits where it says so: see holds() */
 	uint64_t single;	/* nonzero: `steps` are counted from now on */
-	uint64_t steps;		/* instructions that began after the last wait */
+	uint64_t steps;		/* instructions that began after the last wait, as far as they count */
 };
 
 struct slot {
@@ -2119,8 +2120,12 @@ static struct slot *slot_of(uint64_t address)
 	return slot;
 }
 
-/* A NOP by which the guest says that nothing is under way: the loop in guest/module/plan.c. */
+/*
+ * NOPs by which the guest says that nothing is under way, and that it has left
+ * that place: the loop in guest/module/plan.c.
+ */
 static const uint8_t hold_here[] = { 0x0f, 0x1f, 0x84, 0x00, 'h', 'o', 'l', 'd' };
+static const uint8_t left[] = { 0x0f, 0x1f, 0x84, 0x00, 'l', 'e', 'f', 't' };
 
 static void holds(unsigned int vcpu, void *data)
 {
@@ -2130,20 +2135,83 @@ static void holds(unsigned int vcpu, void *data)
 		wait_for_host();
 }
 
+static void counts_step(unsigned int vcpu, void *data)
+{
+	(void)vcpu;
+	(void)data;
+	control->steps++;
+}
+
+/* -- QEMU's main thread */
+
+/*
+ * Once all CPUs are idle, QEMU's main thread has guest time leap to the next
+ * timer (icount_start_warp_timer() in accel/tcg/icount-common.c). It looks
+ * whenever it wakes up, and at each timer it does. A CPU counts as idle from
+ * its HLT on, but the instructions before it are accounted for a moment later.
+ * Were the main thread to look in between, time would leap too far, by as much
+ * as the host has it. So no CPU becomes idle before the main thread sleeps:
+ * then nothing wakes it up but the CPUs' thread, when all is accounted for.
+ */
+static int main_stat = -1;	/* /proc/self/task/TID/stat */
+#define MAIN_SECONDS	10	/* more than any host keeps a thread waiting */
+
+static void find_main_thread(void)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/self/task/%ld/stat", (long)syscall(SYS_gettid));
+	main_stat = open(path, O_RDONLY | O_CLOEXEC);
+}
+
+static bool main_thread_sleeps(void)
+{
+	char text[64];	/* "TID (name of at most 15 bytes) state ..." */
+	ssize_t size = pread(main_stat, text, sizeof(text) - 1, 0);
+	const char *name_end;
+
+	if (size <= 0)
+		return true;
+	text[size] = 0;
+	name_end = strrchr(text, ')');
+	return !name_end || name_end[1] != ' ' || name_end[2] == 'S';
+}
+
+static void before_idle(unsigned int vcpu, void *data)
+{
+	const struct timespec pause = { .tv_nsec = 20000 };
+	time_t end = 0;
+	struct timespec now;
+
+	(void)vcpu;
+	(void)data;
+	while (!main_thread_sleeps()) {
+		clock_gettime(CLOCK_MONOTONIC, &now);
+		if (!end)
+			end = now.tv_sec + MAIN_SECONDS;
+		if (now.tv_sec > end)
+			return;
+		nanosleep(&pause, NULL);
+	}
+}
+
 static void instruction(struct qemu_plugin_insn *insn)
 {
 	uint64_t address = qemu_plugin_insn_vaddr(insn);
 	uint8_t code[INLINE] = { 0 };
 	struct watched *here;
 	unsigned int how;
-	size_t length;
+	size_t length = qemu_plugin_insn_data(insn, code, sizeof(code));
 
+	if (how_changing_mode(code, length) == SLEEP)	/* firmware's, too */
+		qemu_plugin_register_vcpu_insn_exec_cb(insn, before_idle, QEMU_PLUGIN_CB_NO_REGS, NULL);
 	if (!(address >> 63))	/* the upper half is the kernel's */
 		return;
-	length = qemu_plugin_insn_data(insn, code, sizeof(code));
 	shadow_check(address, code, length);
 	if (length == sizeof(hold_here) && !memcmp(code, hold_here, length))
 		qemu_plugin_register_vcpu_insn_exec_cb(insn, holds, QEMU_PLUGIN_CB_NO_REGS, NULL);
+	if (length == sizeof(left) && !memcmp(code, left, length) && !control->single)
+		qemu_plugin_register_vcpu_insn_exec_cb(insn, counts_step, QEMU_PLUGIN_CB_NO_REGS, NULL);
 	note_executed(address);
 	here = watched_at(address);
 	if (here)
@@ -2171,13 +2239,6 @@ static void instruction(struct qemu_plugin_insn *insn)
 		if (here && here->point >= P_ENTRY && here->point < P_RETURN && !watched_at(address + 5))
 			watch(address + 5, P_RETURN, here->point);
 	}
-}
-
-static void counts_step(unsigned int vcpu, void *data)
-{
-	(void)vcpu;
-	(void)data;
-	control->steps++;
 }
 
 static void translated(struct qemu_plugin_tb *tb)
@@ -2237,6 +2298,7 @@ EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const struct qemu_info_t *in
 		return -1;
 	}
 	plugin_id = id;
+	find_main_thread();
 	load();
 	register_translated(id);
 	return 0;

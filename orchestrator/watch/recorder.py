@@ -342,13 +342,17 @@ class Recorder:
             return QUAD.unpack_from(control, WAITS) != QUAD.unpack_from(control, LET_GO)
 
     def let_go(self) -> None:
-        """Let a guest that waits go on."""
+        """Let a guest that waits go on. It does not wait for being saved again."""
+        self._set(HOLD, 0)
         with self._mapped() as control:
             control[LET_GO : LET_GO + QUAD.size] = control[WAITS : WAITS + QUAD.size]
 
     @property
     def steps(self) -> int:
-        """How many instructions have begun since the guest waited last."""
+        """How many instructions have begun since the guest waited last.
+
+        After hold(): whether any has, and they counted only once the guest has left that place.
+        """
         with self._mapped() as control:
             return int(QUAD.unpack_from(control, STEPS)[0])
 

@@ -55,7 +55,11 @@ def machine(letter: bytes, lines: list[str]) -> Any:
 
 
 RECORDER: Any = SimpleNamespace(
-    hold=lambda: None, waits=True, let_go=lambda: None, records=lambda: np.zeros(0, RECORD)
+    hold=lambda: None,
+    waits=True,
+    steps=0,
+    let_go=lambda: None,
+    records=lambda: np.zeros(0, RECORD),
 )
 """Of a guest that has been let go."""
 
@@ -72,7 +76,7 @@ def test_a_guest_is_told_which_symbols_are_needed(tmp_path: Path) -> None:
 
 def test_what_a_guest_says_before_it_is_saved_is_kept(tmp_path: Path) -> None:
     one = machine(LETTER.encode(), ["<5>[ 0.0] Linux version", SAYS])
-    saved = branch.save(one, tmp_path, RECORDER)
+    saved = branch.save(one, tmp_path, RECORDER, 0.0)
     assert branch.load(tmp_path) == saved
     assert saved.cpus == [0, 1, 2, 3]
     assert saved.command_line == "nokaslr console=ttyS0"
@@ -89,17 +93,17 @@ def test_what_a_guest_says_before_it_is_saved_is_kept(tmp_path: Path) -> None:
 )
 def test_a_letter_of_nonsense_is_an_error_with_a_sentence(tmp_path: Path, letter: bytes) -> None:
     with pytest.raises((BootError, InfraError)):
-        branch.save(machine(letter, [SAYS]), tmp_path, RECORDER)
+        branch.save(machine(letter, [SAYS]), tmp_path, RECORDER, 0.0)
 
 
 def test_a_guest_that_cannot_load_the_module_is_a_boot_error(tmp_path: Path) -> None:
     says = "<12>[ 9.1] orchestrator: no plan can be carried out: insmod: Invalid argument"
     with pytest.raises(BootError, match="insmod: Invalid argument"):
-        branch.save(machine(b"", [says]), tmp_path, RECORDER)
+        branch.save(machine(b"", [says]), tmp_path, RECORDER, 0.0)
 
 
 def test_a_damaged_snapshot_is_named(tmp_path: Path) -> None:
-    branch.save(machine(LETTER.encode(), [SAYS]), tmp_path, RECORDER)
+    branch.save(machine(LETTER.encode(), [SAYS]), tmp_path, RECORDER, 0.0)
     (tmp_path / "snapshot.json").write_text("{}")
     with pytest.raises(InfraError, match=re.escape("snapshot.json is damaged")):
         branch.load(tmp_path)

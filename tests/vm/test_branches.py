@@ -5,21 +5,23 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-from collections.abc import Iterator
-from dataclasses import replace
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from orchestrator import branch
+from orchestrator.errors import OrchestratorError
 from orchestrator.guest import image, ktap
 from orchestrator.host import tools
 from orchestrator.kernel.model import Kernel
 from orchestrator.machine import accel
+from orchestrator.machine import snapshot as state
 from orchestrator.machine.machine import Machine
 from orchestrator.machine.qemu import MachineSpec
-from orchestrator.machine.ssh import Keys
 from orchestrator.scenarios.scenario import select
 from orchestrator.scenarios.steps import plan_steps
 from orchestrator.survey import lines_for_steps
@@ -53,13 +55,11 @@ def save(kernel: Kernel, qemu: tools.Qemu, directory: Path) -> Saved:
         directory / "initramfs.cpio", kernel, scenarios, branch.guest_files(scenarios)
     )
     chosen = accel.choose("tcg", qemu)
-    recorder = Recorder(qemu, chosen)
-    recorder.configure(symbols.of_vmlinux(kernel.vmlinux))
     spec = MachineSpec(
         qemu=qemu, accel=chosen, bzimage=kernel.bzimage, initrd=initrd, smp=SMP, icount=5
     )
-    with Machine(replace(spec, options=recorder.options), directory, Keys.fresh()) as machine:
-        branch.save(machine, directory, recorder)
+    lines = symbols.of_vmlinux(kernel.vmlinux)
+    branch.make(directory, spec, lambda: Recorder(qemu, chosen), lines)
     return branch.load(directory), spec
 
 
@@ -81,7 +81,11 @@ def busy(loops: int) -> Iterator[None]:
 
 
 def run(
-    saved: Saved, kernel: Kernel, directory: Path, seed: int = 1
+    saved: Saved,
+    kernel: Kernel,
+    directory: Path,
+    seed: int = 1,
+    resume: Callable[[Machine], None] = Machine.cont,
 ) -> tuple[bytes, str, list[str]]:
     """One branch: the recorder's log, the module's report and the console."""
     directory.mkdir()
@@ -91,7 +95,7 @@ def run(
     commands = f"- plan {len(steps)}\n{lines_for_steps(steps, numbered=True)}"
     lines = symbols.of_vmlinux(kernel.vmlinux)
     recorder = Recorder(spec.qemu, spec.accel)
-    with branch.branch(snapshot, spec, directory, recorder, commands, lines) as one:
+    with branch.branch(snapshot, spec, directory, recorder, commands, lines, resume) as one:
         one.wait(300)
         records = one.records()
         assert not recorder.lost
@@ -124,6 +128,57 @@ def test_a_snapshot_that_is_made_again_is_the_same(
     with busy(4):
         again = save(kernel, qemu, tmp_path / "again")
     assert run(again, kernel, tmp_path / "second") == run(saved, kernel, tmp_path / "first")
+
+
+def test_a_guest_that_went_on_before_qemu_took_the_command_is_booted_again(
+    saved: Saved,
+    kernel: Kernel,
+    qemu: tools.Qemu,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a host that does not run QEMU's main thread for a while."""
+    made, boots = state.save, 0
+
+    def late(machine: Machine, file: Path, let_go: Callable[[], None], pause: float) -> None:
+        nonlocal boots
+        boots += 1
+        if boots == 1:
+            let_go()
+            time.sleep(0.1)  # and the guest is far away
+        made(machine, file, let_go, pause)
+
+    monkeypatch.setattr(state, "save", late)
+    again = save(kernel, qemu, tmp_path / "again")
+    assert boots == 2
+    assert again[0].course == saved[0].course
+    assert run(again, kernel, tmp_path / "second") == run(saved, kernel, tmp_path / "first")
+
+
+def test_when_qemus_main_thread_wakes_up_does_not_matter(
+    saved: Saved, kernel: Kernel, tmp_path: Path
+) -> None:
+    """Each command wakes it up. Some 2,000 of them in a branch changed the course of every other
+    one before CPUs waited for that thread."""
+    quiet = run(saved, kernel, tmp_path / "quiet")
+    commands = 0
+
+    def cont_and_ask(machine: Machine) -> None:
+        Machine.cont(machine)
+
+        def ask() -> None:
+            nonlocal commands
+            with contextlib.suppress(OrchestratorError, OSError):
+                while True:
+                    machine.qmp.execute("query-status")
+                    commands += 1
+
+        threading.Thread(target=ask, daemon=True).start()
+
+    for number in range(3):
+        asked = run(saved, kernel, tmp_path / str(number), resume=cont_and_ask)
+        assert asked == quiet
+    assert commands > 1000
 
 
 def test_gdb_watches_a_branch_from_its_first_instruction(
