@@ -67,11 +67,19 @@ def _main(arguments: Sequence[str] | None, as_json: bool) -> int:
         options = parser().parse_args(arguments)
         _silence_libraries()
         _set_verbosity(options)
-        return int(options.command(options))
+        status = int(options.command(options))
+        return status if options.judges else _unless_lost(status)
+    except SystemExit as done:  # after --help or --version
+        return _unless_lost(int(done.code or 0))
     except Exception as error:
         if interrupts.received():  # it came of the signal, for example of a broken import
             return EXIT_UNTESTABLE
         return _failed(error, as_json)
+
+
+def _unless_lost(status: int) -> int:
+    """The exit status of a command that was to print something; its own is `status`."""
+    return EXIT_UNTESTABLE if status == 0 and stdio.output_lost() else status
 
 
 def _failed(error: Exception, as_json: bool) -> int:

@@ -4,7 +4,8 @@
 NAME          the word on the command line
 HELP          its line in `orchestrator --help`
 EXAMPLES      command lines without `orchestrator`, each with a few words about it or none
-STATUSES      its exit statuses, only where they differ from those of parser.py
+STATUSES      its exit statuses, only where they differ from those of parser.py: they are verdicts,
+              and hold if the report cannot be printed
 add_options   adds the command's options to a parser, and may set the parser's description
 main          takes the parsed options and returns the exit status
 

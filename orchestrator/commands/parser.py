@@ -131,7 +131,7 @@ def parser() -> Parser:
             epilog=_epilog(command),
         )
         command.add_options(subparser)
-        subparser.set_defaults(command=command.main)
+        subparser.set_defaults(command=command.main, judges=hasattr(command, "STATUSES"))
     return top
 
 

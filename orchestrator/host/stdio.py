@@ -20,6 +20,8 @@ class _Sink(io.FileIO):
     """A file descriptor for which every write succeeds. What cannot be written is lost."""
 
     failed = False
+    lost = False
+    """Whether it is standard output, and something is lost that somebody wants."""
 
     def write(self, data: Any) -> int:
         try:
@@ -31,6 +33,7 @@ class _Sink(io.FileIO):
             if not self.failed and error.errno != errno.EPIPE and self.fileno() != 2:
                 with contextlib.suppress(OSError):
                     os.write(2, f"orchestrator: standard output: {error.strerror}\n".encode())
+                self.lost = self.fileno() == 1
             self.failed = True
             return len(data)
 
@@ -41,6 +44,13 @@ def prepare() -> None:
         sys.stdout = _robust(sys.__stdout__, 1)
     if sys.stderr is sys.__stderr__:
         sys.stderr = _robust(sys.__stderr__, 2)
+
+
+def output_lost() -> bool:
+    """Whether standard output could not be written, though its reader is there."""
+    sys.stdout.flush()
+    sink = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    return isinstance(sink, _Sink) and sink.lost
 
 
 def ensure_open() -> None:

@@ -105,6 +105,18 @@ def test_streams_that_fail_do_not_change_the_exit_status(
         assert b"standard output: No space left on device" in done.stderr
 
 
+@pytest.mark.parametrize("words", ["scenarios", "history --json", "--version", "run --help"])
+def test_a_command_that_cannot_print_what_it_was_asked_for_has_not_done_it(words: str) -> None:
+    shell = f"{sys.executable} -m orchestrator {words}"
+    done = subprocess.run(["bash", "-c", f"{shell} >/dev/full"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (
+        125,
+        "orchestrator: standard output: No space left on device\n",
+    )
+    gone = subprocess.run(["bash", "-c", f"{shell} | head -c 0; exit ${{PIPESTATUS[0]}}"])
+    assert gone.returncode == 0  # that reader has all that it wants
+
+
 @pytest.mark.parametrize(
     "environment",
     [
