@@ -39,7 +39,7 @@ REQUIRED = (
 )  # fmt: skip
 """Every file of this schema has these. What lacks one, such as a pass without checks, was not
 written by write()."""
-LARGEST = 1 << 16
+RESERVED = 1 << 16
 """Bytes that the file may take. The largest of some hundred runs had 22 KiB."""
 
 
@@ -183,7 +183,7 @@ def _command(spec: RunSpec, kernel: Kernel | None) -> tuple[str, ...]:
 
 def reserve(directory: Path) -> None:
     """Take the disk space for verdict.json now: the disk may be full when the run ends."""
-    files.reserve(directory / FILE, LARGEST)
+    files.reserve(directory / FILE, RESERVED)
 
 
 def _kernel(kernel: Kernel) -> KernelRecord:
@@ -232,8 +232,8 @@ def write(result: RunResult) -> None:
     write_whole(result.directory / FILE, json.dumps(content(result), indent=1) + "\n")
 
 
-LARGEST = 64 << 20
-"""Bytes of a verdict.json; a hundred times what one has."""
+READ_AT_MOST = 64 << 20
+"""Bytes of a verdict.json that are read; ten thousand times what one has."""
 
 
 def read(directory: Path) -> VerdictRecord:
@@ -244,7 +244,7 @@ def read(directory: Path) -> VerdictRecord:
     file = directory / FILE
     file.stat()  # an OSError if there is none
     try:
-        content = userfile.read_bytes(file, "verdict", LARGEST)
+        content = userfile.read_bytes(file, "verdict", READ_AT_MOST)
     except UsageError as error:
         raise ValueError(str(error)) from error
     try:
