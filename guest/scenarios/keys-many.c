@@ -145,11 +145,12 @@ static void flip_watched(struct orch_run *run)
 /*
  * Without batches each branch is poked by itself, and for each the hammers keep
  * every CPU busy in three sync rounds. So hundreds of them show nothing that a
- * few do not show, and take half a minute.
+ * few do not show, and take half a minute. Without hammers, one key of hundreds
+ * will do.
  */
 static void flip_one_by_one(struct orch_run *run)
 {
-	const struct many last = MANY(600);
+	const struct many last = MANY(257);
 	unsigned int i;
 
 	for (i = 0; all[i].count <= ARRAY_SIZE(branches8); i++)
