@@ -36,9 +36,9 @@
 #define SETTLED		50
 /*
  * A NOP at which QEMU's plugin lets the host save the guest (holds() in
- * orchestrator/watch/recorder.c), so that it is the same instruction each time.
- * By the second one, which is in another translated block, the plugin knows
- * that the guest went on.
+ * orchestrator/watch/in_qemu/plugin.c), so that it is the same instruction each
+ * time. By the second one, which is in another translated block, the plugin
+ * knows that the guest went on.
  */
 #define NOP(name)	".byte 0x0f, 0x1f, 0x84, 0x00; .ascii \"" name "\""
 #define HOLD		NOP("hold") "; jmp 1f; 1: " NOP("left")

@@ -49,7 +49,7 @@ QEMU, busybox and dropbear are fetched when needed.
 QEMU_VARIABLE = "ORCHESTRATOR_QEMU"
 """Environment variable with the qemu-system-x86_64 to use, whatever its version."""
 QEMU_GOOD = (9, 2)
-"""The first version whose plugin interface supports the recorder (watch/recorder.c)."""
+"""The first version whose plugin interface supports the recorder (watch/in_qemu/)."""
 LIBRARIES = ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu")
 """Where Debian's packages put shared libraries. Before trixie, some (libfuse3) use the second."""
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The recorder: a QEMU plugin that logs everything the guest does to its own text, in one order.
 
-recorder.c has the plugin and the layout of its files; docs/recorder.md says what is recorded. The
+in_qemu/ has the plugin and the layout of its files; docs/recorder.md says what is recorded. The
 plugin changes nothing in the guest, and depends on neither the guest nor GDB. It also counts int3
 by address and CPU. Under KVM QEMU does not see instructions, so there is no recorder, and the run
 reports that.
@@ -50,10 +50,11 @@ from orchestrator.text.functions import (
 from orchestrator.text.keys import SiteCpu
 from orchestrator.watch import plugin
 
-SOURCE = Path(__file__).with_name("recorder.c")
+FILES = sorted(Path(__file__).with_name("in_qemu").glob("*.[ch]"))
+"""What the plugin is made of."""
 CPUS = 64
 SLOTS = 32768
-SLOT = struct.Struct(f"<Q{CPUS}Q")  # struct slot in recorder.c
+SLOT = struct.Struct(f"<Q{CPUS}Q")  # struct slot in files.h
 CONTROL = struct.Struct("<6I10Q")  # struct control
 RELOAD, TURN, LOOK = range(3)
 GDB, WAIT_AT, WAITS, LET_GO, HOLD, SINGLE, STEPS = range(48, CONTROL.size, 8)
@@ -69,7 +70,7 @@ RECORD = np.dtype(
         ("word", "<u8", (7,)),
     ]
 )
-"""struct record in recorder.c, which documents the fields of each kind."""
+"""struct record in record.h, which documents the fields of each kind."""
 
 Records = NDArray[np.void]
 Counts = Counter[SiteCpu]
@@ -79,7 +80,7 @@ Wait = Callable[[Callable[[], bool]], bool]
 """Waits until its argument returns true, and returns whether it did in time."""
 READ = mmap.PROT_READ
 KEY_IS_OFF = 1 << 16
-"""Above the locks, 1 << LOCKS in recorder.c: whoever calls the function switches a key that counts
+"""Above the locks, 1 << LOCKS in locks.h: whoever calls the function switches a key that counts
 as off."""
 CHUNK = 1 << 14
 """Records that are compressed at once."""
@@ -439,7 +440,7 @@ def plugin_for(qemu: Qemu) -> Path:
     if not qemu.good:
         version, oldest = (".".join(map(str, v)) for v in (qemu.version, QEMU_GOOD))
         raise InfraError(f"QEMU {version} is older than {oldest} and lacks the plugin interface")
-    return plugin.compiled(SOURCE, qemu, "ledger", _miscount)
+    return plugin.compiled("recorder", FILES, qemu, "ledger", _miscount)
 
 
 def _miscount(file: Path) -> str:

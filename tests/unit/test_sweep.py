@@ -434,7 +434,7 @@ def test_reports_are_not_part_of_the_identity_of_the_program(
     first = digest_with("orchestrator/run.py")
     assert digest_with("orchestrator/report/page.html.j2") == first
     assert digest_with("orchestrator/many/sweep/task.py") == first
-    second = digest_with("orchestrator/watch/recorder.c")
+    second = digest_with("orchestrator/watch/in_qemu/plugin.c")
     assert second != first
     assert digest_with("guest/scenarios/new.yaml") != second
 

@@ -2,7 +2,7 @@
 """Judges every write to kernel text in the recorder's log, whoever made it.
 
 The log has, in the order of execution, each write, each core that syncs, each int3 and how its CPU
-went on (orchestrator/watch/recorder.c). docs/phase-model.md draws the protocols:
+went on (orchestrator/watch/in_qemu/). docs/phase-model.md draws the protocols:
 
     a poke        cc, tail, first byte; alone or in a batch with others; a sync round after each
     a kprobe      cc, later the old first byte; a round after each

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The records of a log, as orchestrator/watch/recorder.c writes them: kinds, flags and words."""
+"""The records of a log, as orchestrator/watch/in_qemu/ writes them: kinds, flags and words."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Records = NDArray[np.void]
 WRITE, WRITER, CALLERS, SYNC, SERIALISE, TRAP, RESUME, CODE, PASS, STOPPER, UNLOCK = range(1, 12)
 MODE, BRANCH, CALL, GRACE, ORDER, DIES, FLUSH, UNGUARDED, TRACED, STEP, FREED = range(12, 23)
 LOADED = 23
-"""enum kind in recorder.c."""
+"""enum kind in record.h."""
 INLINE = 16
 """Bytes that WRITE has of a write."""
 
@@ -32,7 +32,7 @@ SITE_FLIPPED, SITE_TAIL, SITE_INIT, SITE_GONE, KEY_EARLY, OTHER_OPS = 1, 1, 2, 4
 is in text that is there only at the beginning; it is in a list of what is no longer there; the key
 counts as on before it is switched; a trampoline passes the ops of another tracer."""
 CALLS_FTRACE, CALLS_FTRACE_REGS, CALLS_TRAMPOLINE, CALLS_GONE = 1, 2, 4, 8
-"""enum called in recorder.c, of TRACED."""
+"""enum called in record.h, of TRACED."""
 G_TASKS, G_CPUS = 0, 1
 """Numbers of GRACE: all tasks are waited for, all CPUs are."""
 A_SLOT, A_TRAMPOLINE, A_PROBE = range(3)

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The part of QEMU's plugin interface (include/plugins/qemu-plugin.h) that our
- * plugins use, in the version API. plugin.py compiles a plugin for each
- * version, and uses the one that the QEMU at hand loads:
+ * The part of QEMU's plugin interface (include/plugins/qemu-plugin.h) that the
+ * recorder uses, in the version API. plugin.py compiles it for each version,
+ * and uses the one that the QEMU at hand loads:
  *
  *   4   since QEMU 9.2, the first in which a plugin reads memory; QEMU 10.0
  *       loads it.
@@ -73,10 +73,8 @@ uint64_t qemu_plugin_insn_vaddr(const struct qemu_plugin_insn *insn);
 void qemu_plugin_register_vcpu_insn_exec_cb(struct qemu_plugin_insn *insn, vcpu_udata_cb cb,
 					    int flags, void *userdata);
 
-EXPORT int qemu_plugin_version = API;
-
 /* Has every translated block passed to translated(), whose arguments differ between versions. */
-static void translated(struct qemu_plugin_tb *tb);
+void translated(struct qemu_plugin_tb *tb);
 
 #if API >= 7
 static inline void on_translation(struct qemu_plugin_tb *tb, void *userdata)

@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* What the kernel's handlers of int3 look for. */
+#ifndef RECORDER_PATCHING_H
+#define RECORDER_PATCHING_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum { KP_ADDRESS = 40 };	/* struct kprobe: hlist, list, nmissed, addr */
+
+/* Whether the poke handler looks for anything. */
+bool is_patching(void);
+
+/* Whether it does so for what is written here. */
+bool is_patching_here(uint64_t address, const uint8_t *bytes, uint64_t length);
+
+/* Whether a kprobe's handler would find one at this address. */
+bool is_probed(uint64_t address);
+
+#endif
