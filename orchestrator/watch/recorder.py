@@ -114,6 +114,7 @@ POINTS: Mapping[str, tuple[str, ...]] = {
 }
 """Name in the configuration -> functions; all of those that a kernel has are watched."""
 
+PROBES = "kprobe_table"
 DATA: Mapping[str, tuple[str, ...]] = {
     "text_mutex": (LOCK,),
     "per_cpu_offset": ("__per_cpu_offset",),
@@ -143,7 +144,7 @@ DATA: Mapping[str, tuple[str, ...]] = {
     "ftrace_regs_call": ("ftrace_regs_call",),
     "ftrace_ops": ("ftrace_caller_op_ptr",),
     "ftrace_regs_ops": ("ftrace_regs_caller_op_ptr",),
-    "kprobe_table": ("kprobe_table",),
+    PROBES: ("kprobe_table",),
     "patching_address": ("bp_int3_addr",),
     "patching_array": ("text_poke_array",),
     "patching_flag": ("bp_patching_in_progress",),
@@ -159,6 +160,9 @@ WATCHED = frozenset(
 )
 """All names for which configuration() looks."""
 
+MOST_POINTERS = 1024
+DEFAULT_BYTES = 512
+"""Of a variable behind which there is no symbol: KPROBE_TABLE_SIZE is 64."""
 DESCRIPTOR = "bp_desc"
 """What the poke handler looks at, from 5.10 to 6.14."""
 
@@ -205,18 +209,31 @@ def configuration(lines: Sequence[str], sites: Mapping[int, int]) -> list[str]:
     for number, name in enumerate(LOCKS):
         conf += [f"mutex {address:x} {number:x}" for address in addresses.get(name, [])]
     for point, names in DATA.items():
-        conf += [f"{point} {address:x}" for address in first(names)[:1]]
+        size = f" {_pointers(lines, names[0]):x}" if point == PROBES else ""
+        conf += [f"{point} {address:x}{size}" for address in first(names)[:1]]
     conf += [f"patching_refs {address:x}" for address in _descriptors(lines)]
     return conf + [f"site {address:x} {length:x}" for address, length in sites.items()]
 
 
 def _descriptors(lines: Sequence[str]) -> list[int]:
     """Where the struct bp_patching_desc is. Up to efd608fa7403 (6.0) bp_desc only points to it."""
-    found = [int(line.split()[0], 16) for line in lines if line.split()[2:] == [DESCRIPTOR]][:1]
-    others = [
-        one for one in (int(line.split()[0], 16) for line in lines) if found and one > found[0]
-    ]
-    return [one for one in found if min(others, default=one + 16) - one >= 16]
+    found, size = _variable(lines, DESCRIPTOR)
+    return [found] if found and size >= 16 else []
+
+
+def _pointers(lines: Sequence[str], name: str) -> int:
+    """How many pointers an array has whose size is a power of two; 0 if there is none."""
+    pointers = min(_variable(lines, name)[1] // 8, MOST_POINTERS)
+    return 1 << pointers.bit_length() - 1 if pointers else 0
+
+
+def _variable(lines: Sequence[str], name: str) -> tuple[int, int]:
+    """Address of a variable of the kernel, and bytes until the next symbol; (0, 0) without it."""
+    found = next((int(line.split()[0], 16) for line in lines if line.split()[2:] == [name]), None)
+    if found is None:
+        return 0, 0
+    behind = (one for one in (int(line.split()[0], 16) for line in lines) if one > found)
+    return found, min(behind, default=found + DEFAULT_BYTES) - found
 
 
 class Recorder:

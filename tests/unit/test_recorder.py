@@ -88,6 +88,14 @@ def test_the_descriptor_of_a_poke_is_no_pointer_to_it(size: int, known: bool) ->
     assert (f"patching_refs {here:x}" in configuration(lines, {})) == known
 
 
+@pytest.mark.parametrize(("size", "lists"), [(512, 64), (576, 64), (2048, 256), (1 << 20, 1024)])
+def test_the_table_of_probes_is_as_large_as_the_kernel_has_it(size: int, lists: int) -> None:
+    here = 0xFFFFFFFF81B00000
+    lines = [f"{here:x} b kprobe_table", f"{here + size:x} b kprobe_instances"]
+    assert f"kprobe_table {here:x} {lists:x}" in configuration(lines, {})
+    assert f"kprobe_table {here:x} 40" in configuration(lines[:1], {})  # the last symbol
+
+
 def test_text_poke_writes_where_there_is_nothing_below_it() -> None:
     assert "write ffffffff81018a30" in configuration(KERNEL[4:5], {})
 

@@ -21,6 +21,7 @@ uint64_t ftrace_lock, ftrace_pages, ftrace_enabled, ftrace_disabled, ftrace_ops_
 uint64_t ftrace_caller, ftrace_regs_caller, ftrace_call, ftrace_regs_call;
 uint64_t ftrace_ops, ftrace_regs_ops;
 uint64_t kprobe_table;
+uint64_t kprobe_lists;
 
 void load_conf(void)
 {
@@ -77,6 +78,8 @@ void load_conf(void)
 		for (size_t i = 0; i < sizeof(values) / sizeof(*values); i++)
 			if (!strcmp(name, values[i].name))
 				*values[i].value = address;
+		if (!strcmp(name, "kprobe_table"))
+			kprobe_lists = number;
 		if (!strcmp(name, "mutex") && number < LOCKS)
 			watch_mutex(number, address);
 		for (size_t i = 0; i < sizeof(points) / sizeof(*points); i++) {

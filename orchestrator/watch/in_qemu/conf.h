@@ -17,6 +17,7 @@ extern uint64_t ftrace_lock, ftrace_pages, ftrace_enabled, ftrace_disabled, ftra
 extern uint64_t ftrace_caller, ftrace_regs_caller, ftrace_call, ftrace_regs_call;
 extern uint64_t ftrace_ops, ftrace_regs_ops;
 extern uint64_t kprobe_table;
+extern uint64_t kprobe_lists;	/* how many it has, KPROBE_TABLE_SIZE */
 
 /* Read the configuration, in place of the one that was read before. */
 void load_conf(void);

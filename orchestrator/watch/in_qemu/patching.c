@@ -62,18 +62,16 @@ bool is_patching_here(uint64_t address, const uint8_t *bytes, uint64_t length)
 	return !begins || !found || has_poke(address);
 }
 
-#define PROBE_LISTS	64	/* KPROBE_TABLE_SIZE */
-#define PROBES		1024	/* in one list, at most */
+#define PROBES	1024	/* in one list, at most */
 
 bool is_probed(uint64_t address)
 {
-	uint64_t lists[PROBE_LISTS];
+	for (uint64_t i = 0; kprobe_table && i < kprobe_lists; i++) {
+		uint64_t probe = quad(kprobe_table + 8 * i);
 
-	if (!kprobe_table || !memory(kprobe_table, lists, sizeof(lists)))
-		return false;
-	for (int i = 0; i < PROBE_LISTS; i++)
-		for (int n = 0; n < PROBES && lists[i]; n++, lists[i] = quad(lists[i]))
-			if (quad(lists[i] + KP_ADDRESS) == address)
+		for (int n = 0; n < PROBES && probe; n++, probe = quad(probe))
+			if (quad(probe + KP_ADDRESS) == address)
 				return true;
+	}
 	return false;
 }
