@@ -49,9 +49,7 @@ class Run:
     def __init__(self) -> None:
         self.events: list[Event] = copy.deepcopy(_EVENTS)
         """GDB's events."""
-        """GDB's events."""
         self.report = list(_KTAP)
-        """The lines of the guest's report."""
         """The lines of the guest's report."""
         self.scenarios = list(SCENARIOS)
         self.requested_cpus = 2
