@@ -209,31 +209,28 @@ def configuration(lines: Sequence[str], sites: Mapping[int, int]) -> list[str]:
     for number, name in enumerate(LOCKS):
         conf += [f"mutex {address:x} {number:x}" for address in addresses.get(name, [])]
     for point, names in DATA.items():
-        size = f" {_pointers(lines, names[0]):x}" if point == PROBES else ""
-        conf += [f"{point} {address:x}{size}" for address in first(names)[:1]]
+        for found in first(names)[:1]:
+            size = f" {_pointers(lines, found):x}" if point == PROBES else ""
+            conf.append(f"{point} {found:x}{size}")
     conf += [f"patching_refs {address:x}" for address in _descriptors(lines)]
     return conf + [f"site {address:x} {length:x}" for address, length in sites.items()]
 
 
 def _descriptors(lines: Sequence[str]) -> list[int]:
     """Where the struct bp_patching_desc is. Up to efd608fa7403 (6.0) bp_desc only points to it."""
-    found, size = _variable(lines, DESCRIPTOR)
-    return [found] if found and size >= 16 else []
+    found = [int(line.split()[0], 16) for line in lines if line.split()[2:] == [DESCRIPTOR]][:1]
+    return [address for address in found if _size(lines, address) >= 16]
 
 
-def _pointers(lines: Sequence[str], name: str) -> int:
-    """How many pointers an array has whose size is a power of two; 0 if there is none."""
-    pointers = min(_variable(lines, name)[1] // 8, MOST_POINTERS)
-    return 1 << pointers.bit_length() - 1 if pointers else 0
+def _pointers(lines: Sequence[str], address: int) -> int:
+    """How many pointers the array at `address` has, which is a power of two."""
+    return 1 << min(_size(lines, address) // 8, MOST_POINTERS).bit_length() - 1
 
 
-def _variable(lines: Sequence[str], name: str) -> tuple[int, int]:
-    """Address of a variable of the kernel, and bytes until the next symbol; (0, 0) without it."""
-    found = next((int(line.split()[0], 16) for line in lines if line.split()[2:] == [name]), None)
-    if found is None:
-        return 0, 0
-    behind = (one for one in (int(line.split()[0], 16) for line in lines) if one > found)
-    return found, min(behind, default=found + DEFAULT_BYTES) - found
+def _size(lines: Sequence[str], address: int) -> int:
+    """Bytes until the next symbol: the size of the variable at `address`, and what pads it."""
+    others = (int(line.split()[0], 16) for line in lines)
+    return min((one for one in others if one > address), default=address + DEFAULT_BYTES) - address
 
 
 class Recorder:
