@@ -216,7 +216,9 @@ class Gdb:
         self._running = self._stop is None
         # GDB answers before it inserts the breakpoints. By the next answer it has, or says why not.
         if not self._not_resumed:
+            said = [*self._errors]  # it may be read in parts: the reason now, the refusal later
             self.execute("-gdb-show confirm")
+            self._errors.extendleft(reversed(said))
         if failed := self._not_resumed:
             raise self._refused(failed, "-exec-continue")
 
