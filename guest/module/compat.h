@@ -22,6 +22,10 @@
 #define WRITE_ONCE(x, v)	(ACCESS_ONCE(x) = (v))
 #endif
 
+#ifndef task_is_running		/* before 5.14 */
+#define task_is_running(task)	(READ_ONCE((task)->state) == TASK_RUNNING)
+#endif
+
 /*
  * What the kernel calls __noclone says more than that in 4.4 to 4.9, and clang
  * makes no clones.

@@ -6,6 +6,7 @@
 #include <linux/bottom_half.h>
 #include <linux/cpu.h>
 #include <linux/irqflags.h>
+#include <linux/sched.h>
 #include <linux/string.h>
 #include <asm/tsc.h>
 #include "compat.h"
@@ -31,6 +32,8 @@
 
 static const char was_stuck[] =
 	"phase %d was not reached while CPU %d had interrupts off and synced when asked";
+static const char slept[] =
+	"the poker slept until a thread ran on CPU %d, which interrupts cannot hold off";
 static const char went_on[] =
 	"in phase %d the kernel went on although CPU %d had interrupts off and had not synced";
 
@@ -44,6 +47,8 @@ static const char went_on[] =
  * @broken: the phase in which the kernel did not wait for the holder;
  *	ORCH_PHASE_OLD if it always did
  * @stuck: the phase @broken was never reached at all
+ * @poker: the task that pokes
+ * @slept: it was asleep when that was given up: no interrupt is waited for
  */
 struct hold {
 	const struct orch_poke *poke;
@@ -53,6 +58,8 @@ struct hold {
 	bool returned;
 	enum orch_phase broken;
 	bool stuck;
+	struct task_struct *poker;
+	bool slept;
 };
 
 /*
@@ -112,6 +119,7 @@ static bool reach(struct hold *hold, u8 bytes[][ORCH_MAX_LEN], enum orch_phase p
 		cpu_relax();
 	}
 	hold->stuck = true;
+	hold->slept = !task_is_running(hold->poker);
 	return false;
 }
 
@@ -196,12 +204,13 @@ static bool move_away_from(int cpu)
  * wait for this CPU is caught.
  *
  * Return: false after orch_fail() if the kernel did not wait, after orch_skip()
- * if there is only one CPU, and after orch_miss() if there is no holder.
+ * if there is only one CPU or the kernel waits for a thread of each CPU, and
+ * after orch_miss() if there is no holder.
  */
 bool orch_poke_held(struct orch_run *run, const struct orch_poke *poke, int cpu,
 		    orch_in_phase_t fn, void *arg)
 {
-	struct hold hold = { .poke = poke, .fn = fn, .arg = arg };
+	struct hold hold = { .poke = poke, .fn = fn, .arg = arg, .poker = current };
 	struct orch_poke back = *poke;
 	struct orch_workers *workers;
 	int try;
@@ -242,7 +251,10 @@ bool orch_poke_held(struct orch_run *run, const struct orch_poke *poke, int cpu,
 			orch_poke(&back);
 	}
 	set_cpus_allowed_ptr(current, cpu_possible_mask);
-	orch_fail(run, hold.stuck ? was_stuck : went_on, hold.broken, cpu);
+	if (hold.slept)
+		orch_skip(run, slept, cpu);
+	else
+		orch_fail(run, hold.stuck ? was_stuck : went_on, hold.broken, cpu);
 	return false;
 }
 
