@@ -58,9 +58,18 @@
  *           [ -e events/sched/enable ] || lacks "function tracer and no events of the scheduler"
  *           with=events on=1 off=0
  *   fi
+ *   # Whoever is traced already is among them, too.
+ *   compare_filter() {
+ *           [ -e enabled_functions ] || return
+ *           named=$(grep -c '^[^#]' set_ftrace_filter)
+ *           called=$(grep -c . enabled_functions)
+ *           [ $called -ge $named ] ||
+ *                   fails "the filter names $named functions, and the tracer is called by $called"
+ *   }
  *   rounds=0
  *   while [ -e /run/companion ] || [ $rounds -eq 0 ]; do
  *           switch_$with $on
+ *           [ $with = events -o $rounds -gt 0 ] || compare_filter
  *           switch_$with $off
  *           rounds=$((rounds + 1))
  *   done
