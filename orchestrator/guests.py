@@ -29,7 +29,7 @@ from orchestrator.machine.machine import Machine
 from orchestrator.machine.waiting import until
 from orchestrator.survey import KALLSYMS, addresses_of, sites, targets
 from orchestrator.text import symbols
-from orchestrator.text.functions import FTRACE, KPROBE_SYNC
+from orchestrator.text.functions import EACH_CPU, FTRACE, KPROBE_SYNC, TASKS
 from orchestrator.verdict import model
 from orchestrator.verdict.evidence import Evidence
 from orchestrator.verdict.recorded.agreement import disagreements
@@ -377,7 +377,8 @@ def surroundings(recorder: Recorder, module_symbols: Sequence[str]) -> Surroundi
         syncs=bool(recorder.address("sync")),
         kprobe_syncs=modern,
         only_writers=modern or FTRACE not in functions,
-        rcu_tasks=modern and bool(recorder.address("tasks")),
+        rcu_tasks=modern and TASKS in functions,
+        waits_for_each_cpu=modern and EACH_CPU in functions,
         preemption="preempt_schedule" in functions,
         counts_handlers=any(map(recorder.address, ("patching_refs", "patching_refs_percpu"))),
         self_test=_self_test(recorder.lines),

@@ -49,18 +49,27 @@ KEY_SWITCHES = (
 """Switch a static key, their first argument, or the branches of one."""
 KEY_UPDATE = "jump_label_update"
 """Switches all branches of a key, which has not got its new count yet."""
-TASKS = ("synchronize_rcu_tasks", "call_rcu_tasks")
-"""Waits until no task is preempted within a few instructions, or has something done then. Kprobes
-call it before they replace some by a jump, in a kernel with preemption."""
-RCU = (
-    "synchronize_rcu",
-    "synchronize_rcu_expedited",
-    "synchronize_rcu_tasks_rude",
-    "synchronize_sched",
-    "synchronize_sched_expedited",
-)
-"""Waits until each CPU has left what it executes without preemption, such as a handler of int3. The
-last two did that up to 4.20."""
+TASKS = "synchronize_rcu_tasks"
+"""Waits until no task is preempted within a few instructions. Kprobes call it before they replace
+some by a jump, in a kernel with preemption."""
+EACH_CPU = "synchronize_rcu_tasks_rude"
+"""Waits until each CPU has run another task, also one that is idle. Ftrace calls it before it frees
+a trampoline."""
+FOR_TASKS, FOR_CPUS, TASKS_LATER, FOR_EACH_CPU = range(4)
+GRACE_PERIODS = {
+    TASKS: FOR_TASKS,
+    "call_rcu_tasks": TASKS_LATER,
+    "synchronize_rcu": FOR_CPUS,
+    "synchronize_rcu_expedited": FOR_CPUS,
+    "synchronize_sched": FOR_CPUS,
+    "synchronize_sched_expedited": FOR_CPUS,
+    EACH_CPU: FOR_EACH_CPU,
+    "schedule_on_each_cpu": FOR_EACH_CPU,
+}
+"""Function, and for what it waits. Of CPUs, until each has left what it executes without
+preemption, such as a handler of int3; RCU leaves out those that are idle, whatever they execute
+then. The two of sched did that up to 4.20, and the last one for ftrace up to 5.7. call_rcu_tasks()
+does not wait, but has something done when TASKS would return."""
 REMOVED = "arch_remove_kprobe"
 """Frees what belongs to a kprobe, its argument."""
 LOAD_MM = "switch_mm_irqs_off"
@@ -89,7 +98,8 @@ GUARDS = {
         ("jump_label_update", "__jump_label_update", "__jump_label_mod_update"),
         ("cpu_hotplug_lock", "jump_label_mutex"),
     ),
-    TRANSFORM: ("static_call_mutex",),
+    TRANSFORM: ("cpu_hotplug_lock", "static_call_mutex"),
+    **dict.fromkeys(POKE_BATCH, (LOCK,)),
     **dict.fromkeys(
         (
             "arch_arm_kprobe",
@@ -102,7 +112,8 @@ GUARDS = {
     ),
     "ftrace_replace_code": ("ftrace_lock",),
 }
-"""Function, and the locks that whoever calls it has since 5.5, apart from text_mutex."""
+"""Function, and the locks that whoever calls it has since 5.5, apart from text_mutex, without which
+nobody writes text. Who queues a poke has it, too."""
 PATCHERS = {
     "arch_jump_label_transform": "jump labels",
     "arch_static_call_transform": "static calls",

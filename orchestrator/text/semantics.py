@@ -13,6 +13,9 @@ INT3, CALL, JUMP, RET = 0xCC, 0xE8, 0xE9, 0xC3
 CARRY, PARITY, ZERO, SIGN, OVERFLOW = 0x1, 0x4, 0x40, 0x80, 0x800
 """Bits of rflags."""
 CONDITIONS = CARRY | PARITY | ZERO | SIGN | OVERFLOW
+AUXILIARY, DIRECTION = 0x10, 0x400
+STATUS = CONDITIONS | AUXILIARY | DIRECTION
+"""What instructions set, and others go by."""
 RETURN_0 = (bytes.fromhex("2e2e2e31c0"), bytes.fromhex("66664831c0"))
 """xor %eax, %eax with prefixes, as it is now and as it was in 5.12: a static call to
 __static_call_return0()."""

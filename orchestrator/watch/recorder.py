@@ -31,6 +31,7 @@ from orchestrator.machine.qemu import escaped
 from orchestrator.text.functions import (
     DYING,
     FLUSH,
+    GRACE_PERIODS,
     GUARDS,
     HANDLERS,
     KEY_SWITCHES,
@@ -39,11 +40,9 @@ from orchestrator.text.functions import (
     LOAD_MM,
     LOCK,
     LOCKS,
-    RCU,
     REMOVED,
     STOPPERS,
     SYNC,
-    TASKS,
     TRANSFORM,
     WRITERS,
 )
@@ -98,14 +97,13 @@ POINTS: Mapping[str, tuple[str, ...]] = {
     "static_call": ("__static_call_update",),
     "transform": (TRANSFORM,),
     "tracer": ("ftrace_update_ftrace_func",),
-    "tasks": TASKS,
-    "rcu": RCU,
     "removed": (REMOVED,),
     "load": (LOAD_MM,),
     "freed": ("vfree", "execmem_free"),
     "slot": ("__free_insn_slot",),
     "lock": ("mutex_lock", "mutex_lock_nested"),
     "cpus_lock": ("cpus_read_lock", "cpus_write_lock"),
+    "cpus_try": ("cpus_read_trylock",),
     "cpus_unlock": ("cpus_read_unlock", "cpus_write_unlock"),
     "end": ("machine_restart",),
     "dies": DYING,
@@ -144,6 +142,7 @@ DATA: Mapping[str, tuple[str, ...]] = {
     "ftrace_regs_call": ("ftrace_regs_call",),
     "ftrace_ops": ("ftrace_caller_op_ptr",),
     "ftrace_regs_ops": ("ftrace_regs_caller_op_ptr",),
+    "function_trace_op": ("function_trace_op",),
     PROBES: ("kprobe_table",),
     "patching_address": ("bp_int3_addr",),
     "patching_array": ("text_poke_array",),
@@ -155,7 +154,14 @@ DATA: Mapping[str, tuple[str, ...]] = {
 
 WATCHED = frozenset(
     itertools.chain(
-        WRITERS, (SYNC,), KPROBE_SYNC, HANDLERS, LOCKS, *POINTS.values(), *DATA.values()
+        WRITERS,
+        (SYNC,),
+        KPROBE_SYNC,
+        HANDLERS,
+        LOCKS,
+        *POINTS.values(),
+        GRACE_PERIODS,
+        *DATA.values(),
     )
 )
 """All names for which configuration() looks."""
@@ -206,6 +212,8 @@ def configuration(lines: Sequence[str], sites: Mapping[int, int]) -> list[str]:
             for name in names
             for address in addresses.get(name, [])
         ]
+    for name, number in GRACE_PERIODS.items():
+        conf += [f"grace {address:x} {number:x}" for address in addresses.get(name, [])]
     for number, name in enumerate(LOCKS):
         conf += [f"mutex {address:x} {number:x}" for address in addresses.get(name, [])]
     for point, names in DATA.items():

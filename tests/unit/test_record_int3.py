@@ -16,6 +16,7 @@ from orchestrator.verdict.recorded.record import (
     H_POKE,
     PASS,
     R_CHANGED,
+    R_KEPT,
     RESUME,
     STOPPER,
     TRAP,
@@ -74,6 +75,14 @@ def test_a_cpu_goes_on_as_the_old_or_new_instruction_would(
     result = judge(log.records, replace(AROUND, name=NAMES.get))
     assert set(result.broken) == (set() if right else {"consumed"})
     assert result.judged == {"static calls": 1} and result.int3 == 1
+
+
+@pytest.mark.parametrize("kept", [0, R_KEPT])
+def test_a_handler_gives_its_reference_back(kept: int) -> None:
+    log = Written()
+    log.trap(SITE, SITE + 1, handlers=H_POKE | kept)  # of nobody that is known
+    faults = judge(log.records, AROUND).violations
+    assert [fault.claim for fault in faults] == (["consumed"] if kept else [])
 
 
 def test_from_zero_back_to_a_function_either_is_right() -> None:

@@ -9,10 +9,19 @@ import pytest
 from recorded import AROUND, JUMP, NOP, SITE, TASK, TEXT, Written
 
 from orchestrator.text import semantics
+from orchestrator.text.functions import FOR_CPUS, FOR_EACH_CPU, FOR_TASKS, TASKS_LATER
 from orchestrator.verdict.recorded import record
 from orchestrator.verdict.recorded.judge import judge
 from orchestrator.verdict.recorded.judgement import Judgement
-from orchestrator.verdict.recorded.record import BRANCH, CALL, F_MAPPED, FREED, GRACE, TRACED
+from orchestrator.verdict.recorded.record import (
+    BRANCH,
+    CALL,
+    F_MAPPED,
+    FREED,
+    GRACE,
+    TRACED,
+    TRACER,
+)
 from orchestrator.verdict.recorded.switched import TRACED_BEFORE
 
 KEY, TARGET = TEXT + 0x200000, SITE + 5 + 0xFB
@@ -122,20 +131,20 @@ def test_a_temporary_mapping_does_not_stay(kind: str) -> None:
     assert fault.claim == "writes" and "was still there afterwards" in fault.text
 
 
-@pytest.mark.parametrize("waited", [True, False])
-def test_a_kprobe_becomes_a_jump_when_no_task_is_inside_any_more(waited: bool) -> None:
+@pytest.mark.parametrize("waited", [FOR_TASKS, FOR_CPUS, TASKS_LATER, None])
+def test_a_kprobe_becomes_a_jump_when_no_task_is_inside_any_more(waited: int | None) -> None:
     around = replace(AROUND, name={TEXT: "arm_kprobe+0x10"}.get, rcu_tasks=True)
     log = Written()
     log.write(SITE, 0, b"\xcc", TEXT)
     log.sync(0, 1, 2, 3)
     log.unlock()
-    if waited:
-        log.add(GRACE, 0)
+    if waited is not None:
+        log.add(GRACE, 0, number=waited)
     for offset, data in ((0, b"\xcc"), (1, JUMP[1:]), (0, JUMP[:1])):
         log.write(SITE, offset, data, TEXT)
         log.sync(0, 1, 2, 3)
     log.unlock()
-    assert set(judge(log.records, around).broken) == (set() if waited else {"sync"})
+    assert set(judge(log.records, around).broken) == (set() if waited == FOR_TASKS else {"sync"})
 
 
 ENABLED, TRAMP, REGS = 1 << 31, 3 << 27, 3 << 29
@@ -205,6 +214,23 @@ def test_a_trampoline_passes_the_ops_of_its_tracer() -> None:
     assert fault.claim == "sites" and "passes the ops of another one" in fault.text
 
 
+@pytest.mark.parametrize(
+    ("function", "passed", "right"),
+    [
+        (CALLED, CALLED, True),
+        (CALLED, RETURN_0, False),
+        (CALLED, ASSIST, False),
+        (ASSIST, CALLED, True),
+    ],
+)
+def test_ftrace_caller_passes_the_ops_of_the_tracer_that_it_calls(
+    function: int, passed: int, right: bool
+) -> None:
+    log = Written()
+    log.add(TRACER, 0, function, passed, SITE)
+    assert broken(log) == (set() if right else {"sites"})
+
+
 def test_no_records_of_functions_stay_when_their_module_is_gone() -> None:
     log = Written()
     log.add(TRACED, 255, 0, 8, SITE, 0, 0, 1, number=1)
@@ -212,7 +238,12 @@ def test_no_records_of_functions_stay_when_their_module_is_gone() -> None:
     assert fault.claim == "sites" and "of a module that is gone" in fault.text
 
 
-SLOT, NAMES = SITE + 5 + 0xFB, {TEXT: "arm_kprobe+0x10", TEXT + 16: "kprobe_optimizer+0x60"}
+SLOT = SITE + 5 + 0xFB
+NAMES = {
+    TEXT: "arm_kprobe+0x10",
+    TEXT + 16: "kprobe_optimizer+0x60",
+    TEXT + 32: "rcu_tasks_invoke_cbs+0x60",
+}
 
 
 @pytest.mark.parametrize(
@@ -224,6 +255,7 @@ SLOT, NAMES = SITE + 5 + 0xFB, {TEXT: "arm_kprobe+0x10", TEXT + 16: "kprobe_opti
         (0, "", True, TEXT, True),  # it was disabled
         (1, "", True, TEXT, False),
         (1, "after", True, TEXT, True),
+        (1, "", True, TEXT + 32, True),  # call_rcu_tasks() had it freed
         (1, "", False, TEXT, True),
     ],
 )
@@ -245,3 +277,17 @@ def test_code_that_was_jumped_to_is_freed_when_no_task_is_in_it_any_more(
     found = judge(log.records, around)
     assert set(found.broken) == (set() if right else {"sync"})
     assert right or "was freed, and nobody" in found.violations[0].text
+
+
+@pytest.mark.parametrize("waited", [FOR_TASKS, FOR_CPUS, FOR_EACH_CPU])
+def test_a_trampoline_is_freed_when_no_idle_cpu_is_in_it_either(waited: int) -> None:
+    around = replace(AROUND, waits_for_each_cpu=True)
+    log = Written()
+    log.poke(new=JUMP)
+    log.poke(new=NOP)
+    log.add(GRACE, 0, number=waited)
+    log.add(FREED, 0, SLOT, number=record.A_SLOT)
+    log.add(FREED, 0, SLOT, number=record.A_TRAMPOLINE)
+    found = judge(log.records, around).violations
+    assert [fault.claim for fault in found] == ["sync"] * (waited != FOR_EACH_CPU)
+    assert not found or "called synchronize_rcu_tasks_rude()" in found[0].text

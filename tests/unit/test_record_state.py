@@ -9,7 +9,7 @@ import pytest
 from recorded import AROUND, CPUS, JUMP, NOP, SITE, TEXT, Written
 
 from orchestrator.text.disasm import executes
-from orchestrator.text.functions import LOCKS
+from orchestrator.text.functions import FOR_CPUS, LOCKS
 from orchestrator.verdict.recorded import record
 from orchestrator.verdict.recorded.judge import judge
 from orchestrator.verdict.recorded.judgement import Judgement, Surroundings
@@ -51,6 +51,19 @@ def test_a_kernel_whose_state_is_not_known_is_not_judged_by_it() -> None:
     log = Written()
     log.poke()
     assert not judge(log.records, AROUND).violations
+
+
+@pytest.mark.parametrize(("modern", "module"), [(True, False), (False, False), (True, True)])
+def test_no_poke_does_without_the_handler_since_there_is_only_one(
+    modern: bool, module: bool
+) -> None:
+    """The test module pokes int3 of its own, which it takes itself."""
+    log = Written()
+    log.add(record.SYNC, 1, flags=STATE)  # of another poke
+    log.poke()
+    around = replace(AROUND, kprobe_syncs=modern, module=(SITE, SITE + 1) if module else (0, 0))
+    faults = judge(log.records, around).violations
+    assert {fault.claim for fault in faults} == ({"consumed"} if modern and not module else set())
 
 
 def locks(*orders: tuple[str, str]) -> list[str]:
@@ -129,8 +142,11 @@ def test_text_of_a_module_that_was_executed_changes_under_int3_only(
 START = 0x5555_0000_0000
 
 
-def flushed(site: int, *pages: int | None) -> list[str]:
-    """A poke at `site` with so many pages flushed after each write; None for no flush at all."""
+def flushed(site: int, *pages: int | None, mapped: bool = False) -> list[str]:
+    """A poke at `site` with so many pages flushed after each write; None for no flush at all.
+
+    mapped: whether they are still mapped by the second flush.
+    """
     log = Written()
     for (offset, data), size in zip(
         ((0, b"\xcc"), (1, JUMP[1:]), (0, JUMP[:1])), pages, strict=True
@@ -138,7 +154,8 @@ def flushed(site: int, *pages: int | None) -> list[str]:
         log.write(site, offset, data)
         log.add(record.STOPPER, 1, 0)
         if size is not None:
-            log.add(record.FLUSH, 0, START, START + size * 4096)
+            flags = record.F_MAPPED if mapped and offset else 0
+            log.add(record.FLUSH, 0, START, START + size * 4096, flags=flags)
         log.sync(0, 1, 2, 3)
     log.unlock()
     return [fault.text for fault in judge(log.records, AROUND).violations_of("writes")]
@@ -152,6 +169,8 @@ def test_the_mapping_of_each_write_is_flushed_all_of_it() -> None:
     assert not flushed(crossing, 1, 2, 1)
     (text,) = flushed(crossing, 1, 1, 1)
     assert "only a part of it was" in text
+    (text,) = flushed(SITE, 1, 1, 1, mapped=True)
+    assert "it was while it was still there" in text
 
 
 def test_a_module_may_be_loaded_while_another_cpu_has_the_mapping() -> None:
@@ -265,6 +284,78 @@ def test_interrupts_are_enabled_after_a_step_if_they_were_before(after: int) -> 
     assert [fault.claim for fault in found] == ([] if after == 0x246 else ["consumed"])
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "wrong"),
+    [(0x46, 0x246, False), (0x47, 0x247, False), (0x47, 0x246, True), (0x446, 0x246, True)],
+)
+def test_the_flags_of_a_step_are_there_behind_it(before: int, after: int, wrong: bool) -> None:
+    log = probed()
+    log.add(STEP, 1, SITE, COPY, int.from_bytes(b"\x55" + b"\xcc" * 7, "little"), 0)
+    log.trap(SITE, COPY, handlers=H_KPROBE, flags=(0x246, 0x46))
+    log.trap(COPY + 1, SITE + 1, handlers=H_KPROBE, flags=(before, after))
+    faults = judge(log.records, KERNEL).violations
+    assert [fault.claim for fault in faults] == ["consumed"] * wrong
+    assert not wrong or "went on with other flags after a kprobe's step" in faults[0].text
+
+
+@pytest.mark.parametrize(
+    ("code", "flags", "wrong"),
+    [
+        (PUSH, 0x46, False),  # interrupts are off during the step
+        (PUSH, 0x247, True),
+        (b"\x9d", 0x247, False),  # popf, emulated
+    ],
+)
+def test_the_handler_of_kprobes_leaves_the_flags_alone(
+    code: bytes, flags: int, wrong: bool
+) -> None:
+    log = probed(code)
+    log.trap(SITE, COPY, handlers=H_KPROBE, flags=(0x246, flags))
+    assert set(judge(log.records, KERNEL).broken) == ({"consumed"} if wrong else set())
+
+
+@pytest.mark.parametrize("synced", [True, False])
+def test_a_kprobe_becomes_a_jump_with_the_int3_that_it_has(synced: bool) -> None:
+    log = Written()
+    log.memory[SITE] = bytearray(PUSH.ljust(32, b"\x90"))
+    log.write(SITE, 0, b"\xcc", TEXT + 0x20)
+    log.sync(0, 1, 2, 3)
+    log.unlock()
+    log.write(SITE, 1, JUMP[1:], TEXT + 0x20)
+    log.sync(*((0, 1, 2, 3) if synced else (0, 1, 2)))
+    log.write(SITE, 0, JUMP[:1], TEXT + 0x20)
+    log.sync(0, 1, 2, 3)
+    log.unlock()
+    found = judge(log.records, KERNEL)
+    assert set(found.broken) == (set() if synced else {"sync"})
+    assert found.judged == {"kprobes": 2}
+
+
+def test_nobody_but_kprobes_may_do_so() -> None:
+    log = probed()
+    log.write(SITE, 1, JUMP[1:], TEXT + 0x10)
+    assert set(judge(log.records, KERNEL).broken) == {"writes"}
+
+
+@pytest.mark.parametrize(
+    ("before", "new", "online", "wrong"),
+    [
+        (b"\xf0", b"\x3e", CPUMASK, True),
+        (b"\xf0", b"\x3e", 1, False),
+        (b"\x3e", b"\xf0", CPUMASK, False),
+        (b"\xf0", b"\x90", CPUMASK, False),  # of text that is not known to be live
+    ],
+)
+def test_what_is_atomic_stays_so_with_several_cpus(
+    before: bytes, new: bytes, online: int, wrong: bool
+) -> None:
+    log = Written()
+    log.memory[MODULE] = bytearray(before.ljust(32, b"\x90"))
+    log.write(MODULE, 0, new, online=online)
+    faults = judge(log.records, KERNEL).violations
+    assert [fault.claim for fault in faults] == ["writes"] * wrong
+
+
 @pytest.mark.parametrize(("code", "wrong"), [(PUSH, True), (bytes.fromhex("e2fe"), False)])
 def test_the_handler_of_kprobes_leaves_registers_alone(code: bytes, wrong: bool) -> None:
     log = probed(code)
@@ -301,12 +392,12 @@ def test_a_kprobe_is_freed_when_no_cpu_handles_its_int3_any_more(waited: str) ->
     log = probed()
     log.add(record.FREED, 0, SITE, number=record.A_PROBE)  # of another one, which was never armed
     if waited == "before":
-        log.add(record.GRACE, 0, number=record.G_CPUS)
+        log.add(record.GRACE, 0, number=FOR_CPUS)
     log.write(SITE, 0, PUSH[:1], TEXT + 0x20)
     log.sync(0, 1, 2, 3)
     log.unlock()
     if waited == "after":
-        log.add(record.GRACE, 0, number=record.G_CPUS)
+        log.add(record.GRACE, 0, number=FOR_CPUS)
     log.add(record.FREED, 0, SITE, number=record.A_PROBE)
     found = judge(log.records, KERNEL).violations
     assert [fault.claim for fault in found] == ([] if waited == "after" else ["sync"])

@@ -76,7 +76,7 @@ def test_callers_are_to_have_locks_since_kprobes_sync(modern: bool) -> None:
     ]
     assert configuration(lines, {}) == [
         f"key ffffffff81100000{' 5' if modern else ''}",
-        f"transform ffffffff81100200{' 8' if modern else ''}",
+        f"transform ffffffff81100200{' 9' if modern else ''}",
         f"guarded ffffffff81100100{' 10' if modern else ''}",
     ]
 

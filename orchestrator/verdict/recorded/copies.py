@@ -6,13 +6,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.text import disasm
+from orchestrator.text import disasm, semantics
+from orchestrator.text.functions import EACH_CPU, FOR_EACH_CPU, FOR_TASKS, TASKS, TASKS_LATER
 from orchestrator.verdict.recorded.reading import Reading
 from orchestrator.verdict.recorded.record import (
     A_PROBE,
     A_TRAMPOLINE,
     FREED,
-    G_TASKS,
     GRACE,
     R_CHANGED,
     RESUME,
@@ -80,11 +80,18 @@ def _judge_ends(log: Reading, copy: int, size: int, steps: list[tuple[int, int]]
 
 
 def _judge_flags(log: Reading, resumes: NDArray[np.int64], copy: int) -> None:
-    """After a step interrupts are enabled if they were before: during it they are not.
+    """After a step interrupts are enabled if they were before: during it they are not. The other
+    flags are what the step has made of them.
 
     resumes: by which CPUs went on behind the original.
     copy: where it begins, to which CPUs went by another one.
     """
+    lost = (log.words[resumes, 3] ^ log.words[resumes, 6]) & np.uint64(semantics.STATUS) != 0
+    for at in resumes[lost][:1].tolist():
+        cpu, flags = int(log.cpu[at]), int(log.words[at][3] ^ log.words[at][6]) & semantics.STATUS
+        text = f"CPU {cpu} went on with other flags after a kprobe's step (they differ in"
+        text = f"{text} {flags:#x})"
+        log.blame("consumed", text, at, int(log.words[at][1]), cpus=[cpu])
     begun = np.flatnonzero((log.kinds == RESUME) & (log.words[:, 1] == copy))
     for cpu in range(log.cpus):
         first, last = begun[log.cpu[begun] == cpu], resumes[log.cpu[resumes] == cpu]
@@ -101,27 +108,35 @@ def _judge_flags(log: Reading, resumes: NDArray[np.int64], copy: int) -> None:
 
 def judge_freed(log: Reading, left: dict[int, list[int]]) -> None:
     """A task may be preempted in a slot of kprobes or a trampoline of ftrace. So who takes the last
-    jump to it away waits for all tasks before it is freed.
+    jump to it away waits for all tasks before it is freed. An idle CPU may be in a trampoline, too,
+    and is waited for in a way of its own.
 
     left: numbers of the WRITEs by which a jump or call was taken away, by where it went.
     """
-    tasks = log.of_kind(GRACE)
-    tasks = tasks[log.numbers[tasks] == G_TASKS]
+    waits = log.of_kind(GRACE)
     for at in log.of_kind(FREED).tolist():
         address, is_trampoline = int(log.words[at][0]), log.numbers[at] == A_TRAMPOLINE
         if log.numbers[at] == A_PROBE:
             continue
         last = max((write for write in left.get(address, ()) if write < at), default=-1)
-        if last < 0 or not log.around.rcu_tasks:
+        if last < 0:
             continue
+        callers = log.names_at(at + 1)
+        waited_for = set(log.numbers[waits[(waits > last) & (waits < at)]].tolist())
+        if any("rcu_tasks" in name for name in callers):  # this is what was to be done later
+            waited_for.add(FOR_TASKS)
         # When a kprobe is disabled it loses its jump at once, and nobody waits for tasks.
-        by_optimizer = any("kprobe_optimizer" in name for name in log.names_at(at + 1))
-        if not (log.around.preemption if is_trampoline else by_optimizer):
-            continue
-        if not np.any((tasks > last) & (tasks < at)):
+        by_optimizer = any("kprobe_optimizer" in name for name in callers)
+        due = {
+            FOR_TASKS: log.around.rcu_tasks
+            and (log.around.preemption if is_trampoline else by_optimizer),
+            FOR_EACH_CPU: log.around.waits_for_each_cpu and is_trampoline,
+        }
+        for number in (number for number in due if due[number] and number not in waited_for):
             what = "the trampoline of a tracer" if is_trampoline else "a slot of kprobes"
             since = f"since it had last been {'called' if is_trampoline else 'jumped to'}"
-            text = f"{what} was freed, and nobody had called synchronize_rcu_tasks() {since}"
+            wait = TASKS if number == FOR_TASKS else EACH_CPU
+            text = f"{what} was freed, and nobody had called {wait}() {since}"
             log.blame("sync", text, at, address, last)
 
 
@@ -132,6 +147,7 @@ def judge_removed(log: Reading, finished: dict[int, list[Finished]]) -> None:
     Kprobes that became jumps are given up by their optimizer, which waits for all tasks.
     """
     waits = log.of_kind(GRACE)
+    waits = waits[log.numbers[waits] != TASKS_LATER]
     for at in log.of_kind(FREED).tolist():
         address = int(log.words[at][0])
         pokes = [poke for poke in finished.get(address, ()) if 0 <= poke.begun < at]

@@ -38,6 +38,8 @@ class Surroundings:
     have taken one away, before they free the slot that it went to."""
     preemption: bool = False
     """Whether a task can be preempted in a trampoline of ftrace, which must then wait as well."""
+    waits_for_each_cpu: bool = False
+    """Whether the kernel can wait for each CPU, also one that is idle in a trampoline."""
     counts_handlers: bool = False
     """Whether a poke also waits for the handlers that look at it, of which it has a count: since
     5.10."""

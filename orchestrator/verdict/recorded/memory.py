@@ -58,21 +58,28 @@ def judge_loads(log: Reading) -> None:
 
 def judge_flushes(log: Reading) -> None:
     """Where a kernel flushes the mapping through which it writes, it does so after each write, all
-    of it: otherwise a later write may go to where an earlier one did."""
+    of it: otherwise a later write may go to where an earlier one did. What is still mapped then
+    comes back into the TLB."""
     flushes = log.of_kind(FLUSH)
     if not len(flushes):
         return
+    too_early = log.flags[flushes] & F_MAPPED != 0
     ends = np.append(_ends(log), len(log.kinds))
     for at in ends[:-1][log.kinds[ends[:-1]] == WRITE].tolist():
         end = int(ends[np.searchsorted(ends, at, side="right")])
         if end == len(log.kinds):
             return  # the log ends before it may be there
         first, last = np.searchsorted(flushes, (at, end))
+        mine = flushes[first:last]
         address, length = int(log.words[at][0]), int(log.numbers[at])
         pages = ((address & (PAGE - 1)) + length - 1) // PAGE + 1
-        ranges = log.words[flushes[first:last]].tolist()
+        ranges = log.words[mine[~too_early[first:last]]].tolist()
         if not any(stop - start >= pages * PAGE for start, stop, *_ in ranges):
-            much = "only a part of it was" if ranges else "it was not"
+            much = "it was not"
+            if ranges:
+                much = "only a part of it was"
+            elif len(mine):
+                much = "it was while it was still there"
             text = f"the mapping through which text was written is to be flushed, and {much}"
             log.blame("writes", text, at, address)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from orchestrator.text import semantics
+from orchestrator.text.functions import FOR_TASKS
 from orchestrator.text.semantics import CALL, INT3, JUMP
 from orchestrator.verdict.recorded import locks
 from orchestrator.verdict.recorded.judgement import Site
@@ -21,7 +22,6 @@ from orchestrator.verdict.recorded.record import (
     F_PROBED,
     F_STATE,
     F_UNREADABLE,
-    G_TASKS,
     GRACE,
     INLINE,
     S_ON_PURPOSE,
@@ -38,6 +38,8 @@ BRANCH = 5
 THREAD_SIZE = 0x4000
 SELF_TEST = "self-test"
 """The owner of int3 that the kernel is built with."""
+LOCK, NO_LOCK = bytes([0xF0]), bytes([0x3E])
+"""The prefix that makes an instruction atomic, and what is there in its place with one CPU."""
 BEFORE_SMP = "writes while only one CPU was online, which need no int3"
 NEW_TEXT = "writes of text that is not known to be live"
 
@@ -92,7 +94,7 @@ class Sites:
         self._serialised = np.flatnonzero(on_purpose | (log.kinds == SYNC))
         self._looks = log.flags & F_STATE != 0
         waits = log.of_kind(GRACE)
-        self._tasks = waits[log.numbers[waits] == G_TASKS]
+        self._tasks = waits[log.numbers[waits] == FOR_TASKS]
         self._knows_probes = bool(np.any(log.flags[log.writes] & F_PROBED))
 
     def follow(self) -> None:
@@ -143,10 +145,19 @@ class Sites:
             self._go_on(site, moment, at, new, before)
         elif new == CC:
             self._begin(self._known_or_new(address, before), moment, at, before)
-        elif before[:length] == new or self._may_change_at_once(at, address, change):
+        elif before[:length] == new:
+            return
+        elif (before[:length], new) == (LOCK, NO_LOCK) and not log.is_alone(at):
+            text = "the prefix of an atomic instruction was taken away, with several CPUs online"
+            log.blame("writes", text, at, address)
+            return
+        elif self._may_change_at_once(at, address, change):
             return
         elif (known := self._known.get(address)) and known.is_armed and length == 1:
             self._disarm(known, moment, at, new)
+        elif armed := self._armed_before(at, address):
+            self._begin_with_own_int3(armed, at)
+            self._go_on(armed, moment, at, new, before)
         else:
             log.blame("writes", f"{change} without int3", at, address)
             return
@@ -241,6 +252,22 @@ class Sites:
         self._open[site.address] = site
         self._check_not_inside(site.address, at, before)
 
+    def _armed_before(self, at: int, address: int) -> Site | None:
+        """The kprobe whose int3 is in front of what kprobes write: its instruction becomes a jump,
+        and has its int3 already."""
+        if not self._log.by_kprobes(at):
+            return None
+        near = (self._known.get(start) for start in range(address - 1, address - BRANCH, -1))
+        return next((site for site in near if site and site.is_armed), None)
+
+    def _begin_with_own_int3(self, site: Site, at: int) -> None:
+        """A poke begins that writes no int3, since the kprobe's is there and was synced with."""
+        site.original = bytes(site.memory)
+        site.begun, site.last = at, site.armed
+        site.tailed = False
+        site.stages = [at]
+        self._open[site.address] = site
+
     def _check_not_inside(self, address: int, at: int, before: bytes) -> None:
         """int3 is not written into another instruction, as far as that was poked."""
         for start in range(address - 1, address - BRANCH, -1):
@@ -268,7 +295,8 @@ class Sites:
         self._check_no_probe_lost(site, at, offset, new, seen)
         if changes and first:
             log.blame("writes", f"{new.hex()} was written over int3 at once", at, site.address)
-        if (changes and not first and not site.tailed) or first:
+        # What was written in an earlier log was judged there.
+        if site.last >= 0 and ((changes and not first and not site.tailed) or first):
             self._rounds.check(site.address, site.last, moment, "the next write")
         site.memory[offset : offset + len(new)] = new
         del site.memory[LONGEST:]
@@ -342,13 +370,17 @@ class Sites:
         """The poke handler must look for the site before int3 is there, and until the last round is
         over: a CPU that met it may have been slow to get to the handler.
 
-        Whether it does is known where the state is that it looks at: not if it never shows.
+        Whether it does is known where the state is that it looks at: not if it never shows. Before
+        5.5 some pokes were another handler's.
         """
         log = self._log
         looks = self._looks
         first, last = np.searchsorted(self._syncs, (stages[0], stages[-1]))
         end = np.searchsorted(log.moments, stages[-1], side="right")
-        if end == len(log.moments) or not np.any(looks[self._syncs[first:last]]):
+        shows = (
+            looks[self._syncs] if self._has_one_handler(site) else looks[self._syncs[first:last]]
+        )
+        if end == len(log.moments) or not np.any(shows):
             return
         if not looks[stages[0]]:
             text = "int3 was written before the handler was to look for it"
@@ -361,6 +393,11 @@ class Sites:
                 log.blame("consumed", text, at, site.address, stages[-1])
                 return
             synced.add(cpu)
+
+    def _has_one_handler(self, site: Site) -> bool:
+        """Whether nobody but the poke handler is to take int3 at this site."""
+        own = self._log.in_module(site.address) and site.address not in self._log.around.sites
+        return self._log.around.kprobe_syncs and not own
 
     # -- a kprobe
 

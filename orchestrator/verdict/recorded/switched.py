@@ -24,6 +24,7 @@ from orchestrator.verdict.recorded.record import (
     SITE_INIT,
     SITE_TAIL,
     TRACED,
+    TRACER,
 )
 
 FL_ENABLED, FL_REGS, FL_REGS_EN, FL_TRAMP, FL_TRAMP_EN = (1 << bit for bit in range(31, 26, -1))
@@ -35,6 +36,8 @@ BRANCH_SIZES = (2, 5)
 """Bytes of a branch: those of its jump."""
 MODULES = 0xFFFFFFFFA0000000
 """Where the text of modules begins. What is between it and the kernel's own text is init text."""
+FOR_ANY_TRACER = ("ftrace_", "arch_ftrace_")
+"""How the functions of ftrace begin that any tracer's ops may be passed."""
 TRACED_BEFORE = "functions that can be traced, in a kernel before 5.5"
 
 
@@ -45,7 +48,7 @@ def judge_sites(log: Reading) -> None:
         (CALL, _wrong_call),
     ]
     if log.around.kprobe_syncs:  # since 5.5; the flags have been these since 4.6
-        checks.append((TRACED, _wrong_trace))
+        checks += [(TRACED, _wrong_trace), (TRACER, _wrong_tracer)]
     elif traced := int(log.numbers[log.kinds == TRACED].sum()):
         log.result.not_judged[TRACED_BEFORE] += traced
     for kind, wrong in checks:
@@ -129,6 +132,15 @@ def _calls_nothing(log: Reading, site: int, code: bytes, ip: int, *, tail: bool)
     if tail:  # RET, or a jump to the thunk that returns
         return code[0] == semantics.RET or "return_thunk" in (log.around.name(ip) or "")
     return ip == site + 5 and code[0] not in (semantics.CALL, semantics.JUMP)
+
+
+def _wrong_tracer(log: Reading, function: int, passed: int, *_: int) -> str | None:
+    """What is wrong with the function that ftrace_caller() is about to call: with several tracers
+    that is one of ftrace, else the tracer, or what looks after its recursion."""
+    if log.function(function).startswith(FOR_ANY_TRACER) or passed == function:
+        return None
+    called, other = log.place(function), log.place(passed)
+    return f"{called} is about to be called with the ops of another tracer ({other})"
 
 
 def _wrong_trace(

@@ -17,6 +17,7 @@ from orchestrator.verdict.recorded.record import (
     H_KPROBE,
     H_POKE,
     R_CHANGED,
+    R_KEPT,
     RESUME,
     SYNC,
     TRAP,
@@ -27,6 +28,7 @@ OTHER_INT3 = "int3 outside of any poke"
 RESUME_FLAG = 0x10000
 """rflags.RF, which the CPU sets and clears by itself."""
 LOOPS = (b"\xe0", b"\xe1", b"\xe2")
+POPF = b"\x9d"
 OTHER_REGISTER = "went on with another register changed than rip and rsp"
 WORD = (1 << 64) - 1
 OVER = 3
@@ -66,6 +68,7 @@ def judge_int3(log: Reading, finished: dict[int, list[Finished]]) -> None:
 
     finished: the pokes of each site.
     """
+    _judge_references(log)
     trap, resume = _pairs(log, finished)
     log.result.int3 += len(resume)
     if not len(resume):
@@ -88,6 +91,14 @@ def judge_int3(log: Reading, finished: dict[int, list[Finished]]) -> None:
         if why := _wrong(log, finished[row.site & WORD][row.poke], row):
             cpu, at = int(log.cpu[resume[first]]), int(resume[first])
             log.blame("consumed", f"CPU {cpu} {why}", at, row.site & WORD, cpus=[cpu])
+
+
+def _judge_references(log: Reading) -> None:
+    """Each handler gives its reference back, or the poke waits for ever."""
+    for at in np.flatnonzero((log.kinds == RESUME) & (log.flags & R_KEPT != 0))[:1].tolist():
+        cpu = int(log.cpu[at])
+        text = f"CPU {cpu} went on after int3, and a handler kept its reference to the poke"
+        log.blame("consumed", text, at, int(log.words[at][0]), cpus=[cpu])
 
 
 def _pairs(
@@ -219,6 +230,8 @@ def _wrong(log: Reading, poke: Finished, cpu: Resumed) -> str | None:
 
 def _wrong_after_kprobe(poke: Finished, address: int, ip: int, cpu: Resumed) -> str | None:
     size, stack = disasm.length(poke.probed or poke.old), cpu.stack
+    if cpu.changed & semantics.STATUS and poke.probed[:1] != POPF:
+        return f"went on with other flags (they differ in {cpu.changed & semantics.STATUS:#x})"
     # What counts down rcx is emulated.
     if cpu.handlers & R_CHANGED and poke.probed[:1] not in LOOPS:
         return OTHER_REGISTER

@@ -19,7 +19,7 @@ uint64_t patching_address, patching_array;
 uint64_t poking_mm, poking_addr, page_offset_base, init_top_pgt;
 uint64_t ftrace_lock, ftrace_pages, ftrace_enabled, ftrace_disabled, ftrace_ops_list;
 uint64_t ftrace_caller, ftrace_regs_caller, ftrace_call, ftrace_regs_call;
-uint64_t ftrace_ops, ftrace_regs_ops;
+uint64_t ftrace_ops, ftrace_regs_ops, function_trace_op;
 uint64_t kprobe_table;
 uint64_t kprobe_lists;
 
@@ -34,10 +34,11 @@ void load_conf(void)
 		{ "entry", P_ENTRY }, { "poke", P_POKE }, { "kprobe", P_KPROBE },
 		{ "ftrace", P_FTRACE }, { "key", P_KEY }, { "static_call", P_STATIC_CALL },
 		{ "transform", P_TRANSFORM }, { "tracer", P_TRACER },
-		{ "tasks", P_TASKS }, { "freed", P_FREED }, { "slot", P_SLOT },
+		{ "grace", P_GRACE }, { "freed", P_FREED }, { "slot", P_SLOT },
 		{ "lock", P_LOCK }, { "cpus_lock", P_CPUS_LOCK }, { "cpus_unlock", P_CPUS_UNLOCK },
+		{ "cpus_try", P_CPUS_TRY },
 		{ "end", P_END }, { "dies", P_DIES }, { "flush", P_FLUSH },
-		{ "guarded", P_GUARDED }, { "rcu", P_RCU }, { "removed", P_REMOVED },
+		{ "guarded", P_GUARDED }, { "removed", P_REMOVED },
 		{ "load", P_LOAD },
 	};
 	const struct {
@@ -61,7 +62,8 @@ void load_conf(void)
 		{ "ftrace_ops_list", &ftrace_ops_list }, { "ftrace_caller", &ftrace_caller },
 		{ "ftrace_regs_caller", &ftrace_regs_caller }, { "ftrace_call", &ftrace_call },
 		{ "ftrace_regs_call", &ftrace_regs_call }, { "ftrace_ops", &ftrace_ops },
-		{ "ftrace_regs_ops", &ftrace_regs_ops }, { "kprobe_table", &kprobe_table },
+		{ "ftrace_regs_ops", &ftrace_regs_ops }, { "function_trace_op", &function_trace_op },
+		{ "kprobe_table", &kprobe_table },
 	};
 	unsigned long long address, number;
 	char line[256], name[64];

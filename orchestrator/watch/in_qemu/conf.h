@@ -15,7 +15,7 @@ extern uint64_t patching_address, patching_array;
 extern uint64_t poking_mm, poking_addr, page_offset_base, init_top_pgt;
 extern uint64_t ftrace_lock, ftrace_pages, ftrace_enabled, ftrace_disabled, ftrace_ops_list;
 extern uint64_t ftrace_caller, ftrace_regs_caller, ftrace_call, ftrace_regs_call;
-extern uint64_t ftrace_ops, ftrace_regs_ops;
+extern uint64_t ftrace_ops, ftrace_regs_ops, function_trace_op;
 extern uint64_t kprobe_table;
 extern uint64_t kprobe_lists;	/* how many it has, KPROBE_TABLE_SIZE */
 

@@ -70,7 +70,11 @@ static uint64_t frames(uint64_t rsp)
 	return fnv1a((uint8_t *)stack, count * sizeof(*stack));
 }
 
-/* Whether the task still has the lock: its release goes unseen where that is inlined. */
+/*
+ * Whether the task surely still has the lock: its release goes unseen where that
+ * is inlined. HOTPLUG may be held, too, when a function that took it for another
+ * has returned.
+ */
 static bool still_held(const struct holder *holder, unsigned int lock)
 {
 	if (lock == HOTPLUG)
@@ -104,6 +108,24 @@ void on_guarded(unsigned int cpu, const struct watched *here, uint64_t rsp)
 			emit(UNGUARDED, cpu, 0, lock, words, 2);
 }
 
+static void hold(struct holder *holder, unsigned int lock, uint64_t rsp)
+{
+	holder->held |= 1u << lock;
+	if (lock != HOTPLUG)
+		return;
+	holder->depth++;
+	holder->rsp = rsp + 8;
+	holder->frames = frames(rsp + 8);
+}
+
+void on_hotplug_tried(uint64_t rsp)
+{
+	struct holder *holder = holder_now(true);
+
+	if (holder)
+		hold(holder, HOTPLUG, rsp);
+}
+
 /* A lock is asked for. */
 void on_lock(unsigned int cpu, unsigned int lock, uint64_t rsp)
 {
@@ -120,17 +142,11 @@ void on_lock(unsigned int cpu, unsigned int lock, uint64_t rsp)
 		if (still_held(holder, held)) {
 			order_seen[held] |= 1u << lock;
 			emit(ORDER, cpu, 0, held, words, 2);
-		} else {
+		} else if (held != HOTPLUG) {
 			holder->held &= ~(1u << held);
-			holder->depth = held == HOTPLUG ? 0 : holder->depth;
 		}
 	}
-	holder->held |= 1u << lock;
-	if (lock == HOTPLUG) {
-		holder->depth++;
-		holder->rsp = rsp + 8;
-		holder->frames = frames(rsp + 8);
-	}
+	hold(holder, lock, rsp);
 }
 
 void on_unlock(unsigned int lock)

@@ -18,6 +18,8 @@ unsigned int number_of_lock(uint64_t mutex);
 
 /* rsp: as it was when the function that is called here was entered. */
 void on_lock(unsigned int cpu, unsigned int lock, uint64_t rsp);
+/* One does not wait for the lock of CPU hotplug, so order does not matter. It is taken for got. */
+void on_hotplug_tried(uint64_t rsp);
 void on_unlock(unsigned int lock);
 void on_guarded(unsigned int cpu, const struct watched *here, uint64_t rsp);
 

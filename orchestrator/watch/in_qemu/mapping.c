@@ -80,5 +80,5 @@ void on_flush(unsigned int cpu)
 	uint64_t words[2] = { reg(RSI), reg(RDX) };
 
 	if (poking_mm && reg(RDI) == quad(poking_mm))
-		emit(FLUSH, cpu, 0, 0, words, 2);
+		emit(FLUSH, cpu, mapping(poking_table()) ? F_MAPPED : 0, 0, words, 2);
 }

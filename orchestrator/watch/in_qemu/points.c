@@ -72,6 +72,7 @@ static void at_point(struct watched *here, unsigned int cpu, uint64_t rsp)
 			ask_for(P_TRANSFORM, reg(RDI), reg(RDX), reg(RCX) & 1);
 		break;
 	case P_TRACER:	/* (function) */
+		emit_tracer(cpu, reg(RDI));
 		if (ftrace_call)
 			ask_for(P_TRANSFORM, ftrace_call, reg(RDI), 0);
 		if (ftrace_regs_call)
@@ -87,9 +88,8 @@ static void at_point(struct watched *here, unsigned int cpu, uint64_t rsp)
 	case P_FLUSH:
 		on_flush(cpu);
 		break;
-	case P_TASKS:
-	case P_RCU:
-		emit(GRACE, cpu, 0, here->point == P_RCU, NULL, 0);
+	case P_GRACE:
+		emit(GRACE, cpu, 0, here->number, NULL, 0);
 		break;
 	case P_REMOVED:	/* (kprobe) */
 		emit_freed(cpu, quad(reg(RDI) + KP_ADDRESS), 2, rsp);
@@ -110,6 +110,9 @@ static void at_point(struct watched *here, unsigned int cpu, uint64_t rsp)
 		break;
 	case P_CPUS_LOCK:
 		on_lock(cpu, HOTPLUG, rsp);
+		break;
+	case P_CPUS_TRY:
+		on_hotplug_tried(rsp);
 		break;
 	case P_CPUS_UNLOCK:
 		on_unlock(HOTPLUG);

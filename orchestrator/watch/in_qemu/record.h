@@ -41,7 +41,7 @@ enum kind {
 	 * may be return addresses.
 	 */
 	CALLERS,
-	/* do_sync_core() was entered. words: rsp; where it returns to. F_STATE: as in WRITE. */
+	/* do_sync_core() was entered. words: rsp; where it returns to. F_STATE: the poke handler looks for all sites of the poke. */
 	SYNC,
 	/*
 	 * A CPU serialised for the first time since a WRITE, for the first time
@@ -54,7 +54,8 @@ enum kind {
 	/*
 	 * The iret that goes on after a TRAP. flags: bit h: handler h was entered;
 	 * RETURNED_*: of the poke handler; CHANGED: another register than rip, rsp and
-	 * rflags is not what it was. number: TRAPs of this CPU not gone on yet.
+	 * rflags is not what it was; KEPT: no handler is under way any more, and one
+	 * has kept its reference to what it looks at. number: TRAPs of this CPU not gone on yet.
 	 * words: address of the int3; rip, rsp and rflags popped; the word at the
 	 * lower one of both rsp; rsp and rflags before.
 	 */
@@ -104,8 +105,8 @@ enum kind {
 	 */
 	CALL,
 	/*
-	 * Somebody waits. number: 0: synchronize_rcu_tasks() was entered; 1:
-	 * synchronize_rcu(), or what did the same before 5.0.
+	 * Somebody waits. number: that of the function in `conf`, as in
+	 * GRACE_PERIODS of orchestrator/text/functions.py.
 	 */
 	GRACE,
 	/*
@@ -121,7 +122,7 @@ enum kind {
 	DIES,
 	/*
 	 * flush_tlb_mm_range() was entered for the mm through which text is written.
-	 * words: start and end of the range.
+	 * words: start and end of the range. flags: F_MAPPED, the text is mapped in it.
 	 */
 	FLUSH,
 	/*
@@ -154,6 +155,12 @@ enum kind {
 	 * words: the page table's entries of the text in it, all bits of both.
 	 */
 	LOADED,
+	/*
+	 * ftrace_update_ftrace_func() was entered: ftrace_caller() is to call another
+	 * function. words: that; the function of the tracer whose ops it is passed; where
+	 * the call is.
+	 */
+	TRACER,
 };
 
 /* What the call of a traced function calls. */
@@ -166,6 +173,6 @@ enum {
 	S_IN_SYNC = 0x100, S_ON_PURPOSE = 0x200,
 };
 enum mode { M_KERNEL, M_USER, M_IDLE };
-enum { RETURNED_ZERO = 0x100, RETURNED_NONZERO = 0x200, CHANGED = 0x400 };
+enum { RETURNED_ZERO = 0x100, RETURNED_NONZERO = 0x200, CHANGED = 0x400, KEPT = 0x800 };
 
 #endif

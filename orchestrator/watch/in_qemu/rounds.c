@@ -47,7 +47,7 @@ void on_sync(unsigned int cpu, uint64_t rsp)
 	uint64_t words[2] = { rsp, quad(rsp) };
 
 	sync_count++;
-	emit(SYNC, cpu, (reg(EFLAGS) & EFLAGS_IF ? F_IRQS : 0) | (is_patching() ? F_STATE : 0), 0,
+	emit(SYNC, cpu, (reg(EFLAGS) & EFLAGS_IF ? F_IRQS : 0) | (is_patching_all() ? F_STATE : 0), 0,
 	     words, 2);
 	if (cpu < CPUS) {
 		core[cpu].sync_rsp = rsp;

@@ -57,6 +57,16 @@ static void call_in_trampoline(uint64_t trampoline, uint64_t ops)
 	}
 }
 
+void emit_tracer(unsigned int cpu, uint64_t function)
+{
+	uint64_t words[3] = { function, 0, ftrace_call };
+
+	if (!function_trace_op)
+		return;
+	words[1] = quad(quad(function_trace_op));
+	emit(TRACER, cpu, 0, 0, words, 3);
+}
+
 static uint64_t trampolines[TRAMPOLINES];	/* those that were called */
 
 bool is_known_trampoline(uint64_t address)

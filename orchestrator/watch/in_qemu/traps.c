@@ -5,6 +5,7 @@
 
 #include "files.h"
 #include "guest.h"
+#include "patching.h"
 #include "traps.h"
 #include "wishes.h"
 
@@ -101,6 +102,14 @@ static void steps_to(unsigned int cpu, uint64_t probe, uint64_t to)
 	emit(STEP, cpu, 0, 0, words, 4);
 }
 
+static bool handlers_under_way(void)
+{
+	for (int cpu = 0; cpu < CPUS; cpu++)
+		if (trapped[cpu].depth)
+			return true;
+	return false;
+}
+
 void resume(unsigned int cpu)
 {
 	uint64_t frame[5], rsp;
@@ -122,6 +131,8 @@ void resume(unsigned int cpu)
 	trapped[cpu].depth = at;
 	if (trap->registers != registers())
 		trap->seen |= CHANGED;
+	if (is_reference_kept(at, handlers_under_way()))
+		trap->seen |= KEPT;
 	if (trap->seen & 1 << (P_KPROBE - P_ENTRY))
 		steps_to(cpu, trap->address, frame[0]);
 	emit(RESUME, cpu, trap->seen, at, words, 7);

@@ -122,5 +122,6 @@ void on_text_unlock(unsigned int cpu)
 {
 	uint64_t words[4] = { quad(text_mutex), cpus_online(), in_user, in_idle };
 
+	poke_is_over();
 	emit(UNLOCK, cpu, still_mapped() ? F_MAPPED : 0, 0, words, 4);
 }
