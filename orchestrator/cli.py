@@ -68,7 +68,8 @@ def _main(arguments: Sequence[str] | None, as_json: bool) -> int:
         _silence_libraries()
         _set_verbosity(options)
         status = int(options.command(options))
-        return status if options.judges else _unless_lost(status)
+        judges = options.judges and not getattr(options, "dry_run", False)
+        return status if judges else _unless_lost(status)
     except SystemExit as done:  # after --help or --version
         return _unless_lost(int(done.code or 0))
     except Exception as error:

@@ -141,5 +141,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """` (did you mean X?)` with the known name closest to `name`, or an empty string."""
     import difflib  # rarely needed, and this module is the first that the program imports
 
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]}?)" if close else ""
+    # What all options begin with makes none of them like another.
+    names = {one.lstrip("-"): one for one in known}
+    close = difflib.get_close_matches(name.lstrip("-"), names, n=1, cutoff=0.55)
+    return f" (did you mean {names[close[0]]}?)" if close else ""

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +50,11 @@ candidates:
 
 Repeat the command to continue an interrupted bisection."""
 PROBABILITIES = (1, 0.5, 0.2, 0.05)
+COMMITS, TIMES = 1024, 200
+"""Of a simulation."""
+REAL = ("tree", "good", "bad", "kernel", "series", "kernels", "signature", "shows", "json")
+MADE_UP = ("commits", "times", "probability")
+"""Options that only the one or the other takes, each None, False or empty if it is not given."""
 LOG = "log.jsonl"
 """By this file the directory of a bisection is known."""
 
@@ -125,14 +131,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     simulation.add_argument(
         "--commits",
         type=whole(2, 100_000),
-        default=1024,
         metavar="N",
         help="length of the made-up history (default: 1024)",
     )
     simulation.add_argument(
         "--times",
         type=whole(1, 100_000),
-        default=200,
         metavar="N",
         help="bisections per line of the table (default: 200)",
     )
@@ -145,6 +149,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _refuse(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    """Refuse options that would do nothing."""
+    for name in names:
+        if getattr(options, name) not in (None, False, []):
+            raise UsageError(f"{why} --{name}" if name != "kernels" else f"{why} names of kernels")
+
+
 def main(options: argparse.Namespace) -> int:
     from orchestrator import ui
     from orchestrator.host.files import locked, write_report
@@ -155,9 +166,9 @@ def main(options: argparse.Namespace) -> int:
     from orchestrator.many.bisect.tester import ChildTester, property_signature
 
     if options.simulate:
-        if options.json:
-            raise UsageError("--simulate prints a table for people, and takes no --json")
+        _refuse(options, REAL, "a simulation tests no kernel, and takes no")
         return _simulate(options)
+    _refuse(options, MADE_UP, "without --simulate there is no")
     try:
         re.compile(options.shows or "")
     except (re.error, OverflowError, RecursionError) as error:
@@ -290,17 +301,18 @@ def _simulate(options: argparse.Namespace) -> int:
     from orchestrator.report import tables
     from orchestrator.ui import SafeConsole
 
+    commits, times = options.commits or COMMITS, options.times or TIMES
     build = 10.0 if options.build_cost is None else options.build_cost
     print(
-        f"seed {options.seed}, {options.commits} commits, {options.times} bisections per line, "
+        f"seed {options.seed}, {commits} commits, {times} bisections per line, "
         f"a build costs {build:g} runs"
     )
     if "git_bayesect" not in simulate.available():
         print("git_bayesect is not installed and not compared: `pip install git_bayesect` adds it")
     rows = simulate.simulate(
-        commits=options.commits,
+        commits=commits,
         ps=options.probability or PROBABILITIES,
-        times=options.times,
+        times=times,
         build=build,
         seed=options.seed,
     )

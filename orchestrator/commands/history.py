@@ -89,6 +89,8 @@ def main(options: argparse.Namespace) -> int:
         return document.show("history", runs=[dataclasses.asdict(run) for run in runs])
     for line in history.table(runs):
         ui.show(line)
+    if not runs:
+        ui.say("no such run is recorded")
     return 0
 
 

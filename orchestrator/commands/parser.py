@@ -57,7 +57,8 @@ class Parser(argparse.ArgumentParser):
         """Refuses what is not known here, where all options of the command are known."""
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            close = nearest(unknown[0].partition("=")[0], self._option_string_actions)
+            names = [name for name in self._option_string_actions if name.startswith("--")]
+            close = nearest(unknown[0].partition("=")[0], names)
             hint = close if unknown[0].startswith("-") else ""
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return found, unknown
@@ -73,6 +74,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if message.startswith(VALUE):  # then the sentence says all there is
             message = message.removeprefix(VALUE).replace(": takes", " takes", 1)
+            message = message.replace(": ignored explicit argument ", " takes no value, such as ")
         else:
             self.print_usage(sys.stderr)
         raise UsageError(shortened(message, 500))

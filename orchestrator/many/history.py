@@ -240,6 +240,7 @@ def table(runs: Sequence[PastRun]) -> Iterator[str]:
         why = "" if run.outcome == "pass" else run.reason
         if run.outcome in KERNEL_FAILED:
             why = ", ".join(run.failed)
+        why = " ".join(why.split())  # a tool's own words may have lines
         machine = f"{run.kernel:<20} {run.release:<24} smp{run.smp:<3}"
         yield f"{run.id:>5}  {when}  {run.outcome:<11} {machine} {why[:100]}".rstrip()
         gone = "" if Path(str(run.directory)).is_dir() else " (removed)"

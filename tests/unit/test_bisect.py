@@ -555,6 +555,9 @@ def test_a_bisection_needs_a_folder_of_its_own(
         "a b --smp 0",
         "--simulate --probability 0",
         "--simulate --times 0",
+        "--simulate --tree .",
+        "--simulate a b",
+        "a b --commits 16",
     ],
 )
 def test_wrong_usage_is_129(

@@ -105,7 +105,9 @@ def test_streams_that_fail_do_not_change_the_exit_status(
         assert b"standard output: No space left on device" in done.stderr
 
 
-@pytest.mark.parametrize("words", ["scenarios", "history --json", "--version", "run --help"])
+@pytest.mark.parametrize(
+    "words", ["scenarios", "history --json", "--version", "run --help", "run --dry-run"]
+)
 def test_a_command_that_cannot_print_what_it_was_asked_for_has_not_done_it(words: str) -> None:
     shell = f"{sys.executable} -m orchestrator {words}"
     done = subprocess.run(["bash", "-c", f"{shell} >/dev/full"], capture_output=True, text=True)

@@ -62,6 +62,20 @@ def test_a_mistyped_word_is_corrected(
     assert f"(did you mean {meant}?)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("arguments", ["run --bogus", "history --quick", "run foo"])
+def test_a_word_that_is_like_none_gets_no_guess(
+    arguments: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments.split()) == 129
+    error = capsys.readouterr().err
+    assert "unrecognized arguments" in error and "did you mean" not in error
+
+
+def test_an_option_that_takes_no_value_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["history", "--json=1"]) == 129
+    assert capsys.readouterr().err == "orchestrator: --json takes no value, such as '1'\n"
+
+
 @pytest.mark.parametrize("arguments", ["run --scen nop5", "kernels clean --older 3d", "--vers"])
 def test_abbreviations_are_refused(arguments: str) -> None:
     assert cli.main(arguments.split()) == 129

@@ -289,6 +289,9 @@ def test_the_history_returns_what_was_recorded(tmp_path: Path) -> None:
     assert history.past(kernel="debian:6.12*", path=path) == []
     assert len(history.past(count=1, path=path)) == 1
     assert "irqs, nop5" in next(history.table([newest]))
+    built = replace(newest, outcome="build-error", reason="it does not build:\n  CC  a.o\n")
+    line, _ = history.table([built])
+    assert line.endswith("it does not build: CC a.o")
 
 
 def test_a_case_that_passed_and_failed_on_the_same_kernel_is_flaky(tmp_path: Path) -> None:
