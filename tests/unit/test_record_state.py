@@ -432,6 +432,23 @@ def test_a_jump_is_not_written_over_another_kprobe(at: int, wrong: bool) -> None
     assert not wrong or "the int3 of another kprobe was overwritten, at +4" in found[0].text
 
 
+def test_a_batch_may_have_sites_side_by_side_whose_writer_serialises() -> None:
+    """As each write does that goes through a mapping by vmap()."""
+    log, first = Written(), SITE
+    for number in range(3):
+        log.memory[first + 2 * number] = bytearray(b"\x66\x90" * 16)
+    for offset, data in ((0, b"\xcc"), (1, b"\x10"), (0, b"\xeb")):
+        for number in range(3):
+            log.write(first + 2 * number, offset, data, TEXT + 0x10)
+            for near in range(number):  # what the writes so far have made of it
+                log.memory[first + 2 * near][2 * (number - near) + offset] = data[0]
+            log.serialise(0)
+        log.sync(0, 1, 2, 3)
+    log.unlock()
+    found = judge(log.records, KERNEL)
+    assert not found.violations and found.judged == {"jump labels": 3}
+
+
 def test_an_int3_that_pads_a_return_is_no_kprobe() -> None:
     """Not even where a tail is written byte by byte: the last of them look like new int3."""
     log, ret = Written(), bytes.fromhex("c3cccccccc")

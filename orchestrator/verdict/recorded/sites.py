@@ -232,13 +232,22 @@ class Sites:
         site = self._open[start]
         if new == CC and address > start:
             # A probe may begin where another one's jump has just been taken back.
-            if self._log.by_kprobes(at):
+            if self._log.by_kprobes(at) or start + self._poked_length(site) <= address:
                 return None
             # In a batch, all int3 are written before the first sync: later it is part of a tail.
             first, last = np.searchsorted(self._serialised, (site.begun, at))
             if address > start + 1 and first == last:
                 return None
         return site
+
+    def _poked_length(self, site: Site) -> int:
+        """Bytes of the instruction that the open poke of a site changes, as far as it is known.
+
+        A jump of kprobes covers several; a return is padded to the length of a jump.
+        """
+        if self._log.by_kprobes(site.begun) or site.original[0] == semantics.RET:
+            return LONGEST
+        return semantics.length(site.original) or LONGEST
 
     def _begin(self, site: Site, moment: int, at: int, before: bytes) -> None:
         """int3 is written where no poke is under way."""
