@@ -25,7 +25,7 @@ from orchestrator.host import proc
 from orchestrator.host.paths import DATA, cache_dir, cached_dir
 
 INIT = DATA / "guest" / "init"
-HELPERS = ("ttylink", "trapper")
+HELPERS = ("ttylink", "trapper", "tailcaller")
 CFLAGS = ("-static", "-Os", "-Wall", "-s")
 
 DIRECTORIES = ("dev", "proc", "root", "run", "sys", "tmp")

@@ -42,3 +42,15 @@ def test_every_poke_of_a_run_is_recorded_and_judged(tmp_path: Path) -> None:
     boot = load(directory / "branches" / "boot" / "recorder.log.gz")
     writes = boot[boot["kind"] == record.WRITE]
     assert writes["word"][0, 6] == 1, "the log begins while only one CPU is online"
+
+
+def test_the_jumps_of_bpf_programs_are_patched_and_judged(tmp_path: Path) -> None:
+    """In Debian's kernel: ours have no BPF."""
+    command = [sys.executable, "-m", "orchestrator", "run", "--kernel", "debian:6.12"]
+    command += ["--output", str(tmp_path / "run"), "--smp", "2", "--duration", "0.5"]
+    command += ["--scenario", "nop5", "--scenario", "bpf"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    print(done.stderr[-3000:], done.stdout[-6000:])
+    assert done.returncode == 0
+    report = json.loads((tmp_path / "run" / "verdict.json").read_text())
+    assert report["pokes"]["BPF"] > 10
