@@ -100,15 +100,10 @@ GUARDS = {
     ),
     TRANSFORM: ("cpu_hotplug_lock", "static_call_mutex"),
     **dict.fromkeys(POKE_BATCH, (LOCK,)),
+    **dict.fromkeys(("arch_arm_kprobe", "arch_disarm_kprobe"), ("kprobe_mutex",)),
     **dict.fromkeys(
-        (
-            "arch_arm_kprobe",
-            "arch_disarm_kprobe",
-            "arch_optimize_kprobes",
-            "arch_unoptimize_kprobe",
-            "arch_unoptimize_kprobes",
-        ),
-        ("kprobe_mutex",),
+        ("arch_optimize_kprobes", "arch_unoptimize_kprobe", "arch_unoptimize_kprobes"),
+        ("cpu_hotplug_lock", "kprobe_mutex"),
     ),
     "ftrace_replace_code": ("ftrace_lock",),
 }
