@@ -6,6 +6,7 @@
 #include <linux/bottom_half.h>
 #include <linux/cpu.h>
 #include <linux/irqflags.h>
+#include <linux/preempt.h>
 #include <linux/sched.h>
 #include <linux/string.h>
 #include <asm/tsc.h>
@@ -28,7 +29,7 @@
  */
 #define FIRST_SPINS	20000
 /* By bad luck one chance to sync may be long enough for two rounds. */
-#define TRIES		3
+#define TRIES		8
 
 static const char was_stuck[] =
 	"phase %d was not reached while CPU %d had interrupts off and synced when asked";
@@ -150,10 +151,12 @@ static int hold_off(struct orch_run *run, int cpu, void *arg)
 	bytes[ORCH_PHASE_TAIL][0] = 0xcc;
 
 	/*
-	 * A chance to sync is for IPIs only. A softirq behind the IPI or a timer
-	 * interrupt would make it long enough for more than one round.
+	 * A chance to sync is for IPIs only. A softirq behind the IPI, a timer
+	 * interrupt or another task would make it long enough for more than one
+	 * round. With PREEMPT_RT, to disable softirqs leaves preemption enabled.
 	 */
 	local_bh_disable();
+	preempt_disable();
 	local_irq_disable();
 	priority = set_task_priority(ALL_BUT_IPIS);
 	WRITE_ONCE(hold->ready, true);
@@ -174,6 +177,7 @@ static int hold_off(struct orch_run *run, int cpu, void *arg)
 	}
 	set_task_priority(priority);
 	local_irq_enable();
+	preempt_enable();
 	local_bh_enable();
 	return 0;
 }
