@@ -4,13 +4,24 @@
  */
 #include <linux/errno.h>
 #include <linux/kernel.h>
+#include <linux/preempt.h>
+#include <linux/ptrace.h>
 #include <linux/string.h>
 #include "compat.h"
 #include "kprobe.h"
 
+#define CALLER_SIZE	256	/* bytes of a function, at most */
+
 static int count_hit(struct kprobe *kprobe, struct pt_regs *regs)
 {
-	atomic_inc(&container_of(kprobe, struct orch_probe, kprobe)->hits);
+	struct orch_probe *probe = container_of(kprobe, struct orch_probe, kprobe);
+
+	atomic_inc(&probe->hits);
+	if (preemptible())
+		atomic_inc(&probe->preemptible);
+	if (probe->called_from &&
+	    *(unsigned long *)regs->sp - probe->called_from >= CALLER_SIZE)
+		atomic_inc(&probe->moved);
 	return 0;
 }
 
@@ -18,9 +29,11 @@ static void after_step(struct kprobe *kprobe, struct pt_regs *regs, unsigned lon
 {
 }
 
-static int put(struct orch_probe *probe, void *addr, kprobe_post_handler_t post)
+static int put(struct orch_probe *probe, void *addr, kprobe_post_handler_t post,
+	       unsigned long called_from)
 {
 	memset(probe, 0, sizeof(*probe));
+	probe->called_from = called_from;
 	probe->kprobe.addr = addr;
 	probe->kprobe.pre_handler = count_hit;
 	probe->kprobe.post_handler = post;
@@ -36,7 +49,22 @@ static int put(struct orch_probe *probe, void *addr, kprobe_post_handler_t post)
  */
 int orch_probe_register(struct orch_probe *probe, void *addr)
 {
-	return put(probe, addr, NULL);
+	return put(probe, addr, NULL, 0);
+}
+
+/**
+ * orch_probe_register_leaf() - put a kprobe where the return address is on top of the stack
+ * @probe: the probe
+ * @addr: address of the instruction
+ * @called_from: the function that calls the probed one
+ *
+ * As orch_probe_register(), but the stack that the handler is shown is checked.
+ *
+ * Return: 0 or a negative errno.
+ */
+int orch_probe_register_leaf(struct orch_probe *probe, void *addr, unsigned long called_from)
+{
+	return put(probe, addr, NULL, called_from);
 }
 
 /**
@@ -51,7 +79,7 @@ int orch_probe_register(struct orch_probe *probe, void *addr)
  */
 int orch_probe_register_int3(struct orch_probe *probe, void *addr)
 {
-	return put(probe, addr, after_step);
+	return put(probe, addr, after_step, 0);
 }
 
 /**
@@ -87,7 +115,8 @@ void orch_probe_unregister(struct orch_probe *probe)
  *	the last one
  * @what: names the probe in the sentence of a failure
  *
- * A kprobe is missed only by a CPU that is in the handler of another one, from
+ * Its handler is called with preemption disabled, and gets the registers as they
+ * were. A kprobe is missed only by a CPU that is in the handler of another one, from
  * which nobody passes here.
  */
 void orch_probe_compare(struct orch_run *run, const struct orch_probe *probe, const char *what)
@@ -99,4 +128,10 @@ void orch_probe_compare(struct orch_run *run, const struct orch_probe *probe, co
 	orch_expect(run, hits == passes && !missed,
 		    "%s was hit %d times and missed %lu times in %d passes", what, hits, missed,
 		    passes);
+	orch_expect(run, !atomic_read(&probe->moved),
+		    "%s was shown another stack at %d of %d hits", what,
+		    atomic_read(&probe->moved), hits);
+	orch_expect(run, !atomic_read(&probe->preemptible),
+		    "%s could be preempted in its handler at %d of %d hits", what,
+		    atomic_read(&probe->preemptible), hits);
 }

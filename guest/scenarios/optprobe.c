@@ -82,7 +82,7 @@ asm(".pushsection .text, \"ax\"\n"
 #define orch_optprobe_inside	(orch_optprobe_at + 4)
 #define orch_optprobe_skipped	((u8 *)orch_optprobe_target + 5)
 
-static bool is_right(u64 x)
+static noinline bool is_right(u64 x)
 {
 	return orch_optprobe_pass(x) == 8 * x + 32;
 }
@@ -140,7 +140,7 @@ static const char is_late[] = "a kprobe did not become a jump in time";
  */
 static bool register_and_remove(struct orch_run *run, bool overlap)
 {
-	int error = orch_probe_register(&probe, orch_optprobe_at);
+	int error = orch_probe_register_leaf(&probe, orch_optprobe_at, (unsigned long)is_right);
 	bool jump;
 
 	if (error) {
@@ -190,7 +190,7 @@ static void register_over_another(struct orch_run *run)
 
 	if (error)
 		return orch_probe_refused(run, error, "on an ADC or ADD");
-	error = orch_probe_register(&probe, orch_optprobe_at);
+	error = orch_probe_register_leaf(&probe, orch_optprobe_at, (unsigned long)is_right);
 	if (error) {
 		orch_probe_refused(run, error, "next to another one");
 	} else {
@@ -228,7 +228,7 @@ static void register_before_target(struct orch_run *run)
 static struct orch_workers *start_hammers(struct orch_run *run)
 {
 	struct orch_workers *hammers;
-	int error = orch_probe_register(&probe, orch_optprobe_at);
+	int error = orch_probe_register_leaf(&probe, orch_optprobe_at, (unsigned long)is_right);
 
 	if (error) {
 		orch_probe_refused(run, error, "where one has just been");

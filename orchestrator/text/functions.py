@@ -99,6 +99,14 @@ GUARDS = {
         ("cpu_hotplug_lock", "jump_label_mutex"),
     ),
     TRANSFORM: ("cpu_hotplug_lock", "static_call_mutex"),
+    **dict.fromkeys(
+        ("jump_label_add_module", "jump_label_del_module"),
+        ("cpu_hotplug_lock", "jump_label_mutex"),
+    ),
+    **dict.fromkeys(
+        ("static_call_add_module", "static_call_del_module"),
+        ("cpu_hotplug_lock", "static_call_mutex"),
+    ),
     **dict.fromkeys(POKE_BATCH, (LOCK,)),
     **dict.fromkeys(("arch_arm_kprobe", "arch_disarm_kprobe"), ("kprobe_mutex",)),
     **dict.fromkeys(

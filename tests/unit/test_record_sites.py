@@ -190,6 +190,18 @@ def test_a_function_calls_the_tracer_if_it_is_traced(
     assert judged(log).sites_looked_at == 3
 
 
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_module_that_runs_can_be_traced(begun: bool) -> None:
+    """Its functions are disabled until it is ready. In a branch that was long ago."""
+    log = Written()
+    log.add(TRACED, 255, 0, 0, SITE, 1 << 25, number(NOP), 1, number=3)
+    around = replace(AROUND, module=(SITE, SITE + 1))
+    before = judge(Written().records, AROUND)
+    before.judged["test module"] = 1
+    faults = judge(log.records, around, before if begun else None).violations
+    assert [fault.claim for fault in faults] == ["sites"] * begun
+
+
 def test_functions_that_can_be_traced_in_an_old_kernel_are_not_judged() -> None:
     log = Written()
     log.add(TRACED, 255, 0, 0, SITE, 1 << 29 | 1, number(NOP), 1, number=3)

@@ -211,6 +211,7 @@ def test_the_mapping_is_loaded_without_interrupts_and_is_not_global() -> None:
     assert not loaded(0, 0x8000000000000063)
     assert loaded(record.F_IRQS, 0x63) == {"irqs"}
     assert loaded(0, 0x163) == {"writes"}
+    assert loaded(0, 0x73) == {"writes"}  # not cached
 
 
 def test_who_switches_something_has_its_lock() -> None:
@@ -249,8 +250,8 @@ def test_a_kprobe_goes_on_in_a_copy_of_its_instruction(to: int, copy: str, wrong
 def test_a_cpu_goes_on_behind_the_probed_instruction_after_its_copy(to: int, wrong: bool) -> None:
     log = probed()
     log.add(STEP, 1, SITE, COPY, int.from_bytes(b"\x55" + b"\xcc" * 7, "little"), 0)
-    log.trap(SITE, COPY, handlers=H_KPROBE)
-    log.trap(COPY + 1, to, handlers=H_KPROBE)
+    log.trap(SITE, COPY, handlers=H_KPROBE, flags=(0x246, 0x46))
+    log.trap(COPY + 1, to, handlers=H_KPROBE, flags=(0x46, 0x246))
     assert set(judge(log.records, KERNEL).broken) == ({"consumed"} if wrong else set())
 
 
@@ -282,6 +283,26 @@ def test_interrupts_are_enabled_after_a_step_if_they_were_before(after: int) -> 
     log.trap(COPY + 1, SITE + 1, handlers=H_KPROBE, flags=(0x46, after))
     found = judge(log.records, KERNEL).violations
     assert [fault.claim for fault in found] == ([] if after == 0x246 else ["consumed"])
+
+
+def test_no_interrupt_comes_during_a_step() -> None:
+    log = probed()
+    log.add(STEP, 1, SITE, COPY, int.from_bytes(b"\x55" + b"\xcc" * 7, "little"), 0)
+    log.trap(SITE, COPY, handlers=H_KPROBE)
+    log.trap(COPY + 1, SITE + 1, handlers=H_KPROBE)
+    (fault,) = judge(log.records, KERNEL).violations
+    assert (
+        fault.claim == "consumed" and "a probed instruction with interrupts enabled" in fault.text
+    )
+
+
+@pytest.mark.parametrize(("online", "wrong"), [(CPUMASK, True), (1, False)])
+def test_the_handler_of_int3_is_not_poked_itself(online: int, wrong: bool) -> None:
+    log = Written()
+    log.write(SITE, 0, b"\xcc", online=online)
+    names = NAMES | {SITE: "poke_int3_handler+0x10"}
+    faults = judge(log.records, replace(KERNEL, name=names.get)).violations
+    assert [fault.claim for fault in faults] == ["consumed"] * wrong
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,11 @@ def _judge_flags(log: Reading, resumes: NDArray[np.int64], copy: int) -> None:
         first, last = begun[log.cpu[begun] == cpu], resumes[log.cpu[resumes] == cpu]
         which = np.searchsorted(first, last) - 1
         first, last = first[which[which >= 0]], last[which >= 0]
+        enabled = first[log.words[first, 3] & INTERRUPTS != 0].tolist()
+        if enabled:
+            text = f"CPU {cpu} was sent to the copy of a probed instruction with interrupts enabled"
+            site = int(log.words[enabled[0]][0])
+            log.blame("consumed", text, enabled[0], site, cpus=[cpu])
         wrong = last[(log.words[first, 6] ^ log.words[last, 3]) & INTERRUPTS != 0].tolist()
         if wrong:
             text = (

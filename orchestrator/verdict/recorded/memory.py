@@ -25,6 +25,8 @@ from orchestrator.verdict.recorded.record import (
 PAGE = 4096
 GLOBAL = 0x100
 """Of an entry of a page table: flushing its mm leaves it in the TLB."""
+MEMORY_TYPE = 0x98
+"""Of an entry for a small page: bits that choose a memory type, none for one that is cached."""
 
 
 def _ends(log: Reading) -> NDArray[np.int64]:
@@ -44,7 +46,8 @@ def judge_mappings(log: Reading) -> None:
 
 
 def judge_loads(log: Reading) -> None:
-    """While the mapping is loaded no interrupt comes, and its entries are of this mm only."""
+    """While the mapping is loaded no interrupt comes, and its entries are of this mm only. They map
+    the memory as it is mapped elsewhere."""
     for at in log.of_kind(LOADED).tolist():
         write = int(log.writes[np.searchsorted(log.writes, at) - 1])
         site = int(log.words[write][0])
@@ -53,6 +56,9 @@ def judge_loads(log: Reading) -> None:
             log.blame("irqs", text, at, site, write)
         if int(log.words[at][0]) & GLOBAL:
             text = "the mapping through which text is written is global, and stays in the TLB"
+            log.blame("writes", text, at, site, write)
+        if int(log.words[at][0]) & MEMORY_TYPE:
+            text = "the mapping through which text is written has another memory type than text"
             log.blame("writes", text, at, site, write)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from orchestrator.text import semantics
-from orchestrator.text.functions import FOR_TASKS
+from orchestrator.text.functions import FOR_TASKS, HANDLERS
 from orchestrator.text.semantics import CALL, INT3, JUMP
 from orchestrator.verdict.recorded import locks
 from orchestrator.verdict.recorded.judgement import Site
@@ -260,6 +260,9 @@ class Sites:
         site.stages = [at]
         self._open[site.address] = site
         self._check_not_inside(site.address, at, before)
+        if (name := self._log.function(site.address)) in HANDLERS and not self._log.is_alone(at):
+            text = f"int3 was written into {name}(), which is to handle it"
+            self._log.blame("consumed", text, at, site.address)
 
     def _armed_before(self, at: int, address: int) -> Site | None:
         """The kprobe whose int3 is in front of what kprobes write: its instruction becomes a jump,

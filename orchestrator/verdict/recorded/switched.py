@@ -151,7 +151,8 @@ def _wrong_trace(
         return "there are records of functions of a module that is gone"
     code = memory.to_bytes(8, "little")
     if flags & FL_DISABLED:  # of a module that is not ready, or no function after all
-        return None
+        live = log.in_module(site) and log.module_live < 0  # since before this log
+        return "a function of a module that runs cannot be traced" if live else None
     users = flags & FL_COUNT if on else 0
     enabled = bool(flags & FL_ENABLED)
     if enabled != bool(users):

@@ -4,13 +4,23 @@
 #include "guest.h"
 #include "patching.h"
 
+/* Whether struct bp_patching_desc is not what it was so far: vec, nr_entries, refs. */
+static bool laid_out_otherwise(void)
+{
+	static bool otherwise;
+	uint64_t vector = quad(patching_refs);
+
+	otherwise |= vector && !(vector >> 63);
+	return otherwise;
+}
+
 /* Of the poke and of each handler that looks: on this CPU, if they are counted by CPU. */
 static uint32_t references(void)
 {
 	uint64_t gs = reg(GS_BASE), at = 0;
 	uint32_t value = 0;
 
-	if (patching_refs)	/* struct bp_patching_desc: vec, nr_entries, refs */
+	if (patching_refs && !laid_out_otherwise())
 		at = patching_refs + 12;
 	else if (patching_refs_percpu && gs >> 63)
 		at = gs + patching_refs_percpu;

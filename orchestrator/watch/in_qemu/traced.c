@@ -128,6 +128,11 @@ static void emit_alike(void)
 	alike_count = 0;
 }
 
+static bool in_text(uint64_t address)
+{
+	return text_start <= address && address < text_end;
+}
+
 static void traced(const struct dyn_ftrace *record, bool on, bool all)
 {
 	uint64_t words[6] = { 0, CALLS_GONE, record->ip, record->flags, 0, on };
@@ -148,6 +153,7 @@ static void traced(const struct dyn_ftrace *record, bool on, bool all)
 		const uint64_t *other = alike[i].words;
 
 		if (other[0] == words[0] && other[3] == words[3] &&
+		    in_text(other[2]) == in_text(words[2]) &&
 		    (words[0] || !((other[4] ^ words[4]) & low))) {
 			alike[i].number++;
 			return;
