@@ -4,9 +4,11 @@
  * promise: >-
  *   A static call is switched at all of its sites, those in tail position included. A CPU that runs
  *   through one meanwhile calls the old or the new function. If that is none, it goes on; if it is
- *   the function that returns zero, it gets zero.
+ *   the function that returns zero, it gets zero. Whoever has switched it finds all of its sites
+ *   switched, also if another task has done the same meanwhile.
  * order: 330
  */
+#include <linux/cpumask.h>
 #include <linux/delay.h>
 #include <linux/irqflags.h>
 #include <linux/sched.h>
@@ -162,10 +164,64 @@ static void expect_all(struct orch_run *run, long add, long returned, long count
 	}
 }
 
+/*
+ * Two tasks set the call to the same function at the same time. Whoever has done
+ * so finds it set, also if the other one was first and is still switching sites.
+ */
+#define TOGETHER	12	/* times */
+
+static atomic_t arrived;
+
+/* Wait until both have come here, for the @time-th time. */
+static void meet(int time)
+{
+	atomic_inc(&arrived);
+	while (atomic_read(&arrived) < 2 * time)
+		cond_resched();
+}
+
+static int set_together(struct orch_run *run, int cpu, void *arg)
+{
+	long add;
+	int time;
+
+	for (time = 1; time <= TOGETHER; time++) {
+		add = time % 2 + 1;
+		meet(2 * time - 1);
+		static_call_update(orch_add, add == 1 ? &orch_plus_one : &orch_plus_two);
+		/* The last one that is switched. */
+		orch_expect(run, tail(40) == 40 + add && third(40) == 40 + add,
+			    "CPU %d set a static call, and a site of it calls another function",
+			    cpu);
+		meet(2 * time);
+	}
+	return 0;
+}
+
+static void set_by_two(struct orch_run *run)
+{
+	cpumask_var_t two;
+	int cpu;
+
+	if (num_online_cpus() == 1)
+		return;
+	if (!zalloc_cpumask_var(&two, GFP_KERNEL))
+		return orch_miss(run, "the guest is out of memory");
+	for_each_online_cpu(cpu)
+		if (cpumask_weight(two) < 2)
+			cpumask_set_cpu(cpu, two);
+	atomic_set(&arrived, 0);
+	orch_parallel(run, two, set_together, NULL);
+	free_cpumask_var(two);
+	static_call_update(orch_add, &orch_plus_one);
+}
+
 ORCH_SCENARIO(static_calls)
 {
 	struct orch_workers *hammers;
 	unsigned int rounds = 0;
+
+	set_by_two(run);
 
 	hammering = true;
 	hammers = orch_workers_start(run, cpu_online_mask, hammer, NULL);
