@@ -8,6 +8,7 @@ import os
 import stat
 import subprocess
 import tarfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -230,6 +231,44 @@ def test_a_tarball_says_what_was_left_out(
         tar.addfile(link)
     assert "source" not in sources.from_tree(tmp_path / "linux.tar").manifest
     assert "left out, such as source" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_kernel_is_packed_while_a_build_links_its_headers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tar takes a file that gets another name for one that changes."""
+    place = tmp_path / "kernel"
+    place.mkdir()
+    for number in range(4):
+        (place / f"header-{number}.h").write_bytes(os.urandom(4 << 20))
+    monkeypatch.setattr(bundle, "check", lambda _: None)
+    over = threading.Event()
+
+    def link() -> None:
+        while not over.is_set():
+            for number in range(4):
+                name = tmp_path / f"other-{number}.h"
+                name.hardlink_to(place / f"header-{number}.h")
+                name.unlink()
+
+    builds = threading.Thread(target=link)
+    builds.start()
+    try:
+        data = bundle.pack(place)
+    finally:
+        over.set()
+        builds.join()
+    bundle.install(tmp_path / "there", data, bundle.digest(data))
+    for path in place.iterdir():
+        assert (tmp_path / "there" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_what_tar_cannot_read_is_not_packed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle, "check", lambda _: None)
+    with pytest.raises(InfraError, match="cannot be packed"):
+        bundle.pack(tmp_path / "gone")
 
 
 def test_a_bundle_that_is_not_what_was_sent_is_not_installed(tmp_path: Path) -> None:
