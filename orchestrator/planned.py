@@ -21,9 +21,9 @@ from orchestrator.scenarios.steps import PlanStep
 from orchestrator.survey import companions
 from orchestrator.watch.watch import Watch
 
-WATCHED, SITES, CODE = "watched", "sites", "code"
-"""Names of the branches: the one with GDB, the one that pokes sites with nothing alongside, and the
-one with everything else."""
+WATCHED, SITES, CODE, BESIDE = "watched", "sites", "code", "beside"
+"""Names of the branches: the one with GDB, the one that pokes sites with nothing alongside, the one
+with code scenarios, and the one with those that have a script alongside."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class PlannedObserver(Course):
                 # The one that takes longest comes first.
                 guests = [
                     self._start(stack, name, parts[name], seed)
-                    for name in (CODE, SITES, WATCHED)
+                    for name in (CODE, BESIDE, SITES, WATCHED)
                     if parts[name] or name == WATCHED
                 ]
             with self.collecting(guests):
@@ -112,7 +112,8 @@ class PlannedObserver(Course):
         doing = {
             WATCHED: "GDB watches: holding the poker in each phase",
             SITES: "free-running: poking as fast as possible",
-            CODE: "free-running: poking with other activity in the guest",
+            CODE: "free-running: code scenarios",
+            BESIDE: "free-running: poking with other activity in the guest",
         }
         with ui.step(doing[guest.name]), guest.machine.silence.limit(SILENCE_SECONDS):
             try:
@@ -135,5 +136,6 @@ def parts_of(steps: Sequence[PlanStep]) -> Mapping[str, list[PlanStep]]:
         WATCHED: [step for step in steps if step.is_watched],
         # The free-running ledger has only the sites, not what code scenarios poke.
         SITES: [s for s in free if not s.scenario.code and not s.scenario.exclusive],
-        CODE: [s for s in free if s.scenario.code or s.scenario.exclusive],
+        CODE: [s for s in free if s.scenario.code and not s.scenario.exclusive],
+        BESIDE: [s for s in free if s.scenario.exclusive],
     }

@@ -21,7 +21,7 @@ from orchestrator.host.logs import Log
 from orchestrator.machine.faults import KernelFault, TimedOut
 from orchestrator.machine.qemu import PARAMETERS
 from orchestrator.machine.waiting import Silence
-from orchestrator.planned import CODE, SITES, WATCHED, PlannedObserver, parts_of
+from orchestrator.planned import BESIDE, CODE, SITES, WATCHED, PlannedObserver, parts_of
 from orchestrator.scenarios.scenario import select
 from orchestrator.scenarios.steps import PlanStep, plan_steps
 from orchestrator.survey import lines_for_steps
@@ -30,7 +30,7 @@ from orchestrator.watch.events import Recording
 from orchestrator.watch.recorder import RECORD
 
 SCENARIOS = ("nop5", "key", "kprobe-beside", "contexts", "hotplug")
-NUMBERS = {WATCHED: range(1, 5), SITES: range(5, 7), CODE: range(7, 10)}
+NUMBERS = {WATCHED: range(1, 5), SITES: range(5, 7), CODE: range(7, 9), BESIDE: range(9, 10)}
 """The steps of each branch."""
 
 
@@ -74,7 +74,7 @@ class Branch:
         )
 
     def output(self) -> list[str]:
-        return ["companion hotplug 0"] if self.name == CODE else []
+        return ["companion hotplug 0"] if self.name == BESIDE else []
 
     def records(self) -> Any:
         return np.zeros(0, RECORD)
@@ -151,12 +151,13 @@ def observer(branches: Branches) -> PlannedObserver:
 def test_what_gdb_watches_sites_and_the_rest_have_a_branch_each() -> None:
     parts = parts_of(plan_steps(select(SCENARIOS), (0, 1), 1, 1))
     assert [step.scenario.name for step in parts[SITES]] == ["nop5", "key"]
-    assert [step.scenario.name for step in parts[CODE]] == ["contexts", "kprobe-beside", "hotplug"]
+    assert [step.scenario.name for step in parts[CODE]] == ["contexts", "kprobe-beside"]
+    assert [step.scenario.name for step in parts[BESIDE]] == ["hotplug"]
     assert {name: [step.number for step in steps] for name, steps in parts.items()} == {
         name: [*numbers] for name, numbers in NUMBERS.items()
     }
-    lines = lines_for_steps(parts[CODE], numbered=True).splitlines()
-    assert all(f"number {step.number};" in " ".join(lines) for step in parts[CODE])
+    lines = lines_for_steps(parts[CODE] + parts[BESIDE], numbered=True).splitlines()
+    assert all(f"number {number};" in " ".join(lines) for number in range(7, 10))
     assert any(line.startswith("hotplug number ") for line in lines)
 
 
@@ -167,13 +168,13 @@ def test_all_branches_begin_at_once_and_their_reports_are_one(
     one = observer(branches)
     one.observe()
     evidence = one.evidence
-    assert [*branches.parts] == [CODE, SITES, WATCHED]
+    assert [*branches.parts] == [CODE, BESIDE, SITES, WATCHED]
     assert evidence.report and evidence.report.whole and watch == ["end"]
     assert [step.number for step in evidence.report.steps] == [*range(1, 10)]
     assert not any(evidence.lost[name] for name in ("guest", "gdb", "ledger", "qmp", "record"))
     assert evidence.companions["hotplug"].status == 0
     assert evidence.qemu_gated == evidence.qemu_free == {(0x1000, 1): 7}
-    assert {*evidence.fingerprints} == {CODE, SITES} and evidence.fingerprint
+    assert {*evidence.fingerprints} == {CODE, BESIDE, SITES} and evidence.fingerprint
 
 
 def test_a_part_without_steps_has_no_branch(tmp_path: Path) -> None:
@@ -183,7 +184,7 @@ def test_a_part_without_steps_has_no_branch(tmp_path: Path) -> None:
     assert [*branches.parts] == [SITES, WATCHED]
 
 
-@pytest.mark.parametrize("name", [CODE, SITES, WATCHED])
+@pytest.mark.parametrize("name", [CODE, BESIDE, SITES, WATCHED])
 def test_a_branch_that_did_not_end_is_a_loss_and_explained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
