@@ -155,12 +155,20 @@ def test_a_guest_that_went_on_before_qemu_took_the_command_is_booted_again(
     assert run(again, kernel, tmp_path / "second") == run(saved, kernel, tmp_path / "first")
 
 
+def idle_seconds() -> float:
+    """For how long the host's cores have had nothing to do, summed up."""
+    return float(Path("/proc/uptime").read_text().split()[1])
+
+
 def test_when_qemus_main_thread_wakes_up_does_not_matter(
     saved: Saved, kernel: Kernel, tmp_path: Path
 ) -> None:
     """Each command wakes it up. Some 2,000 of them in a branch changed the course of every other
     one before CPUs waited for that thread."""
+    start, idle = time.monotonic(), idle_seconds()
     quiet = run(saved, kernel, tmp_path / "quiet")
+    if idle_seconds() - idle < (time.monotonic() - start) / 4:
+        pytest.skip("no core of this host is idle: then it may matter (docs/determinism.md)")
     commands = 0
 
     def cont_and_ask(machine: Machine) -> None:
