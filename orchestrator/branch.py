@@ -48,6 +48,8 @@ from orchestrator.watch.recorder import load as load_log
 
 LAYOUT = 2
 """Increase it when snapshots made before cannot be used any more."""
+TICK = 4000
+"""Longest leap of the clock of a guest that GDB stops, in µs. See guest/module/cuts.c."""
 ICOUNT = 5
 """Guest time that one instruction takes: 2**ICOUNT ns."""
 STATE = "state"
@@ -353,14 +355,21 @@ def branch(
 
 
 def commands_for(
-    steps: Sequence[PlanStep], emulated: Sequence[str] | None, schedule: int | None
+    steps: Sequence[PlanStep],
+    emulated: Sequence[str] | None,
+    schedule: int | None,
+    *,
+    stopped: bool = False,
 ) -> str:
     """Lines for guest/init/steps.
 
     emulated: what the kernel can emulate at int3; None if nobody knows.
     schedule: seed of the schedule, see guest/module/cuts.c; None to let CPUs take turns as they do.
+    stopped: whether GDB stops the guest. Its clock leaps no further than TICK meanwhile.
     """
     first = [f"cuts {schedule % (1 << 32) or 1}"] if schedule is not None else []
+    if stopped:
+        first.append(f"tick {TICK}")
     if emulated is not None:
         first.append(f"emulates {','.join(emulated)}")
     first.append(f"plan {len(steps)}")
@@ -391,7 +400,9 @@ class Branches:
 
         attach: has GDB watch the guest, and lets it run.
         """
-        commands = commands_for(steps, self.snapshot.emulated, None if attach else seed)
+        commands = commands_for(
+            steps, self.snapshot.emulated, None if attach else seed, stopped=attach is not None
+        )
         return self.carry_out(stack, name, commands, seed, attach)
 
     def carry_out(

@@ -9,6 +9,9 @@
  * for each poke. It cuts turns anywhere, with interrupts off and in the int3
  * handler as well, and nobody in the guest notices. All choices follow from the
  * seed that the plan gives. Without a seed, or without HPET, nothing changes.
+ *
+ * The same timer, with a fixed period, keeps the guest's clock from leaping far
+ * where GDB stops CPUs, see orch_tick_set().
  */
 #include <linux/delay.h>
 #include <linux/errno.h>
@@ -33,6 +36,7 @@
 #define   SET_VALUE	(1 << 6)
 #define   IS_32_BIT	(1 << 8)
 #define COMPARATOR	(TIMER_CONFIG + 8)
+#define TICKS_A_US	100
 
 /*
  * Periods in ticks of 10 ns. The CPUs share a period, and an instruction takes
@@ -80,6 +84,30 @@ static void timer_off(void)
 		writel(readl(hpet + TIMER_CONFIG) & ~PERIODIC, hpet + TIMER_CONFIG);
 }
 
+/* Let the timer expire after @first ticks, and then each @period ticks. */
+static void timer_on(u32 first, u32 period)
+{
+	writel(PERIODIC | SET_VALUE | IS_32_BIT, hpet + TIMER_CONFIG);
+	writel(readl(hpet + COUNTER) + first, hpet + COMPARATOR);
+	writel(period, hpet + COMPARATOR);
+}
+
+/* Take the timer of which nobody else makes use. */
+static int take_timer(void)
+{
+	u32 id;
+
+	if (!hpet)
+		hpet = ioremap(BASE, SIZE);
+	if (!hpet)
+		return -ENOMEM;
+	id = readl(hpet + ID);
+	if (VENDOR(id) != 0x8086 || TIMERS(id) <= TIMER || readl(hpet + TIMER_CONFIG) & INTERRUPT)
+		return -ENODEV;
+	writel(readl(hpet + CONFIG) | ENABLE, hpet + CONFIG);
+	return 0;
+}
+
 /**
  * orch_cuts_set() - choose a schedule
  * @number: the seed; 0 for none
@@ -88,7 +116,7 @@ static void timer_off(void)
  */
 int orch_cuts_set(unsigned int number)
 {
-	u32 id;
+	int error;
 
 	seed = number * 0x9e3779b97f4a7c15ULL;
 	starts = 0;
@@ -96,17 +124,26 @@ int orch_cuts_set(unsigned int number)
 	timer_off();
 	if (!number)
 		return 0;
-	if (!hpet)
-		hpet = ioremap(BASE, SIZE);
-	if (!hpet)
-		return -ENOMEM;
-	id = readl(hpet + ID);
-	if (VENDOR(id) != 0x8086 || TIMERS(id) <= TIMER || readl(hpet + TIMER_CONFIG) & INTERRUPT) {
+	error = take_timer();
+	if (error)
 		seed = 0;
-		return -ENODEV;
-	}
-	writel(readl(hpet + CONFIG) | ENABLE, hpet + CONFIG);
-	return 0;
+	return error;
+}
+
+/**
+ * orch_tick_set() - have the timer expire regularly
+ * @us: its period; 0 for never
+ *
+ * QEMU counts a CPU that GDB has stopped as idle. If all others are, too, the
+ * clock leaps to the next timer. Where the CPU was about to set the kernel's next
+ * one, that can be a day away, and the kernel finds that nothing made progress.
+ * A machine without such a timer does without.
+ */
+void orch_tick_set(unsigned int us)
+{
+	timer_off();
+	if (us && !take_timer())
+		timer_on(us * TICKS_A_US, us * TICKS_A_US);
 }
 
 /**
@@ -122,9 +159,7 @@ void orch_cuts_next(void)
 		return;
 	shortest = SHORTEST << orch_dice_throw(&dice, DOUBLINGS);
 	period = shortest + orch_dice_throw(&dice, shortest);
-	writel(PERIODIC | SET_VALUE | IS_32_BIT, hpet + TIMER_CONFIG);
-	writel(readl(hpet + COUNTER) + orch_dice_throw(&dice, period), hpet + COMPARATOR);
-	writel(period, hpet + COMPARATOR);
+	timer_on(orch_dice_throw(&dice, period), period);
 	ndelay(orch_dice_throw(&dice, 8000));
 }
 

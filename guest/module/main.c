@@ -8,6 +8,7 @@
  *	number 7
  *	emulates jmp32,call,nop5
  *	cuts 7
+ *	tick 4000
  *	step site=nop5 how=direct gated=1 cpu=0 passes=2
  *	step site=key how=owner ms=500 burst=64 pause=200 gap=100
  *	scenario emulation ms=200 cpu=1 seed=7
@@ -15,7 +16,8 @@
  *
  * "plan" begins a new report of N results. "number" sets the number of the next
  * one, where another guest reports those before it.
- * "cuts" has the seed of a schedule for all steps that follow, see cuts.c.
+ * "cuts" has the seed of a schedule for all steps that follow, "tick" the period
+ * of a timer in us, see cuts.c for both.
  * "emulates" has the parameter of that name for a module that is loaded. The
  * options of a step are the fields of struct orch_step (gap and pause in us),
  * those of a scenario the fields of struct orch_run, and seed, which fixes its
@@ -117,6 +119,12 @@ static int run_command(char *line)
 	}
 	if (!strcmp(verb, "cuts"))
 		return !line || kstrtouint(line, 10, &number) ? -EINVAL : orch_cuts_set(number);
+	if (!strcmp(verb, "tick")) {
+		if (!line || kstrtouint(line, 10, &number) || number > 1000000)
+			return -EINVAL;
+		orch_tick_set(number);
+		return 0;
+	}
 	if (!strcmp(verb, "emulates"))
 		return orch_set_emulates(line ? line : "");
 	if (!strcmp(verb, "skip")) {

@@ -144,6 +144,7 @@ struct orch_dice {
 struct orch_dice orch_dice(void);
 u32 orch_dice_throw(struct orch_dice *one, u32 below);
 int orch_cuts_set(unsigned int number);
+void orch_tick_set(unsigned int us);
 void orch_cuts_next(void);
 void orch_cuts_end(void);
 void orch_cuts_exit(void);

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import subprocess
 import threading
 import time
@@ -219,3 +220,60 @@ def test_gdb_watches_a_branch_from_its_first_instruction(
         for step in steps:
             seen = model.follow(followed[step.number], tuple(snapshot.cpus))
             assert not [poke.violations for poke in seen.all_pokes if poke.violations]
+
+
+STOPS = """set pagination off
+target remote {socket}
+break *{tick:#x}
+commands
+silent
+enable 2
+continue
+end
+break *{timer:#x}
+commands
+silent
+printf "jiffies %lu\\n", *(unsigned long *){jiffies:#x}
+continue
+end
+disable 2
+continue
+"""
+
+
+def test_the_clock_of_a_guest_that_gdb_stops_does_not_leap(
+    saved: Saved, kernel: Kernel, tmp_path: Path
+) -> None:
+    """QEMU counts a stopped CPU as idle. This one is stopped where it is about to set its next
+    timer. Without a tick the clock of such a guest leapt by a day."""
+    snapshot, spec = saved
+    steps = [s for s in plan_steps(select(("nop5",)), snapshot.cpus, 0.2, 1) if not s.is_watched]
+    commands = branch.commands_for(steps, None, None, stopped=True)
+    lines = symbols.of_vmlinux(kernel.vmlinux)
+    addresses = symbols.addresses([*lines, *snapshot.module_symbols])
+    said = tmp_path / "gdb.log"
+    debuggers: list[subprocess.Popen[bytes]] = []
+
+    def attach(machine: Machine) -> None:
+        script = tmp_path / "stops.gdb"
+        script.write_text(
+            STOPS.format(
+                socket=machine.gdb_path,
+                tick=addresses["orch_tick_set"],
+                timer=addresses["clockevents_program_event"],
+                jiffies=addresses["jiffies_64"],
+            )
+        )
+        with said.open("wb") as output:
+            command = ["gdb", "-nx", "-quiet", "-batch", "-x", script]
+            debuggers.append(subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT))
+
+    recorder = Recorder(spec.qemu, spec.accel)
+    with branch.branch(snapshot, spec, tmp_path, recorder, commands, lines, attach) as one:
+        one.wait(120)
+        assert ktap.parse(one.report().splitlines()).steps[0].ok
+    debuggers[0].wait(10)
+    jiffies = [int(line.split()[1]) for line in said.read_text().splitlines() if "jiffies" in line]
+    leaps = [after - before for before, after in itertools.pairwise(jiffies)]
+    assert len(leaps) > 100
+    assert max(leaps) < 10  # of 10 ms; the kernel is built with HZ=100
