@@ -111,9 +111,11 @@ def test_streams_that_fail_do_not_change_the_exit_status(
 def test_a_command_that_cannot_print_what_it_was_asked_for_has_not_done_it(words: str) -> None:
     shell = f"{sys.executable} -m orchestrator {words}"
     done = subprocess.run(["bash", "-c", f"{shell} >/dev/full"], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (
+    # A machine that is new to it fetches lists of packages first, and says so.
+    *_, last = done.stderr.splitlines()
+    assert (done.returncode, last) == (
         125,
-        "orchestrator: standard output: No space left on device\n",
+        "orchestrator: standard output: No space left on device",
     )
     gone = subprocess.run(["bash", "-c", f"{shell} | head -c 0; exit ${{PIPESTATUS[0]}}"])
     assert gone.returncode == 0  # that reader has all that it wants
