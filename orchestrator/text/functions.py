@@ -117,6 +117,8 @@ GUARDS = {
 }
 """Function, and the locks that whoever calls it has since 5.5, apart from text_mutex, without which
 nobody writes text. Who queues a poke has it, too."""
+CPU_COMES_OR_GOES = ("bringup_cpu", "takedown_cpu")
+"""Brings a CPU up, or takes it down, while nobody else may hold the lock of CPU hotplug."""
 PATCHERS = {
     "arch_jump_label_transform": "jump labels",
     "arch_static_call_transform": "static calls",

@@ -29,6 +29,7 @@ from orchestrator.host.tools import QEMU_GOOD, Qemu
 from orchestrator.machine.accel import PROBE_CPUS, PROBE_INT3, Accel
 from orchestrator.machine.qemu import escaped
 from orchestrator.text.functions import (
+    CPU_COMES_OR_GOES,
     DYING,
     FLUSH,
     GRACE_PERIODS,
@@ -79,8 +80,10 @@ Wait = Callable[[Callable[[], bool]], bool]
 """Waits until its argument returns true, and returns whether it did in time."""
 READ = mmap.PROT_READ
 KEY_IS_OFF = 1 << 16
-"""Above the locks, 1 << LOCKS in locks.h: whoever calls the function switches a key that counts
+"""Above the locks, KEY_IS_OFF in locks.h: whoever calls the function switches a key that counts
 as off."""
+CPUS_ARE_WRITTEN = 1 << 17
+"""Likewise: CPUs come and go."""
 CHUNK = 1 << 14
 """Records that are compressed at once."""
 CURRENT = ("current_task", "pcpu_hot")
@@ -108,7 +111,10 @@ POINTS: Mapping[str, tuple[str, ...]] = {
     "end": ("machine_restart",),
     "dies": DYING,
     "flush": (FLUSH,),
-    "guarded": tuple(name for name in GUARDS if name not in (*KEY_SWITCHES, TRANSFORM)),
+    "guarded": (
+        *(name for name in GUARDS if name not in (*KEY_SWITCHES, TRANSFORM)),
+        *CPU_COMES_OR_GOES,
+    ),
 }
 """Name in the configuration -> functions; all of those that a kernel has are watched."""
 
@@ -199,6 +205,7 @@ def configuration(lines: Sequence[str], sites: Mapping[int, int]) -> list[str]:
         """What must be when a function is called: bits, of locks by their numbers."""
         bits = sum(1 << LOCKS.index(lock) for lock in guards.get(name, ()))
         bits |= KEY_IS_OFF if guards and name == KEY_UPDATE else 0
+        bits |= CPUS_ARE_WRITTEN if guards and name in CPU_COMES_OR_GOES else 0
         return f" {bits:x}" if bits else ""
 
     conf = [f"write {address:x}" for address in first(WRITERS)]

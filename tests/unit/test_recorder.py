@@ -72,12 +72,14 @@ def test_callers_are_to_have_locks_since_kprobes_sync(modern: bool) -> None:
         "ffffffff81100000 t __jump_label_update",
         "ffffffff81100100 T arch_arm_kprobe",
         "ffffffff81100200 T arch_static_call_transform",
+        "ffffffff81100280 t takedown_cpu",
         *(["ffffffff81100300 T text_poke_sync"] if modern else []),
     ]
     assert configuration(lines, {}) == [
         f"key ffffffff81100000{' 5' if modern else ''}",
         f"transform ffffffff81100200{' 9' if modern else ''}",
         f"guarded ffffffff81100100{' 10' if modern else ''}",
+        f"guarded ffffffff81100280{' 20000' if modern else ''}",
     ]
 
 

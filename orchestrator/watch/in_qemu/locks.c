@@ -98,6 +98,17 @@ static bool has_lock(uint64_t task, unsigned int lock)
 	return false;
 }
 
+/*
+ * Whether readers are kept away from the lock of CPU hotplug. Its struct begins
+ * with the rcu_sync's gp_state, which is 0 if nobody has written for a while.
+ */
+static bool cpus_are_written(void)
+{
+	uint32_t state;
+
+	return !memory(lock_address[HOTPLUG], &state, sizeof(state)) || state;
+}
+
 /* A function is entered by the current task, which must have some locks. */
 void on_guarded(unsigned int cpu, const struct watched *here, uint64_t rsp)
 {
@@ -106,6 +117,8 @@ void on_guarded(unsigned int cpu, const struct watched *here, uint64_t rsp)
 	for (unsigned int lock = 0; lock < LOCKS && task; lock++)
 		if (here->number >> lock & 1 && lock_address[lock] && !has_lock(task, lock))
 			emit(UNGUARDED, cpu, 0, lock, words, 2);
+	if (here->number & CPUS_ARE_WRITTEN && lock_address[HOTPLUG] && !cpus_are_written())
+		emit(UNGUARDED, cpu, 0, HOTPLUG, words, 2);
 }
 
 static void hold(struct holder *holder, unsigned int lock, uint64_t rsp)

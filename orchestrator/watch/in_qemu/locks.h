@@ -9,6 +9,9 @@
 
 #define LOCKS	16
 #define HOTPLUG	0	/* the number of the lock of CPU hotplug, which is no mutex */
+/* What else may be demanded where a function is entered, above the locks. */
+#define KEY_IS_OFF		(1u << LOCKS)
+#define CPUS_ARE_WRITTEN	(1u << (LOCKS + 1))
 
 void watch_mutex(unsigned int number, uint64_t address);
 void forget_mutexes(void);

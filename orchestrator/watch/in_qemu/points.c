@@ -56,7 +56,7 @@ static void at_point(struct watched *here, unsigned int cpu, uint64_t rsp)
 		break;
 	case P_KEY:
 		on_guarded(cpu, here, rsp);
-		if (here->number >> LOCKS & 1)
+		if (here->number & KEY_IS_OFF)
 			key_is_switched(reg(RDI), quad(rsp));
 		ask_for(P_KEY, reg(RDI), 0, 0);
 		break;
