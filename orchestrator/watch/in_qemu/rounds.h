@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-extern uint64_t round_number;	/* WRITEs so far */
+extern uint64_t round_number;	/* WRITEs so far, but for those to text that is not live yet */
 extern uint64_t sync_count;	/* SYNCs so far */
 extern uint64_t in_user, in_idle;	/* CPUs; see set_mode() */
 

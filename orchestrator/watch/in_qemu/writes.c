@@ -41,7 +41,7 @@ void emit_callers(unsigned int cpu, uint64_t rsp)
  * Whether this is the last write once more: a CPU that GDB had stopped enters
  * the function twice. Nothing was written in between, and nobody has synced.
  */
-static bool same_write(unsigned int cpu, uint64_t length, const uint64_t *words)
+static bool same_write(unsigned int cpu, uint64_t length, const uint64_t *words, bool early)
 {
 	static struct { uint64_t round, syncs, cpu, length, words[6]; } last;
 	bool same = control->gdb && last.round == round_number && last.syncs == sync_count &&
@@ -49,7 +49,7 @@ static bool same_write(unsigned int cpu, uint64_t length, const uint64_t *words)
 		    !memcmp(last.words, words, sizeof(last.words));
 
 	if (!same) {
-		last.round = round_number + 1;
+		last.round = round_number + !early;
 		last.syncs = sync_count;
 		last.cpu = cpu;
 		last.length = length;
@@ -100,13 +100,15 @@ void on_write(unsigned int cpu, uint64_t rsp, bool early)
 	if (length == 1 && is_probed(address))
 		flags |= F_PROBED;
 	words[6] = cpus_online();
-	if (same_write(cpu, length, words))
+	if (same_write(cpu, length, words, early))
 		return;
 	flush_passes(address, length);
 	if (!(flags & F_UNREADABLE))
 		shadow_write(address, bytes, kept);
 	emit(WRITE, cpu, flags, length, words, 7);
-	round_number++;
+	/* A module that is loaded meanwhile does not end the round of a poke. */
+	if (!early)
+		round_number++;
 	if (!(words[6] & (words[6] - 1)) && !looked)	/* boot; nobody else could execute it */
 		return;
 	if (text_mutex)
