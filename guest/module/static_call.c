@@ -73,9 +73,15 @@ void orch_static_call_site_init(struct orch_site *site)
 	site->set = set;
 	site->to_old = orch_static_old;
 	site->to_new = orch_static_new;
-	memcpy(site->old, site->addr, 5);
+	orch_jump_to(site->old, 5, site->addr, (u8 *)orch_static_old);
 	orch_jump_to(site->new, 5, site->addr, (u8 *)orch_static_new);
-	site->new[0] = site->old[0];
+	site->old[0] = site->new[0] = site->addr[0];
+	if (memcmp(site->addr, site->old, 5)) {
+		/* Until the call is first switched it may go by the trampoline. */
+		set(true);
+		set(false);
+	}
+	memcpy(site->old, site->addr, 5);
 }
 
 #else
