@@ -29,6 +29,8 @@ KPROBE_SYNC = ("smp_text_poke_sync_each_cpu", "text_poke_sync")
 """Does a sync round. There since kprobes wait for one, in 5.5 (5c02ece81848); renamed in 6.16."""
 FTRACE = "ftrace_replace_code"
 """Patches the calls of the function tracer. It uses text_poke_bp() since kprobes sync."""
+FTRACE_LIST = ("arch_ftrace_ops_list_func", "ftrace_ops_list_func")
+"""Calls each tracer whose filter has a function."""
 STOPPERS = ("multi_cpu_stop", "stop_machine_cpu_stop")
 """Runs on every CPU that stop_machine() stops. The second name was used up to 3.12."""
 KEY_SWITCHES = (

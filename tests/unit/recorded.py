@@ -61,7 +61,7 @@ class Written:
             number=len(new),
         )
         memory[offset : offset + len(new)] = new
-        self.add(record.WRITER, 0, TASK, 0, 0, 0, TASK, self.user, self.idle)
+        self.add(record.WRITER, 0, fields.get("owner", TASK), 0, 0, 0, TASK, self.user, self.idle)
         if callers:
             self.add(record.CALLERS, 0, *callers, number=len(callers))
         return at

@@ -243,6 +243,36 @@ def test_ftrace_caller_passes_the_ops_of_the_tracer_that_it_calls(
     assert broken(log) == (set() if right else {"sites"})
 
 
+FUNCTIONS = {
+    TEXT: "function_trace_call+0x0",
+    TEXT + 16: "arch_ftrace_ops_list_func+0x0",
+    TEXT + 32: "ftrace_stub+0x0",
+    TEXT + 48: "ftrace_replace_code+0x40",
+}
+
+
+@pytest.mark.parametrize(
+    ("functions", "early", "right"),
+    [
+        ((16, 0, 16, 32), False, True),
+        ((0, 16, 0), False, True),
+        ((32, 0), False, False),
+        ((16, 0), True, False),
+    ],
+)
+def test_while_calls_of_functions_are_switched_each_tracer_is_asked_for_its_filter(
+    functions: tuple[int, ...], early: bool, right: bool
+) -> None:
+    log = Written()
+    log.unlock()
+    if early:
+        log.write(SITE, 0, b"\xcc", TEXT + 48)
+    for function in functions:
+        log.add(TRACER, 0, TEXT + function, TEXT + function, SITE)
+    around = replace(AROUND, name=FUNCTIONS.get, kprobe_syncs=True)
+    assert ("sites" in judge(log.records, around).broken) == (not right)
+
+
 def test_no_records_of_functions_stay_when_their_module_is_gone() -> None:
     log = Written()
     log.add(TRACED, 255, 0, 8, SITE, 0, 0, 1, number=1)
@@ -303,3 +333,15 @@ def test_a_trampoline_is_freed_when_no_idle_cpu_is_in_it_either(waited: int) -> 
     found = judge(log.records, around).violations
     assert [fault.claim for fault in found] == ["sync"] * (waited != FOR_EACH_CPU)
     assert not found or "called synchronize_rcu_tasks_rude()" in found[0].text
+
+
+@pytest.mark.parametrize("size", [1, 16, 32])
+@pytest.mark.parametrize("owned", [True, False])
+def test_new_text_is_written_under_text_mutex_as_it_shares_a_mapping(
+    owned: bool, size: int
+) -> None:
+    log = Written()
+    log.poke()
+    log.write(0xFFFFFFFFC0100000, 0, bytes([0x55]) * size, owner=TASK if owned else 0)
+    found = judge(log.records, replace(AROUND, kprobe_syncs=True)).broken
+    assert set(found) == (set() if owned else {"lock"})

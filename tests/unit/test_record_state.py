@@ -514,3 +514,64 @@ def test_where_an_instruction_is_executed(
     code: str, data: str, place: int, same: bool | None
 ) -> None:
     assert executes(bytes.fromhex(code), SITE, bytes.fromhex(data), place) is same
+
+
+@pytest.mark.parametrize(
+    ("made", "phase", "to", "wrong"),
+    [
+        (True, 1, COPY, False),
+        (True, 2, COPY, True),
+        (None, 1, COPY, True),  # it was enabled again: there is an int3 already
+        (False, 1, COPY, True),
+        (False, 1, SITE + 5 + 0xFB + 0x40, False),  # the detour
+        (False, 2, COPY, False),
+    ],
+)
+def test_a_cpu_takes_the_detour_while_the_tail_of_a_jump_is_in_the_way(
+    made: bool | None, phase: int, to: int, wrong: bool
+) -> None:
+    """Behind the first of the instructions that a kprobe's jump covers there is a part of it."""
+    log = Written()
+
+    def write(offset: int, data: bytes) -> None:
+        log.write(SITE, offset, data, TEXT + 0x20)
+        log.sync(0, 1, 2, 3)
+
+    def trap(now: bool) -> None:
+        if now:
+            log.trap(SITE, to, handlers=H_KPROBE)
+
+    write(0, b"\xcc")
+    log.unlock()
+    for number, data in enumerate([b"\xcc", JUMP[1:], JUMP[:1]], 1):
+        write(int(number == 2), data)
+        trap(made and number == phase)
+    log.unlock()
+    if made is None:
+        write(0, b"\xcc")
+        log.unlock()
+    for number, data in enumerate([b"\xcc", NOP[1:]], 1):
+        write(number - 1, data)
+        trap(not made and number == phase)
+    log.unlock()
+    faults = judge(log.records, replace(KERNEL, kprobe_syncs=True)).violations_of("consumed")
+    assert ["a part of the jump" in fault.text for fault in faults] == [True] * wrong
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_kprobe_that_was_a_jump_is_known_until_its_int3_is_gone(known: bool) -> None:
+    """Both are taken back in one go."""
+    log = Written()
+    probed = record.F_IRQS | record.F_PROBED
+    for pokes in ([(0, b"\xcc")], [(0, b"\xcc"), (1, JUMP[1:]), (0, JUMP[:1])]):
+        for offset, data in pokes:
+            log.write(SITE, offset, data, TEXT + 0x20, flags=probed)
+            log.sync(0, 1, 2, 3)
+        log.unlock()
+    for offset, data in [(0, b"\xcc"), (1, NOP[1:]), (0, NOP[:1])]:
+        flags = probed if known or data != NOP[:1] else record.F_IRQS
+        log.write(SITE, offset, data, TEXT + 0x20, flags=flags)
+        log.sync(0, 1, 2, 3)
+    log.unlock()
+    faults = judge(log.records, KERNEL).violations
+    assert [fault.claim for fault in faults] == ["consumed"] * (not known)

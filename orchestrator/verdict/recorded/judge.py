@@ -35,6 +35,7 @@ def judge(
     locks.judge_guards(log)
     locks.judge_orders(log)
     switched.judge_sites(log)
+    switched.judge_tracers(log)
     memory.judge_code(log)
     sites.add_unfinished()
     traps.judge_int3(log, sites.finished)

@@ -41,7 +41,12 @@ def check_writer(log: Reading, owner_at: int | None, at: int, site: int) -> None
         return
     if not log.flags[at] & F_IRQS and not log.in_stop_machine(at):
         log.blame("irqs", "text was written with interrupts disabled", at, site)
-    if owner_at is None:
+    check_owner(log, owner_at, at, site)
+
+
+def check_owner(log: Reading, owner_at: int | None, at: int, site: int) -> None:
+    """The writer has text_mutex, as whoever writes shares one mapping with all others."""
+    if owner_at is None or log.kinds[at + 1 : at + 2].tolist() != [WRITER]:
         return
     writer = log.words[at + 1]
     owner, current = int(writer[owner_at]) & TASK_BITS, int(writer[4])

@@ -19,6 +19,7 @@ from orchestrator.verdict.recorded import locks
 from orchestrator.verdict.recorded.judgement import Site
 from orchestrator.verdict.recorded.reading import LONGEST, Reading
 from orchestrator.verdict.recorded.record import (
+    F_EARLY,
     F_PROBED,
     F_STATE,
     F_UNREADABLE,
@@ -176,6 +177,7 @@ class Sites:
             log.result.not_judged[BEFORE_SMP] += 1
         elif not log.is_live(address, at):
             log.result.not_judged[NEW_TEXT] += 1
+            self._check_shared_mapping(at, address)
         elif not log.in_stop_machine(at):
             return False
         elif log.around.kprobe_syncs:
@@ -201,9 +203,15 @@ class Sites:
                 log.blame("writes", text, at, inside[0] if inside else address)
         else:
             log.result.not_judged[NEW_TEXT] += 1
+            self._check_shared_mapping(at, address)
         for site in inside:
             del self._known[site]
             self._open.pop(site, None)
+
+    def _check_shared_mapping(self, at: int, address: int) -> None:
+        """New text, too, is written under text_mutex, if that goes the same way as a poke."""
+        if self._log.around.kprobe_syncs and not self._log.flags[at] & F_EARLY:
+            locks.check_owner(self._log, self._owner_word, at, address)
 
     def _check_module_text(self, at: int, address: int, new: bytes, before: bytes) -> None:
         """The test module's text around a site is what the writes so far have made of it.
@@ -338,6 +346,8 @@ class Sites:
     def _finish(self, site: Site, at: int) -> None:
         """The first byte was written."""
         new, begun = bytes(site.memory), site.begun
+        if site.kprobe:
+            self._check_probe_is_known(site, at, "went when its handler did not know it any more")
         self._close(site, at, kprobe=bool(site.kprobe))
         if self._log.around.rcu_tasks and site.kprobe and site.tailed and new[0] == JUMP:
             tasks = self._tasks[(self._tasks > site.armed) & (self._tasks < begun)]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from orchestrator.text import semantics
+from orchestrator.text.functions import FTRACE, FTRACE_LIST
 from orchestrator.verdict.recorded.judgement import RecordViolation
 from orchestrator.verdict.recorded.reading import Reading
 from orchestrator.verdict.recorded.record import (
@@ -25,6 +26,8 @@ from orchestrator.verdict.recorded.record import (
     SITE_TAIL,
     TRACED,
     TRACER,
+    UNLOCK,
+    WRITE,
 )
 
 FL_ENABLED, FL_REGS, FL_REGS_EN, FL_TRAMP, FL_TRAMP_EN = (1 << bit for bit in range(31, 26, -1))
@@ -141,6 +144,39 @@ def _wrong_tracer(log: Reading, function: int, passed: int, *_: int) -> str | No
         return None
     called, other = log.place(function), log.place(passed)
     return f"{called} is about to be called with the ops of another tracer ({other})"
+
+
+def judge_tracers(log: Reading) -> None:
+    """Where ftrace_caller() is to call another function, it calls the one that looks at the filters
+    of all tracers from before the first call of a function changes.
+
+    See ftrace_modify_all_code() in kernel/trace/ftrace.c.
+    """
+    if not log.around.kprobe_syncs:
+        return
+    before = ""
+    for at in log.of_kind(TRACER).tolist():
+        function, _, site = log.words[at][:3].tolist()
+        name = log.function(function)
+        if before and not {before, name} & set(FTRACE_LIST):
+            text = f"{before}() was called by the tracer's entry until {name}() was"
+        elif name in FTRACE_LIST and _changes_before(log, at):
+            text = f"calls of functions were switched before {name}() was called"
+        else:
+            text = ""
+        if text:
+            log.blame("sites", text, at, site)
+        before = name
+
+
+def _changes_before(log: Reading, at: int) -> bool:
+    """Whether calls of functions have been poked since text_mutex was taken."""
+    taken = log.of_kind(UNLOCK)
+    taken = taken[: np.searchsorted(taken, at)]
+    if not len(taken):
+        return False
+    writes = np.arange(taken[-1], at)[log.kinds[taken[-1] : at] == WRITE]
+    return any(FTRACE in log.callers(write) for write in writes.tolist())
 
 
 def _wrong_trace(

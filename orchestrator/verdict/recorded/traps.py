@@ -31,6 +31,8 @@ LOOPS = (b"\xe0", b"\xe1", b"\xe2")
 POPF = b"\x9d"
 OTHER_REGISTER = "went on with another register changed than rip and rsp"
 WORD = (1 << 64) - 1
+DETOUR = 1 << 12
+"""More bytes than the code has to which the jump of a kprobe leads."""
 OVER = 3
 """The phase in which the new instruction is there."""
 NO_PHASE = -1
@@ -199,6 +201,8 @@ def _wrong(log: Reading, poke: Finished, cpu: Resumed) -> str | None:
     """What is wrong with how a CPU went on after an int3."""
     address, ip = cpu.site & WORD, cpu.ip & WORD
     if cpu.handlers & H_KPROBE and poke.kprobe:
+        if log.around.kprobe_syncs and not _leaves_jump_alone(poke, address, ip, cpu.phase):
+            return f"went on at {ip:x}, in front of a part of the jump that a kprobe was"
         return _wrong_after_kprobe(poke, address, ip, cpu)
     if cpu.handlers & R_CHANGED:
         return OTHER_REGISTER
@@ -226,6 +230,19 @@ def _wrong(log: Reading, poke: Finished, cpu: Resumed) -> str | None:
         f"went on at {ip:x} (rsp {cpu.stack:+d}), which neither {poke.old[:5].hex()} "
         f"nor {poke.new[:5].hex()} does"
     )
+
+
+def _leaves_jump_alone(poke: Finished, address: int, ip: int, phase: int) -> bool:
+    """Whether a CPU takes the detour while the tail of the jump to it is in the way: until the old
+    tail is back, or from the new one on."""
+    if phase == 1 and poke.probed and poke.old[1:5] != poke.probed[1:5]:
+        jump = bytes([semantics.JUMP]) + poke.old[1:]  # in front of it there may be an int3
+    elif phase == 2 and poke.new[:1] == bytes([semantics.JUMP]):
+        jump = poke.new
+    else:
+        return True
+    target = semantics.effect(address, jump, 0)
+    return not target or target.ip is None or 0 <= ip - target.ip < DETOUR
 
 
 def _wrong_after_kprobe(poke: Finished, address: int, ip: int, cpu: Resumed) -> str | None:
