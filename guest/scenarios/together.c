@@ -46,8 +46,9 @@
  *           mkdir $second 2>/dev/null
  *           [ -e $second/set_ftrace_filter ] &&
  *                   grep -qw function $second/available_tracers || second=
- *           # A write fails if a pattern matches no function: one is enough.
- *           for pattern in 'vfs_*' 'kmem_cache_*' 'mutex_*'; do
+ *           # A write fails if a pattern matches no function: one is enough. Each CPU enters and
+ *           # exits an interrupt in each sync of these calls, and meets their int3.
+ *           for pattern in 'vfs_*' 'kmem_cache_*' 'mutex_*' 'irq_enter*' 'irq_exit*'; do
  *                   for tracer in . $second; do
  *                           echo "$pattern" >>$tracer/set_ftrace_filter
  *                   done
