@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from orchestrator import ui
-from orchestrator.branch import BOOT, Branch, fingerprint
+from orchestrator.branch import BOOT, LOOKS, Branch, fingerprint
 from orchestrator.errors import InfraError, OrchestratorError
 from orchestrator.guest import klog, ktap
 from orchestrator.host.logs import Log
@@ -56,8 +56,6 @@ BLOCKED = (
 """Prints the names of programs in an uninterruptible sleep. Kernel threads have no VmSize."""
 MARK_SECONDS = 60
 """Limit for the time until the console shows a line that the guest has just written."""
-LOOKS = 2
-"""How often a branch looks at the whole text: when it begins, and when it ends."""
 MIN_TRAPS = 20
 """A CPU that traps more often than this at an address without int3 is stuck there."""
 
@@ -365,6 +363,7 @@ class PlannedGuest(Guest):
 
 def surroundings(recorder: Recorder, module_symbols: Sequence[str]) -> Surroundings:
     own = addresses_of(module_symbols)
+    text = [int(line.split()[0], 16) for line in module_symbols if line.split()[1] in "tT"]
     names = symbols.Symbols([*recorder.lines, *module_symbols])
     functions = {line.split()[2] for line in recorder.lines}
     modern = not functions.isdisjoint(KPROBE_SYNC)
@@ -372,8 +371,9 @@ def surroundings(recorder: Recorder, module_symbols: Sequence[str]) -> Surroundi
         name=functools.cache(names.function),
         text=(recorder.address("text_start"), recorder.address("text_end")),
         sites={site: targets(site, own) for site in sites(module_symbols)},
-        # To the end of the page: the last symbol has a length, too.
-        module=(min(own.values()), (max(own.values()) | 0xFFF) + 1) if own else (0, 0),
+        # To the end of the page: the last symbol has a length, too. Since 6.13 another module's
+        # text may be between the text of a module and its data.
+        module=(min(text), (max(text) | 0xFFF) + 1) if text else (0, 0),
         syncs=bool(recorder.address("sync")),
         kprobe_syncs=modern,
         only_writers=modern or FTRACE not in functions,

@@ -16,7 +16,7 @@ from orchestrator import planned as module
 from orchestrator.errors import InfraError
 from orchestrator.guest import ktap
 from orchestrator.guest.klog import scan
-from orchestrator.guests import Guest, collect
+from orchestrator.guests import Guest, collect, surroundings
 from orchestrator.host.logs import Log
 from orchestrator.machine.faults import KernelFault, TimedOut
 from orchestrator.machine.qemu import PARAMETERS
@@ -237,3 +237,16 @@ def test_an_end_without_the_plan_is_no_verdict(tmp_path: Path) -> None:
 def test_two_reports_with_the_same_number_are_not_whole() -> None:
     reports = [ktap.parse(["KTAP version 1", "1..1", "ok 1 a"]) for _ in range(2)]
     assert not ktap.merged(reports).whole
+
+
+def test_the_text_of_another_module_may_be_between_that_of_ours_and_its_data() -> None:
+    recorder: Any = SimpleNamespace(lines=[], address=lambda _: 0)
+    around = surroundings(
+        recorder,
+        [
+            "ffffffffa0001000 t orch_nop5_site\t[orch]",
+            "ffffffffa0001ff0 t __SCT__orch_zero\t[orch]",
+            "ffffffffa0008000 b orch_report\t[orch]",
+        ],
+    )
+    assert around.module == (0xFFFFFFFFA0001000, 0xFFFFFFFFA0002000)
