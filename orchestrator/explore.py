@@ -30,10 +30,10 @@ from pathlib import Path
 import numpy as np
 
 from orchestrator import rundir, ui
-from orchestrator.branch import Branch, Branches, commands_for
+from orchestrator.branch import LOOKS, Branch, Branches, commands_for
 from orchestrator.errors import InfraError, UsageError
 from orchestrator.guest import ktap
-from orchestrator.guests import LOOKS, surroundings
+from orchestrator.guests import surroundings
 from orchestrator.host import keeper
 from orchestrator.kernel.model import Kernel
 from orchestrator.machine.faults import KernelFault

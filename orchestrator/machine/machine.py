@@ -79,6 +79,8 @@ class Machine:
         self._history = history
         self.ignore_faults = False
         """Whether waits go on after a fatal report of the kernel, for a user who debugs it."""
+        self.restarts: Callable[[], bool] = lambda: bool(self.console.scanner.restart)
+        """Whether the kernel is known to restart the machine, and has not just crashed it."""
         self.on_poll: list[Callable[[], None]] = []
         """Called several times a second in every wait. An exception from one ends the wait."""
         self.silence = Silence()
@@ -179,11 +181,7 @@ class Machine:
 
     def ended(self) -> bool:
         """Whether a guest that ends by itself has asked for the reset that ends it."""
-        return (
-            self.ends_by_itself
-            and bool(self.console.scanner.restart)
-            and self.qmp.find("SHUTDOWN") is not None
-        )
+        return self.ends_by_itself and self.restarts() and self.qmp.find("SHUTDOWN") is not None
 
     def gdb_connected(self) -> None:
         """Remove the path of GDB's socket, which is not needed any more; unless attachable."""
