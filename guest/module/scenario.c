@@ -115,6 +115,32 @@ bool orch_time_left(const struct orch_run *run)
 }
 
 /**
+ * orch_now() - the time, for orch_rest()
+ *
+ * Return: ns since the guest has booted.
+ */
+u64 orch_now(void)
+{
+	return ktime_to_ns(ktime_get());
+}
+
+/**
+ * orch_rest() - sleep after some work of a hammer
+ * @since: orch_now() when that began
+ * @us: how long to sleep, in us
+ *
+ * For as long as the work took at least. Where everything takes long, as with
+ * lockdep, hammers would otherwise leave no time to the kernel's own threads, and
+ * hardly sleep at all: a timer that is due already ends a sleep before it begins.
+ * Then RCU waits for ever for tasks to schedule.
+ */
+void orch_rest(u64 since, unsigned int us)
+{
+	us += (unsigned long)(orch_now() - since) / 1000;
+	usleep_range(us, 2 * us);
+}
+
+/**
  * orch_random() - a random number, the same ones for the same --seed
  * @run: the run
  * @below: an exclusive upper bound

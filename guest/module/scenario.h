@@ -86,6 +86,8 @@ __printf(2, 3) void orch_miss(struct orch_run *run, const char *fmt, ...);
 
 bool orch_time_left(const struct orch_run *run);
 u32 orch_random(struct orch_run *run, u32 below);
+u64 orch_now(void);
+void orch_rest(u64 since, unsigned int us);
 
 /* --- threads */
 

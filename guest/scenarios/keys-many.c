@@ -79,11 +79,13 @@ static int hammer(struct orch_run *run, int cpu, void *arg)
 {
 	const struct many *many = arg;
 	unsigned int i;
+	u64 since;
 
 	while (READ_ONCE(hammering)) {
+		since = orch_now();
 		for (i = 0; i < many->count && READ_ONCE(hammering); i++)
 			many->branch[i]();
-		usleep_range(100, 200);
+		orch_rest(since, 100);
 	}
 	return 0;
 }

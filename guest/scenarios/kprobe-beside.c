@@ -23,13 +23,15 @@ static int hammer(struct orch_run *run, int cpu, void *arg)
 {
 	const struct orch_site *site = arg;
 	enum orch_result result;
+	u64 since;
 
 	while (READ_ONCE(hammering)) {
+		since = orch_now();
 		result = site->pass();
 		orch_expect(run, result != ORCH_TORN, "CPU %d executed a torn instruction at %s",
 			    cpu, site->name);
 		atomic_inc(&probe.passes);
-		usleep_range(20, 40);
+		orch_rest(since, 20);
 	}
 	return 0;
 }

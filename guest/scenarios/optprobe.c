@@ -13,7 +13,6 @@
 #include <linux/delay.h>
 #include <linux/jiffies.h>
 #include <linux/kprobes.h>
-#include <linux/ktime.h>
 #include <linux/string.h>
 #include "compat.h"
 #include "scenario.h"
@@ -93,12 +92,11 @@ static bool hammering;
 
 static int hammer(struct orch_run *run, int cpu, void *arg)
 {
-	unsigned long us;
-	u64 x = cpu, start;
+	u64 x = cpu, since;
 	int i;
 
 	while (READ_ONCE(hammering)) {
-		start = ktime_to_ns(ktime_get());
+		since = orch_now();
 		/* A jump is made and undone in some ten microseconds, which are not to be missed. */
 		for (i = 0; i < 16; i++, x++) {
 			orch_expect(run, is_right(x),
@@ -106,9 +104,7 @@ static int hammer(struct orch_run *run, int cpu, void *arg)
 				    cpu);
 			atomic_inc(&probe.passes);
 		}
-		/* An int3 takes long with lockdep, and others have something to do as well. */
-		us = 20 + (unsigned long)(ktime_to_ns(ktime_get()) - start) / NSEC_PER_USEC;
-		usleep_range(us, 2 * us);
+		orch_rest(since, 20);
 	}
 	return 0;
 }

@@ -129,6 +129,7 @@ static int hammer(struct orch_run *run, int cpu, void *arg)
 {
 	unsigned long flags;
 	unsigned int i, times = 0;
+	u64 since = orch_now();
 	long x = cpu;
 
 	while (READ_ONCE(hammering)) {
@@ -138,10 +139,12 @@ static int hammer(struct orch_run *run, int cpu, void *arg)
 			cpu_relax();
 		}
 		local_irq_restore(flags);
-		if (++times % SLEEP_EVERY)
+		if (++times % SLEEP_EVERY) {
 			cond_resched();
-		else
-			usleep_range(20, 40);
+		} else {
+			orch_rest(since, 20);
+			since = orch_now();
+		}
 	}
 	return 0;
 }

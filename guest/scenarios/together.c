@@ -93,15 +93,17 @@ static int hammer(struct orch_run *run, int cpu, void *arg)
 {
 	const struct orch_site *probed = &orch_sites[ORCH_SITE_NOP2];
 	const struct orch_site *key = &orch_sites[ORCH_SITE_KEY];
+	u64 since;
 
 	while (READ_ONCE(hammering)) {
+		since = orch_now();
 		orch_expect(run, probed->pass() != ORCH_TORN, "CPU %d executed a torn instruction",
 			    cpu);
 		atomic_inc(&probe.passes);
 		if (key->len)
 			orch_expect(run, key->pass() != ORCH_TORN,
 				    "CPU %d executed a torn jump label", cpu);
-		usleep_range(20, 40);
+		orch_rest(since, 20);
 	}
 	return 0;
 }
