@@ -245,7 +245,7 @@ def test_ftrace_caller_passes_the_ops_of_the_tracer_that_it_calls(
 
 FUNCTIONS = {
     TEXT: "function_trace_call+0x0",
-    TEXT + 16: "arch_ftrace_ops_list_func+0x0",
+    TEXT + 16: "arch_ftrace_ops_list_func.llvm.7+0x0",
     TEXT + 32: "ftrace_stub+0x0",
     TEXT + 48: "ftrace_replace_code+0x40",
 }

@@ -9,6 +9,7 @@ import numpy as np
 
 from orchestrator.text import semantics
 from orchestrator.text.functions import FTRACE, FTRACE_LIST
+from orchestrator.text.symbols import plain
 from orchestrator.verdict.recorded.judgement import RecordViolation
 from orchestrator.verdict.recorded.reading import Reading
 from orchestrator.verdict.recorded.record import (
@@ -157,7 +158,7 @@ def judge_tracers(log: Reading) -> None:
     before = ""
     for at in log.of_kind(TRACER).tolist():
         function, _, site = log.words[at][:3].tolist()
-        name = log.function(function)
+        name = plain(log.function(function))
         if before and not {before, name} & set(FTRACE_LIST):
             text = f"{before}() was called by the tracer's entry until {name}() was"
         elif name in FTRACE_LIST and _changes_before(log, at):
