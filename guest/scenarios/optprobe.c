@@ -177,6 +177,43 @@ static bool register_and_remove(struct orch_run *run, bool overlap)
 	return jump;
 }
 
+static int register_inside(struct orch_run *run, int cpu, void *arg)
+{
+	while (READ_ONCE(hammering) && !kprobe_disabled(&probe.kprobe))
+		usleep_range(20, 40);
+	*(int *)arg = orch_probe_register(&inner_probe, orch_optprobe_inside);
+	return 0;
+}
+
+/*
+ * A probe that is removed stays a jump for some ticks, in which its remover waits
+ * for RCU. If another one is to go inside of that jump just then, it is undone at
+ * once, and the optimizer's thread has the rest to do.
+ */
+static void register_inside_removed(struct orch_run *run)
+{
+	int error = orch_probe_register_leaf(&probe, orch_optprobe_at, (unsigned long)is_right);
+	struct orch_workers *worker;
+
+	if (error)
+		return orch_probe_refused(run, error, "where one has just been");
+	if (!becomes(0xe9))
+		orch_miss(run, is_late);
+	error = -EAGAIN;
+	hammering = true;
+	worker = orch_workers_start(run, cpumask_of(cpumask_first(cpu_online_mask)),
+				    register_inside, &error);
+	orch_probe_unregister(&probe);
+	WRITE_ONCE(hammering, false);
+	orch_workers_join(worker);
+	if (!error)
+		orch_probe_unregister(&inner_probe);
+	else if (error != -EAGAIN)
+		orch_probe_refused(run, error, "inside the jump of one that is removed");
+	orch_expect(run, becomes(0x48), "a kprobe that was removed left %02x behind",
+		    READ_ONCE(*orch_optprobe_at));
+}
+
 static bool has_probe(u8 *addr)
 {
 	struct kprobe *(*get)(void *addr) = (void *)orch_symbol("get_kprobe");
@@ -302,6 +339,7 @@ ORCH_SCENARIO(optprobe)
 {
 	if (!register_and_remove(run, !run->watched) || run->watched)
 		return;
+	register_inside_removed(run);
 	count_hits(run);
 	disable_and_enable(run);
 	register_over_another(run);
