@@ -53,18 +53,14 @@ register unsigned long orch_stack_pointer asm("rsp");
 #endif
 
 /*
- * Static keys, off when defined. ORCH_KEY_ENABLES tells whether any number of
- * CPUs may enable one, and each finds it on then. Up to 4.13 enabling returned
- * while another CPU was not done yet (1dbb6704de91), or counted, so that enabling
- * and disabling must alternate.
+ * Static keys, off when defined. ORCH_KEY_ENABLES tells whether the kernel has
+ * static_branch_enable(), which any number of CPUs may call. On kernels without
+ * it orch_key_set() counts, so enabling and disabling must alternate.
  */
-#ifndef ORCH_KEY_ENABLES
-#define ORCH_KEY_ENABLES	0
-#endif
-
 #ifdef DEFINE_STATIC_KEY_FALSE
 typedef struct static_key_false orch_key_t;
 #define ORCH_DEFINE_KEY(name)	DEFINE_STATIC_KEY_FALSE(name)
+#define ORCH_KEY_ENABLES	1
 #define orch_key_struct(k)	(&(k)->key)
 #define orch_key_branch(k)	static_branch_unlikely(k)
 #define orch_key_inc(k)		static_branch_inc(k)
@@ -73,6 +69,7 @@ typedef struct static_key_false orch_key_t;
 #else				/* before 4.3 */
 typedef struct static_key orch_key_t;
 #define ORCH_DEFINE_KEY(name)	struct static_key name = STATIC_KEY_INIT_FALSE
+#define ORCH_KEY_ENABLES	0
 #define orch_key_struct(k)	(k)
 #define orch_key_branch(k)	static_key_false(k)
 #define orch_key_inc(k)		static_key_slow_inc(k)

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * title: a static key that is disabled some time later
+ * promise: >-
+ *   The branches of a deferred key are switched off when its time is up or it is flushed, not
+ *   before, and not at all if somebody enables it again until then.
+ * order: 315
+ */
+#include <linux/delay.h>
+#include <linux/jiffies.h>
+#include <linux/jump_label.h>
+#include <linux/jump_label_ratelimit.h>
+#include "compat.h"
+#include "scenario.h"
+
+#if defined(CONFIG_JUMP_LABEL) && defined(ORCH_KEY_FLUSH)
+
+#define DELAY	(HZ / 20)
+#define SECONDS	10
+
+static struct static_key_deferred deferred;
+
+static noinline notrace bool is_on(void)
+{
+	return static_key_false(&deferred.key);
+}
+
+static int expect_on(struct orch_run *run, int cpu, void *when)
+{
+	orch_expect(run, is_on(), "CPU %d goes the wrong way %s", cpu, (const char *)when);
+	return 0;
+}
+
+static int expect_off(struct orch_run *run, int cpu, void *when)
+{
+	orch_expect(run, !is_on(), "CPU %d goes the wrong way %s", cpu, (const char *)when);
+	return 0;
+}
+
+/* The branch, if it can be looked at before the time is up. */
+static void check_before(struct orch_run *run, unsigned long since, char *when)
+{
+	bool on = is_on();
+
+	if (time_before(jiffies, since + DELAY))
+		orch_expect(run, on, "a deferred key is off at once %s", when);
+}
+
+static void disable_later(struct orch_run *run)
+{
+	unsigned long since;
+
+	static_key_slow_inc(&deferred.key);
+	orch_parallel(run, cpu_online_mask, expect_on, "when a deferred key was enabled");
+	since = jiffies;
+	static_key_slow_dec_deferred(&deferred);
+	check_before(run, since, "when it is disabled");
+
+	/* It is needed again, and then no more. */
+	static_key_slow_inc(&deferred.key);
+	orch_parallel(run, cpu_online_mask, expect_on, "when a deferred key was enabled again");
+	msleep(2 * jiffies_to_msecs(DELAY));
+	orch_parallel(run, cpu_online_mask, expect_on,
+		      "when the time of a deferred key is up, which was enabled again");
+}
+
+ORCH_SCENARIO(keys_deferred)
+{
+	jump_label_rate_limit(&deferred, DELAY);
+	do {
+		disable_later(run);
+		static_key_slow_dec_deferred(&deferred);
+		static_key_deferred_flush(&deferred);
+		orch_parallel(run, cpu_online_mask, expect_off, "when a deferred key was flushed");
+
+		static_key_slow_inc(&deferred.key);
+		static_key_slow_dec_deferred(&deferred);
+		orch_expect(run, orch_wait_until(!is_on(), SECONDS),
+			    "a deferred key is on although its time is up");
+		/* The branch may be off before the work that switched it off is done. */
+		static_key_deferred_flush(&deferred);
+	} while (orch_time_left(run));
+}
+
+#else
+
+ORCH_SCENARIO(keys_deferred)
+{
+	orch_skip(run, "this kernel has no deferred static keys that can be flushed");
+}
+
+#endif
