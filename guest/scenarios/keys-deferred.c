@@ -71,6 +71,8 @@ ORCH_SCENARIO(keys_deferred)
 		disable_later(run);
 		static_key_slow_dec_deferred(&deferred);
 		static_key_deferred_flush(&deferred);
+		/* At once, before the thread can run that has the rest to do. */
+		orch_expect(run, !is_on(), "a deferred key is on after it was flushed");
 		orch_parallel(run, cpu_online_mask, expect_off, "when a deferred key was flushed");
 
 		static_key_slow_inc(&deferred.key);
