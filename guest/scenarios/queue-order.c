@@ -96,15 +96,12 @@ static void pass_in_round(void)
 
 static int hammer(struct orch_run *run, int cpu, void *arg)
 {
-	u64 since;
-
 	while (READ_ONCE(hammering)) {
-		since = orch_now();
 		if (cpu == cpumask_first(cpu_online_mask))
 			pass_in_round();
 		else
 			orch_queue_pass();
-		orch_rest(since, 20);
+		usleep_range(20, 50);
 	}
 	return 0;
 }
