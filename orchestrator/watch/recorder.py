@@ -108,7 +108,7 @@ POINTS: Mapping[str, tuple[str, ...]] = {
     "cpus_lock": ("cpus_read_lock", "cpus_write_lock"),
     "cpus_try": ("cpus_read_trylock",),
     "cpus_unlock": ("cpus_read_unlock", "cpus_write_unlock"),
-    "end": ("machine_restart",),
+    "end": ("machine_restart", "native_machine_restart"),  # with LTO only the latter is called
     "dies": DYING,
     "flush": (FLUSH,),
     "guarded": (

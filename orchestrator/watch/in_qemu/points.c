@@ -29,6 +29,7 @@ static void emit_freed(unsigned int cpu, uint64_t address, uint32_t what, uint64
 /* rsp: as it was when the function was entered. */
 static void at_point(struct watched *here, unsigned int cpu, uint64_t rsp)
 {
+	static bool ended;
 	uint64_t argument;
 
 	switch (here->point) {
@@ -79,8 +80,10 @@ static void at_point(struct watched *here, unsigned int cpu, uint64_t rsp)
 			ask_for(P_TRANSFORM, ftrace_regs_call, reg(RDI), 0);
 		break;
 	case P_END:	/* the guest resets the machine: nobody can ask for a look any more */
-		if (look())
+		if (!ended && look()) {
 			control->looked = ++control->look;
+			ended = true;
+		}
 		break;
 	case P_DIES:
 		on_death(cpu);
