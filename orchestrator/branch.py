@@ -64,10 +64,10 @@ BOOT = "boot"
 FACTS = "snapshot.json"
 GUEST_FILE = "/etc/branch"
 """Tells guest/init/branch what to do."""
-WAITING = re.compile(r"orchestrator: waiting for a plan, letter at ([0-9a-f]{1,16})$", re.ASCII)
 LOOKS = 2
 """How often the recorder looks at the whole text of a branch: when that begins, and when its kernel
 restarts the machine."""
+WAITING = re.compile(r"orchestrator: waiting for a plan, letter at ([0-9a-f]{1,16})$", re.ASCII)
 SAYS = "orchestrator: "
 GAVE_UP = "orchestrator: no plan can be carried out: "
 """What guest/init/branch writes to the console."""

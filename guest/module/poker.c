@@ -11,7 +11,6 @@
 #include <linux/jiffies.h>
 #include <linux/kernel.h>
 #include <linux/kthread.h>
-#include <linux/ktime.h>
 #include <linux/module.h>
 #include <linux/moduleparam.h>
 #include <linux/mutex.h>
@@ -209,10 +208,10 @@ static unsigned int bucket_of(u64 ns)
 
 static void timed_poke(const struct orch_step *step, bool on, struct orch_outcome *out)
 {
-	u64 start = ktime_to_ns(ktime_get()), ns;
+	u64 start = orch_now(), ns;
 
 	change(step, on);
-	ns = ktime_to_ns(ktime_get()) - start;
+	ns = orch_now() - start;
 	out->pokes++;
 	out->ns += ns;
 	out->took[bucket_of(ns)]++;
@@ -322,12 +321,12 @@ static void do_job(struct job *job)
 	u64 start;
 
 	set_cpus_allowed_ptr(current, cpumask_of(cpu_for(job->step)));
-	start = ktime_to_ns(ktime_get());
+	start = orch_now();
 	if (job->step->gated)
 		poke_gated(job->step, job->out);
 	else
 		poke_free(job->step, job->out, &job->abort);
-	job->out->elapsed_ns = ktime_to_ns(ktime_get()) - start;
+	job->out->elapsed_ns = orch_now() - start;
 	complete(&job->done);
 }
 

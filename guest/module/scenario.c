@@ -115,7 +115,7 @@ bool orch_time_left(const struct orch_run *run)
 }
 
 /**
- * orch_now() - the time, for orch_rest()
+ * orch_now() - the time
  *
  * Return: ns since the guest has booted.
  */
@@ -311,10 +311,10 @@ int orch_scenario_run(const char *name, struct orch_run *run)
 	run->end = jiffies + msecs_to_jiffies(run->ms) + 1;
 	run->rng = (run->rng + 1) * 0x9e3779b97f4a7c15ULL;
 	orch_note("# step=%u name=%s seq=%llu\n", number, name, seq + 1);
-	start = ktime_to_ns(ktime_get());
+	start = orch_now();
 	scenarios[i].run(run);
 	orch_note("# announced=%llu elapsed_ns=%llu\n", orch_window.seq - seq,
-		  ktime_to_ns(ktime_get()) - start);
+		  orch_now() - start);
 	scnprintf(result, sizeof(result), "%s.%s", name, run->watched ? "watched" : "free");
 	if (!atomic_read(&run->failures) && run->miss[0])
 		orch_report_error(number, result, run->miss);

@@ -25,43 +25,46 @@ static noinline notrace bool is_on(void)
 	return static_key_false(&deferred.key);
 }
 
-static int expect_on(struct orch_run *run, int cpu, void *when)
+struct expected {
+	bool on;
+	const char *when;
+};
+
+static int check_branch(struct orch_run *run, int cpu, void *arg)
 {
-	orch_expect(run, is_on(), "CPU %d goes the wrong way %s", cpu, (const char *)when);
+	const struct expected *expected = arg;
+
+	orch_expect(run, is_on() == expected->on, "CPU %d goes the wrong way %s", cpu,
+		    expected->when);
 	return 0;
 }
 
-static int expect_off(struct orch_run *run, int cpu, void *when)
+/* What each CPU finds. */
+static void expect(struct orch_run *run, bool on, const char *when)
 {
-	orch_expect(run, !is_on(), "CPU %d goes the wrong way %s", cpu, (const char *)when);
-	return 0;
-}
+	struct expected expected = { on, when };
 
-/* The branch, if it can be looked at before the time is up. */
-static void check_before(struct orch_run *run, unsigned long since, char *when)
-{
-	bool on = is_on();
-
-	if (time_before(jiffies, since + DELAY))
-		orch_expect(run, on, "a deferred key is off at once %s", when);
+	orch_parallel(run, cpu_online_mask, check_branch, &expected);
 }
 
 static void disable_later(struct orch_run *run)
 {
 	unsigned long since;
+	bool on;
 
 	static_key_slow_inc(&deferred.key);
-	orch_parallel(run, cpu_online_mask, expect_on, "when a deferred key was enabled");
+	expect(run, true, "when a deferred key was enabled");
 	since = jiffies;
 	static_key_slow_dec_deferred(&deferred);
-	check_before(run, since, "when it is disabled");
+	on = is_on();
+	if (time_before(jiffies, since + DELAY))	/* or it may have been up */
+		orch_expect(run, on, "a deferred key is off at once when it is disabled");
 
 	/* It is needed again, and then no more. */
 	static_key_slow_inc(&deferred.key);
-	orch_parallel(run, cpu_online_mask, expect_on, "when a deferred key was enabled again");
+	expect(run, true, "when a deferred key was enabled again");
 	msleep(2 * jiffies_to_msecs(DELAY));
-	orch_parallel(run, cpu_online_mask, expect_on,
-		      "when the time of a deferred key is up, which was enabled again");
+	expect(run, true, "when the time of a deferred key is up, which was enabled again");
 }
 
 ORCH_SCENARIO(keys_deferred)
@@ -73,7 +76,7 @@ ORCH_SCENARIO(keys_deferred)
 		static_key_deferred_flush(&deferred);
 		/* At once, before the thread can run that has the rest to do. */
 		orch_expect(run, !is_on(), "a deferred key is on after it was flushed");
-		orch_parallel(run, cpu_online_mask, expect_off, "when a deferred key was flushed");
+		expect(run, false, "when a deferred key was flushed");
 
 		static_key_slow_inc(&deferred.key);
 		static_key_slow_dec_deferred(&deferred);

@@ -307,7 +307,7 @@ static void disable_and_enable(struct orch_run *run)
 			    READ_ONCE(*orch_optprobe_at));
 		enable_kprobe(&probe.kprobe);
 	} while (orch_time_left(run));
-	jump = becomes(0xe9);
+	jump = jump && becomes(0xe9);
 	if (!jump)
 		orch_miss(run, is_late);
 	/* Before it is undone: an int3 in front of the rest of the jump, for which it stands. */

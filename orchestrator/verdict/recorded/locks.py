@@ -32,21 +32,19 @@ def owner_word(log: Reading) -> int | None:
     return best if hits[best] else None
 
 
-def check_writer(log: Reading, owner_at: int | None, at: int, site: int) -> None:
-    """Interrupts are on, and the writer has text_mutex, at a WRITE of a poke.
+def check_writer(
+    log: Reading, owner_at: int | None, at: int, site: int, *, live: bool = True
+) -> None:
+    """The writer has text_mutex, and interrupts are on, at a WRITE.
 
     owner_at: as owner_word() returns it.
+    live: whether CPUs may execute that text. If not, interrupts may be off.
     """
     if log.kinds[at + 1 : at + 2].tolist() != [WRITER]:
         return
-    if not log.flags[at] & F_IRQS and not log.in_stop_machine(at):
+    if live and not log.flags[at] & F_IRQS and not log.in_stop_machine(at):
         log.blame("irqs", "text was written with interrupts disabled", at, site)
-    check_owner(log, owner_at, at, site)
-
-
-def check_owner(log: Reading, owner_at: int | None, at: int, site: int) -> None:
-    """The writer has text_mutex, as whoever writes shares one mapping with all others."""
-    if owner_at is None or log.kinds[at + 1 : at + 2].tolist() != [WRITER]:
+    if owner_at is None:
         return
     writer = log.words[at + 1]
     owner, current = int(writer[owner_at]) & TASK_BITS, int(writer[4])

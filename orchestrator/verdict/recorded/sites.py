@@ -211,7 +211,7 @@ class Sites:
     def _check_shared_mapping(self, at: int, address: int) -> None:
         """New text, too, is written under text_mutex, if that goes the same way as a poke."""
         if self._log.around.kprobe_syncs and not self._log.flags[at] & F_EARLY:
-            locks.check_owner(self._log, self._owner_word, at, address)
+            locks.check_writer(self._log, self._owner_word, at, address, live=False)
 
     def _check_module_text(self, at: int, address: int, new: bytes, before: bytes) -> None:
         """The test module's text around a site is what the writes so far have made of it.

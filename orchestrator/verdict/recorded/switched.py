@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from orchestrator.text import semantics
 from orchestrator.text.functions import FTRACE, FTRACE_LIST
@@ -64,6 +65,38 @@ def judge_sites(log: Reading) -> None:
             if why := wrong(log, *row):
                 text = f"{why} (site {log.place(row[2])})"
                 log.result.blame(RecordViolation("sites", text, at, row[2]))
+
+
+def judge_tracers(log: Reading) -> None:
+    """Where ftrace_caller() is to call another function, it calls the one that looks at the filters
+    of all tracers from before the first call of a function changes.
+
+    See ftrace_modify_all_code() in kernel/trace/ftrace.c.
+    """
+    if not log.around.kprobe_syncs:
+        return
+    before, unlocks = "", log.of_kind(UNLOCK)
+    for at in log.of_kind(TRACER).tolist():
+        function, _, site = log.words[at][:3].tolist()
+        name = plain(log.function(function))
+        if before and not {before, name} & set(FTRACE_LIST):
+            text = f"{before}() was called by the tracer's entry until {name}() was"
+            log.blame("sites", text, at, site)
+        elif name in FTRACE_LIST and _changes_before(log, at, unlocks[unlocks < at]):
+            text = f"calls of functions were switched before {name}() was called"
+            log.blame("sites", text, at, site)
+        before = name
+
+
+def _changes_before(log: Reading, at: int, unlocks: NDArray[np.int64]) -> bool:
+    """Whether calls of functions have been poked since text_mutex was taken.
+
+    unlocks: its releases until then.
+    """
+    if not len(unlocks):
+        return False
+    writes = unlocks[-1] + np.flatnonzero(log.kinds[unlocks[-1] : at] == WRITE)
+    return any(FTRACE in log.callers(write) for write in writes.tolist())
 
 
 def _is_judged(log: Reading, site: int, flags: int) -> bool:
@@ -145,39 +178,6 @@ def _wrong_tracer(log: Reading, function: int, passed: int, *_: int) -> str | No
         return None
     called, other = log.place(function), log.place(passed)
     return f"{called} is about to be called with the ops of another tracer ({other})"
-
-
-def judge_tracers(log: Reading) -> None:
-    """Where ftrace_caller() is to call another function, it calls the one that looks at the filters
-    of all tracers from before the first call of a function changes.
-
-    See ftrace_modify_all_code() in kernel/trace/ftrace.c.
-    """
-    if not log.around.kprobe_syncs:
-        return
-    before = ""
-    for at in log.of_kind(TRACER).tolist():
-        function, _, site = log.words[at][:3].tolist()
-        name = plain(log.function(function))
-        if before and not {before, name} & set(FTRACE_LIST):
-            text = f"{before}() was called by the tracer's entry until {name}() was"
-        elif name in FTRACE_LIST and _changes_before(log, at):
-            text = f"calls of functions were switched before {name}() was called"
-        else:
-            text = ""
-        if text:
-            log.blame("sites", text, at, site)
-        before = name
-
-
-def _changes_before(log: Reading, at: int) -> bool:
-    """Whether calls of functions have been poked since text_mutex was taken."""
-    taken = log.of_kind(UNLOCK)
-    taken = taken[: np.searchsorted(taken, at)]
-    if not len(taken):
-        return False
-    writes = np.arange(taken[-1], at)[log.kinds[taken[-1] : at] == WRITE]
-    return any(FTRACE in log.callers(write) for write in writes.tolist())
 
 
 def _wrong_trace(
